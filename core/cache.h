@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The metadata cache: slices of tables, found by the storage they are on
+ * and their offset there.  It knows nothing of qcow2.
+ *
+ * Invariants:
+ *
+ *  C1  A hit takes no lock and writes no shared memory but, now and
+ *      then, one reference bit.
+ *  C2  What a reader saw counts only if cache_still_valid says so after
+ *      it has looked: each slot is a sequence lock.
+ *  C3  Memory is bounded by the size given to cache_new (I11), and only
+ *      taken as it is used.
+ *  C4  No lock is held while a slice is read from storage; a slice is
+ *      read once, however many threads want it.
+ *
+ * Words are 64 bits, big endian, as on disk.
+ */
+
+#ifndef QCOW2_CACHE_H
+#define QCOW2_CACHE_H
+
+#include <stdbool.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "format.h"
+#include "storage.h"
+
+#define CACHE_SLOT_BYTES 4096
+#define CACHE_MIN_BYTES (UINT64_C (64) << 10)
+#define CACHE_MAX_STORAGES 512 /* ids must be less */
+
+struct cache;
+
+/* bytes: at least CACHE_MIN_BYTES.  NULL: error set. */
+extern struct cache *cache_new (uint64_t bytes);
+extern void cache_free (struct cache *c); /* no reader left; NULL is allowed */
+
+/* A slice that a reader looks at.  Not owned, nothing to release. */
+struct cache_ref {
+  const _Atomic uint64_t *words;
+  const _Atomic uint64_t *seq;
+  uint64_t seen;
+};
+
+/* Find the slice of slice_bytes (a power of two from 512 to
+ * CACHE_SLOT_BYTES, always the same for one storage) at this offset, a
+ * multiple of slice_bytes, of the storage with this id; read it if need
+ * be.  Returns -1 with the error set if it can't be read.
+ */
+extern int cache_get (struct cache *c, struct storage *s, unsigned id,
+                      struct host_off offset, uint32_t slice_bytes,
+                      struct cache_ref *ref);
+
+/* The acquire order keeps the check in cache_still_valid behind it. */
+static inline uint64_t
+cache_word (const struct cache_ref *ref, unsigned i)
+{
+  return be64toh (atomic_load_explicit (&ref->words[i],
+                                        memory_order_acquire));
+}
+
+static inline bool
+cache_still_valid (const struct cache_ref *ref)
+{
+  return atomic_load_explicit (ref->seq, memory_order_relaxed) == ref->seen;
+}
+
+#endif /* QCOW2_CACHE_H */

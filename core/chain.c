@@ -1,0 +1,465 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "chain.h"
+#include "error.h"
+
+/* Where names are looked up: a directory, and for FOLLOW_BENEATH what
+ * the kernel needs to keep us below it.
+ */
+struct gate {
+  enum follow follow;
+  char *root;      /* the directory, as the user named it */
+  char *root_real; /* its real path, FOLLOW_BENEATH only */
+  int fd;          /* of root, FOLLOW_BENEATH only, else -1 */
+};
+
+static void *
+no_memory (const char *name)
+{
+  error_set (ENOMEM, "%s: out of memory", name);
+  return NULL;
+}
+
+/* A copy of dir's part of path, with `.' for none. */
+static char *
+directory_of (const char *path)
+{
+  const char *slash = strrchr (path, '/');
+
+  if (slash == NULL)
+    return strdup (".");
+  if (slash == path)
+    return strdup ("/");
+  return strndup (path, slash - path);
+}
+
+static void
+gate_close (struct gate *g)
+{
+  free (g->root);
+  free (g->root_real);
+  if (g->fd != -1)
+    close (g->fd);
+  *g = (struct gate) { .fd = -1 };
+}
+
+/* Open the gate at the directory of this path. */
+static int
+gate_open (struct gate *g, enum follow follow, const char *path)
+{
+  *g = (struct gate) { .follow = follow, .fd = -1 };
+  g->root = directory_of (path);
+  if (g->root == NULL) {
+    no_memory (path);
+    return -1;
+  }
+  if (follow != FOLLOW_BENEATH)
+    return 0;
+  g->root_real = realpath (g->root, NULL);
+  if (g->root_real != NULL)
+    g->fd = open (g->root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (g->fd == -1) {
+    error_set (errno, "%s: opening the directory: %s", g->root,
+               strerror (errno));
+    gate_close (g);
+    return -1;
+  }
+  return 0;
+}
+
+/* A name out of an image, made fit for a message. */
+static const char *
+printable (const char *name, char buf[QCOW2_MAX_BACKING_NAME + 1])
+{
+  size_t i;
+
+  for (i = 0; name[i] != '\0' && i < QCOW2_MAX_BACKING_NAME; ++i)
+    buf[i] = (unsigned char) name[i] < ' ' || name[i] == 0x7f ? '?' : name[i];
+  buf[i] = '\0';
+  return buf;
+}
+
+/* CORNERS of the format: QEMU takes a name for a protocol if it has a
+ * colon before the first slash.  json: is one of these.
+ */
+static bool
+is_protocol (const char *name)
+{
+  const size_t n = strcspn (name, ":/");
+
+  return name[n] == ':';
+}
+
+/* The part of an absolute path that is below the gate's directory, or NULL. */
+static const char *
+below_root (const struct gate *g, const char *path)
+{
+  const size_t len = strlen (g->root_real);
+
+  if (strcmp (g->root_real, "/") == 0)
+    return path + 1;
+  if (strncmp (path, g->root_real, len) == 0 && path[len] == '/')
+    return path + len + 1;
+  return NULL;
+}
+
+static struct storage *
+open_beneath (const struct gate *g, const char *path, const char *full)
+{
+  const char *below = path[0] == '/' ? below_root (g, path) : path;
+  struct storage *s = NULL;
+
+  if (below != NULL) {
+    while (*below == '/')
+      below++;
+    s = storage_file_open (g->fd, below, RESOLVE_BENEATH, full);
+  }
+  if (s == NULL && (below == NULL || error_errno () == EXDEV))
+    error_set (EACCES, "%s: not beneath the directory %s: "
+               "refused by follow=beneath", full, g->root);
+  else if (s == NULL && error_errno () == ENOSYS)
+    error_set (ENOSYS, "%s: follow=beneath needs Linux 5.6 or later", full);
+  return s;
+}
+
+/* Open a path that is relative to the gate's directory, or absolute. */
+static struct storage *
+open_through (const struct gate *g, const char *path)
+{
+  struct storage *s;
+  char *full;
+
+  if (path[0] == '/')
+    full = strdup (path);
+  else if (asprintf (&full, "%s/%s", g->root, path) == -1)
+    full = NULL;
+  if (full == NULL)
+    return no_memory (path);
+  if (g->follow == FOLLOW_BENEATH)
+    s = open_beneath (g, path, full);
+  else
+    s = storage_file_open (AT_FDCWD, full, 0, full);
+  free (full);
+  return s;
+}
+
+/* Say no to a name that must not be followed. */
+static int
+check_name (const struct gate *g, const struct chain_file *f)
+{
+  const char *name = f->header.backing_name;
+  char buf[QCOW2_MAX_BACKING_NAME + 1];
+
+  if (is_protocol (name)) {
+    error_set (EACCES, "%s: its backing file is \"%s\": only plain paths are "
+               "ever followed, not protocols", f->layer.storage->name,
+               printable (name, buf));
+    return -1;
+  }
+  if (g->follow == FOLLOW_NONE) {
+    error_set (EACCES, "%s: its backing file is \"%s\": refused by "
+               "follow=none; follow=beneath allows files under the image's "
+               "directory, follow=any allows any file, and backing=PATH "
+               "allows PATH", f->layer.storage->name, printable (name, buf));
+    return -1;
+  }
+  return 0;
+}
+
+/* Returns an enum layer_format, or -1 with the error set. */
+static int
+parse_format (const char *file, const char *format)
+{
+  char buf[QCOW2_MAX_BACKING_NAME + 1];
+
+  if (strcmp (format, "raw") == 0)
+    return LAYER_RAW;
+  if (strcmp (format, "qcow2") == 0)
+    return LAYER_QCOW2;
+  if (format[0] == '\0')
+    error_set (EINVAL, "%s: the format of its backing file is not recorded in "
+               "it and is never guessed: say backing-format=raw or "
+               "backing-format=qcow2 (or record it with qemu-img rebase -u)",
+               file);
+  else
+    error_set (ENOTSUP, "%s: the format of its backing file, \"%s\", is not "
+               "supported: only raw and qcow2 are", file,
+               printable (format, buf));
+  return -1;
+}
+
+static struct chain_file *
+chain_add (struct chain *c, struct storage *storage, enum layer_format format,
+           struct shared *shared)
+{
+  struct chain_file *f = NULL;
+
+  if (c->nr == CHAIN_MAX_DEPTH)
+    error_set (EINVAL, "%s: the backing chain is deeper than %d files",
+               storage->name, CHAIN_MAX_DEPTH);
+  else {
+    f = calloc (1, sizeof *f);
+    if (f == NULL)
+      no_memory (storage->name);
+  }
+  if (f == NULL) {
+    storage_close (storage);
+    return NULL;
+  }
+  pthread_mutex_init (&f->damage.lock, NULL);
+  f->layer.format = format;
+  f->layer.storage = storage;
+  f->layer.shared = shared;
+  f->layer.damage = &f->damage;
+  c->file[c->nr++] = f;
+  if (c->nr > 1)
+    c->file[c->nr - 2]->layer.backing = &f->layer;
+  return f;
+}
+
+static int
+read_header (struct storage *s, struct header *h)
+{
+  uint8_t start[QCOW2_HEADER_LENGTH_V2];
+  uint8_t *cluster;
+  size_t len;
+  int r = -1;
+
+  if (storage_read (s, start, sizeof start, (struct host_off) { 0 }) == -1)
+    return -1;
+  len = header_want (s->name, start, s->size);
+  if (len == 0)
+    return -1;
+  cluster = malloc (len);
+  if (cluster == NULL) {
+    no_memory (s->name);
+    return -1;
+  }
+  if (storage_read (s, cluster, len, (struct host_off) { 0 }) == 0)
+    r = header_decode (s->name, cluster, len, s->size, h);
+  free (cluster);
+  return r;
+}
+
+/* Make a layer of what chain_add took. */
+static int
+setup_layer (struct chain_file *f, unsigned id)
+{
+  struct layer *l = &f->layer;
+  const struct header *h = &f->header;
+
+  if (l->format == LAYER_RAW) {
+    l->size = l->storage->size;
+    debug_message ("%s: raw, %" PRIu64 " bytes", l->storage->name, l->size);
+    return 0;
+  }
+  if (read_header (l->storage, &f->header) == -1)
+    return -1;
+  l->size = h->disk_size;
+  l->compression = h->compression;
+  map_init (&l->map, h, l->storage, id, l->shared->cache, l->damage,
+            h->l1_offset, h->l1_size);
+  debug_message ("%s: qcow2 version %" PRIu32 ", disk %" PRIu64 " bytes, "
+                 "clusters of %" PRIu64 " bytes%s%s%s%s, %" PRIu32
+                 " snapshots", l->storage->name, h->version, h->disk_size,
+                 h->cluster_size, h->extended_l2 ? ", extended L2" : "",
+                 h->compression == COMPRESSION_ZSTD ? ", zstd" : "",
+                 h->incompatible & QCOW2_INCOMPAT_DIRTY ? ", dirty" : "",
+                 h->incompatible & QCOW2_INCOMPAT_CORRUPT ? ", corrupt" : "",
+                 h->nr_snapshots);
+  return 0;
+}
+
+static int
+check_loop (const struct chain *c, const struct storage *s)
+{
+  unsigned i;
+
+  for (i = 0; i < c->nr; ++i) {
+    if (storage_file_same (c->file[i]->layer.storage, s)) {
+      error_set (EINVAL, "%s: the backing chain is a loop: it comes back to "
+                 "%s", s->name, c->file[i]->layer.storage->name);
+      return -1;
+    }
+  }
+  return 0;
+}
+
+static int
+add_and_setup (struct chain *c, struct storage *s, enum layer_format format,
+               struct shared *shared)
+{
+  struct chain_file *f;
+
+  if (check_loop (c, s) == -1) {
+    storage_close (s);
+    return -1;
+  }
+  f = chain_add (c, s, format, shared);
+  return f == NULL ? -1 : setup_layer (f, c->nr - 1);
+}
+
+/* The path, seen from the gate's directory, of a name in the file at path. */
+static char *
+resolve (const char *path, const char *name)
+{
+  const char *slash = strrchr (path, '/');
+  char *r;
+
+  if (name[0] == '/' || slash == NULL)
+    return strdup (name);
+  if (asprintf (&r, "%.*s/%s", (int) (slash - path), path, name) == -1)
+    return NULL;
+  return r;
+}
+
+/* Open the backing file that the last file of the chain names.  *path is
+ * that file's path and becomes the new one's.
+ */
+static int
+follow_name (struct chain *c, const struct gate *g, const char *format_name,
+             char **path, struct shared *shared)
+{
+  const struct chain_file *f = c->file[c->nr - 1];
+  struct storage *s;
+  char *next;
+  int format;
+
+  if (check_name (g, f) == -1)
+    return -1;
+  format = parse_format (f->layer.storage->name, format_name);
+  if (format == -1)
+    return -1;
+  next = resolve (*path, f->header.backing_name);
+  if (next == NULL) {
+    no_memory (f->layer.storage->name);
+    return -1;
+  }
+  free (*path);
+  *path = next;
+  s = open_through (g, next);
+  return s == NULL ? -1 : add_and_setup (c, s, format, shared);
+}
+
+/* Open the backing file that the user names. */
+static int
+follow_user (struct chain *c, const char *backing, const char *format_name,
+             struct shared *shared)
+{
+  const int format = parse_format (c->file[0]->layer.storage->name,
+                                   format_name);
+  struct storage *s;
+
+  if (format == -1)
+    return -1;
+  s = storage_file_open (AT_FDCWD, backing, 0, backing);
+  return s == NULL ? -1 : add_and_setup (c, s, format, shared);
+}
+
+static const char *
+base_name (const char *path)
+{
+  const char *slash = strrchr (path, '/');
+
+  return slash == NULL ? path : slash + 1;
+}
+
+/* Go on from the last file of the chain, which is at this path, for as
+ * long as files name others.  first_format is the format of the first
+ * one's backing file if the user gave it.
+ */
+static int
+follow_names (struct chain *c, enum follow follow, const char *file,
+              const char *first_format, struct shared *shared)
+{
+  struct gate g;
+  char *path;
+  int r = 0;
+
+  if (gate_open (&g, follow, file) == -1)
+    return -1;
+  path = strdup (base_name (file));
+  if (path == NULL) {
+    no_memory (file);
+    r = -1;
+  }
+  while (r == 0 && c->file[c->nr - 1]->header.backing_name[0] != '\0') {
+    r = follow_name (c, &g, first_format != NULL ? first_format
+                     : c->file[c->nr - 1]->header.backing_format,
+                     &path, shared);
+    first_format = NULL;
+  }
+  free (path);
+  gate_close (&g);
+  return r;
+}
+
+static int
+follow_all (struct chain *c, const struct chain_options *options,
+            struct shared *shared)
+{
+  const char *recorded = c->file[0]->header.backing_format;
+
+  if (options->backing == NULL)
+    return follow_names (c, options->follow, options->file,
+                         options->backing_format, shared);
+  if (follow_user (c, options->backing, options->backing_format != NULL
+                   ? options->backing_format : recorded, shared) == -1)
+    return -1;
+  return follow_names (c, options->follow, options->backing, NULL, shared);
+}
+
+int
+chain_open (struct chain *c, const struct chain_options *options,
+            struct shared *shared)
+{
+  struct storage *s;
+
+  memset (c, 0, sizeof *c);
+  s = storage_file_open (AT_FDCWD, options->file, 0, options->file);
+  if (s == NULL)
+    return -1;
+  if (add_and_setup (c, s, LAYER_QCOW2, shared) == -1 ||
+      follow_all (c, options, shared) == -1) {
+    chain_close (c);
+    return -1;
+  }
+  return 0;
+}
+
+int
+chain_open_storage (struct chain *c, struct storage *storage,
+                    struct shared *shared)
+{
+  memset (c, 0, sizeof *c);
+  if (add_and_setup (c, storage, LAYER_QCOW2, shared) == -1 ||
+      follow_names (c, FOLLOW_NONE, storage->name, NULL, shared) == -1) {
+    chain_close (c);
+    return -1;
+  }
+  return 0;
+}
+
+void
+chain_close (struct chain *c)
+{
+  unsigned i;
+
+  for (i = 0; i < c->nr; ++i) {
+    pthread_mutex_destroy (&c->file[i]->damage.lock);
+    storage_close (c->file[i]->layer.storage);
+    free (c->file[i]);
+  }
+  memset (c, 0, sizeof *c);
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Opening an image and the backing files that it names, through a gate:
+ * an image comes from a stranger, and the names in it must not make this
+ * program open what its user did not mean to give away.
+ */
+
+#ifndef QCOW2_CHAIN_H
+#define QCOW2_CHAIN_H
+
+#include "header.h"
+#include "layer.h"
+
+/* Enough for any real chain; a chain costs a file descriptor a layer. */
+#define CHAIN_MAX_DEPTH 256
+
+_Static_assert (CHAIN_MAX_DEPTH <= CACHE_MAX_STORAGES,
+                "each layer has an id in the cache");
+
+/* Which files an image may make us open. */
+enum follow {
+  FOLLOW_NONE,
+  FOLLOW_BENEATH, /* those under its own directory */
+  FOLLOW_ANY,     /* any plain path */
+};
+
+struct chain_options {
+  const char *file;           /* the image's path */
+  enum follow follow;
+  const char *backing;        /* its backing file, or NULL: what it names */
+  const char *backing_format; /* "raw", "qcow2", or NULL: what it says */
+};
+
+struct chain_file {
+  struct layer layer;
+  struct header header; /* QCOW2 */
+  struct damage damage;
+};
+
+struct chain {
+  unsigned nr;
+  struct chain_file *file[CHAIN_MAX_DEPTH]; /* the image itself is the first */
+};
+
+/* Open an image and its backing files, read-only.  shared must outlive the
+ * chain.  Relative names are relative to the directory of the file that
+ * they are in, as it was named.  Formats are never probed.  Returns -1 with
+ * the error set, naming the file that it is about.
+ */
+extern int chain_open (struct chain *c, const struct chain_options *options,
+                       struct shared *shared);
+
+/* The same for an image on this storage, which is owned from here on, even
+ * after an error.  It must not have a backing file.
+ */
+extern int chain_open_storage (struct chain *c, struct storage *storage,
+                               struct shared *shared);
+
+extern void chain_close (struct chain *c);
+
+#endif /* QCOW2_CHAIN_H */

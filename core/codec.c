@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include <zlib.h>
+#include <zstd.h>
+#ifdef HAVE_LIBDEFLATE
+#include <libdeflate.h>
+#endif
+
+#include "codec.h"
+#include "error.h"
+
+struct codec {
+  struct codec *next; /* in the pool */
+  void *input;
+  size_t input_size;
+  ZSTD_DCtx *zstd;
+  z_stream zlib;
+  bool zlib_ready;
+#ifdef HAVE_LIBDEFLATE
+  struct libdeflate_decompressor *libdeflate;
+#endif
+};
+
+struct codec_pool {
+  pthread_mutex_t lock;
+  struct codec *first;
+};
+
+struct codec_pool *
+codec_pool_new (void)
+{
+  struct codec_pool *p = calloc (1, sizeof *p);
+
+  if (p == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return NULL;
+  }
+  pthread_mutex_init (&p->lock, NULL);
+  return p;
+}
+
+static void
+codec_free (struct codec *c)
+{
+  free (c->input);
+  ZSTD_freeDCtx (c->zstd);
+  if (c->zlib_ready)
+    inflateEnd (&c->zlib);
+#ifdef HAVE_LIBDEFLATE
+  if (c->libdeflate != NULL)
+    libdeflate_free_decompressor (c->libdeflate);
+#endif
+  free (c);
+}
+
+void
+codec_pool_free (struct codec_pool *p)
+{
+  if (p == NULL)
+    return;
+  while (p->first != NULL) {
+    struct codec *c = p->first;
+
+    p->first = c->next;
+    codec_free (c);
+  }
+  pthread_mutex_destroy (&p->lock);
+  free (p);
+}
+
+struct codec *
+codec_get (struct codec_pool *p)
+{
+  struct codec *c;
+
+  pthread_mutex_lock (&p->lock);
+  c = p->first;
+  if (c != NULL)
+    p->first = c->next;
+  pthread_mutex_unlock (&p->lock);
+
+  if (c == NULL) {
+    c = calloc (1, sizeof *c);
+    if (c == NULL)
+      error_set (ENOMEM, "out of memory");
+  }
+  return c;
+}
+
+void
+codec_put (struct codec_pool *p, struct codec *c)
+{
+  pthread_mutex_lock (&p->lock);
+  c->next = p->first;
+  p->first = c;
+  pthread_mutex_unlock (&p->lock);
+}
+
+void *
+codec_input (struct codec *c, size_t size)
+{
+  if (size > c->input_size) {
+    void *input = realloc (c->input, size);
+
+    if (input == NULL) {
+      error_set (ENOMEM, "out of memory");
+      return NULL;
+    }
+    c->input = input;
+    c->input_size = size;
+  }
+  return c->input;
+}
+
+static const char no_memory[] = "out of memory for the decoder";
+
+/* zlib, for what libdeflate refuses: a stream that is not ended, whose
+ * output is complete all the same, is legal in qcow2.  QEMU's window is
+ * 4 KiB; the full 32 KiB accept everything which that does.
+ */
+static const char *
+decode_zlib (struct codec *c, const void *in, size_t in_len,
+             void *out, size_t out_len)
+{
+  int r;
+
+  if (!c->zlib_ready) {
+    if (inflateInit2 (&c->zlib, -15) != Z_OK)
+      return no_memory;
+    c->zlib_ready = true;
+  }
+  else
+    inflateReset (&c->zlib);
+
+  c->zlib.next_in = (void *) in;
+  c->zlib.avail_in = in_len;
+  c->zlib.next_out = out;
+  c->zlib.avail_out = out_len;
+  r = inflate (&c->zlib, Z_FINISH);
+  if (c->zlib.avail_out == 0 && (r == Z_STREAM_END || r == Z_BUF_ERROR))
+    return NULL;
+  if (r == Z_MEM_ERROR)
+    return no_memory;
+  if (r == Z_STREAM_END)
+    return "the deflate stream ends before the cluster is full";
+  if (r == Z_BUF_ERROR)
+    return "the deflate stream is cut off";
+  return "the data is not a deflate stream";
+}
+
+static const char *
+decode_deflate (struct codec *c, const void *in, size_t in_len,
+                void *out, size_t out_len)
+{
+#ifdef HAVE_LIBDEFLATE
+  if (c->libdeflate == NULL)
+    c->libdeflate = libdeflate_alloc_decompressor ();
+  if (c->libdeflate != NULL &&
+      libdeflate_deflate_decompress (c->libdeflate, in, in_len, out, out_len,
+                                     NULL) == LIBDEFLATE_SUCCESS)
+    return NULL;
+#endif
+  return decode_zlib (c, in, in_len, out, out_len);
+}
+
+/* One-shot, frame by frame: unlike zstd's streaming interface that never
+ * allocates a window of the size which the (untrusted) frame names.
+ */
+static const char *
+decode_zstd (struct codec *c, const void *in, size_t in_len,
+             void *out, size_t out_len)
+{
+  const uint8_t *ip = in;
+  uint8_t *op = out;
+
+  if (c->zstd == NULL) {
+    c->zstd = ZSTD_createDCtx ();
+    if (c->zstd == NULL)
+      return no_memory;
+  }
+  while (out_len > 0) {
+    size_t frame, r;
+
+    if (in_len == 0)
+      return "the zstd frames end before the cluster is full";
+    frame = ZSTD_findFrameCompressedSize (ip, in_len);
+    if (ZSTD_isError (frame))
+      return ZSTD_getErrorName (frame);
+    r = ZSTD_decompressDCtx (c->zstd, op, out_len, ip, frame);
+    if (ZSTD_isError (r))
+      return ZSTD_getErrorName (r);
+    ip += frame;
+    in_len -= frame;
+    op += r;
+    out_len -= r;
+  }
+  return NULL;
+}
+
+const char *
+codec_decode (struct codec *c, enum compression type,
+              const void *in, size_t in_len, void *out, size_t out_len)
+{
+  switch (type) {
+  case COMPRESSION_DEFLATE:
+    return decode_deflate (c, in, in_len, out, out_len);
+  case COMPRESSION_ZSTD:
+    return decode_zstd (c, in, in_len, out, out_len);
+  }
+  abort ();
+}
+
+const char *
+codec_zlib_version (void)
+{
+  return zlibVersion ();
+}
+
+const char *
+codec_zstd_version (void)
+{
+  return ZSTD_versionString ();
+}
+
+const char *
+codec_libdeflate_version (void)
+{
+#ifdef HAVE_LIBDEFLATE
+  return LIBDEFLATE_VERSION_STRING;
+#else
+  return NULL;
+#endif
+}

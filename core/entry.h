@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* L1 and L2 entries, from 64-bit words (in the host's byte order) to
+ * decoded values.  Pure.  Spec: Cluster mapping, Extended L2 Entries.
+ */
+
+#ifndef QCOW2_ENTRY_H
+#define QCOW2_ENTRY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "format.h"
+#include "header.h"
+
+/* What entry.c has to know of an image. */
+struct entry_format {
+  unsigned version;
+  unsigned cluster_bits;
+  bool extended_l2;
+};
+
+enum cluster_kind {
+  CLUSTER_UNALLOCATED,
+  CLUSTER_ZERO_PLAIN, /* reads as zeros, no host cluster */
+  CLUSTER_ZERO_ALLOC, /* reads as zeros, host cluster preallocated */
+  CLUSTER_STANDARD,
+  CLUSTER_SUBCLUSTERS, /* extended L2: ask entry_subcluster */
+  CLUSTER_COMPRESSED,
+  CLUSTER_INVALID, /* the image is damaged: entry_why says how */
+};
+
+struct l2_entry {
+  enum cluster_kind kind;
+  /* STANDARD, ZERO_ALLOC, SUBCLUSTERS: the host cluster; SUBCLUSTERS may
+   * have none (0).  COMPRESSED: the first byte of the compressed data.
+   */
+  struct host_off host;
+  uint32_t compressed_size; /* bytes at most: the format overstates it */
+  uint32_t allocated;       /* SUBCLUSTERS: bit x for subcluster x */
+  uint32_t zero;            /* likewise; disjoint from allocated */
+};
+
+/* Decode an L2 entry.  bitmap is the second word of an extended entry
+ * and is ignored otherwise.
+ */
+extern struct l2_entry entry_decode_l2 (const struct entry_format *f,
+                                        uint64_t word, uint64_t bitmap);
+
+/* Why entry_decode_l2 found these words invalid: a constant string. */
+extern const char *entry_why (const struct entry_format *f, uint64_t word,
+                              uint64_t bitmap);
+
+/* Where the L2 table of an L1 entry is; 0 if there is none.  Returns false
+ * if the offset is not aligned to a cluster.
+ */
+extern bool entry_decode_l1 (const struct entry_format *f, uint64_t word,
+                             struct host_off *table);
+
+/* The state of one subcluster of a SUBCLUSTERS entry: one of UNALLOCATED,
+ * ZERO_PLAIN, ZERO_ALLOC, STANDARD.
+ */
+static inline enum cluster_kind
+entry_subcluster (const struct l2_entry *e, unsigned i)
+{
+  if (e->allocated >> i & 1)
+    return CLUSTER_STANDARD;
+  if (e->zero >> i & 1)
+    return e->host.v != 0 ? CLUSTER_ZERO_ALLOC : CLUSTER_ZERO_PLAIN;
+  return CLUSTER_UNALLOCATED;
+}
+
+#endif /* QCOW2_ENTRY_H */

@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "error.h"
+#include "header.h"
+
+/* Offsets of the header's fields.  Spec: Header. */
+enum {
+  FIELD_MAGIC = 0,
+  FIELD_VERSION = 4,
+  FIELD_BACKING_OFFSET = 8,
+  FIELD_BACKING_SIZE = 16,
+  FIELD_CLUSTER_BITS = 20,
+  FIELD_SIZE = 24,
+  FIELD_CRYPT_METHOD = 32,
+  FIELD_L1_SIZE = 36,
+  FIELD_L1_OFFSET = 40,
+  FIELD_REFCOUNT_TABLE_OFFSET = 48,
+  FIELD_REFCOUNT_TABLE_CLUSTERS = 56,
+  FIELD_NB_SNAPSHOTS = 60,
+  FIELD_SNAPSHOTS_OFFSET = 64,
+  FIELD_INCOMPATIBLE = 72,
+  FIELD_COMPATIBLE = 80,
+  FIELD_AUTOCLEAR = 88,
+  FIELD_REFCOUNT_ORDER = 96,
+  FIELD_HEADER_LENGTH = 100,
+  FIELD_COMPRESSION_TYPE = 104,
+};
+
+#define KNOWN_INCOMPATIBLE                                      \
+  (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT |              \
+   QCOW2_INCOMPAT_DATA_FILE | QCOW2_INCOMPAT_COMPRESSION |      \
+   QCOW2_INCOMPAT_EXTENDED_L2)
+
+size_t
+header_want (const char *name, const uint8_t *buf, uint64_t file_size)
+{
+  uint32_t version, cluster_bits;
+
+  if (file_size < 8 || get_be32 (buf + FIELD_MAGIC) != QCOW2_MAGIC) {
+    error_set (EINVAL, "%s: not a qcow2 image: no magic at offset 0", name);
+    return 0;
+  }
+  version = get_be32 (buf + FIELD_VERSION);
+  if (version != 2 && version != 3) {
+    error_set (ENOTSUP, "%s: version %" PRIu32 " at offset %d: "
+               "only qcow2 versions 2 and 3 are supported",
+               name, version, FIELD_VERSION);
+    return 0;
+  }
+  if (file_size < (version == 2 ? QCOW2_HEADER_LENGTH_V2
+                   : QCOW2_HEADER_LENGTH_V3)) {
+    error_set (EINVAL, "%s: truncated: its %" PRIu64 " bytes do not hold "
+               "the header", name, file_size);
+    return 0;
+  }
+  cluster_bits = get_be32 (buf + FIELD_CLUSTER_BITS);
+  if (cluster_bits < QCOW2_MIN_CLUSTER_BITS ||
+      cluster_bits > QCOW2_MAX_CLUSTER_BITS) {
+    error_set (EINVAL, "%s: cluster_bits %" PRIu32 " at offset %d: "
+               "must be from %d to %d", name, cluster_bits,
+               FIELD_CLUSTER_BITS, QCOW2_MIN_CLUSTER_BITS,
+               QCOW2_MAX_CLUSTER_BITS);
+    return 0;
+  }
+  return (size_t) 1 << cluster_bits;
+}
+
+unsigned
+header_l1_shift (const struct header *h)
+{
+  const unsigned entry_bits = h->extended_l2 ? 4 : 3;
+
+  return h->cluster_bits + h->cluster_bits - entry_bits;
+}
+
+int
+header_check_table (const char *name, const struct header *h,
+                    uint64_t file_size, const char *what, uint64_t field,
+                    struct host_off offset, uint64_t nr, uint64_t entry_size,
+                    uint64_t max)
+{
+  uint64_t bytes;
+
+  if (nr == 0)
+    return 0;
+  if (__builtin_mul_overflow (nr, entry_size, &bytes) || bytes > max) {
+    error_set (EINVAL, "%s: %s: %" PRIu64 " entries are more than the "
+               "limit of %" PRIu64 " bytes allows", name, what, nr, max);
+    return -1;
+  }
+  if (offset.v == 0 || offset.v % h->cluster_size != 0) {
+    error_set (EINVAL, "%s: %s offset 0x%" PRIx64 " (at offset %" PRIu64
+               "): must be a multiple of the cluster size %" PRIu64
+               " and not 0", name, what, offset.v, field, h->cluster_size);
+    return -1;
+  }
+  if (offset.v > file_size || bytes > file_size - offset.v) {
+    error_set (EINVAL, "%s: %s at offset 0x%" PRIx64 ", %" PRIu64
+               " bytes, is outside the file of %" PRIu64 " bytes: "
+               "truncated?", name, what, offset.v, bytes, file_size);
+    return -1;
+  }
+  return 0;
+}
+
+/* Find an incompatible feature's name in the image's own table.
+ * Spec: Feature name table.
+ */
+static void
+feature_name (const uint8_t *table, size_t len, unsigned bit,
+              char name[QCOW2_FEATURE_NAME_SIZE + 1])
+{
+  size_t i;
+
+  for (i = 0; i + QCOW2_FEATURE_ENTRY_SIZE <= len;
+       i += QCOW2_FEATURE_ENTRY_SIZE) {
+    if (table[i] == QCOW2_FEATURE_INCOMPATIBLE && table[i+1] == bit) {
+      memcpy (name, table + i + 2, QCOW2_FEATURE_NAME_SIZE);
+      name[QCOW2_FEATURE_NAME_SIZE] = '\0';
+      for (char *p = name; *p; ++p) /* it comes from a stranger */
+        if (*p < ' ' || *p > '~')
+          *p = '?';
+      return;
+    }
+  }
+  snprintf (name, QCOW2_FEATURE_NAME_SIZE + 1, "not named by the image");
+}
+
+/* Refuse what is not known, by its name (I8). */
+static int
+check_incompatible (const char *name, const struct header *h,
+                    const uint8_t *names, size_t names_len)
+{
+  const uint64_t unknown = h->incompatible & ~KNOWN_INCOMPATIBLE;
+  char list[1024] = "";
+  size_t used = 0;
+  unsigned bit;
+
+  if (unknown == 0)
+    return 0;
+  for (bit = 0; bit < 64 && used < sizeof list; ++bit) {
+    char feature[QCOW2_FEATURE_NAME_SIZE + 1];
+
+    if (!(unknown & (UINT64_C (1) << bit)))
+      continue;
+    feature_name (names, names_len, bit, feature);
+    used += snprintf (list + used, sizeof list - used, "%sbit %u (%s)",
+                      used > 0 ? ", " : "", bit, feature);
+  }
+  error_set (ENOTSUP, "%s: incompatible features 0x%" PRIx64 " at offset %d "
+             "are not supported: %s", name, unknown, FIELD_INCOMPATIBLE, list);
+  return -1;
+}
+
+static int
+decode_v3_fields (const char *name, const uint8_t *buf, size_t len,
+                  struct header *h)
+{
+  uint8_t type = 0;
+
+  h->incompatible = get_be64 (buf + FIELD_INCOMPATIBLE);
+  h->compatible = get_be64 (buf + FIELD_COMPATIBLE);
+  h->autoclear = get_be64 (buf + FIELD_AUTOCLEAR);
+  h->refcount_order = get_be32 (buf + FIELD_REFCOUNT_ORDER);
+  h->header_length = get_be32 (buf + FIELD_HEADER_LENGTH);
+
+  if (h->header_length < QCOW2_HEADER_LENGTH_V3 || h->header_length > len) {
+    error_set (EINVAL, "%s: header length %" PRIu32 " at offset %d: must be "
+               "from %d to the cluster size %zu", name, h->header_length,
+               FIELD_HEADER_LENGTH, QCOW2_HEADER_LENGTH_V3, len);
+    return -1;
+  }
+  if (h->refcount_order > QCOW2_MAX_REFCOUNT_ORDER) {
+    error_set (EINVAL, "%s: refcount_order %u at offset %d: must be at most "
+               "%d", name, h->refcount_order, FIELD_REFCOUNT_ORDER,
+               QCOW2_MAX_REFCOUNT_ORDER);
+    return -1;
+  }
+
+  /* The field exists only in a header longer than its offset. */
+  if (h->header_length > FIELD_COMPRESSION_TYPE)
+    type = buf[FIELD_COMPRESSION_TYPE];
+  if (type != COMPRESSION_DEFLATE && type != COMPRESSION_ZSTD) {
+    error_set (ENOTSUP, "%s: compression type %u at offset %d: only 0 "
+               "(deflate) and 1 (zstd) are supported", name, type,
+               FIELD_COMPRESSION_TYPE);
+    return -1;
+  }
+  if ((type != COMPRESSION_DEFLATE) !=
+      ((h->incompatible & QCOW2_INCOMPAT_COMPRESSION) != 0)) {
+    error_set (EINVAL, "%s: compression type %u at offset %d and incompatible "
+               "feature bit 3 contradict each other", name, type,
+               FIELD_COMPRESSION_TYPE);
+    return -1;
+  }
+  h->compression = type;
+  return 0;
+}
+
+/* Walk the extensions between start and end.  Spec: Header extensions. */
+static int
+decode_extensions (const char *name, const uint8_t *buf, size_t start,
+                   size_t end, struct header *h,
+                   const uint8_t **names, size_t *names_len)
+{
+  size_t at = start;
+
+  while (end - at >= 8) {
+    const uint32_t type = get_be32 (buf + at);
+    const uint32_t len = get_be32 (buf + at + 4);
+    const uint8_t *data = buf + at + 8;
+
+    if (type == QCOW2_EXT_END)
+      return 0;
+    if (len > end - at - 8) {
+      error_set (EINVAL, "%s: header extension 0x%08" PRIx32 " at offset %zu: "
+                 "its length %" PRIu32 " reaches beyond the header's end at "
+                 "%zu", name, type, at, len, end);
+      return -1;
+    }
+    switch (type) {
+    case QCOW2_EXT_BACKING_FORMAT:
+      if (len > QCOW2_MAX_BACKING_FORMAT) {
+        error_set (EINVAL, "%s: backing format name at offset %zu: its length "
+                   "%" PRIu32 " is more than %d", name, at, len,
+                   QCOW2_MAX_BACKING_FORMAT);
+        return -1;
+      }
+      memcpy (h->backing_format, data, len);
+      h->backing_format[len] = '\0';
+      break;
+    case QCOW2_EXT_FEATURE_NAMES:
+      *names = data;
+      *names_len = len;
+      break;
+    default: /* can safely be ignored */
+      break;
+    }
+    /* Padding up to a multiple of 8 may be cut off by the end. */
+    at += 8 + ((size_t) len + 7) / 8 * 8;
+    if (at > end)
+      at = end;
+  }
+  return 0;
+}
+
+/* The backing name's place decides where the extensions end, so that it
+ * is checked before they are walked.
+ */
+static int
+decode_backing_name (const char *name, const uint8_t *buf, size_t len,
+                     struct header *h, size_t *extensions_end)
+{
+  const uint64_t offset = get_be64 (buf + FIELD_BACKING_OFFSET);
+  const uint32_t size = get_be32 (buf + FIELD_BACKING_SIZE);
+
+  *extensions_end = len;
+  if (offset == 0)
+    return 0;
+  if (offset < h->header_length || offset > len) {
+    error_set (EINVAL, "%s: backing file name offset 0x%" PRIx64 " (at offset "
+               "%d): must be within the first cluster, after the header",
+               name, offset, FIELD_BACKING_OFFSET);
+    return -1;
+  }
+  if (size > QCOW2_MAX_BACKING_NAME || size > len - offset) {
+    error_set (EINVAL, "%s: backing file name size %" PRIu32 " at offset %d: "
+               "more than %d or beyond the first cluster", name, size,
+               FIELD_BACKING_SIZE, QCOW2_MAX_BACKING_NAME);
+    return -1;
+  }
+  memcpy (h->backing_name, buf + offset, size);
+  h->backing_name[size] = '\0';
+  *extensions_end = offset;
+  return 0;
+}
+
+static int
+check_crypt_method (const char *name, const uint8_t *buf)
+{
+  const uint32_t method = get_be32 (buf + FIELD_CRYPT_METHOD);
+
+  if (method == 0)
+    return 0;
+  error_set (ENOTSUP, "%s: encrypted, method %" PRIu32 " (%s) at offset %d: "
+             "encryption is not supported", name, method,
+             method == 1 ? "AES" : method == 2 ? "LUKS" : "unknown",
+             FIELD_CRYPT_METHOD);
+  return -1;
+}
+
+/* The disk's size and the L1 table that must cover it. */
+static int
+decode_disk (const char *name, const uint8_t *buf, uint64_t file_size,
+             struct header *h)
+{
+  const uint64_t size = get_be64 (buf + FIELD_SIZE);
+  const unsigned l1_shift = header_l1_shift (h);
+  uint64_t l1_needed;
+
+  if (size > INT64_MAX) {
+    error_set (EINVAL, "%s: disk size %" PRIu64 " at offset %d: more than "
+               "2^63 - 1", name, size, FIELD_SIZE);
+    return -1;
+  }
+  h->disk_size = size / 512 * 512;
+  h->l1_size = get_be32 (buf + FIELD_L1_SIZE);
+  h->l1_offset.v = get_be64 (buf + FIELD_L1_OFFSET);
+
+  l1_needed = (size >> l1_shift) +
+    ((size & ((UINT64_C (1) << l1_shift) - 1)) != 0);
+  if (h->l1_size < l1_needed) {
+    error_set (EINVAL, "%s: L1 table size %" PRIu64 " at offset %d: the disk "
+               "size %" PRIu64 " needs %" PRIu64 " entries", name, h->l1_size,
+               FIELD_L1_SIZE, size, l1_needed);
+    return -1;
+  }
+  return header_check_table (name, h, file_size, "L1 table", FIELD_L1_OFFSET,
+                             h->l1_offset, h->l1_size, sizeof (uint64_t),
+                             QCOW2_MAX_L1_BYTES);
+}
+
+static int
+decode_refcount_table (const char *name, const uint8_t *buf,
+                       uint64_t file_size, struct header *h)
+{
+  /* The table's last cluster may be one that the file's end cuts. */
+  const uint64_t rounded_size = file_size > UINT64_MAX - h->cluster_size
+    ? file_size
+    : (file_size + h->cluster_size - 1) / h->cluster_size * h->cluster_size;
+
+  h->refcount_table_offset.v = get_be64 (buf + FIELD_REFCOUNT_TABLE_OFFSET);
+  h->refcount_table_clusters = get_be32 (buf + FIELD_REFCOUNT_TABLE_CLUSTERS);
+  if (h->refcount_table_clusters == 0) {
+    error_set (EINVAL, "%s: refcount_table_clusters at offset %d is 0",
+               name, FIELD_REFCOUNT_TABLE_CLUSTERS);
+    return -1;
+  }
+  return header_check_table (name, h, rounded_size, "refcount table",
+                             FIELD_REFCOUNT_TABLE_OFFSET,
+                             h->refcount_table_offset,
+                             h->refcount_table_clusters, h->cluster_size,
+                             QCOW2_MAX_REFCOUNT_TABLE_BYTES);
+}
+
+static int
+decode_snapshot_fields (const char *name, const uint8_t *buf,
+                        uint64_t file_size, struct header *h)
+{
+  h->nr_snapshots = get_be32 (buf + FIELD_NB_SNAPSHOTS);
+  h->snapshots_offset.v = get_be64 (buf + FIELD_SNAPSHOTS_OFFSET);
+  if (h->nr_snapshots > QCOW2_MAX_SNAPSHOTS) {
+    error_set (EINVAL, "%s: %" PRIu32 " snapshots at offset %d: the limit is "
+               "%d", name, h->nr_snapshots, FIELD_NB_SNAPSHOTS,
+               QCOW2_MAX_SNAPSHOTS);
+    return -1;
+  }
+  /* Entries are of variable length: this is the least they can take. */
+  return header_check_table (name, h, file_size, "snapshot table",
+                             FIELD_SNAPSHOTS_OFFSET, h->snapshots_offset,
+                             h->nr_snapshots, QCOW2_SNAPSHOT_ENTRY_SIZE,
+                             QCOW2_MAX_SNAPSHOT_TABLE_BYTES);
+}
+
+/* What depends on the feature bits, once these are known to be known. */
+static int
+decode_features (const char *name, struct header *h)
+{
+  if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE) {
+    error_set (ENOTSUP, "%s: incompatible feature bit 2 (external data file) "
+               "at offset %d is not supported", name, FIELD_INCOMPATIBLE);
+    return -1;
+  }
+  h->extended_l2 = (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2) != 0;
+  if (h->extended_l2 &&
+      h->cluster_bits < QCOW2_MIN_CLUSTER_BITS_EXTENDED_L2) {
+    error_set (EINVAL, "%s: cluster_bits %u at offset %d: extended L2 entries "
+               "need at least %d", name, h->cluster_bits, FIELD_CLUSTER_BITS,
+               QCOW2_MIN_CLUSTER_BITS_EXTENDED_L2);
+    return -1;
+  }
+  h->subcluster_size = h->cluster_size;
+  if (h->extended_l2)
+    h->subcluster_size /= QCOW2_SUBCLUSTERS;
+  return 0;
+}
+
+int
+header_decode (const char *name, const uint8_t *buf, size_t len,
+               uint64_t file_size, struct header *h)
+{
+  const uint8_t *names = NULL;
+  size_t names_len = 0, extensions_end;
+
+  memset (h, 0, sizeof *h);
+  h->version = get_be32 (buf + FIELD_VERSION);
+  h->cluster_bits = get_be32 (buf + FIELD_CLUSTER_BITS);
+  h->cluster_size = len;
+  h->refcount_order = 4; /* what v2 always has */
+  h->header_length = QCOW2_HEADER_LENGTH_V2;
+
+  if (h->version >= 3 && decode_v3_fields (name, buf, len, h) == -1)
+    return -1;
+  if (decode_backing_name (name, buf, len, h, &extensions_end) == -1)
+    return -1;
+  if (decode_extensions (name, buf, h->header_length, extensions_end, h,
+                         &names, &names_len) == -1)
+    return -1;
+  if (check_incompatible (name, h, names, names_len) == -1 ||
+      decode_features (name, h) == -1 ||
+      check_crypt_method (name, buf) == -1 ||
+      decode_disk (name, buf, file_size, h) == -1 ||
+      decode_refcount_table (name, buf, file_size, h) == -1 ||
+      decode_snapshot_fields (name, buf, file_size, h) == -1)
+    return -1;
+  return 0;
+}

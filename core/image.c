@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "error.h"
+#include "image.h"
+#include "snapshot.h"
+
+struct image {
+  struct shared shared;
+  struct chain chain;
+  struct snapshots snapshots;
+};
+
+static const struct chain_file *
+top (const struct image *im)
+{
+  return im->chain.file[0];
+}
+
+/* Everything but the chain and what depends on it. */
+static struct image *
+image_new (uint64_t cache_size)
+{
+  struct image *im = calloc (1, sizeof *im);
+
+  if (im == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return NULL;
+  }
+  im->shared.cache = cache_new (cache_size);
+  if (im->shared.cache != NULL)
+    im->shared.decoded = decoded_new ();
+  if (im->shared.decoded != NULL)
+    im->shared.codecs = codec_pool_new ();
+  if (im->shared.codecs == NULL) {
+    image_close (im);
+    return NULL;
+  }
+  return im;
+}
+
+static struct image *
+read_snapshots (struct image *im)
+{
+  if (snapshots_read (&im->snapshots, &top (im)->header,
+                      top (im)->layer.storage) == -1) {
+    image_close (im);
+    return NULL;
+  }
+  return im;
+}
+
+struct image *
+image_open (const struct image_options *options)
+{
+  struct image *im = image_new (options->cache_size);
+
+  if (im == NULL)
+    return NULL;
+  if (chain_open (&im->chain, &options->chain, &im->shared) == -1) {
+    image_close (im);
+    return NULL;
+  }
+  return read_snapshots (im);
+}
+
+struct image *
+image_open_storage (struct storage *s, uint64_t cache_size)
+{
+  struct image *im = image_new (cache_size);
+
+  if (im == NULL) {
+    storage_close (s);
+    return NULL;
+  }
+  if (chain_open_storage (&im->chain, s, &im->shared) == -1) {
+    image_close (im);
+    return NULL;
+  }
+  return read_snapshots (im);
+}
+
+void
+image_close (struct image *im)
+{
+  if (im == NULL)
+    return;
+  snapshots_free (&im->snapshots);
+  chain_close (&im->chain);
+  codec_pool_free (im->shared.codecs);
+  decoded_free (im->shared.decoded);
+  cache_free (im->shared.cache);
+  free (im);
+}
+
+static void
+describe_snapshot (const struct snapshot *sn, char *buf, size_t len)
+{
+  const time_t t = sn->date_sec;
+  char date[64] = "";
+  char vm_state[64] = "";
+  struct tm tm;
+
+  if (gmtime_r (&t, &tm) != NULL)
+    strftime (date, sizeof date, "%Y-%m-%d %H:%M:%S UTC", &tm);
+  if (sn->vm_state_size > 0)
+    snprintf (vm_state, sizeof vm_state, ", with %" PRIu64
+              " bytes of VM state", sn->vm_state_size);
+  snprintf (buf, len, "internal snapshot of %s, disk size %" PRIu64 "%s",
+            date, sn->disk_size, vm_state);
+}
+
+int
+image_list (const struct image *im, export_fn fn, void *opaque)
+{
+  char description[256];
+  uint32_t i;
+
+  if (image_describe (im, "", description, sizeof description) == -1 ||
+      fn (opaque, "", description) == -1)
+    return -1;
+  for (i = 0; i < im->snapshots.nr; ++i) {
+    const struct snapshot *sn = &im->snapshots.snapshot[i];
+    char *name;
+    int r;
+
+    if (sn->label == NULL)
+      continue;
+    if (asprintf (&name, IMAGE_SNAPSHOT_PREFIX "%s", sn->label) == -1) {
+      error_set (ENOMEM, "out of memory");
+      return -1;
+    }
+    describe_snapshot (sn, description, sizeof description);
+    r = fn (opaque, name, description);
+    free (name);
+    if (r == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* The snapshot behind an export other than "", or NULL with the error set. */
+static const struct snapshot *
+find_snapshot (const struct image *im, const char *export)
+{
+  const size_t prefix = strlen (IMAGE_SNAPSHOT_PREFIX);
+  const struct snapshot *sn = NULL;
+
+  if (strncmp (export, IMAGE_SNAPSHOT_PREFIX, prefix) == 0)
+    sn = snapshots_find (&im->snapshots, export + prefix);
+  if (sn == NULL)
+    error_set (ENOENT, "%s: there is no export \"%s\"",
+               top (im)->layer.storage->name, export);
+  return sn;
+}
+
+int
+image_describe (const struct image *im, const char *export,
+                char *buf, size_t len)
+{
+  const struct snapshot *sn;
+
+  if (export[0] == '\0') {
+    snprintf (buf, len, "live disk, size %" PRIu64, top (im)->layer.size);
+    return 0;
+  }
+  sn = find_snapshot (im, export);
+  if (sn == NULL)
+    return -1;
+  describe_snapshot (sn, buf, len);
+  return 0;
+}
+
+struct layer *
+image_open_disk (const struct image *im, const char *export)
+{
+  const struct chain_file *f = top (im);
+  const struct snapshot *sn = NULL;
+  struct layer *disk;
+
+  if (export[0] != '\0') {
+    sn = find_snapshot (im, export);
+    if (sn == NULL || snapshot_check (sn, &f->header, f->layer.storage) == -1)
+      return NULL;
+  }
+  disk = malloc (sizeof *disk);
+  if (disk == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return NULL;
+  }
+  *disk = f->layer;
+  if (sn != NULL) {
+    disk->size = sn->disk_size / 512 * 512;
+    disk->map.l1_offset = sn->l1_offset;
+    disk->map.l1_size = sn->l1_size;
+  }
+  return disk;
+}
+
+void
+image_close_disk (struct layer *disk)
+{
+  free (disk);
+}
+
+uint32_t
+image_preferred_size (const struct image *im)
+{
+  return top (im)->header.subcluster_size;
+}

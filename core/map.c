@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "map.h"
+
+void
+map_init (struct map *m, const struct header *h, struct storage *storage,
+          unsigned id, struct cache *cache, struct damage *damage,
+          struct host_off l1_offset, uint64_t l1_size)
+{
+  const uint64_t partial = storage->size % h->cluster_size;
+
+  *m = (struct map) {
+    .storage = storage,
+    .id = id,
+    .cache = cache,
+    .damage = damage,
+    .format = {
+      .version = h->version,
+      .cluster_bits = h->cluster_bits,
+      .extended_l2 = h->extended_l2,
+    },
+    .cluster_size = h->cluster_size,
+    .subcluster_bits = h->cluster_bits - (h->extended_l2 ? 5 : 0),
+    .slice_bytes = h->cluster_size < CACHE_SLOT_BYTES
+      ? h->cluster_size : CACHE_SLOT_BYTES,
+    .l1_shift = header_l1_shift (h),
+    .l2_word_bits = h->extended_l2 ? 1 : 0,
+    .l1_offset = l1_offset,
+    .l1_size = l1_size,
+    .host_size = storage->size + (partial ? h->cluster_size - partial : 0),
+  };
+}
+
+static inline bool
+can_join (const struct run *a, const struct run *b)
+{
+  if (a->kind != b->kind)
+    return false;
+  switch (a->kind) {
+  case RUN_UNALLOCATED:
+  case RUN_ZERO_PLAIN:
+  case RUN_ZERO_ALLOC:
+    return true;
+  case RUN_DATA:
+    return a->host.v + a->length == b->host.v;
+  case RUN_COMPRESSED:
+  case RUN_DAMAGED:
+    return false;
+  }
+  abort ();
+}
+
+/* A DAMAGED run for the entry at the host offset place. */
+static void __attribute__ ((__cold__))
+damaged (const struct map *m, const char *table, struct host_off place,
+         uint64_t word, const char *why, struct run *run)
+{
+  run->kind = RUN_DAMAGED;
+  run->host = place;
+  error_set (EIO, "%s: damaged: %s entry 0x%016" PRIx64 " at offset 0x%" PRIx64
+             ": %s", m->storage->name, table, word, place.v, why);
+}
+
+/* The run that a plain cluster kind makes, from byte `in' of the cluster. */
+static inline void
+piece_of_kind (enum cluster_kind kind, struct host_off host, uint64_t in,
+               struct run *run)
+{
+  switch (kind) {
+  case CLUSTER_UNALLOCATED:
+    run->kind = RUN_UNALLOCATED;
+    return;
+  case CLUSTER_ZERO_PLAIN:
+    run->kind = RUN_ZERO_PLAIN;
+    return;
+  case CLUSTER_ZERO_ALLOC:
+    run->kind = RUN_ZERO_ALLOC;
+    return;
+  case CLUSTER_STANDARD:
+    run->kind = RUN_DATA;
+    run->host.v = host.v + in;
+    return;
+  case CLUSTER_SUBCLUSTERS:
+  case CLUSTER_COMPRESSED:
+  case CLUSTER_INVALID:
+    break;
+  }
+  abort ();
+}
+
+/* The run of equal subclusters at byte `in' of the cluster. */
+static void
+piece_of_subclusters (const struct map *m, const struct l2_entry *e,
+                      uint64_t in, struct run *run)
+{
+  unsigned i = in >> m->subcluster_bits;
+  const enum cluster_kind kind = entry_subcluster (e, i);
+
+  while (++i < QCOW2_SUBCLUSTERS && entry_subcluster (e, i) == kind)
+    ;
+  run->length = ((uint64_t) i << m->subcluster_bits) - in;
+  piece_of_kind (kind, e->host, in, run);
+}
+
+/* The run that one L2 entry makes, from byte `in' of its cluster to the
+ * cluster's end at most.  place is where the entry is.
+ */
+static inline void
+piece_of_entry (const struct map *m, uint64_t word, uint64_t bitmap,
+                struct host_off place, uint64_t in, struct run *run)
+{
+  const struct l2_entry e = entry_decode_l2 (&m->format, word, bitmap);
+
+  run->length = m->cluster_size - in;
+  switch (e.kind) {
+  case CLUSTER_UNALLOCATED:
+  case CLUSTER_ZERO_PLAIN:
+  case CLUSTER_ZERO_ALLOC:
+  case CLUSTER_STANDARD:
+    piece_of_kind (e.kind, e.host, in, run);
+    break;
+  case CLUSTER_SUBCLUSTERS:
+    piece_of_subclusters (m, &e, in, run);
+    break;
+  case CLUSTER_COMPRESSED:
+    run->kind = RUN_COMPRESSED;
+    run->host = e.host;
+    run->compressed_size = e.compressed_size;
+    break;
+  case CLUSTER_INVALID:
+    damaged (m, "L2", place, word, entry_why (&m->format, word, bitmap), run);
+    return;
+  }
+  if ((run->kind == RUN_DATA || run->kind == RUN_COMPRESSED) &&
+      e.host.v >= m->host_size)
+    damaged (m, "L2", place, word, "it points beyond the end of the file",
+             run);
+}
+
+/* Find the run at offset within the L2 table, as far as one slice of it
+ * reaches.
+ */
+static int
+lookup_l2 (const struct map *m, struct host_off table, struct guest_off offset,
+           uint64_t max, struct run *run)
+{
+  const uint64_t table_mask = (UINT64_C (1) << m->l1_shift) - 1;
+  const unsigned entry_bits = 3 + m->l2_word_bits;
+  const uint64_t index = (offset.v & table_mask) >> m->format.cluster_bits;
+  const unsigned nr = m->slice_bytes >> entry_bits; /* entries in a slice */
+  const struct host_off slice = {
+    table.v + (index << entry_bits) / m->slice_bytes * m->slice_bytes
+  };
+  struct cache_ref ref;
+
+  do {
+    uint64_t in = offset.v & (m->cluster_size - 1);
+    unsigned i = index & (nr - 1);
+
+    if (cache_get (m->cache, m->storage, m->id, slice, m->slice_bytes,
+                   &ref) == -1)
+      return -1;
+    run->length = 0;
+    while (i < nr && run->length < max) {
+      const unsigned w = i << m->l2_word_bits;
+      const struct host_off place = { slice.v + (i << entry_bits) };
+      struct run piece;
+
+      piece_of_entry (m, cache_word (&ref, w),
+                      m->format.extended_l2 ? cache_word (&ref, w + 1) : 0,
+                      place, in, &piece);
+      if (run->length == 0)
+        *run = piece;
+      else if (can_join (run, &piece))
+        run->length += piece.length;
+      else
+        break;
+      in += piece.length;
+      if (in == m->cluster_size) {
+        in = 0;
+        i++;
+      }
+    }
+  } while (!cache_still_valid (&ref));
+  return 0;
+}
+
+/* Find the L2 table that maps offset.  If there is none, table is 0 and
+ * *length tells how many bytes from offset on have none, as far as one
+ * slice of the L1 table reaches.  *word and *place are the entry.
+ */
+static int
+lookup_l1 (const struct map *m, struct guest_off offset, uint64_t *word,
+           struct host_off *place, uint64_t *length)
+{
+  const uint64_t index = offset.v >> m->l1_shift;
+  const unsigned nr = m->slice_bytes / sizeof (uint64_t);
+  const struct host_off slice = {
+    m->l1_offset.v + index / nr * m->slice_bytes
+  };
+  uint64_t end;
+  struct cache_ref ref;
+
+  place->v = m->l1_offset.v + index * sizeof (uint64_t);
+  do {
+    if (cache_get (m->cache, m->storage, m->id, slice, m->slice_bytes,
+                   &ref) == -1)
+      return -1;
+    *word = cache_word (&ref, index % nr);
+    end = index + 1;
+    if ((*word & QCOW2_ENTRY_OFFSET_MASK) == 0) {
+      while (end < m->l1_size && end % nr != 0 &&
+             (cache_word (&ref, end % nr) & QCOW2_ENTRY_OFFSET_MASK) == 0)
+        end++;
+    }
+  } while (!cache_still_valid (&ref));
+  *length = (end << m->l1_shift) - offset.v;
+  return 0;
+}
+
+/* Find a run at offset, as far as one slice of a table reaches. */
+static int
+lookup_slice (const struct map *m, struct guest_off offset, uint64_t max,
+              struct run *run)
+{
+  struct host_off table, place;
+  uint64_t word, length;
+
+  if (offset.v >> m->l1_shift >= m->l1_size) {
+    run->kind = RUN_UNALLOCATED;
+    run->length = max;
+    return 0;
+  }
+  if (lookup_l1 (m, offset, &word, &place, &length) == -1)
+    return -1;
+  run->length = length;
+  if (!entry_decode_l1 (&m->format, word, &table))
+    damaged (m, "L1", place, word,
+             "the L2 table's offset is not a multiple of the cluster size",
+             run);
+  else if (table.v >= m->host_size)
+    damaged (m, "L1", place, word,
+             "the L2 table is beyond the end of the file", run);
+  else if (table.v == 0)
+    run->kind = RUN_UNALLOCATED;
+  else if (lookup_l2 (m, table, offset, max, run) == -1)
+    return -1;
+  if (run->length > max)
+    run->length = max;
+  return 0;
+}
+
+int
+map_lookup (const struct map *m, struct guest_off offset, uint64_t max,
+            struct run *run)
+{
+  assert (max > 0);
+  if (lookup_slice (m, offset, max, run) == -1)
+    return -1;
+  while (run->length < max) {
+    const struct guest_off at = { offset.v + run->length };
+    struct run next;
+
+    if (lookup_slice (m, at, max - run->length, &next) == -1 ||
+        !can_join (run, &next))
+      break; /* the next lookup will meet it */
+    run->length += next.length;
+  }
+  if (debug_hooks.map)
+    debug_message ("map: %s: offset 0x%" PRIx64 " length 0x%" PRIx64
+                   " kind %d host 0x%" PRIx64, m->storage->name, offset.v,
+                   run->length, (int) run->kind, run->host.v);
+  return 0;
+}

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <nbdkit-plugin.h>
+
+#include "params.h"
+
+/* A metadata cache beyond this is a typing error. */
+#define MAX_CACHE_SIZE (INT64_C (1) << 40)
+
+static char *file;
+static char *backing;
+static char *backing_format;
+
+static struct image_options options = {
+  .chain.follow = FOLLOW_NONE,
+  .cache_size = IMAGE_DEFAULT_CACHE_SIZE,
+};
+
+/* nbdkit may change its directory later; symbolic links stay as they are,
+ * since an image's names are relative to where the user says it is.
+ */
+static int
+set_path (const char *key, const char *value, char **path)
+{
+  if (*path != NULL) {
+    nbdkit_error ("%s= was given twice", key);
+    return -1;
+  }
+  *path = nbdkit_absolute_path (value);
+  return *path == NULL ? -1 : 0;
+}
+
+static int
+set_follow (const char *value)
+{
+  if (strcmp (value, "none") == 0)
+    options.chain.follow = FOLLOW_NONE;
+  else if (strcmp (value, "beneath") == 0)
+    options.chain.follow = FOLLOW_BENEATH;
+  else if (strcmp (value, "any") == 0)
+    options.chain.follow = FOLLOW_ANY;
+  else {
+    nbdkit_error ("follow=%s: must be none, beneath or any", value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+set_backing_format (const char *value)
+{
+  if (strcmp (value, "raw") != 0 && strcmp (value, "qcow2") != 0) {
+    nbdkit_error ("backing-format=%s: must be raw or qcow2", value);
+    return -1;
+  }
+  free (backing_format);
+  backing_format = strdup (value);
+  if (backing_format == NULL) {
+    nbdkit_error ("out of memory");
+    return -1;
+  }
+  return 0;
+}
+
+static int
+set_cache_size (const char *value)
+{
+  const int64_t size = nbdkit_parse_size (value);
+
+  if (size == -1)
+    return -1;
+  if (size < (int64_t) CACHE_MIN_BYTES || size > MAX_CACHE_SIZE) {
+    nbdkit_error ("cache-size=%s: must be from 64K to 1T", value);
+    return -1;
+  }
+  options.cache_size = size;
+  return 0;
+}
+
+int
+params_set (const char *key, const char *value)
+{
+  if (strcmp (key, "file") == 0)
+    return set_path (key, value, &file);
+  if (strcmp (key, "backing") == 0)
+    return set_path (key, value, &backing);
+  if (strcmp (key, "follow") == 0)
+    return set_follow (value);
+  if (strcmp (key, "backing-format") == 0)
+    return set_backing_format (value);
+  if (strcmp (key, "cache-size") == 0)
+    return set_cache_size (value);
+  nbdkit_error ("unknown parameter '%s'", key);
+  return -1;
+}
+
+int
+params_complete (void)
+{
+  if (file == NULL) {
+    nbdkit_error ("the image is missing: say nbdkit qcow2 [file=]PATH");
+    return -1;
+  }
+  options.chain.file = file;
+  options.chain.backing = backing;
+  options.chain.backing_format = backing_format;
+  return 0;
+}
+
+const struct image_options *
+params_options (void)
+{
+  return &options;
+}
+
+void
+params_free (void)
+{
+  free (file);
+  free (backing);
+  free (backing_format);
+}

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The plugin's parameters, from key=value to image_options. */
+
+#ifndef QCOW2_PARAMS_H
+#define QCOW2_PARAMS_H
+
+#include "image.h"
+
+/* What nbdkit's .config takes: one parameter.  Returns -1 with
+ * nbdkit_error called.
+ */
+extern int params_set (const char *key, const char *value);
+
+/* What nbdkit's .config_complete takes: check that all that is needed is
+ * there.  Returns -1 with nbdkit_error called.
+ */
+extern int params_complete (void);
+
+/* The options that the parameters make.  Owned by params.c. */
+extern const struct image_options *params_options (void);
+
+extern void params_free (void);
+
+/* One line per parameter, each starting with "key=". */
+#define PARAMS_HELP                                                     \
+  "file=<PATH>     (required) The qcow2 image to serve.\n"              \
+  "follow=none|beneath|any    Which backing files an image may name:\n" \
+  "                none (default), those under its own directory, any.\n" \
+  "backing=<PATH>  Use this backing file, whatever the image names.\n"  \
+  "backing-format=raw|qcow2   Its format; the default is what the image\n" \
+  "                records.  Formats are never guessed.\n"              \
+  "cache-size=<SIZE>          Size of the metadata cache (default 64M)."
+
+#endif /* QCOW2_PARAMS_H */

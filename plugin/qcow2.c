@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The plugin: nbdkit's callbacks, each a thin layer over core/image.h.
+ * One image is open for as long as nbdkit runs, shared by all connections;
+ * a connection's handle is the disk that its export names.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "codec.h"
+#include "error.h"
+#include "extents.h"
+#include "image.h"
+#include "params.h"
+#include "read.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+/* -D qcow2.map=1 and -D qcow2.cache=1; nbdkit finds them by these names. */
+NBDKIT_DLL_PUBLIC int qcow2_debug_map;
+NBDKIT_DLL_PUBLIC int qcow2_debug_cache;
+
+static struct image *image;
+
+/* Pass core/'s error on to nbdkit: the errno to the client, and the message
+ * to the log unless it is there already.
+ */
+static void
+report_error (void)
+{
+  if (error_repeated ())
+    nbdkit_debug ("%s", error_message ());
+  else
+    nbdkit_error ("%s", error_message ());
+  nbdkit_set_error (error_errno ());
+}
+
+static void
+message_hook (const char *text)
+{
+  nbdkit_debug ("%s", text);
+}
+
+static void
+qcow2_unload (void)
+{
+  image_close (image);
+  params_free ();
+}
+
+static void
+qcow2_dump_plugin (void)
+{
+  const char *libdeflate = codec_libdeflate_version ();
+
+  printf ("qcow2_versions=2,3\n");
+  printf ("qcow2_features=compression-type,extended-l2,snapshot-exports\n");
+  printf ("qcow2_backing_formats=raw,qcow2\n");
+  printf ("qcow2_compression=deflate,zstd\n");
+  printf ("qcow2_zlib=%s\n", codec_zlib_version ());
+  printf ("qcow2_libdeflate=%s\n", libdeflate != NULL ? libdeflate : "no");
+  printf ("qcow2_zstd=%s\n", codec_zstd_version ());
+}
+
+/* Open here, so that an image which can't be served stops nbdkit before it
+ * forks, with its reason on stderr.
+ */
+static int
+qcow2_get_ready (void)
+{
+  debug_hooks.message = message_hook;
+  debug_hooks.map = qcow2_debug_map > 0;
+  debug_hooks.cache = qcow2_debug_cache > 0;
+
+  image = image_open (params_options ());
+  if (image == NULL) {
+    nbdkit_error ("%s", error_message ());
+    return -1;
+  }
+  return 0;
+}
+
+static int
+add_export (void *opaque, const char *name, const char *description)
+{
+  return nbdkit_add_export (opaque, name, description);
+}
+
+static int
+qcow2_list_exports (int readonly, int is_tls, struct nbdkit_exports *exports)
+{
+  return image_list (image, add_export, exports);
+}
+
+static const char *
+qcow2_default_export (int readonly, int is_tls)
+{
+  return "";
+}
+
+static const char *
+qcow2_export_description (void *handle)
+{
+  char buf[256];
+
+  if (image_describe (image, nbdkit_export_name (), buf, sizeof buf) == -1)
+    return NULL;
+  return nbdkit_strdup_intern (buf);
+}
+
+static void *
+qcow2_open (int readonly)
+{
+  struct layer *disk = image_open_disk (image, nbdkit_export_name ());
+
+  if (disk == NULL)
+    report_error ();
+  return disk;
+}
+
+static void
+qcow2_close (void *handle)
+{
+  image_close_disk (handle);
+}
+
+static int64_t
+qcow2_get_size (void *handle)
+{
+  const struct layer *disk = handle;
+
+  return disk->size;
+}
+
+static int
+qcow2_block_size (void *handle, uint32_t *minimum,
+                  uint32_t *preferred, uint32_t *maximum)
+{
+  *minimum = 1;
+  *preferred = image_preferred_size (image);
+  *maximum = UINT32_MAX;
+  return 0;
+}
+
+static int
+qcow2_can_multi_conn (void *handle)
+{
+  return 1;
+}
+
+static int
+qcow2_can_extents (void *handle)
+{
+  return 1;
+}
+
+static int
+qcow2_can_cache (void *handle)
+{
+  return NBDKIT_CACHE_NATIVE;
+}
+
+static int
+qcow2_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+             uint32_t flags)
+{
+  const struct guest_off at = { offset };
+
+  if (layer_read (handle, buf, count, at) == -1) {
+    report_error ();
+    return -1;
+  }
+  return 0;
+}
+
+static int
+qcow2_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  const struct guest_off at = { offset };
+
+  layer_prefetch (handle, count, at);
+  return 0;
+}
+
+/* What add_extent needs to know; failed tells its error, which nbdkit has
+ * reported, from core's.
+ */
+struct extents_context {
+  struct nbdkit_extents *extents;
+  bool failed;
+};
+
+static int
+add_extent (void *opaque, uint64_t offset, uint64_t length, unsigned flags)
+{
+  struct extents_context *ctx = opaque;
+  uint32_t type = 0;
+
+  if (flags & EXTENT_HOLE)
+    type |= NBDKIT_EXTENT_HOLE;
+  if (flags & EXTENT_ZERO)
+    type |= NBDKIT_EXTENT_ZERO;
+  if (nbdkit_add_extent (ctx->extents, offset, length, type) == -1) {
+    ctx->failed = true;
+    return -1;
+  }
+  return 0;
+}
+
+static int
+qcow2_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+               struct nbdkit_extents *extents)
+{
+  const struct guest_off at = { offset };
+  const bool one = (flags & NBDKIT_FLAG_REQ_ONE) != 0;
+  struct extents_context ctx = { .extents = extents };
+
+  if (layer_extents (handle, count, at, one, add_extent, &ctx) == -1) {
+    if (!ctx.failed)
+      report_error ();
+    return -1;
+  }
+  return 0;
+}
+
+static struct nbdkit_plugin plugin = {
+  .name = "qcow2",
+  .version = PACKAGE_VERSION,
+  .longname = "nbdkit qcow2 plugin",
+  .description = "Serve qcow2 disk images and their internal snapshots.",
+  .magic_config_key = "file",
+  .config = params_set,
+  .config_complete = params_complete,
+  .config_help = PARAMS_HELP,
+  .dump_plugin = qcow2_dump_plugin,
+  .get_ready = qcow2_get_ready,
+  .unload = qcow2_unload,
+  .list_exports = qcow2_list_exports,
+  .default_export = qcow2_default_export,
+  .export_description = qcow2_export_description,
+  .open = qcow2_open,
+  .close = qcow2_close,
+  .get_size = qcow2_get_size,
+  .block_size = qcow2_block_size,
+  .can_multi_conn = qcow2_can_multi_conn,
+  .can_extents = qcow2_can_extents,
+  .can_cache = qcow2_can_cache,
+  .pread = qcow2_pread,
+  .cache = qcow2_cache,
+  .extents = qcow2_extents,
+  .errno_is_preserved = 0,
+};
+
+NBDKIT_REGISTER_PLUGIN (plugin)
