@@ -90,7 +90,7 @@ printable (const char *name, char buf[QCOW2_MAX_BACKING_NAME + 1])
   return buf;
 }
 
-/* CORNERS of the format: QEMU takes a name for a protocol if it has a
+/* QEMU takes a name for a protocol if it has a
  * colon before the first slash.  json: is one of these.
  */
 static bool
@@ -296,13 +296,23 @@ check_loop (const struct chain *c, const struct storage *s)
   return 0;
 }
 
+/* The permissions that QEMU takes on an image it reads, too. */
+static int
+lock (const struct chain *c, struct storage *s)
+{
+  const unsigned denies = STORAGE_WRITE | STORAGE_RESIZE;
+
+  return storage_file_lock (s, STORAGE_CONSISTENT_READ,
+                            c->force_share ? 0 : denies);
+}
+
 static int
 add_and_setup (struct chain *c, struct storage *s, enum layer_format format,
                struct shared *shared)
 {
   struct chain_file *f;
 
-  if (check_loop (c, s) == -1) {
+  if (check_loop (c, s) == -1 || lock (c, s) == -1) {
     storage_close (s);
     return -1;
   }
@@ -427,6 +437,7 @@ chain_open (struct chain *c, const struct chain_options *options,
   struct storage *s;
 
   memset (c, 0, sizeof *c);
+  c->force_share = options->force_share;
   s = storage_file_open (AT_FDCWD, options->file, 0, options->file);
   if (s == NULL)
     return -1;

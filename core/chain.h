@@ -29,6 +29,7 @@ struct chain_options {
   enum follow follow;
   const char *backing;        /* its backing file, or NULL: what it names */
   const char *backing_format; /* "raw", "qcow2", or NULL: what it says */
+  bool force_share;           /* read even what another process writes */
 };
 
 struct chain_file {
@@ -38,11 +39,13 @@ struct chain_file {
 };
 
 struct chain {
+  bool force_share;
   unsigned nr;
   struct chain_file *file[CHAIN_MAX_DEPTH]; /* the image itself is the first */
 };
 
-/* Open an image and its backing files, read-only.  shared must outlive the
+/* Open an image and its backing files, read-only, with the locks that QEMU
+ * takes on them, so that no QEMU writes them meanwhile.  shared must outlive the
  * chain.  Relative names are relative to the directory of the file that
  * they are in, as it was named.  Formats are never probed.  Returns -1 with
  * the error set, naming the file that it is about.

@@ -167,6 +167,68 @@ storage_file_open (int dirfd, const char *path, uint64_t resolve,
   return NULL;
 }
 
+/* QEMU's protocol (its block/file-posix.c): a shared lock on byte 100 + p
+ * says that permission p is used, one on byte 200 + p that it is denied to
+ * others.  Everyone locks first and then looks for conflicts, so that of two
+ * who start at once at least one notices.
+ */
+#define LOCK_USED 100
+#define LOCK_DENIED 200
+#define LOCK_PERMISSIONS 4
+
+/* Do cmd for each of these permissions.  Returns 0; or -1 with errno set,
+ * EAGAIN for a conflict.
+ */
+static int
+for_each_lock (int fd, int cmd, short type, off_t base, unsigned permissions)
+{
+  unsigned p;
+
+  for (p = 0; p < LOCK_PERMISSIONS; ++p) {
+    struct flock lock = {
+      .l_type = type,
+      .l_whence = SEEK_SET,
+      .l_start = base + p,
+      .l_len = 1,
+    };
+
+    if (!(permissions & (1U << p)))
+      continue;
+    if (fcntl (fd, cmd, &lock) == -1)
+      return -1;
+    if (cmd == F_OFD_GETLK && lock.l_type != F_UNLCK) {
+      errno = EAGAIN;
+      return -1;
+    }
+  }
+  return 0;
+}
+
+int
+storage_file_lock (struct storage *s, unsigned uses, unsigned denies)
+{
+  const struct file *f = (const struct file *) s;
+
+  if (s->ops != &file_ops) /* nobody else can reach it */
+    return 0;
+  if (for_each_lock (f->fd, F_OFD_SETLK, F_RDLCK, LOCK_USED, uses) == 0 &&
+      for_each_lock (f->fd, F_OFD_SETLK, F_RDLCK, LOCK_DENIED, denies) == 0 &&
+      for_each_lock (f->fd, F_OFD_GETLK, F_WRLCK, LOCK_DENIED, uses) == 0 &&
+      for_each_lock (f->fd, F_OFD_GETLK, F_WRLCK, LOCK_USED, denies) == 0)
+    return 0;
+  if (errno == EINVAL || errno == ENOTSUP || errno == ENOLCK) {
+    debug_message ("%s: this file system has no locks: %s", s->name,
+                   strerror (errno));
+    return 0;
+  }
+  if (errno == EAGAIN || errno == EACCES)
+    error_set (EAGAIN, "%s: another process is writing it (it holds QEMU's "
+               "lock); force-share=true reads it all the same", s->name);
+  else
+    error_set (errno, "%s: locking: %s", s->name, strerror (errno));
+  return -1;
+}
+
 bool
 storage_file_same (const struct storage *a, const struct storage *b)
 {

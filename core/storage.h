@@ -53,6 +53,24 @@ struct storage {
 extern struct storage *storage_file_open (int dirfd, const char *path,
                                           uint64_t resolve, const char *name);
 
+/* What a process does with a file, and what it lets others do: QEMU's
+ * permissions, which QEMU makes known through byte-range locks.
+ */
+enum {
+  STORAGE_CONSISTENT_READ = 1 << 0,
+  STORAGE_WRITE = 1 << 1,
+  STORAGE_WRITE_UNCHANGED = 1 << 2,
+  STORAGE_RESIZE = 1 << 3,
+};
+
+/* Make it known to other processes, until the storage is closed, that this
+ * one uses these permissions of the file and denies those to others.  Does
+ * nothing where the file system has no such locks.  Returns -1 with the
+ * error set: EAGAIN if another process is in the way.
+ */
+extern int storage_file_lock (struct storage *s, unsigned uses,
+                              unsigned denies);
+
 /* True if both are the same file on the host. */
 extern bool storage_file_same (const struct storage *a,
                                const struct storage *b);

@@ -69,6 +69,17 @@ set_backing_format (const char *value)
 }
 
 static int
+set_force_share (const char *value)
+{
+  const int r = nbdkit_parse_bool (value);
+
+  if (r == -1)
+    return -1;
+  options.chain.force_share = r;
+  return 0;
+}
+
+static int
 set_cache_size (const char *value)
 {
   const int64_t size = nbdkit_parse_size (value);
@@ -94,6 +105,8 @@ params_set (const char *key, const char *value)
     return set_follow (value);
   if (strcmp (key, "backing-format") == 0)
     return set_backing_format (value);
+  if (strcmp (key, "force-share") == 0)
+    return set_force_share (value);
   if (strcmp (key, "cache-size") == 0)
     return set_cache_size (value);
   nbdkit_error ("unknown parameter '%s'", key);

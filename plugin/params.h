@@ -30,6 +30,8 @@ extern void params_free (void);
   "backing=<PATH>  Use this backing file, whatever the image names.\n"  \
   "backing-format=raw|qcow2   Its format; the default is what the image\n" \
   "                records.  Formats are never guessed.\n"              \
-  "cache-size=<SIZE>          Size of the metadata cache (default 64M)."
+  "cache-size=<SIZE>          Size of the metadata cache (default 64M).\n" \
+  "force-share=<BOOL>         Read even an image that another process is\n" \
+  "                writing (default false)."
 
 #endif /* QCOW2_PARAMS_H */
