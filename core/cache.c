@@ -21,9 +21,10 @@
 #define SLOT_WORDS (CACHE_SLOT_BYTES / sizeof (uint64_t))
 
 /* A tag is the slice's offset with the storage's id in the low bits that
- * the alignment leaves free, plus one of these in the rare cases.
+ * the alignment leaves free.  No slice is at offset 0, so that fresh memory
+ * is a set of empty slots, and untouched (C3).
  */
-#define TAG_EMPTY UINT64_MAX
+#define TAG_EMPTY 0
 
 _Static_assert (CACHE_MAX_STORAGES <= 512, "ids must fit below the offset");
 
@@ -61,7 +62,6 @@ struct cache *
 cache_new (uint64_t bytes)
 {
   struct cache *c = calloc (1, sizeof *c);
-  uint64_t i;
 
   assert (bytes >= CACHE_MIN_BYTES);
   if (c == NULL)
@@ -75,8 +75,6 @@ cache_new (uint64_t bytes)
   c->words = map_memory (c->words_bytes);
   if (c->sets == NULL || c->words == NULL)
     goto no_memory;
-  for (i = 0; i < c->nr_sets * WAYS; ++i)
-    atomic_init (&c->sets[i / WAYS].tag[i % WAYS], TAG_EMPTY);
   return c;
 
  no_memory:
@@ -202,57 +200,102 @@ publish (struct cache *c, uint64_t set_index, unsigned way, uint64_t tag,
   atomic_store_explicit (&set->seq[way], seq + 2, memory_order_release);
 }
 
-/* Reserve a slot for the slice, waiting while another thread reads it or
- * all slots of the set are being read into.  Returns WAYS if the slice
- * turned up meanwhile (in *ref).
+/* A slot that this thread is about to read a slice into. */
+struct reservation {
+  uint64_t set_index, tag;
+  unsigned way;
+};
+
+/* Take a slot for the slice unless it is cached, being read, or no slot of
+ * its set is free.  Lock held.
+ */
+static bool
+try_reserve (struct cache *c, uint64_t tag, struct reservation *r)
+{
+  const uint64_t set_index = find_set (c, tag);
+  struct set *set = &c->sets[set_index];
+  unsigned way;
+
+  if (is_loading (set, tag))
+    return false;
+  way = choose_victim (set);
+  if (way == WAYS)
+    return false;
+  set->loading[way] = true;
+  set->loading_tag[way] = tag;
+  *r = (struct reservation) { set_index, tag, way };
+  return true;
+}
+
+/* Reserve a slot for the slice with this tag, waiting while another thread
+ * reads it or all slots of its set are being read into; and for those that
+ * follow it as far as that needs no waiting.  Returns how many: 0 if the
+ * first turned up meanwhile (in *ref).
  */
 static unsigned
-reserve (struct cache *c, uint64_t set_index, uint64_t tag,
-         struct cache_ref *ref)
+reserve (struct cache *c, uint64_t tag, uint32_t slice_bytes, unsigned ahead,
+         struct reservation r[], struct cache_ref *ref)
 {
-  struct set *set = &c->sets[set_index];
-  unsigned way = WAYS;
+  unsigned nr = 0;
 
   pthread_mutex_lock (&c->lock);
-  while (!lookup (c, set_index, tag, ref)) {
-    if (!is_loading (set, tag)) {
-      way = choose_victim (set);
-      if (way < WAYS) {
-        set->loading[way] = true;
-        set->loading_tag[way] = tag;
-        break;
-      }
+  while (!lookup (c, find_set (c, tag), tag, ref)) {
+    if (try_reserve (c, tag, &r[0])) {
+      nr = 1;
+      break;
     }
     pthread_cond_wait (&c->loaded, &c->lock);
   }
+  while (nr > 0 && nr < ahead) {
+    struct cache_ref other;
+
+    tag += slice_bytes;
+    if (lookup (c, find_set (c, tag), tag, &other) ||
+        !try_reserve (c, tag, &r[nr]))
+      break;
+    nr++;
+  }
   pthread_mutex_unlock (&c->lock);
-  return way;
+  return nr;
 }
 
 static int
 load (struct cache *c, struct storage *s, uint64_t tag, struct host_off offset,
-      uint32_t slice_bytes, struct cache_ref *ref)
+      uint32_t slice_bytes, unsigned ahead, struct cache_ref *ref)
 {
-  const uint64_t set_index = find_set (c, tag);
-  struct set *set = &c->sets[set_index];
-  uint64_t words[SLOT_WORDS];
-  unsigned way;
+  uint64_t words[CACHE_MAX_AHEAD * SLOT_WORDS];
+  const unsigned slice_words = slice_bytes / sizeof words[0];
+  struct reservation reserved[CACHE_MAX_AHEAD];
+  unsigned nr, got, i;
   int r;
 
-  way = reserve (c, set_index, tag, ref);
-  if (way == WAYS)
+  if (ahead > CACHE_MAX_AHEAD)
+    ahead = CACHE_MAX_AHEAD;
+  nr = reserve (c, tag, slice_bytes, ahead, reserved, ref);
+  if (nr == 0)
     return 0;
   if (debug_hooks.cache)
     debug_message ("cache: %s: reading %" PRIu32 " bytes at offset 0x%" PRIx64,
-                   s->name, slice_bytes, offset.v);
-  r = storage_read (s, words, slice_bytes, offset);
+                   s->name, nr * slice_bytes, offset.v);
+  r = storage_read (s, words, nr * slice_bytes, offset);
+  if (r == -1 && nr > 1) { /* what was not asked for may be what failed */
+    r = storage_read (s, words, slice_bytes, offset);
+    got = 1;
+  }
+  else
+    got = nr;
 
   pthread_mutex_lock (&c->lock);
-  if (r == 0) {
-    publish (c, set_index, way, tag, words, slice_bytes / sizeof words[0]);
-    lookup (c, set_index, tag, ref);
+  for (i = 0; i < nr; ++i) {
+    const struct reservation *to = &reserved[i];
+
+    if (r == 0 && i < got)
+      publish (c, to->set_index, to->way, to->tag, words + i * slice_words,
+               slice_words);
+    c->sets[to->set_index].loading[to->way] = false;
   }
-  set->loading[way] = false;
+  if (r == 0)
+    lookup (c, reserved[0].set_index, tag, ref);
   pthread_cond_broadcast (&c->loaded);
   pthread_mutex_unlock (&c->lock);
   return r;
@@ -260,12 +303,14 @@ load (struct cache *c, struct storage *s, uint64_t tag, struct host_off offset,
 
 int
 cache_get (struct cache *c, struct storage *s, unsigned id,
-           struct host_off offset, uint32_t slice_bytes, struct cache_ref *ref)
+           struct host_off offset, uint32_t slice_bytes, unsigned ahead,
+           struct cache_ref *ref)
 {
   const uint64_t tag = offset.v | id;
 
-  assert (id < CACHE_MAX_STORAGES && offset.v % slice_bytes == 0);
+  assert (id < CACHE_MAX_STORAGES);
+  assert (offset.v != 0 && offset.v % slice_bytes == 0);
   if (lookup (c, find_set (c, tag), tag, ref))
     return 0;
-  return load (c, s, tag, offset, slice_bytes, ref);
+  return load (c, s, tag, offset, slice_bytes, ahead, ref);
 }

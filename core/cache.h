@@ -44,14 +44,19 @@ struct cache_ref {
   uint64_t seen;
 };
 
+/* The most slices that are read at once. */
+#define CACHE_MAX_AHEAD 16
+
 /* Find the slice of slice_bytes (a power of two from 512 to
  * CACHE_SLOT_BYTES, always the same for one storage) at this offset, a
- * multiple of slice_bytes, of the storage with this id; read it if need
- * be.  Returns -1 with the error set if it can't be read.
+ * multiple of slice_bytes other than 0, of the storage with this id.  If it
+ * has to be read, up to `ahead' slices (1: just this one) are read at once,
+ * since the caller will want those as well; they must belong to the same
+ * table.  Returns -1 with the error set if it can't be read.
  */
 extern int cache_get (struct cache *c, struct storage *s, unsigned id,
                       struct host_off offset, uint32_t slice_bytes,
-                      struct cache_ref *ref);
+                      unsigned ahead, struct cache_ref *ref);
 
 /* The acquire order keeps the check in cache_still_valid behind it. */
 static inline uint64_t
@@ -59,6 +64,13 @@ cache_word (const struct cache_ref *ref, unsigned i)
 {
   return be64toh (atomic_load_explicit (&ref->words[i],
                                         memory_order_acquire));
+}
+
+/* Whether a word is 0 needs no byte order. */
+static inline bool
+cache_word_is_zero (const struct cache_ref *ref, unsigned i)
+{
+  return atomic_load_explicit (&ref->words[i], memory_order_acquire) == 0;
 }
 
 static inline bool

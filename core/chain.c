@@ -419,13 +419,19 @@ static int
 follow_all (struct chain *c, const struct chain_options *options,
             struct shared *shared)
 {
-  const char *recorded = c->file[0]->header.backing_format;
+  const struct header *h = &c->file[0]->header;
 
+  if (options->backing_format != NULL && options->backing == NULL &&
+      h->backing_name[0] == '\0') {
+    error_set (EINVAL, "%s: it has no backing file for backing-format=%s to "
+               "describe", options->file, options->backing_format);
+    return -1;
+  }
   if (options->backing == NULL)
     return follow_names (c, options->follow, options->file,
                          options->backing_format, shared);
   if (follow_user (c, options->backing, options->backing_format != NULL
-                   ? options->backing_format : recorded, shared) == -1)
+                   ? options->backing_format : h->backing_format, shared) == -1)
     return -1;
   return follow_names (c, options->follow, options->backing, NULL, shared);
 }

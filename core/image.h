@@ -66,7 +66,7 @@ extern int image_describe (const struct image *im, const char *export,
  */
 extern struct layer *image_open_disk (const struct image *im,
                                       const char *export);
-extern void image_close_disk (struct layer *disk);
+extern void image_close_disk (struct layer *disk); /* NULL is allowed */
 
 /* The size in bytes that a disk is best read by: cluster or subcluster. */
 extern uint32_t image_preferred_size (const struct image *im);

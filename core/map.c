@@ -144,6 +144,61 @@ piece_of_entry (const struct map *m, uint64_t word, uint64_t bitmap,
              run);
 }
 
+/* From entry i of a slice of nr on, how many are all zeros: unallocated in
+ * every kind of image.  Most of a sparse disk is that, so it has a loop of
+ * its own.
+ */
+static inline unsigned
+count_empty (const struct map *m, const struct cache_ref *ref,
+             unsigned i, unsigned nr)
+{
+  const unsigned end = nr << m->l2_word_bits;
+  const unsigned start = i << m->l2_word_bits;
+  unsigned w = start;
+
+  while (w < end && cache_word_is_zero (ref, w))
+    w++;
+  return (w - start) >> m->l2_word_bits;
+}
+
+/* Find the run at byte `in' of the cluster of entry i, as far as this slice
+ * of nr entries reaches.
+ */
+static void
+scan_slice (const struct map *m, const struct cache_ref *ref,
+            struct host_off slice, unsigned i, unsigned nr, uint64_t in,
+            uint64_t max, struct run *run)
+{
+  const unsigned empty = count_empty (m, ref, i, nr);
+
+  if (empty > 0) {
+    run->kind = RUN_UNALLOCATED;
+    run->length = empty * m->cluster_size - in;
+    return; /* what follows may join: map_lookup tries */
+  }
+  run->length = 0;
+  while (i < nr && run->length < max) {
+    const unsigned w = i << m->l2_word_bits;
+    const struct host_off place = { slice.v + w * sizeof (uint64_t) };
+    struct run piece;
+
+    piece_of_entry (m, cache_word (ref, w),
+                    m->format.extended_l2 ? cache_word (ref, w + 1) : 0,
+                    place, in, &piece);
+    if (run->length == 0)
+      *run = piece;
+    else if (can_join (run, &piece))
+      run->length += piece.length;
+    else
+      break;
+    in += piece.length;
+    if (in == m->cluster_size) {
+      in = 0;
+      i++;
+    }
+  }
+}
+
 /* Find the run at offset within the L2 table, as far as one slice of it
  * reaches.
  */
@@ -151,43 +206,32 @@ static int
 lookup_l2 (const struct map *m, struct host_off table, struct guest_off offset,
            uint64_t max, struct run *run)
 {
-  const uint64_t table_mask = (UINT64_C (1) << m->l1_shift) - 1;
+  const unsigned cluster_bits = m->format.cluster_bits;
   const unsigned entry_bits = 3 + m->l2_word_bits;
-  const uint64_t index = (offset.v & table_mask) >> m->format.cluster_bits;
   const unsigned nr = m->slice_bytes >> entry_bits; /* entries in a slice */
-  const struct host_off slice = {
-    table.v + (index << entry_bits) / m->slice_bytes * m->slice_bytes
-  };
+  const uint64_t table_bytes = m->cluster_size;
+  const uint64_t table_mask = (UINT64_C (1) << m->l1_shift) - 1;
+  const uint64_t in_table = offset.v & table_mask; /* guest bytes */
+  const uint64_t index = in_table >> cluster_bits;
+  const uint64_t at = (index << entry_bits) / m->slice_bytes * m->slice_bytes;
+  const struct host_off slice = { table.v + at };
+  unsigned ahead = 1;
   struct cache_ref ref;
 
+  /* A long range (extents ask for those) wants the table's next slices. */
+  if (max > (uint64_t) nr << cluster_bits) {
+    const uint64_t left = (table_bytes - at) / m->slice_bytes;
+
+    ahead = (max >> cluster_bits) / nr;
+    if (ahead > left)
+      ahead = left;
+  }
   do {
-    uint64_t in = offset.v & (m->cluster_size - 1);
-    unsigned i = index & (nr - 1);
-
     if (cache_get (m->cache, m->storage, m->id, slice, m->slice_bytes,
-                   &ref) == -1)
+                   ahead, &ref) == -1)
       return -1;
-    run->length = 0;
-    while (i < nr && run->length < max) {
-      const unsigned w = i << m->l2_word_bits;
-      const struct host_off place = { slice.v + (i << entry_bits) };
-      struct run piece;
-
-      piece_of_entry (m, cache_word (&ref, w),
-                      m->format.extended_l2 ? cache_word (&ref, w + 1) : 0,
-                      place, in, &piece);
-      if (run->length == 0)
-        *run = piece;
-      else if (can_join (run, &piece))
-        run->length += piece.length;
-      else
-        break;
-      in += piece.length;
-      if (in == m->cluster_size) {
-        in = 0;
-        i++;
-      }
-    }
+    scan_slice (m, &ref, slice, index & (nr - 1), nr,
+                offset.v & (m->cluster_size - 1), max, run);
   } while (!cache_still_valid (&ref));
   return 0;
 }
@@ -211,7 +255,7 @@ lookup_l1 (const struct map *m, struct guest_off offset, uint64_t *word,
   place->v = m->l1_offset.v + index * sizeof (uint64_t);
   do {
     if (cache_get (m->cache, m->storage, m->id, slice, m->slice_bytes,
-                   &ref) == -1)
+                   1, &ref) == -1)
       return -1;
     *word = cache_word (&ref, index % nr);
     end = index + 1;
@@ -257,6 +301,25 @@ lookup_slice (const struct map *m, struct guest_off offset, uint64_t max,
   return 0;
 }
 
+static void __attribute__ ((__cold__))
+debug_run (const struct map *m, struct guest_off offset, const struct run *run)
+{
+  static const char *const kinds[] = {
+    [RUN_UNALLOCATED] = "unallocated",
+    [RUN_ZERO_PLAIN] = "zero",
+    [RUN_ZERO_ALLOC] = "zero, preallocated",
+    [RUN_DATA] = "data",
+    [RUN_COMPRESSED] = "compressed",
+    [RUN_DAMAGED] = "damaged",
+  };
+  const bool has_host = run->kind == RUN_DATA || run->kind == RUN_COMPRESSED ||
+    run->kind == RUN_DAMAGED;
+
+  debug_message ("map: %s: offset 0x%" PRIx64 " length 0x%" PRIx64 ": %s, "
+                 "host offset 0x%" PRIx64, m->storage->name, offset.v,
+                 run->length, kinds[run->kind], has_host ? run->host.v : 0);
+}
+
 int
 map_lookup (const struct map *m, struct guest_off offset, uint64_t max,
             struct run *run)
@@ -274,8 +337,6 @@ map_lookup (const struct map *m, struct guest_off offset, uint64_t max,
     run->length += next.length;
   }
   if (debug_hooks.map)
-    debug_message ("map: %s: offset 0x%" PRIx64 " length 0x%" PRIx64
-                   " kind %d host 0x%" PRIx64, m->storage->name, offset.v,
-                   run->length, (int) run->kind, run->host.v);
+    debug_run (m, offset, run);
   return 0;
 }

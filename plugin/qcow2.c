@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* The plugin: nbdkit's callbacks, each a thin layer over core/image.h.
- * One image is open for as long as nbdkit runs, shared by all connections;
- * a connection's handle is the disk that its export names.
+ * One image is open for as long as nbdkit runs, shared by all connections.
  */
 
 #include <config.h>
@@ -29,6 +28,14 @@ NBDKIT_DLL_PUBLIC int qcow2_debug_map;
 NBDKIT_DLL_PUBLIC int qcow2_debug_cache;
 
 static struct image *image;
+
+/* A connection's.  A filter can change the export's name on its way to
+ * .open, the only place that it can be asked for: hence the description.
+ */
+struct handle {
+  struct layer *disk;
+  char description[256];
+};
 
 /* Pass core/'s error on to nbdkit: the errno to the client, and the message
  * to the log unless it is there already.
@@ -106,38 +113,54 @@ qcow2_default_export (int readonly, int is_tls)
   return "";
 }
 
-static const char *
-qcow2_export_description (void *handle)
-{
-  char buf[256];
-
-  if (image_describe (image, nbdkit_export_name (), buf, sizeof buf) == -1)
-    return NULL;
-  return nbdkit_strdup_intern (buf);
-}
-
 static void *
 qcow2_open (int readonly)
 {
-  struct layer *disk = image_open_disk (image, nbdkit_export_name ());
+  const char *name = nbdkit_export_name ();
+  struct handle *h;
 
-  if (disk == NULL)
+  if (name == NULL)
+    return NULL;
+  h = malloc (sizeof *h);
+  if (h == NULL) {
+    nbdkit_error ("out of memory");
+    return NULL;
+  }
+  h->disk = image_open_disk (image, name);
+  if (h->disk == NULL ||
+      image_describe (image, name, h->description,
+                      sizeof h->description) == -1) {
     report_error ();
-  return disk;
+    image_close_disk (h->disk);
+    free (h);
+    return NULL;
+  }
+  return h;
 }
 
 static void
 qcow2_close (void *handle)
 {
-  image_close_disk (handle);
+  struct handle *h = handle;
+
+  image_close_disk (h->disk);
+  free (h);
+}
+
+static const char *
+qcow2_export_description (void *handle)
+{
+  struct handle *h = handle;
+
+  return h->description;
 }
 
 static int64_t
 qcow2_get_size (void *handle)
 {
-  const struct layer *disk = handle;
+  struct handle *h = handle;
 
-  return disk->size;
+  return h->disk->size;
 }
 
 static int
@@ -172,9 +195,10 @@ static int
 qcow2_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
              uint32_t flags)
 {
+  struct handle *h = handle;
   const struct guest_off at = { offset };
 
-  if (layer_read (handle, buf, count, at) == -1) {
+  if (layer_read (h->disk, buf, count, at) == -1) {
     report_error ();
     return -1;
   }
@@ -184,9 +208,10 @@ qcow2_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
 static int
 qcow2_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+  struct handle *h = handle;
   const struct guest_off at = { offset };
 
-  layer_prefetch (handle, count, at);
+  layer_prefetch (h->disk, count, at);
   return 0;
 }
 
@@ -219,11 +244,12 @@ static int
 qcow2_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                struct nbdkit_extents *extents)
 {
+  struct handle *h = handle;
   const struct guest_off at = { offset };
   const bool one = (flags & NBDKIT_FLAG_REQ_ONE) != 0;
   struct extents_context ctx = { .extents = extents };
 
-  if (layer_extents (handle, count, at, one, add_extent, &ctx) == -1) {
+  if (layer_extents (h->disk, count, at, one, add_extent, &ctx) == -1) {
     if (!ctx.failed)
       report_error ();
     return -1;
