@@ -32,6 +32,7 @@ struct decoded {
   pthread_cond_t changed;
   uint64_t clock;
   size_t bytes;
+  unsigned recent; /* found last: the likeliest one to be wanted next */
   struct cluster cluster[DECODED_MAX_CLUSTERS];
 };
 
@@ -63,18 +64,26 @@ decoded_free (struct decoded *d)
   free (d);
 }
 
+static inline bool
+has_key (const struct cluster *c, const struct decoded_key *key)
+{
+  return c->state != EMPTY && c->key.offset == key->offset &&
+    c->key.id == key->id && c->key.size == key->size;
+}
+
 /* Lock held. */
 static struct cluster *
 find (struct decoded *d, const struct decoded_key *key)
 {
   unsigned i;
 
+  if (has_key (&d->cluster[d->recent], key))
+    return &d->cluster[d->recent];
   for (i = 0; i < DECODED_MAX_CLUSTERS; ++i) {
-    struct cluster *c = &d->cluster[i];
-
-    if (c->state != EMPTY && c->key.offset == key->offset &&
-        c->key.id == key->id && c->key.size == key->size)
-      return c;
+    if (has_key (&d->cluster[i], key)) {
+      d->recent = i;
+      return &d->cluster[i];
+    }
   }
   return NULL;
 }
@@ -130,6 +139,8 @@ make_room (struct decoded *d, size_t size)
     lru = least_recently_used (d);
     if (lru == NULL)
       break; /* each thread may have one above the limit */
+    if (lru->allocated == size)
+      return lru; /* its memory will do */
     drop (d, lru);
     c = lru;
   }
