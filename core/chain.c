@@ -359,7 +359,11 @@ follow_name (struct chain *c, const struct gate *g, const char *format_name,
   free (*path);
   *path = next;
   s = open_through (g, next);
-  return s == NULL ? -1 : add_and_setup (c, s, format, shared);
+  if (s == NULL || add_and_setup (c, s, format, shared) == -1) {
+    error_append (" (this is the backing file of %s)", f->layer.storage->name);
+    return -1;
+  }
+  return 0;
 }
 
 /* Open the backing file that the user names. */

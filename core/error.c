@@ -4,6 +4,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "error.h"
 
@@ -28,6 +29,18 @@ error_set (int errnum, const char *fmt, ...)
   va_end (ap);
   last_error.errnum = errnum;
   last_error.repeated = false;
+}
+
+void
+error_append (const char *fmt, ...)
+{
+  const size_t used = strlen (last_error.message);
+  va_list ap;
+
+  va_start (ap, fmt);
+  vsnprintf (last_error.message + used, sizeof last_error.message - used,
+             fmt, ap);
+  va_end (ap);
 }
 
 void

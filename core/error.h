@@ -20,6 +20,10 @@
 extern void error_set (int errnum, const char *fmt, ...)
   __attribute__ ((__format__ (__printf__, 2, 3)));
 
+/* Add to the end of the message just set, say for whom it was tried. */
+extern void error_append (const char *fmt, ...)
+  __attribute__ ((__format__ (__printf__, 1, 2)));
+
 /* Mark the error just set as one that was reported before, so that the
  * log does not fill with it.
  */

@@ -88,6 +88,13 @@ read_entry (struct cursor *c, const struct header *h, struct snapshot *sn)
   sn->disk_size = h->disk_size;
 
   extra_size = get_be32 (entry + ENTRY_EXTRA_SIZE);
+  if (extra_size > QCOW2_MAX_SNAPSHOT_EXTRA) {
+    error_set (EINVAL, "%s: snapshot table entry at offset 0x%" PRIx64 ": "
+               "%" PRIu64 " bytes of extra data are more than %d",
+               c->storage->name, c->at - sizeof entry, extra_size,
+               QCOW2_MAX_SNAPSHOT_EXTRA);
+    return -1;
+  }
   known = extra_size < EXTRA_KNOWN ? extra_size : EXTRA_KNOWN;
   if (take (c, extra, known) == -1 ||
       take (c, NULL, extra_size - known) == -1)

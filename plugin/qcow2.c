@@ -95,16 +95,43 @@ qcow2_get_ready (void)
   return 0;
 }
 
+/* nbdkit refuses to list more; those beyond it can be opened all the same. */
+#define MAX_LISTED_EXPORTS 10000
+
+struct list_context {
+  struct nbdkit_exports *exports;
+  unsigned nr;
+  bool failed; /* nbdkit has reported why */
+};
+
 static int
 add_export (void *opaque, const char *name, const char *description)
 {
-  return nbdkit_add_export (opaque, name, description);
+  struct list_context *ctx = opaque;
+
+  if (ctx->nr++ >= MAX_LISTED_EXPORTS)
+    return 0;
+  if (nbdkit_add_export (ctx->exports, name, description) == -1) {
+    ctx->failed = true;
+    return -1;
+  }
+  return 0;
 }
 
 static int
 qcow2_list_exports (int readonly, int is_tls, struct nbdkit_exports *exports)
 {
-  return image_list (image, add_export, exports);
+  struct list_context ctx = { .exports = exports };
+
+  if (image_list (image, add_export, &ctx) == -1) {
+    if (!ctx.failed)
+      report_error ();
+    return -1;
+  }
+  if (ctx.nr > MAX_LISTED_EXPORTS)
+    nbdkit_debug ("%u exports, of which the first %d are listed", ctx.nr,
+                  MAX_LISTED_EXPORTS);
+  return 0;
 }
 
 static const char *
