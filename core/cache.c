@@ -101,12 +101,13 @@ cache_free (struct cache *c)
 static inline uint64_t
 find_set (const struct cache *c, uint64_t tag)
 {
-  /* Slices are 512 bytes or more apart; the multiplication spreads
-   * them over the high half, which is then scaled to nr_sets.
+  /* Tags come in strides of large powers of two, and any of their bits may
+   * be the one that differs: mix all of them into the high half, which is
+   * then scaled to nr_sets.
    */
-  const uint64_t hash = ((tag >> 9) + (tag << 32)) *
-    UINT64_C (0x9e3779b97f4a7c15);
+  uint64_t hash = (tag ^ tag >> 32) * UINT64_C (0x9e3779b97f4a7c15);
 
+  hash = (hash ^ hash >> 29) * UINT64_C (0xbf58476d1ce4e5b9);
   return ((hash >> 32) * c->nr_sets) >> 32;
 }
 
@@ -149,7 +150,7 @@ lookup (struct cache *c, uint64_t set_index, uint64_t tag,
 static unsigned
 choose_victim (struct set *set)
 {
-  unsigned i, turns;
+  unsigned i, turns, last = WAYS;
 
   for (i = 0; i < WAYS; ++i) {
     if (!set->loading[i] &&
@@ -160,11 +161,12 @@ choose_victim (struct set *set)
     i = set->hand++ % WAYS;
     if (set->loading[i])
       continue;
+    last = i;
     if (!atomic_exchange_explicit (&set->referenced[i], false,
                                    memory_order_relaxed))
       return i;
   }
-  return WAYS;
+  return last; /* readers set the bits faster than they are cleared */
 }
 
 /* True if another thread is reading this slice now.  Lock held. */

@@ -78,18 +78,6 @@ gate_open (struct gate *g, enum follow follow, const char *path)
   return 0;
 }
 
-/* A name out of an image, made fit for a message. */
-static const char *
-printable (const char *name, char buf[QCOW2_MAX_BACKING_NAME + 1])
-{
-  size_t i;
-
-  for (i = 0; name[i] != '\0' && i < QCOW2_MAX_BACKING_NAME; ++i)
-    buf[i] = (unsigned char) name[i] < ' ' || name[i] == 0x7f ? '?' : name[i];
-  buf[i] = '\0';
-  return buf;
-}
-
 /* QEMU takes a name for a protocol if it has a
  * colon before the first slash.  json: is one of these.
  */
@@ -115,7 +103,7 @@ below_root (const struct gate *g, const char *path)
 }
 
 static struct storage *
-open_beneath (const struct gate *g, const char *path, const char *full)
+open_beneath (const struct gate *g, const char *path, const char *name)
 {
   const char *below = path[0] == '/' ? below_root (g, path) : path;
   struct storage *s = NULL;
@@ -123,13 +111,13 @@ open_beneath (const struct gate *g, const char *path, const char *full)
   if (below != NULL) {
     while (*below == '/')
       below++;
-    s = storage_file_open (g->fd, below, RESOLVE_BENEATH, full);
+    s = storage_file_open (g->fd, below, RESOLVE_BENEATH, name);
   }
   if (s == NULL && (below == NULL || error_errno () == EXDEV))
     error_set (EACCES, "%s: not beneath the directory %s: "
-               "refused by follow=beneath", full, g->root);
+               "refused by follow=beneath", name, g->root);
   else if (s == NULL && error_errno () == ENOSYS)
-    error_set (ENOSYS, "%s: follow=beneath needs Linux 5.6 or later", full);
+    error_set (ENOSYS, "%s: follow=beneath needs Linux 5.6 or later", name);
   return s;
 }
 
@@ -137,19 +125,24 @@ open_beneath (const struct gate *g, const char *path, const char *full)
 static struct storage *
 open_through (const struct gate *g, const char *path)
 {
-  struct storage *s;
-  char *full;
+  struct storage *s = NULL;
+  char *full, *name;
 
   if (path[0] == '/')
     full = strdup (path);
   else if (asprintf (&full, "%s/%s", g->root, path) == -1)
     full = NULL;
-  if (full == NULL)
-    return no_memory (path);
-  if (g->follow == FOLLOW_BENEATH)
-    s = open_beneath (g, path, full);
-  else
-    s = storage_file_open (AT_FDCWD, full, 0, full);
+  name = full != NULL ? strdup (full) : NULL;
+  if (name == NULL)
+    no_memory (g->root);
+  else {
+    error_printable (name, strlen (name) + 1, full);
+    if (g->follow == FOLLOW_BENEATH)
+      s = open_beneath (g, path, name);
+    else
+      s = storage_file_open (AT_FDCWD, full, 0, name);
+  }
+  free (name);
   free (full);
   return s;
 }
@@ -159,19 +152,20 @@ static int
 check_name (const struct gate *g, const struct chain_file *f)
 {
   const char *name = f->header.backing_name;
-  char buf[QCOW2_MAX_BACKING_NAME + 1];
+  char printable[QCOW2_MAX_BACKING_NAME + 1];
 
+  error_printable (printable, sizeof printable, name);
   if (is_protocol (name)) {
     error_set (EACCES, "%s: its backing file is \"%s\": only plain paths are "
                "ever followed, not protocols", f->layer.storage->name,
-               printable (name, buf));
+               printable);
     return -1;
   }
   if (g->follow == FOLLOW_NONE) {
     error_set (EACCES, "%s: its backing file is \"%s\": refused by "
                "follow=none; follow=beneath allows files under the image's "
                "directory, follow=any allows any file, and backing=PATH "
-               "allows PATH", f->layer.storage->name, printable (name, buf));
+               "allows PATH", f->layer.storage->name, printable);
     return -1;
   }
   return 0;
@@ -181,7 +175,7 @@ check_name (const struct gate *g, const struct chain_file *f)
 static int
 parse_format (const char *file, const char *format)
 {
-  char buf[QCOW2_MAX_BACKING_NAME + 1];
+  char printable[QCOW2_MAX_BACKING_FORMAT + 1];
 
   if (strcmp (format, "raw") == 0)
     return LAYER_RAW;
@@ -195,7 +189,7 @@ parse_format (const char *file, const char *format)
   else
     error_set (ENOTSUP, "%s: the format of its backing file, \"%s\", is not "
                "supported: only raw and qcow2 are", file,
-               printable (format, buf));
+               error_printable (printable, sizeof printable, format));
   return -1;
 }
 

@@ -119,7 +119,7 @@ codec_input (struct codec *c, size_t size)
   return c->input;
 }
 
-static const char no_memory[] = "out of memory for the decoder";
+const char codec_no_memory[] = "out of memory";
 
 /* zlib, for what libdeflate refuses: a stream that is not ended, whose
  * output is complete all the same, is legal in qcow2.  QEMU's window is
@@ -133,7 +133,7 @@ decode_zlib (struct codec *c, const void *in, size_t in_len,
 
   if (!c->zlib_ready) {
     if (inflateInit2 (&c->zlib, -15) != Z_OK)
-      return no_memory;
+      return codec_no_memory;
     c->zlib_ready = true;
   }
   else
@@ -147,7 +147,7 @@ decode_zlib (struct codec *c, const void *in, size_t in_len,
   if (c->zlib.avail_out == 0 && (r == Z_STREAM_END || r == Z_BUF_ERROR))
     return NULL;
   if (r == Z_MEM_ERROR)
-    return no_memory;
+    return codec_no_memory;
   if (r == Z_STREAM_END)
     return "the deflate stream ends before the cluster is full";
   if (r == Z_BUF_ERROR)
@@ -183,7 +183,7 @@ decode_zstd (struct codec *c, const void *in, size_t in_len,
   if (c->zstd == NULL) {
     c->zstd = ZSTD_createDCtx ();
     if (c->zstd == NULL)
-      return no_memory;
+      return codec_no_memory;
   }
   while (out_len > 0) {
     size_t frame, r;

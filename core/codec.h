@@ -36,8 +36,9 @@ extern void *codec_input (struct codec *c, size_t size);
 /* Decode exactly out_len bytes.  What follows them in the input is
  * ignored, since the format overstates the input's length.  Takes no
  * lock.  Returns NULL, or the reason why the data can't be decoded: a
- * constant string.
+ * constant string, codec_no_memory if it is not the data's fault.
  */
+extern const char codec_no_memory[];
 extern const char *codec_decode (struct codec *c, enum compression type,
                                  const void *in, size_t in_len,
                                  void *out, size_t out_len);

@@ -67,6 +67,17 @@ error_repeated (void)
   return last_error.repeated;
 }
 
+const char *
+error_printable (char *buf, size_t size, const char *name)
+{
+  size_t i;
+
+  for (i = 0; name[i] != '\0' && i < size - 1; ++i)
+    buf[i] = (unsigned char) name[i] < ' ' || name[i] == 0x7f ? '?' : name[i];
+  buf[i] = '\0';
+  return buf;
+}
+
 bool
 damage_is_new (struct damage *d, uint64_t place)
 {

@@ -33,6 +33,12 @@ extern int error_errno (void);
 extern const char *error_message (void); /* valid until the next error_set */
 extern bool error_repeated (void);
 
+/* Copy a name that comes from an image or a client to buf, with `?' for
+ * each control character, so that it can't forge lines of the log.  Returns
+ * buf; what doesn't fit in size (> 0) is cut off.
+ */
+extern const char *error_printable (char *buf, size_t size, const char *name);
+
 /* Places in an image already reported as damaged.  Bounded: once it is
  * full every further place counts as reported.  It does its own locking.
  */

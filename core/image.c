@@ -155,9 +155,13 @@ find_snapshot (const struct image *im, const char *export)
 
   if (strncmp (export, IMAGE_SNAPSHOT_PREFIX, prefix) == 0)
     sn = snapshots_find (&im->snapshots, export + prefix);
-  if (sn == NULL)
+  if (sn == NULL) {
+    char name[256];
+
     error_set (ENOENT, "%s: there is no export \"%s\"",
-               top (im)->layer.storage->name, export);
+               top (im)->layer.storage->name,
+               error_printable (name, sizeof name, export));
+  }
   return sn;
 }
 

@@ -38,23 +38,31 @@ map_init (struct map *m, const struct header *h, struct storage *storage,
   };
 }
 
+/* Whether a run may go on with what follows it.  If not, that must not even
+ * be looked at: it could set an error, and a DAMAGED run's stands.
+ */
 static inline bool
-can_join (const struct run *a, const struct run *b)
+is_joinable (const struct run *r)
 {
-  if (a->kind != b->kind)
-    return false;
-  switch (a->kind) {
+  switch (r->kind) {
   case RUN_UNALLOCATED:
   case RUN_ZERO_PLAIN:
   case RUN_ZERO_ALLOC:
-    return true;
   case RUN_DATA:
-    return a->host.v + a->length == b->host.v;
+    return true;
   case RUN_COMPRESSED:
   case RUN_DAMAGED:
     return false;
   }
   abort ();
+}
+
+/* a is_joinable. */
+static inline bool
+can_join (const struct run *a, const struct run *b)
+{
+  return a->kind == b->kind &&
+    (a->kind != RUN_DATA || a->host.v + a->length == b->host.v);
 }
 
 /* A DAMAGED run for the entry at the host offset place. */
@@ -190,6 +198,8 @@ scan_slice (const struct map *m, const struct cache_ref *ref,
     else if (can_join (run, &piece))
       run->length += piece.length;
     else
+      break;
+    if (!is_joinable (run))
       break;
     in += piece.length;
     if (in == m->cluster_size) {
@@ -327,7 +337,7 @@ map_lookup (const struct map *m, struct guest_off offset, uint64_t max,
   assert (max > 0);
   if (lookup_slice (m, offset, max, run) == -1)
     return -1;
-  while (run->length < max) {
+  while (run->length < max && is_joinable (run)) {
     const struct guest_off at = { offset.v + run->length };
     struct run next;
 

@@ -44,6 +44,10 @@ decode_cluster (void *opaque, void *out, size_t out_len)
     goto out;
   why = codec_decode (codec, layer->compression, in, run->compressed_size,
                       out, out_len);
+  if (why == codec_no_memory) {
+    error_set (ENOMEM, "%s: %s", layer->storage->name, why);
+    goto out;
+  }
   if (why != NULL) {
     error_set (EIO, "%s: damaged: compressed cluster of %" PRIu32 " bytes at "
                "offset 0x%" PRIx64 ": %s", layer->storage->name,

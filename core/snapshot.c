@@ -288,12 +288,14 @@ int
 snapshot_check (const struct snapshot *sn, const struct header *h,
                 const struct storage *s)
 {
+  char id[20];
   char what[64];
 
-  snprintf (what, sizeof what, "L1 table of snapshot %.20s", sn->id);
+  error_printable (id, sizeof id, sn->id);
+  snprintf (what, sizeof what, "L1 table of snapshot %s", id);
   if (sn->disk_size > INT64_MAX) {
-    error_set (EINVAL, "%s: snapshot %.20s: disk size %" PRIu64 " is more "
-               "than 2^63 - 1", s->name, sn->id, sn->disk_size);
+    error_set (EINVAL, "%s: snapshot %s: disk size %" PRIu64 " is more "
+               "than 2^63 - 1", s->name, id, sn->disk_size);
     return -1;
   }
   return header_check_table (s->name, h, s->size, what,
