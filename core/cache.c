@@ -263,7 +263,7 @@ reserve (struct cache *c, uint64_t tag, uint32_t slice_bytes, unsigned ahead,
 
 static int
 load (struct cache *c, struct storage *s, uint64_t tag, struct host_off offset,
-      uint32_t slice_bytes, unsigned ahead, struct cache_ref *ref)
+      uint32_t slice_bytes, uint64_t ahead, struct cache_ref *ref)
 {
   uint64_t words[CACHE_MAX_AHEAD * SLOT_WORDS];
   const unsigned slice_words = slice_bytes / sizeof words[0];
@@ -305,7 +305,7 @@ load (struct cache *c, struct storage *s, uint64_t tag, struct host_off offset,
 
 int
 cache_get (struct cache *c, struct storage *s, unsigned id,
-           struct host_off offset, uint32_t slice_bytes, unsigned ahead,
+           struct host_off offset, uint32_t slice_bytes, uint64_t ahead,
            struct cache_ref *ref)
 {
   const uint64_t tag = offset.v | id;

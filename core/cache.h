@@ -56,7 +56,7 @@ struct cache_ref {
  */
 extern int cache_get (struct cache *c, struct storage *s, unsigned id,
                       struct host_off offset, uint32_t slice_bytes,
-                      unsigned ahead, struct cache_ref *ref);
+                      uint64_t ahead, struct cache_ref *ref);
 
 /* The acquire order keeps the check in cache_still_valid behind it. */
 static inline uint64_t

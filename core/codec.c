@@ -121,9 +121,9 @@ codec_input (struct codec *c, size_t size)
 
 const char codec_no_memory[] = "out of memory";
 
-/* zlib, for what libdeflate refuses: a stream that is not ended, whose
- * output is complete all the same, is legal in qcow2.  QEMU's window is
- * 4 KiB; the full 32 KiB accept everything which that does.
+/* zlib, for what libdeflate refuses: decoding stops when the cluster is
+ * full, so that a stream which is not ended is legal, whatever follows it.
+ * QEMU's window is 4 KiB; the full 32 KiB accept everything which that does.
  */
 static const char *
 decode_zlib (struct codec *c, const void *in, size_t in_len,
@@ -144,7 +144,7 @@ decode_zlib (struct codec *c, const void *in, size_t in_len,
   c->zlib.next_out = out;
   c->zlib.avail_out = out_len;
   r = inflate (&c->zlib, Z_FINISH);
-  if (c->zlib.avail_out == 0 && (r == Z_STREAM_END || r == Z_BUF_ERROR))
+  if (c->zlib.avail_out == 0)
     return NULL;
   if (r == Z_MEM_ERROR)
     return codec_no_memory;
@@ -170,6 +170,22 @@ decode_deflate (struct codec *c, const void *in, size_t in_len,
   return decode_zlib (c, in, in_len, out, out_len);
 }
 
+/* libzstd may still know the formats from before 1.0: old decoders that no
+ * image needs and a hostile one should not reach.
+ */
+static bool
+is_modern_frame (const uint8_t *in, size_t in_len)
+{
+  uint32_t magic;
+
+  if (in_len < sizeof magic)
+    return false;
+  memcpy (&magic, in, sizeof magic);
+  magic = le32toh (magic);
+  return magic == ZSTD_MAGICNUMBER ||
+    (magic & ZSTD_MAGIC_SKIPPABLE_MASK) == ZSTD_MAGIC_SKIPPABLE_START;
+}
+
 /* One-shot, frame by frame: unlike zstd's streaming interface that never
  * allocates a window of the size which the (untrusted) frame names.
  */
@@ -190,6 +206,8 @@ decode_zstd (struct codec *c, const void *in, size_t in_len,
 
     if (in_len == 0)
       return "the zstd frames end before the cluster is full";
+    if (!is_modern_frame (ip, in_len))
+      return "there is no zstd frame";
     frame = ZSTD_findFrameCompressedSize (ip, in_len);
     if (ZSTD_isError (frame))
       return ZSTD_getErrorName (frame);

@@ -72,8 +72,13 @@ error_printable (char *buf, size_t size, const char *name)
 {
   size_t i;
 
-  for (i = 0; name[i] != '\0' && i < size - 1; ++i)
-    buf[i] = (unsigned char) name[i] < ' ' || name[i] == 0x7f ? '?' : name[i];
+  for (i = 0; name[i] != '\0' && i < size - 1; ++i) {
+    const unsigned char c = name[i], next = name[i+1];
+    /* U+0080 to U+009F are control characters too. */
+    const bool c1 = c == 0xc2 && next >= 0x80 && next < 0xa0;
+
+    buf[i] = c < ' ' || c == 0x7f || c1 ? '?' : name[i];
+  }
   buf[i] = '\0';
   return buf;
 }

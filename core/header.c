@@ -135,17 +135,14 @@ feature_name (const uint8_t *table, size_t len, unsigned bit,
 }
 
 /* Refuse what is not known, by its name (I8). */
-static int
-check_incompatible (const char *name, const struct header *h,
-                    const uint8_t *names, size_t names_len)
+static void
+refuse_incompatible (const char *name, uint64_t unknown,
+                     const uint8_t *names, size_t names_len)
 {
-  const uint64_t unknown = h->incompatible & ~KNOWN_INCOMPATIBLE;
   char list[1024] = "";
   size_t used = 0;
   unsigned bit;
 
-  if (unknown == 0)
-    return 0;
   for (bit = 0; bit < 64 && used < sizeof list; ++bit) {
     char feature[QCOW2_FEATURE_NAME_SIZE + 1];
 
@@ -157,27 +154,16 @@ check_incompatible (const char *name, const struct header *h,
   }
   error_set (ENOTSUP, "%s: incompatible features 0x%" PRIx64 " at offset %d "
              "are not supported: %s", name, unknown, FIELD_INCOMPATIBLE, list);
-  return -1;
 }
 
 static int
-decode_v3_fields (const char *name, const uint8_t *buf, size_t len,
-                  struct header *h)
+decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
 {
   uint8_t type = 0;
 
-  h->incompatible = get_be64 (buf + FIELD_INCOMPATIBLE);
   h->compatible = get_be64 (buf + FIELD_COMPATIBLE);
   h->autoclear = get_be64 (buf + FIELD_AUTOCLEAR);
   h->refcount_order = get_be32 (buf + FIELD_REFCOUNT_ORDER);
-  h->header_length = get_be32 (buf + FIELD_HEADER_LENGTH);
-
-  if (h->header_length < QCOW2_HEADER_LENGTH_V3 || h->header_length > len) {
-    error_set (EINVAL, "%s: header length %" PRIu32 " at offset %d: must be "
-               "from %d to the cluster size %zu", name, h->header_length,
-               FIELD_HEADER_LENGTH, QCOW2_HEADER_LENGTH_V3, len);
-    return -1;
-  }
   if (h->refcount_order > QCOW2_MAX_REFCOUNT_ORDER) {
     error_set (EINVAL, "%s: refcount_order %u at offset %d: must be at most "
                "%d", name, h->refcount_order, FIELD_REFCOUNT_ORDER,
@@ -205,11 +191,13 @@ decode_v3_fields (const char *name, const uint8_t *buf, size_t len,
   return 0;
 }
 
-/* Walk the extensions between start and end.  Spec: Header extensions. */
+/* Walk the extensions between start and end.  The feature name table is
+ * found where feature_names is not NULL.  Spec: Header extensions.
+ */
 static int
 decode_extensions (const char *name, const uint8_t *buf, size_t start,
                    size_t end, struct header *h,
-                   const uint8_t **names, size_t *names_len)
+                   const uint8_t **feature_names, size_t *feature_names_len)
 {
   size_t at = start;
 
@@ -238,8 +226,10 @@ decode_extensions (const char *name, const uint8_t *buf, size_t start,
       h->backing_format[len] = '\0';
       break;
     case QCOW2_EXT_FEATURE_NAMES:
-      *names = data;
-      *names_len = len;
+      if (feature_names != NULL) {
+        *feature_names = data;
+        *feature_names_len = len;
+      }
       break;
     default: /* can safely be ignored */
       break;
@@ -250,6 +240,36 @@ decode_extensions (const char *name, const uint8_t *buf, size_t start,
       at = end;
   }
   return 0;
+}
+
+/* The feature bits come first: what else is in the header may mean something
+ * else under one that is not known.
+ */
+static int
+decode_incompatible (const char *name, const uint8_t *buf, size_t len,
+                     struct header *h)
+{
+  const uint8_t *names = NULL;
+  size_t names_len = 0;
+  struct header ignored;
+  uint64_t unknown;
+
+  h->header_length = get_be32 (buf + FIELD_HEADER_LENGTH);
+  if (h->header_length < QCOW2_HEADER_LENGTH_V3 || h->header_length > len) {
+    error_set (EINVAL, "%s: header length %" PRIu32 " at offset %d: must be "
+               "from %d to the cluster size %zu", name, h->header_length,
+               FIELD_HEADER_LENGTH, QCOW2_HEADER_LENGTH_V3, len);
+    return -1;
+  }
+  h->incompatible = get_be64 (buf + FIELD_INCOMPATIBLE);
+  unknown = h->incompatible & ~KNOWN_INCOMPATIBLE;
+  if (unknown == 0)
+    return 0;
+  /* Only for the names: errors in the rest are beside the point. */
+  (void) decode_extensions (name, buf, h->header_length, len, &ignored,
+                            &names, &names_len);
+  refuse_incompatible (name, unknown, names, names_len);
+  return -1;
 }
 
 /* The backing name's place decides where the extensions end, so that it
@@ -397,8 +417,7 @@ int
 header_decode (const char *name, const uint8_t *buf, size_t len,
                uint64_t file_size, struct header *h)
 {
-  const uint8_t *names = NULL;
-  size_t names_len = 0, extensions_end;
+  size_t extensions_end;
 
   memset (h, 0, sizeof *h);
   h->version = get_be32 (buf + FIELD_VERSION);
@@ -407,14 +426,13 @@ header_decode (const char *name, const uint8_t *buf, size_t len,
   h->refcount_order = 4; /* what v2 always has */
   h->header_length = QCOW2_HEADER_LENGTH_V2;
 
-  if (h->version >= 3 && decode_v3_fields (name, buf, len, h) == -1)
+  if (h->version >= 3 &&
+      (decode_incompatible (name, buf, len, h) == -1 ||
+       decode_v3_fields (name, buf, h) == -1))
     return -1;
-  if (decode_backing_name (name, buf, len, h, &extensions_end) == -1)
-    return -1;
-  if (decode_extensions (name, buf, h->header_length, extensions_end, h,
-                         &names, &names_len) == -1)
-    return -1;
-  if (check_incompatible (name, h, names, names_len) == -1 ||
+  if (decode_backing_name (name, buf, len, h, &extensions_end) == -1 ||
+      decode_extensions (name, buf, h->header_length, extensions_end, h,
+                         NULL, NULL) == -1 ||
       decode_features (name, h) == -1 ||
       check_crypt_method (name, buf) == -1 ||
       decode_disk (name, buf, file_size, h) == -1 ||

@@ -225,7 +225,7 @@ lookup_l2 (const struct map *m, struct host_off table, struct guest_off offset,
   const uint64_t index = in_table >> cluster_bits;
   const uint64_t at = (index << entry_bits) / m->slice_bytes * m->slice_bytes;
   const struct host_off slice = { table.v + at };
-  unsigned ahead = 1;
+  uint64_t ahead = 1;
   struct cache_ref ref;
 
   /* A long range (extents ask for those) wants the table's next slices. */

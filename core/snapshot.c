@@ -271,6 +271,8 @@ snapshots_find (const struct snapshots *t, const char *label)
   unsigned nr_ids = 0;
   uint32_t i;
 
+  if (label[0] == '\0')
+    return NULL;
   for (i = 0; i < t->nr; ++i) {
     const struct snapshot *sn = &t->snapshot[i];
 

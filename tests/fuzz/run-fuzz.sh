@@ -1,0 +1,35 @@
+#!/bin/sh
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Fuzz for so many seconds: run-fuzz.sh SECONDS [LIBFUZZER-OPTION...]
+#
+# Run it in the build directory of tests/fuzz, of a build that was
+# configured like this:
+#
+#   configure CC=clang --enable-fuzzers \
+#     --enable-sanitizers=address,undefined \
+#     CFLAGS='-g -O1 -fsanitize=fuzzer-no-link'
+#
+# New inputs are kept in fuzz-found/, so that the next run goes on from
+# there; what crashes is fuzz-crash-*.  Such a file belongs into
+# regressions/ once the bug is fixed.
+
+set -e
+
+seconds=$1
+if [ -z "$seconds" ]; then
+    echo "usage: $0 SECONDS [LIBFUZZER-OPTION...]" >&2
+    exit 2
+fi
+shift
+corpus=$(cd "$(dirname "$0")" && pwd)/corpus
+program=./fuzz-image
+if [ ! -x "$program" ]; then
+    echo "$0: no $program here: configure with --enable-fuzzers" >&2
+    exit 1
+fi
+
+mkdir -p fuzz-found
+exec "$program" -max_total_time="$seconds" -max_len=131072 -timeout=10 \
+    -rss_limit_mb=512 -malloc_limit_mb=64 -artifact_prefix=fuzz-crash- \
+    -print_final_stats=1 "$@" fuzz-found "$corpus"

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Random images together with what is in them.  The model follows from how
+ * an image is made, not from decoding it.
+ */
+
+#ifndef UNIT_MODEL_H
+#define UNIT_MODEL_H
+
+#include "build.h"
+#include "map.h"
+
+#define MODEL_SECTOR 512
+
+struct model_sector {
+  enum run_kind kind;
+  uint64_t host;  /* DATA: of this sector; COMPRESSED: of the data */
+  uint64_t size;  /* COMPRESSED */
+  uint64_t place; /* DAMAGED: of the entry */
+};
+
+struct model {
+  struct builder image;
+  uint64_t nr; /* sectors of the disk */
+  struct model_sector *sector;
+  uint8_t *content; /* of the disk, where it is not UNALLOCATED */
+};
+
+/* Which kinds there are is random, too.  Damaged entries only if asked. */
+extern void model_random (struct model *m, unsigned version,
+                          unsigned cluster_bits, bool extended,
+                          enum compression compression, uint64_t disk_size,
+                          bool damage, uint64_t *state);
+extern void model_free (struct model *m);
+
+#endif /* UNIT_MODEL_H */
