@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# --dump-plugin: what the plugin can do and which libraries it has.
+
+. ./functions.sh
+
+"$NBDKIT" "$PLUGIN" --dump-plugin > "$tmp/dump"
+has ()
+{
+    grep -Eqx -- "$1" "$tmp/dump" || {
+        cat "$tmp/dump"
+        die "no line '$1'"
+    }
+}
+
+has 'name=qcow2'
+has 'thread_model=parallel'
+has 'max_thread_model=parallel'
+has 'magic_config_key=file'
+has 'has_extents=1'
+has 'has_can_cache=1'
+has 'has_list_exports=1'
+has 'has_block_size=1'
+has 'qcow2_versions=2,3'
+has 'qcow2_features=([a-z0-9-]+,)*snapshot-exports(,[a-z0-9-]+)*'
+has 'qcow2_features=([a-z0-9-]+,)*extended-l2(,[a-z0-9-]+)*'
+has 'qcow2_backing_formats=raw,qcow2'
+has 'qcow2_compression=deflate,zstd'
+has 'qcow2_zlib=[0-9]+\.[0-9.]+.*'
+has 'qcow2_zstd=[0-9]+\.[0-9.]+.*'
+has 'qcow2_libdeflate=(no|[0-9]+\.[0-9.]+)'
+# Nothing that could write.
+if grep -E 'has_(pwrite|zero|trim|flush|fua|can_write)=1' "$tmp/dump"; then
+    die "it says that it can write"
+fi

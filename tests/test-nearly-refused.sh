@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Images at the limits, which must be served.
+
+. ./functions.sh
+
+requires_python_nbd
+requires_qemu
+requires nbdcopy --version
+requires nbdinfo --version
+
+"$PYTHON" "$testsrc/refuse.py" valid
