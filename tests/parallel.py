@@ -9,7 +9,7 @@ import threading
 
 import qtest
 from qtest import path, Server, concurrent_reads, same_runs
-from qcow2make import Qcow2, Raw, fill, noise
+from qcow2make import Qcow2, Raw, clip, fill, noise
 
 SMALL = "cache-size=64K"
 
@@ -103,7 +103,72 @@ def snapshots():
              n=300)
 
 
+def tables():
+    """Maps alone, many at once, of more tables than there is room for: what
+    one thread looks at another one throws out."""
+    cs, per, n = 4096, 512, 96
+    img = Qcow2(path("tables.qcow2"), n * per * cs, cluster_bits=12)
+    rnd = random.Random("tables")
+    for ci in range(n * per):
+        if rnd.random() < 0.5:
+            img.zero_plain(ci)
+    # each table has preallocated zeros at places of its own
+    for t in range(n):
+        for ci in rnd.sample(range(per), 60):
+            img.zero_alloc(t * per + ci)
+    img.write()
+    want = []
+    for t in range(n):
+        flat = []
+        for s, e, k in clip(img.runs(), t * per * cs, (t + 1) * per * cs):
+            flat += [e - s, {"zero": 2, "hole": 3}[k]]
+        want.append(flat)
+    bad = []
+    answers = []
+
+    def work(srv, k):
+        try:
+            ask(srv, k)
+        except Exception as e:
+            qtest.fail("maps alone: %r" % e)
+
+    def ask(srv, k):
+        rnd = random.Random(k)
+        h = srv.connect()
+
+        def asked(t):
+            def cb(ctx, offset, entries, error):
+                answers.append(t)
+                if list(entries) != want[t]:
+                    bad.append(t)
+                return 0
+            return cb
+        for _ in range(120):
+            flight = []
+            for _ in range(16):
+                t = rnd.randrange(n)
+                flight.append(h.aio_block_status(per * cs, t * per * cs,
+                                                 asked(t)))
+            while flight:
+                h.poll(-1)
+                flight = [c for c in flight if not h.aio_command_completed(c)]
+        h.shutdown()
+
+    qtest.images += 1
+    with Server("file=" + img.path, SMALL) as srv:
+        threads = [threading.Thread(target=work, args=(srv, k))
+                   for k in range(8)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    qtest.check(len(answers) == 8 * 120 * 16, "maps alone: %d answers" %
+                len(answers))
+    qtest.check(not bad, "%d maps wrong, of tables %s" % (len(bad), bad[:9]))
+
+
 kinds()
+tables()
 only_compressed()
 chains()
 snapshots()
