@@ -62,7 +62,8 @@ extern int image_describe (const struct image *im, const char *export,
 
 /* The disk behind an export: for layer_read and its like.  Owned by the
  * caller; the image must outlive it.  Returns NULL with the error set:
- * ENOENT if there is no such export, EINVAL if the snapshot is malformed.
+ * ENOENT if there is no such export, EINVAL if the snapshot is malformed
+ * (marked as repeated if that was reported before).
  */
 extern struct layer *image_open_disk (const struct image *im,
                                       const char *export);

@@ -34,6 +34,7 @@ let_go ()
 {
     kill "$holder"
     wait "$holder" || true
+    forget "$holder"
 }
 
 # What QEMU writes we don't read ...
