@@ -24,14 +24,14 @@ extern void params_free (void);
 
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
-  "file=<PATH>     (required) The qcow2 image to serve.\n"              \
-  "follow=none|beneath|any    Which backing files an image may name:\n" \
-  "                none (default), those under its own directory, any.\n" \
-  "backing=<PATH>  Use this backing file, whatever the image names.\n"  \
-  "backing-format=raw|qcow2   Its format; the default is what the image\n" \
-  "                records.  Formats are never guessed.\n"              \
+  "file=<PATH>                The qcow2 image to serve (required).\n"     \
+  "follow=none|beneath|any    Which backing files an image may name: none\n" \
+  "                           (default), those in its own folder, any.\n" \
+  "backing=<PATH>             Use this backing file, whatever the image\n" \
+  "                           names.\n"                                   \
+  "backing-format=raw|qcow2   Its format; default: what the image records.\n" \
   "cache-size=<SIZE>          Size of the metadata cache (default 64M).\n" \
-  "force-share=<BOOL>         Read even an image that another process is\n" \
-  "                writing (default false)."
+  "force-share=<BOOL>         Read even an image that another process\n"  \
+  "                           writes (default false)."
 
 #endif /* QCOW2_PARAMS_H */
