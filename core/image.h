@@ -27,7 +27,7 @@ struct image_options {
   uint64_t cache_size; /* bytes, at least CACHE_MIN_BYTES */
 };
 
-#define IMAGE_DEFAULT_CACHE_SIZE (UINT64_C (64) << 20)
+#define IMAGE_DEFAULT_CACHE_SIZE (UINT64_C (256) << 20)
 
 /* Open an image read-only; not one byte of it or of its backing files is
  * written (I9).  Returns NULL with the error set.

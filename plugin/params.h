@@ -30,7 +30,7 @@ extern void params_free (void);
   "backing=<PATH>             Use this backing file, whatever the image\n" \
   "                           names.\n"                                   \
   "backing-format=raw|qcow2   Its format; default: what the image records.\n" \
-  "cache-size=<SIZE>          Size of the metadata cache (default 64M).\n" \
+  "cache-size=<SIZE>          Size of the metadata cache (default 256M).\n" \
   "force-share=<BOOL>         Read even an image that another process\n"  \
   "                           writes (default false)."
 
