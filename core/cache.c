@@ -35,7 +35,15 @@ struct set {
   bool loading[WAYS]; /* lock; a tag being loaded is in loading_tag */
   uint64_t loading_tag[WAYS];
   unsigned hand; /* lock; the clock's */
+
+  /* What the slot holds: its own words, or no_words if all are 0. */
+  _Atomic uintptr_t words[WAYS];
 };
+
+/* Most slices of a sparse disk's tables are all zeros.  They share this, and
+ * take neither memory nor a copy.
+ */
+static const _Atomic uint64_t no_words[SLOT_WORDS];
 
 struct cache {
   uint64_t nr_sets;
@@ -136,7 +144,9 @@ lookup (struct cache *c, uint64_t set_index, uint64_t tag,
         atomic_load_explicit (&set->tag[i], memory_order_acquire) != tag)
       continue;
     ref->seq = &set->seq[i];
-    ref->words = slot_words (c, set_index, i);
+    /* Acquire, as for any word: cache_still_valid stays behind it. */
+    ref->words = (const _Atomic uint64_t *)
+      atomic_load_explicit (&set->words[i], memory_order_acquire);
     if (!atomic_load_explicit (&set->referenced[i], memory_order_relaxed))
       atomic_store_explicit (&set->referenced[i], true, memory_order_relaxed);
     return true;
@@ -182,6 +192,18 @@ is_loading (const struct set *set, uint64_t tag)
   return false;
 }
 
+static bool
+all_zero (const uint64_t *words, unsigned nr)
+{
+  unsigned i;
+
+  for (i = 0; i < nr; ++i) {
+    if (words[i] != 0)
+      return false;
+  }
+  return true;
+}
+
 /* Put the words into the slot.  C2: seq is odd while they change, and the
  * release order of the stores keeps them behind that.  Lock held.
  */
@@ -193,11 +215,15 @@ publish (struct cache *c, uint64_t set_index, unsigned way, uint64_t tag,
   _Atomic uint64_t *to = slot_words (c, set_index, way);
   const uint64_t seq = atomic_load_explicit (&set->seq[way],
                                              memory_order_relaxed);
+  const bool empty = all_zero (words, nr);
   unsigned i;
 
   atomic_store_explicit (&set->seq[way], seq + 1, memory_order_relaxed);
   atomic_store_explicit (&set->tag[way], tag, memory_order_release);
-  for (i = 0; i < nr; ++i)
+  atomic_store_explicit (&set->words[way],
+                         (uintptr_t) (empty ? no_words : to),
+                         memory_order_release);
+  for (i = 0; !empty && i < nr; ++i)
     atomic_store_explicit (&to[i], words[i], memory_order_release);
   atomic_store_explicit (&set->seq[way], seq + 2, memory_order_release);
 }

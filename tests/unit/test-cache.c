@@ -54,6 +54,9 @@ struct pattern {
 static uint64_t
 word_at (unsigned id, uint64_t offset)
 {
+  /* Some slices are all zeros, which the cache keeps without a copy. */
+  if (offset / CACHE_SLOT_BYTES % 5 == 2)
+    return 0;
   return mix (offset * 512 + id + 1);
 }
 
