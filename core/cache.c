@@ -19,6 +19,10 @@
 
 #define WAYS 8
 #define SLOT_WORDS (CACHE_SLOT_BYTES / sizeof (uint64_t))
+#define SECTOR_WORDS (CACHE_SECTOR / sizeof (uint64_t))
+
+/* More than this (32 MiB of tables) is not kept from the disk for long. */
+#define MAX_CHANGED_SLOTS 8192
 
 /* A tag is the slice's offset with the storage's id in the low bits that
  * the alignment leaves free.  No slice is at offset 0, so that fresh memory
@@ -36,6 +40,12 @@ struct set {
   uint64_t loading_tag[WAYS];
   unsigned hand; /* lock; the clock's */
 
+  /* Lock; C5. */
+  uint8_t changed[WAYS];  /* bit i: sector i is not in a batch yet */
+  bool listed[WAYS];      /* in cache.listed */
+  bool in_batch[WAYS];
+  uint8_t order[WAYS];
+
   /* What the slot holds: its own words, or no_words if all are 0. */
   _Atomic uintptr_t words[WAYS];
 };
@@ -49,7 +59,13 @@ struct cache {
   uint64_t nr_sets;
   struct set *sets;
   _Atomic uint64_t *words; /* SLOT_WORDS for each way of each set */
-  size_t sets_bytes, words_bytes;
+  size_t sets_bytes, words_bytes, listed_bytes;
+
+  /* Slots that changed since the last batch was taken; lock. */
+  uint32_t *listed;
+  _Atomic uint32_t nr_listed;
+  uint32_t max_listed;
+  uint32_t nr_in_batch;
 
   /* Taken on a miss, for moments only, never around I/O (C4). */
   pthread_mutex_t lock;
@@ -76,13 +92,19 @@ cache_new (uint64_t bytes)
     goto no_memory;
   pthread_mutex_init (&c->lock, NULL);
   pthread_cond_init (&c->loaded, NULL);
-  c->nr_sets = bytes / (WAYS * CACHE_SLOT_BYTES + sizeof (struct set));
+  c->nr_sets = bytes / (WAYS * (CACHE_SLOT_BYTES + sizeof c->listed[0]) +
+                        sizeof (struct set));
   c->sets_bytes = c->nr_sets * sizeof (struct set);
   c->words_bytes = c->nr_sets * WAYS * CACHE_SLOT_BYTES;
+  c->listed_bytes = c->nr_sets * WAYS * sizeof c->listed[0];
   c->sets = map_memory (c->sets_bytes);
   c->words = map_memory (c->words_bytes);
-  if (c->sets == NULL || c->words == NULL)
+  c->listed = map_memory (c->listed_bytes);
+  if (c->sets == NULL || c->words == NULL || c->listed == NULL)
     goto no_memory;
+  c->max_listed = c->nr_sets * WAYS / 4;
+  if (c->max_listed > MAX_CHANGED_SLOTS)
+    c->max_listed = MAX_CHANGED_SLOTS;
   return c;
 
  no_memory:
@@ -101,6 +123,8 @@ cache_free (struct cache *c)
     munmap (c->sets, c->sets_bytes);
   if (c->words != NULL)
     munmap (c->words, c->words_bytes);
+  if (c->listed != NULL)
+    munmap (c->listed, c->listed_bytes);
   pthread_cond_destroy (&c->loaded);
   pthread_mutex_destroy (&c->lock);
   free (c);
@@ -154,8 +178,16 @@ lookup (struct cache *c, uint64_t set_index, uint64_t tag,
   return false;
 }
 
-/* Choose a slot of the set that is not being loaded: an empty one, else by
- * the clock.  Returns WAYS if there is none.  Called with the lock held.
+/* Holds something that is not on the storage yet (C5).  Lock held. */
+static inline bool
+is_changed (const struct set *set, unsigned way)
+{
+  return set->changed[way] != 0 || set->in_batch[way];
+}
+
+/* Choose a slot of the set that is neither being loaded nor changed: an empty
+ * one, else by the clock.  Returns WAYS if there is none.  Called with the
+ * lock held.
  */
 static unsigned
 choose_victim (struct set *set)
@@ -169,7 +201,7 @@ choose_victim (struct set *set)
   }
   for (turns = 0; turns < 2 * WAYS; ++turns) {
     i = set->hand++ % WAYS;
-    if (set->loading[i])
+    if (set->loading[i] || is_changed (set, i))
       continue;
     last = i;
     if (!atomic_exchange_explicit (&set->referenced[i], false,
@@ -249,6 +281,10 @@ try_reserve (struct cache *c, uint64_t tag, struct reservation *r)
   way = choose_victim (set);
   if (way == WAYS)
     return false;
+  /* Who looks for what was in it must read it anew: it may be changed only
+   * in a slot that keeps it.
+   */
+  atomic_store_explicit (&set->tag[way], TAG_EMPTY, memory_order_release);
   set->loading[way] = true;
   set->loading_tag[way] = tag;
   *r = (struct reservation) { set_index, tag, way };
@@ -341,4 +377,251 @@ cache_get (struct cache *c, struct storage *s, unsigned id,
   if (lookup (c, find_set (c, tag), tag, ref))
     return 0;
   return load (c, s, tag, offset, slice_bytes, ahead, ref);
+}
+
+/* The slot that holds this slice, or WAYS.  Lock held. */
+static unsigned
+find_slot (const struct set *set, uint64_t tag)
+{
+  unsigned i;
+
+  for (i = 0; i < WAYS; ++i) {
+    if (atomic_load_explicit (&set->tag[i], memory_order_relaxed) == tag &&
+        !set->loading[i])
+      return i;
+  }
+  return WAYS;
+}
+
+/* Whether one more slot of the set may hold changes (C5).  Lock held. */
+static bool
+has_room (const struct cache *c, const struct set *set)
+{
+  unsigned i, nr = 0;
+
+  for (i = 0; i < WAYS; ++i)
+    nr += is_changed (set, i);
+  return nr < WAYS / 2 && c->nr_listed < c->nr_sets * WAYS;
+}
+
+/* Give a slot that shares no_words words of its own.  Lock held, and seq
+ * odd.
+ */
+static void
+give_own_words (struct set *set, unsigned way, _Atomic uint64_t *own)
+{
+  unsigned i;
+
+  if (atomic_load_explicit (&set->words[way], memory_order_relaxed) ==
+      (uintptr_t) own)
+    return;
+  for (i = 0; i < SLOT_WORDS; ++i)
+    atomic_store_explicit (&own[i], 0, memory_order_release);
+  atomic_store_explicit (&set->words[way], (uintptr_t) own,
+                         memory_order_release);
+}
+
+/* Lock held. */
+static void
+mark_changed (struct cache *c, uint64_t set_index, unsigned way,
+              unsigned first, unsigned nr, enum cache_order order)
+{
+  struct set *set = &c->sets[set_index];
+  unsigned i;
+
+  for (i = first / SECTOR_WORDS; i <= (first + nr - 1) / SECTOR_WORDS; ++i)
+    set->changed[way] |= 1U << i;
+  set->order[way] = order;
+  if (!set->listed[way]) {
+    set->listed[way] = true;
+    c->listed[c->nr_listed++] = set_index * WAYS + way;
+  }
+}
+
+enum cache_update
+cache_update (struct cache *c, unsigned id, struct host_off slice,
+              unsigned first, unsigned nr, const uint64_t *words,
+              enum cache_order order)
+{
+  const uint64_t tag = slice.v | id;
+  const uint64_t set_index = find_set (c, tag);
+  struct set *set = &c->sets[set_index];
+  enum cache_update r = CACHE_UPDATED;
+  unsigned way, i;
+
+  assert (nr > 0 && first + nr <= SLOT_WORDS);
+  pthread_mutex_lock (&c->lock);
+  way = find_slot (set, tag);
+  if (way == WAYS)
+    r = CACHE_ABSENT;
+  else if (!is_changed (set, way) && !has_room (c, set))
+    r = CACHE_CROWDED;
+  else {
+    _Atomic uint64_t *to = slot_words (c, set_index, way);
+    const uint64_t seq = atomic_load_explicit (&set->seq[way],
+                                               memory_order_relaxed);
+
+    /* C2, as in publish. */
+    atomic_store_explicit (&set->seq[way], seq + 1, memory_order_relaxed);
+    give_own_words (set, way, to);
+    for (i = 0; i < nr; ++i)
+      atomic_store_explicit (&to[first + i], htobe64 (words[i]),
+                             memory_order_release);
+    atomic_store_explicit (&set->seq[way], seq + 2, memory_order_release);
+    mark_changed (c, set_index, way, first, nr, order);
+  }
+  pthread_mutex_unlock (&c->lock);
+  return r;
+}
+
+bool
+cache_wants_writing (struct cache *c)
+{
+  return atomic_load_explicit (&c->nr_listed, memory_order_relaxed) >=
+    c->max_listed;
+}
+
+bool
+cache_is_clean (struct cache *c)
+{
+  bool r;
+
+  pthread_mutex_lock (&c->lock);
+  r = c->nr_listed == 0 && c->nr_in_batch == 0;
+  pthread_mutex_unlock (&c->lock);
+  return r;
+}
+
+/* Lock held. */
+static size_t
+count_changed_sectors (const struct cache *c)
+{
+  size_t nr = 0;
+  uint32_t i;
+
+  for (i = 0; i < c->nr_listed; ++i) {
+    const uint32_t slot = c->listed[i];
+
+    nr += __builtin_popcount (c->sets[slot / WAYS].changed[slot % WAYS]);
+  }
+  return nr;
+}
+
+/* Copy the changed sectors of a slot to the batch.  Lock held. */
+static void
+take_slot (struct cache *c, uint32_t slot, struct cache_batch *b)
+{
+  struct set *set = &c->sets[slot / WAYS];
+  const unsigned way = slot % WAYS;
+  const _Atomic uint64_t *words = slot_words (c, slot / WAYS, way);
+  const uint64_t tag = atomic_load_explicit (&set->tag[way],
+                                             memory_order_relaxed);
+  unsigned i, w;
+
+  for (i = 0; i < CACHE_SLOT_BYTES / CACHE_SECTOR; ++i) {
+    struct cache_sector *s = &b->sector[b->nr];
+
+    if (!(set->changed[way] & 1U << i))
+      continue;
+    s->offset.v = (tag & -(uint64_t) CACHE_SECTOR) + i * CACHE_SECTOR;
+    s->order = set->order[way];
+    s->slot = slot;
+    s->bit = i;
+    for (w = 0; w < SECTOR_WORDS; ++w) {
+      const uint64_t word =
+        atomic_load_explicit (&words[i * SECTOR_WORDS + w],
+                              memory_order_relaxed);
+
+      memcpy (s->data + w * sizeof word, &word, sizeof word);
+    }
+    b->nr++;
+  }
+  set->listed[way] = false;
+  if (set->changed[way] != 0) {
+    set->changed[way] = 0;
+    set->in_batch[way] = true;
+    c->nr_in_batch++;
+  }
+}
+
+static int
+compare_sectors (const void *a, const void *b)
+{
+  const struct cache_sector *x = a, *y = b;
+
+  if (x->order != y->order)
+    return x->order < y->order ? -1 : 1;
+  return x->offset.v < y->offset.v ? -1 : x->offset.v > y->offset.v;
+}
+
+int
+cache_take_batch (struct cache *c, struct cache_batch *b)
+{
+  size_t nr;
+  uint32_t i;
+
+  pthread_mutex_lock (&c->lock);
+  assert (c->nr_in_batch == 0);
+  nr = count_changed_sectors (c);
+  if (nr > b->capacity) {
+    struct cache_sector *p = realloc (b->sector, nr * sizeof *p);
+
+    if (p == NULL) {
+      pthread_mutex_unlock (&c->lock);
+      error_set (ENOMEM, "out of memory");
+      return -1;
+    }
+    b->sector = p;
+    b->capacity = nr;
+  }
+  b->nr = 0;
+  for (i = 0; i < c->nr_listed; ++i)
+    take_slot (c, c->listed[i], b);
+  c->nr_listed = 0;
+  pthread_mutex_unlock (&c->lock);
+  qsort (b->sector, b->nr, sizeof b->sector[0], compare_sectors);
+  return 0;
+}
+
+void
+cache_end_batch (struct cache *c, const struct cache_batch *b, bool written)
+{
+  size_t i;
+
+  pthread_mutex_lock (&c->lock);
+  for (i = 0; i < b->nr; ++i) {
+    const struct cache_sector *s = &b->sector[i];
+    struct set *set = &c->sets[s->slot / WAYS];
+    const unsigned way = s->slot % WAYS;
+
+    if (set->in_batch[way]) {
+      set->in_batch[way] = false;
+      c->nr_in_batch--;
+    }
+    if (!written)
+      mark_changed (c, s->slot / WAYS, way, s->bit * SECTOR_WORDS, 1,
+                    s->order);
+  }
+  pthread_mutex_unlock (&c->lock);
+}
+
+void
+cache_forget (struct cache *c, unsigned id, struct host_off offset,
+              uint64_t count, uint32_t slice_bytes)
+{
+  const uint64_t end = offset.v + count;
+
+  pthread_mutex_lock (&c->lock);
+  for (; offset.v < end; offset.v += slice_bytes) {
+    const uint64_t tag = offset.v | id;
+    struct set *set = &c->sets[find_set (c, tag)];
+    const unsigned way = find_slot (set, tag);
+
+    if (way == WAYS)
+      continue;
+    assert (!set->in_batch[way]);
+    set->changed[way] = 0; /* it may stay listed: nothing will be taken */
+    atomic_store_explicit (&set->tag[way], TAG_EMPTY, memory_order_release);
+  }
+  pthread_mutex_unlock (&c->lock);
 }

@@ -13,6 +13,9 @@
  *      taken as it is used.
  *  C4  No lock is held while a slice is read from storage; a slice is
  *      read once, however many threads want it.
+ *  C5  A changed slice stays until what was changed is on the storage.  In
+ *      each set at most half of the slots are changed ones, so that readers
+ *      always find a slot without waiting for that.
  *
  * Words are 64 bits, big endian, as on disk.
  */
@@ -78,5 +81,68 @@ cache_still_valid (const struct cache_ref *ref)
 {
   return atomic_load_explicit (ref->seq, memory_order_relaxed) == ref->seen;
 }
+
+/* Changing.  A change is made in the cache, where all readers see it at
+ * once, and is written later, as part of a batch: the 512-byte sectors that
+ * changed, never a whole table.
+ */
+#define CACHE_SECTOR 512
+
+/* What must be on the disk before what, within one batch. */
+enum cache_order {
+  CACHE_FIRST,
+  CACHE_SECOND,
+};
+
+enum cache_update {
+  CACHE_UPDATED,
+  CACHE_ABSENT,  /* cache_get it, and try again */
+  CACHE_CROWDED, /* write a batch, and try again */
+};
+
+/* Change nr words (at least 1), from the first-th on, of a slice, all at
+ * once as far as readers can tell.  A slice always has the same order.
+ * Takes the cache's lock for a moment.
+ */
+extern enum cache_update cache_update (struct cache *c, unsigned id,
+                                       struct host_off slice, unsigned first,
+                                       unsigned nr, const uint64_t *words,
+                                       enum cache_order order);
+
+/* True if so much was changed that it should be written soon.  No lock. */
+extern bool cache_wants_writing (struct cache *c);
+
+/* True if nothing is changed that is not on the storage yet. */
+extern bool cache_is_clean (struct cache *c);
+
+struct cache_sector {
+  struct host_off offset;
+  enum cache_order order;
+  uint32_t slot;
+  uint8_t bit;
+  uint8_t data[CACHE_SECTOR];
+};
+
+/* Sectors that changed, as they were at one moment.  One at a time. */
+struct cache_batch {
+  struct cache_sector *sector; /* by order and then by offset */
+  size_t nr, capacity;
+};
+
+/* Take what has changed into the batch (initially all zeros; its memory is
+ * used again).  No update may run at the same time; those after it belong to
+ * the next batch.  Returns -1 with ENOMEM set, and nothing is changed.
+ */
+extern int cache_take_batch (struct cache *c, struct cache_batch *b);
+
+/* The batch was written; or, if not, it belongs to the next one again. */
+extern void cache_end_batch (struct cache *c, const struct cache_batch *b,
+                             bool written);
+
+/* Forget the slices of slice_bytes in this range, which is about to hold
+ * something else.  Nobody may be reading or changing them.
+ */
+extern void cache_forget (struct cache *c, unsigned id, struct host_off offset,
+                          uint64_t count, uint32_t slice_bytes);
 
 #endif /* QCOW2_CACHE_H */

@@ -454,16 +454,30 @@ chain_open (struct chain *c, const struct chain_options *options,
 }
 
 int
-chain_open_storage (struct chain *c, struct storage *storage,
-                    struct shared *shared)
+chain_open_storages (struct chain *c, struct storage *const *storages,
+                     unsigned nr, struct shared *shared)
 {
+  int format = LAYER_QCOW2;
+  unsigned i;
+
   memset (c, 0, sizeof *c);
-  if (add_and_setup (c, storage, LAYER_QCOW2, shared) == -1 ||
-      follow_names (c, FOLLOW_NONE, storage->name, NULL, shared) == -1) {
-    chain_close (c);
-    return -1;
+  for (i = 0; i < nr && format != -1; ++i) {
+    if (i > 0)
+      format = parse_format (storages[i - 1]->name,
+                             c->file[i - 1]->header.backing_format);
+    if (format == -1 || add_and_setup (c, storages[i], format, shared) == -1)
+      break;
   }
-  return 0;
+  if (i == nr && (format == LAYER_RAW ||
+                  follow_names (c, FOLLOW_NONE, storages[i - 1]->name, NULL,
+                                shared) == 0))
+    return 0;
+  if (format == -1)
+    storage_close (storages[i]);
+  for (++i; i < nr; ++i)
+    storage_close (storages[i]);
+  chain_close (c);
+  return -1;
 }
 
 void

@@ -53,11 +53,13 @@ struct chain {
 extern int chain_open (struct chain *c, const struct chain_options *options,
                        struct shared *shared);
 
-/* The same for an image on this storage, which is owned from here on, even
- * after an error.  It must not have a backing file.
+/* The same for an image on the first of these storages and its backing files
+ * on the others, all of which are owned from here on, even after an error.
+ * The last one must not have a backing file.
  */
-extern int chain_open_storage (struct chain *c, struct storage *storage,
-                               struct shared *shared);
+extern int chain_open_storages (struct chain *c,
+                                struct storage *const *storages, unsigned nr,
+                                struct shared *shared);
 
 extern void chain_close (struct chain *c);
 

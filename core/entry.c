@@ -41,6 +41,7 @@ decode_extended (const struct entry_format *f, uint64_t word, uint64_t bitmap)
     .host.v = word & QCOW2_ENTRY_OFFSET_MASK,
     .allocated = bitmap & UINT32_MAX,
     .zero = bitmap >> 32,
+    .copied = (word & QCOW2_ENTRY_COPIED) != 0,
   };
 
   if ((e.allocated & e.zero) != 0 || !is_aligned (f, e.host.v) ||
@@ -65,6 +66,7 @@ entry_decode_l2 (const struct entry_format *f, uint64_t word, uint64_t bitmap)
     return decode_extended (f, word, bitmap);
 
   e.host.v = word & QCOW2_ENTRY_OFFSET_MASK;
+  e.copied = (word & QCOW2_ENTRY_COPIED) != 0;
   if (!is_aligned (f, e.host.v))
     e.kind = CLUSTER_INVALID;
   else if (word & QCOW2_L2_ZERO)
@@ -97,4 +99,49 @@ entry_decode_l1 (const struct entry_format *f, uint64_t word,
 {
   table->v = word & QCOW2_ENTRY_OFFSET_MASK;
   return is_aligned (f, table->v);
+}
+
+void
+entry_encode_l2 (const struct entry_format *f, struct host_off host,
+                 bool copied, uint32_t allocated, uint32_t zero,
+                 uint64_t words[2])
+{
+  words[0] = host.v;
+  if (host.v != 0 && copied)
+    words[0] |= QCOW2_ENTRY_COPIED;
+  words[1] = 0;
+  if (f->extended_l2)
+    words[1] = (uint64_t) zero << 32 | allocated;
+  else if (zero & 1)
+    words[0] |= QCOW2_L2_ZERO;
+}
+
+/* Refcounts of a byte and more are big endian; smaller ones start at a byte's
+ * least significant bit.  How far to the left the i-th one is in its word:
+ */
+static inline unsigned
+refcount_shift (unsigned order, uint64_t i)
+{
+  const unsigned bits = 1U << order;
+  const unsigned at = (i << order) & 63; /* as on disk */
+
+  if (bits >= 8)
+    return 64 - bits - at;
+  return 56 - (at & ~7U) + (at & 7);
+}
+
+uint64_t
+entry_get_refcount (unsigned order, uint64_t word, uint64_t i)
+{
+  return word >> refcount_shift (order, i) & entry_refcount_max (order);
+}
+
+uint64_t
+entry_put_refcount (unsigned order, uint64_t word, uint64_t i,
+                    uint64_t refcount)
+{
+  const unsigned shift = refcount_shift (order, i);
+
+  word &= ~(entry_refcount_max (order) << shift);
+  return word | refcount << shift;
 }

@@ -39,6 +39,7 @@ struct l2_entry {
   uint32_t compressed_size; /* bytes at most: the format overstates it */
   uint32_t allocated;       /* SUBCLUSTERS: bit x for subcluster x */
   uint32_t zero;            /* likewise; disjoint from allocated */
+  bool copied; /* the host cluster has no other reference: never COMPRESSED */
 };
 
 /* Decode an L2 entry.  bitmap is the second word of an extended entry
@@ -51,11 +52,35 @@ extern struct l2_entry entry_decode_l2 (const struct entry_format *f,
 extern const char *entry_why (const struct entry_format *f, uint64_t word,
                               uint64_t bitmap);
 
+/* The two words of an entry without compressed data.  host 0 is none; copied
+ * says that nothing else refers to that host cluster.  Without extended L2
+ * only bit 0 of the bitmaps counts, and the second word is 0.  Spec: Standard
+ * Cluster Descriptor, Extended L2 Entries.
+ */
+extern void entry_encode_l2 (const struct entry_format *f,
+                             struct host_off host, bool copied,
+                             uint32_t allocated, uint32_t zero,
+                             uint64_t words[2]);
+
 /* Where the L2 table of an L1 entry is; 0 if there is none.  Returns false
  * if the offset is not aligned to a cluster.
  */
 extern bool entry_decode_l1 (const struct entry_format *f, uint64_t word,
                              struct host_off *table);
+
+/* Refcounts of 2^order bits in the words of a refcount block.  Spec: Host
+ * cluster management.
+ */
+static inline uint64_t
+entry_refcount_max (unsigned order)
+{
+  return UINT64_MAX >> (64 - (1U << order));
+}
+
+/* The i-th refcount of a block is in word (i << order) / 64. */
+extern uint64_t entry_get_refcount (unsigned order, uint64_t word, uint64_t i);
+extern uint64_t entry_put_refcount (unsigned order, uint64_t word, uint64_t i,
+                                    uint64_t refcount);
 
 /* The state of one subcluster of a SUBCLUSTERS entry: one of UNALLOCATED,
  * ZERO_PLAIN, ZERO_ALLOC, STANDARD.

@@ -38,6 +38,23 @@ run_flags (const struct layer *layer, struct run *run, unsigned *flags)
   abort ();
 }
 
+/* The run at offset, and its flags. */
+static int
+find_run (const struct layer *layer, struct guest_off offset, uint64_t max,
+          struct run *run, unsigned *flags)
+{
+  struct epoch *epoch = layer->shared->epoch;
+  const unsigned token = epoch_enter (epoch);
+  const struct layer *owner;
+  int r;
+
+  r = layer_lookup (layer, offset, max, run, &owner);
+  if (r == 0)
+    r = run_flags (owner, run, flags);
+  epoch_leave (epoch, token);
+  return r;
+}
+
 int
 layer_extents (const struct layer *layer, uint64_t count,
                struct guest_off offset, bool one, extent_fn fn, void *opaque)
@@ -47,12 +64,10 @@ layer_extents (const struct layer *layer, uint64_t count,
   unsigned flags = 0;          /* ... and its flags */
 
   while (offset.v < end) {
-    const struct layer *owner;
     struct run run;
-    unsigned next;
+    unsigned next = 0;
 
-    if (layer_lookup (layer, offset, end - offset.v, &run, &owner) == -1 ||
-        run_flags (owner, &run, &next) == -1)
+    if (find_run (layer, offset, end - offset.v, &run, &next) == -1)
       return -1;
     if (next != flags && offset.v > start) {
       if (fn (opaque, start, offset.v - start, flags) == -1)

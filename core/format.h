@@ -71,6 +71,12 @@ struct host_off { uint64_t v; };
 #define QCOW2_L2_COMPRESSED (UINT64_C (1) << 62)
 #define QCOW2_L2_ZERO (UINT64_C (1) << 0)
 
+/* Spec: Host cluster management: entries of the refcount table. */
+#define QCOW2_REFCOUNT_BLOCK_MASK UINT64_C (0xfffffffffffffe00)
+
+/* Clusters lie below this, since their offsets have 56 bits. */
+#define QCOW2_MAX_HOST_SIZE (UINT64_C (1) << 56)
+
 /* Spec: Extended L2 Entries. */
 #define QCOW2_SUBCLUSTERS 32
 
@@ -102,6 +108,20 @@ get_be64 (const void *p)
   uint64_t v;
   memcpy (&v, p, sizeof v);
   return be64toh (v);
+}
+
+static inline void
+put_be32 (void *p, uint32_t v)
+{
+  v = htobe32 (v);
+  memcpy (p, &v, sizeof v);
+}
+
+static inline void
+put_be64 (void *p, uint64_t v)
+{
+  v = htobe64 (v);
+  memcpy (p, &v, sizeof v);
 }
 
 #endif /* QCOW2_FORMAT_H */

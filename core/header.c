@@ -32,6 +32,10 @@ enum {
   FIELD_COMPRESSION_TYPE = 104,
 };
 
+_Static_assert (HEADER_FEATURES_OFFSET == FIELD_INCOMPATIBLE &&
+                HEADER_REFCOUNT_TABLE_OFFSET == FIELD_REFCOUNT_TABLE_OFFSET,
+                "header.h and the fields agree");
+
 #define KNOWN_INCOMPATIBLE                                      \
   (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT |              \
    QCOW2_INCOMPAT_DATA_FILE | QCOW2_INCOMPAT_COMPRESSION |      \
@@ -440,4 +444,22 @@ header_decode (const char *name, const uint8_t *buf, size_t len,
       decode_snapshot_fields (name, buf, file_size, h) == -1)
     return -1;
   return 0;
+}
+
+void
+header_encode_features (const struct header *h,
+                        uint8_t buf[HEADER_FEATURES_BYTES])
+{
+  put_be64 (buf, h->incompatible);
+  put_be64 (buf + FIELD_COMPATIBLE - FIELD_INCOMPATIBLE, h->compatible);
+  put_be64 (buf + FIELD_AUTOCLEAR - FIELD_INCOMPATIBLE, h->autoclear);
+}
+
+void
+header_encode_refcount_table (struct host_off table, uint32_t clusters,
+                              uint8_t buf[HEADER_REFCOUNT_TABLE_BYTES])
+{
+  put_be64 (buf, table.v);
+  put_be32 (buf + FIELD_REFCOUNT_TABLE_CLUSTERS - FIELD_REFCOUNT_TABLE_OFFSET,
+            clusters);
 }

@@ -64,6 +64,20 @@ extern size_t header_want (const char *name, const uint8_t *buf,
 extern int header_decode (const char *name, const uint8_t *buf, size_t len,
                           uint64_t file_size, struct header *h);
 
+/* Parts of the header's bytes, to change them in place: whatever else is in
+ * it stays as it is (I8).  None straddles a sector of 512 bytes.
+ */
+#define HEADER_FEATURES_OFFSET 72 /* version 3 */
+#define HEADER_FEATURES_BYTES 24
+extern void header_encode_features (const struct header *h,
+                                    uint8_t buf[HEADER_FEATURES_BYTES]);
+
+#define HEADER_REFCOUNT_TABLE_OFFSET 48
+#define HEADER_REFCOUNT_TABLE_BYTES 12
+extern void
+header_encode_refcount_table (struct host_off table, uint32_t clusters,
+                              uint8_t buf[HEADER_REFCOUNT_TABLE_BYTES]);
+
 /* How many bytes of the guest's disk one entry of an L1 table maps. */
 extern unsigned header_l1_shift (const struct header *h);
 

@@ -11,11 +11,17 @@
 #include "error.h"
 #include "image.h"
 #include "snapshot.h"
+#include "write.h"
+#include "zero.h"
 
 struct image {
   struct shared shared;
+  struct epoch epoch;
   struct chain chain;
   struct snapshots snapshots;
+
+  pthread_mutex_t writer_lock;
+  struct writer *_Atomic writer; /* NULL: not writable */
 };
 
 static const struct chain_file *
@@ -34,13 +40,16 @@ image_new (uint64_t cache_size)
     error_set (ENOMEM, "out of memory");
     return NULL;
   }
+  epoch_init (&im->epoch);
+  pthread_mutex_init (&im->writer_lock, NULL);
+  im->shared.epoch = &im->epoch;
   im->shared.cache = cache_new (cache_size);
   if (im->shared.cache != NULL)
     im->shared.decoded = decoded_new ();
   if (im->shared.decoded != NULL)
     im->shared.codecs = codec_pool_new ();
   if (im->shared.codecs == NULL) {
-    image_close (im);
+    (void) image_close (im);
     return NULL;
   }
   return im;
@@ -51,7 +60,7 @@ read_snapshots (struct image *im)
 {
   if (snapshots_read (&im->snapshots, &top (im)->header,
                       top (im)->layer.storage) == -1) {
-    image_close (im);
+    (void) image_close (im);
     return NULL;
   }
   return im;
@@ -65,7 +74,26 @@ image_open (const struct image_options *options)
   if (im == NULL)
     return NULL;
   if (chain_open (&im->chain, &options->chain, &im->shared) == -1) {
-    image_close (im);
+    (void) image_close (im);
+    return NULL;
+  }
+  return read_snapshots (im);
+}
+
+struct image *
+image_open_storages (struct storage *const *storages, unsigned nr,
+                     uint64_t cache_size)
+{
+  struct image *im = image_new (cache_size);
+  unsigned i;
+
+  if (im == NULL) {
+    for (i = 0; i < nr; ++i)
+      storage_close (storages[i]);
+    return NULL;
+  }
+  if (chain_open_storages (&im->chain, storages, nr, &im->shared) == -1) {
+    (void) image_close (im);
     return NULL;
   }
   return read_snapshots (im);
@@ -74,30 +102,100 @@ image_open (const struct image_options *options)
 struct image *
 image_open_storage (struct storage *s, uint64_t cache_size)
 {
-  struct image *im = image_new (cache_size);
-
-  if (im == NULL) {
-    storage_close (s);
-    return NULL;
-  }
-  if (chain_open_storage (&im->chain, s, &im->shared) == -1) {
-    image_close (im);
-    return NULL;
-  }
-  return read_snapshots (im);
+  return image_open_storages (&s, 1, cache_size);
 }
 
-void
+int
 image_close (struct image *im)
 {
+  int r;
+
   if (im == NULL)
-    return;
+    return 0;
+  r = writer_close (im->writer);
   snapshots_free (&im->snapshots);
   chain_close (&im->chain);
   codec_pool_free (im->shared.codecs);
   decoded_free (im->shared.decoded);
   cache_free (im->shared.cache);
+  pthread_mutex_destroy (&im->writer_lock);
+  epoch_destroy (&im->epoch);
   free (im);
+  return r;
+}
+
+/* The permissions that QEMU takes on an image it writes. */
+static int
+lock_for_writing (struct storage *s)
+{
+  return storage_file_make_writable (s, STORAGE_CONSISTENT_READ |
+                                     STORAGE_WRITE | STORAGE_RESIZE,
+                                     STORAGE_WRITE | STORAGE_RESIZE);
+}
+
+/* writer_lock held. */
+static int
+make_writable (struct image *im, const struct writer_options *options)
+{
+  const struct chain_file *f = top (im);
+  struct writer *w;
+
+  if (im->chain.force_share) { /* another process may write it */
+    error_set (EROFS, "%s: force-share=true is for reading only",
+               f->layer.storage->name);
+    return -1;
+  }
+  if (storage_file_check_writable (f->layer.storage) == -1 ||
+      writer_check_header (f->layer.storage->name, &f->header,
+                           options) == -1 ||
+      lock_for_writing (f->layer.storage) == -1)
+    return -1;
+  w = writer_open (&f->layer, &f->header, &im->snapshots, options);
+  atomic_store (&im->writer, w);
+  return w == NULL ? -1 : 0;
+}
+
+int
+image_make_writable (struct image *im, const struct writer_options *options)
+{
+  int r = 0;
+
+  pthread_mutex_lock (&im->writer_lock);
+  if (im->writer == NULL)
+    r = make_writable (im, options);
+  pthread_mutex_unlock (&im->writer_lock);
+  return r;
+}
+
+int
+image_write (struct image *im, const void *buf, uint64_t count,
+             struct guest_off offset, unsigned flags)
+{
+  return disk_write (im->writer, buf, count, offset, false,
+                     (flags & IMAGE_FUA) != 0);
+}
+
+int
+image_zero (struct image *im, uint64_t count, struct guest_off offset,
+            unsigned flags)
+{
+  return disk_zero (im->writer, count, offset, (flags & IMAGE_MAY_TRIM) != 0,
+                    (flags & IMAGE_FAST) != 0, (flags & IMAGE_FUA) != 0);
+}
+
+int
+image_trim (struct image *im, uint64_t count, struct guest_off offset,
+            unsigned flags)
+{
+  return disk_trim (im->writer, count, offset, (flags & IMAGE_FUA) != 0);
+}
+
+int
+image_flush (struct image *im)
+{
+  struct writer *w = im->writer;
+
+  return w == NULL ? 0 : writer_flush (w);
 }
 
 static void

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* An open image: its chain, its caches, its snapshots, and the disks in
- * it that can be served.  This is what a program uses of core/.
+/* An open image: its chain, its caches, its snapshots, the disks in it that
+ * can be served, and the writer of the live one.  This is what a program uses of core/.
  *
- * Locks.  There are four kinds, none is held while another is taken, and
- * none around I/O (I12):
+ * Locks of who reads.  There are four kinds, none is held while another is
+ * taken, and none around I/O (I12):
  *   cache.c    struct cache.lock        on a miss, for moments
  *   decoded.c  struct decoded.lock      reads of compressed clusters
  *   codec.c    struct codec_pool.lock   likewise
  *   error.h    struct damage.lock       reads that meet damage
+ * writer.h has those of who writes, and their order.  image.writer_lock, held
+ * while an image is made writable, stands above them all.
  */
 
 #ifndef QCOW2_IMAGE_H
@@ -19,6 +21,7 @@
 
 #include "chain.h"
 #include "layer.h"
+#include "writer.h"
 
 struct image;
 
@@ -34,14 +37,50 @@ struct image_options {
  */
 extern struct image *image_open (const struct image_options *options);
 
-/* The same on a storage of the caller's, which is owned from here on, even
- * after an error; the image must not have a backing file.
+/* The same on storages of the caller's: the image's and those of its backing
+ * files, all of which are owned from here on, even after an error.
  */
+extern struct image *image_open_storages (struct storage *const *storages,
+                                          unsigned nr, uint64_t cache_size);
 extern struct image *image_open_storage (struct storage *s,
                                          uint64_t cache_size);
 
-/* All disks must be closed.  NULL is allowed. */
-extern void image_close (struct image *im);
+/* All disks must be closed, and no request be running.  What was written is
+ * made durable, and the image left as it should be: no leaks, not dirty.
+ * Returns -1 with the error set if that failed; the image is gone all the
+ * same.  NULL is allowed.
+ */
+extern int image_close (struct image *im);
+
+/* Make the image writable: the locks of a writer are taken, and what forbids
+ * writing is looked for.  Nothing is written yet.  Readers may be at work.
+ * Does nothing if it was done before.  Returns -1 with the error set, and the
+ * image is as before: EACCES, EPERM, EROFS if the file can only be read;
+ * EAGAIN if another process uses it; ENOTSUP if the image must not be written
+ * as it is; EIO, EINVAL for damage.
+ */
+extern int image_make_writable (struct image *im,
+                                const struct writer_options *options);
+
+/* Write to the live disk of a writable image.  The ranges must be within the
+ * disk.  With IMAGE_FUA what was changed is durable on return.  Return -1 with
+ * the error set: ENOSPC, EIO, ENOMEM; something may have been changed.
+ */
+#define IMAGE_FUA 1U
+#define IMAGE_MAY_TRIM 2U /* image_zero: host clusters need not be kept */
+#define IMAGE_FAST 4U     /* image_zero: ENOTSUP rather than writing zeros */
+extern int image_write (struct image *im, const void *buf, uint64_t count,
+                        struct guest_off offset, unsigned flags);
+extern int image_zero (struct image *im, uint64_t count,
+                       struct guest_off offset, unsigned flags);
+extern int image_trim (struct image *im, uint64_t count,
+                       struct guest_off offset, unsigned flags);
+
+/* Make durable what was answered before.  After an error nothing more can be
+ * written (I10), unless it is ENOSPC.  Does nothing if the image was not made
+ * writable.
+ */
+extern int image_flush (struct image *im);
 
 /* The exports: the live disk is "", and snapshots are "snapshot/LABEL". */
 #define IMAGE_SNAPSHOT_PREFIX "snapshot/"

@@ -2,7 +2,7 @@
 
 /* A layer: one disk of a backing chain, qcow2 or raw, as a guest would
  * see it, and what lies below it.  Everything in it is fixed once it is
- * open, so that reads need no lock (I12).
+ * open, but for the tables of the live disk, so that reads need no lock (I12).
  */
 
 #ifndef QCOW2_LAYER_H
@@ -13,6 +13,7 @@
 
 #include "codec.h"
 #include "decoded.h"
+#include "epoch.h"
 #include "map.h"
 #include "storage.h"
 
@@ -26,6 +27,7 @@ struct shared {
   struct cache *cache;
   struct decoded *decoded;
   struct codec_pool *codecs;
+  struct epoch *epoch; /* that each request is in while it uses a mapping */
 };
 
 struct layer {
@@ -44,7 +46,7 @@ struct layer {
  * first layer that has it; *owner is that layer.  A run that no layer has
  * is ZERO_PLAIN, as is what lies past the end of a short backing layer.
  * Never UNALLOCATED.  offset + max must be within the top layer.  Errors
- * and the run's length as with map_lookup.
+ * and the run's length as with map_lookup.  The caller is in the epoch.
  */
 extern int layer_lookup (const struct layer *top, struct guest_off offset,
                          uint64_t max, struct run *run,

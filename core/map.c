@@ -9,13 +9,18 @@
 
 #include "map.h"
 
+/* What may be wrong with an entry. */
+static const char unaligned_table[] =
+  "the L2 table's offset is not a multiple of the cluster size";
+static const char table_beyond[] =
+  "the L2 table is beyond the end of the file";
+static const char cluster_beyond[] = "it points beyond the end of the file";
+
 void
 map_init (struct map *m, const struct header *h, struct storage *storage,
           unsigned id, struct cache *cache, struct damage *damage,
           struct host_off l1_offset, uint64_t l1_size)
 {
-  const uint64_t partial = storage->size % h->cluster_size;
-
   *m = (struct map) {
     .storage = storage,
     .id = id,
@@ -34,7 +39,6 @@ map_init (struct map *m, const struct header *h, struct storage *storage,
     .l2_word_bits = h->extended_l2 ? 1 : 0,
     .l1_offset = l1_offset,
     .l1_size = l1_size,
-    .host_size = storage->size + (partial ? h->cluster_size - partial : 0),
   };
 }
 
@@ -62,7 +66,8 @@ static inline bool
 can_join (const struct run *a, const struct run *b)
 {
   return a->kind == b->kind &&
-    (a->kind != RUN_DATA || a->host.v + a->length == b->host.v);
+    (a->kind != RUN_DATA || (a->host.v + a->length == b->host.v &&
+                             a->in_place == b->in_place));
 }
 
 /* A DAMAGED run for the entry at the host offset place. */
@@ -126,7 +131,9 @@ piece_of_entry (const struct map *m, uint64_t word, uint64_t bitmap,
 {
   const struct l2_entry e = entry_decode_l2 (&m->format, word, bitmap);
 
+  run->kind = RUN_DAMAGED;
   run->length = m->cluster_size - in;
+  run->in_place = e.copied;
   switch (e.kind) {
   case CLUSTER_UNALLOCATED:
   case CLUSTER_ZERO_PLAIN:
@@ -147,9 +154,8 @@ piece_of_entry (const struct map *m, uint64_t word, uint64_t bitmap,
     return;
   }
   if ((run->kind == RUN_DATA || run->kind == RUN_COMPRESSED) &&
-      e.host.v >= m->host_size)
-    damaged (m, "L2", place, word, "it points beyond the end of the file",
-             run);
+      map_is_beyond (m, e.host))
+    damaged (m, "L2", place, word, cluster_beyond, run);
 }
 
 /* From entry i of a slice of nr on, how many are all zeros: unallocated in
@@ -209,6 +215,21 @@ scan_slice (const struct map *m, const struct cache_ref *ref,
   }
 }
 
+static inline unsigned
+entries_in_slice (const struct map *m)
+{
+  return m->slice_bytes >> (3 + m->l2_word_bits);
+}
+
+/* The number of the entry that maps offset in its L2 table. */
+static inline uint64_t
+index_in_table (const struct map *m, struct guest_off offset)
+{
+  const uint64_t table_mask = (UINT64_C (1) << m->l1_shift) - 1;
+
+  return (offset.v & table_mask) >> m->format.cluster_bits;
+}
+
 /* Find the run at offset within the L2 table, as far as one slice of it
  * reaches.
  */
@@ -217,13 +238,10 @@ lookup_l2 (const struct map *m, struct host_off table, struct guest_off offset,
            uint64_t max, struct run *run)
 {
   const unsigned cluster_bits = m->format.cluster_bits;
-  const unsigned entry_bits = 3 + m->l2_word_bits;
-  const unsigned nr = m->slice_bytes >> entry_bits; /* entries in a slice */
+  const unsigned nr = entries_in_slice (m);
   const uint64_t table_bytes = m->cluster_size;
-  const uint64_t table_mask = (UINT64_C (1) << m->l1_shift) - 1;
-  const uint64_t in_table = offset.v & table_mask; /* guest bytes */
-  const uint64_t index = in_table >> cluster_bits;
-  const uint64_t at = (index << entry_bits) / m->slice_bytes * m->slice_bytes;
+  const uint64_t index = index_in_table (m, offset);
+  const uint64_t at = index / nr * m->slice_bytes;
   const struct host_off slice = { table.v + at };
   uint64_t ahead = 1;
   struct cache_ref ref;
@@ -296,16 +314,16 @@ lookup_slice (const struct map *m, struct guest_off offset, uint64_t max,
     return -1;
   run->length = length;
   if (!entry_decode_l1 (&m->format, word, &table))
-    damaged (m, "L1", place, word,
-             "the L2 table's offset is not a multiple of the cluster size",
-             run);
-  else if (table.v >= m->host_size)
-    damaged (m, "L1", place, word,
-             "the L2 table is beyond the end of the file", run);
+    damaged (m, "L1", place, word, unaligned_table, run);
+  else if (map_is_beyond (m, table))
+    damaged (m, "L1", place, word, table_beyond, run);
   else if (table.v == 0)
     run->kind = RUN_UNALLOCATED;
-  else if (lookup_l2 (m, table, offset, max, run) == -1)
-    return -1;
+  else {
+    if (lookup_l2 (m, table, offset, max, run) == -1)
+      return -1;
+    run->in_place &= (word & QCOW2_ENTRY_COPIED) != 0;
+  }
   if (run->length > max)
     run->length = max;
   return 0;
@@ -348,5 +366,82 @@ map_lookup (const struct map *m, struct guest_off offset, uint64_t max,
   }
   if (debug_hooks.map)
     debug_run (m, offset, run);
+  return 0;
+}
+
+int
+map_l1_entry (const struct map *m, struct guest_off offset, struct map_l1 *l1)
+{
+  uint64_t length;
+  struct run run;
+
+  assert (offset.v >> m->l1_shift < m->l1_size);
+  if (lookup_l1 (m, offset, &l1->word, &l1->place, &length) == -1)
+    return -1;
+  l1->copied = (l1->word & QCOW2_ENTRY_COPIED) != 0;
+  if (!entry_decode_l1 (&m->format, l1->word, &l1->table)) {
+    damaged (m, "L1", l1->place, l1->word, unaligned_table, &run);
+    return -1;
+  }
+  if (map_is_beyond (m, l1->table)) {
+    damaged (m, "L1", l1->place, l1->word, table_beyond, &run);
+    return -1;
+  }
+  return 0;
+}
+
+uint64_t
+map_slice_end (const struct map *m, struct guest_off offset)
+{
+  const uint64_t bytes =
+    (uint64_t) entries_in_slice (m) << m->format.cluster_bits;
+
+  return (offset.v / bytes + 1) * bytes;
+}
+
+int
+map_l2_entries (const struct map *m, struct host_off table,
+                struct guest_off offset, uint64_t nr, struct map_l2 *l2)
+{
+  const uint64_t index = index_in_table (m, offset);
+  const unsigned per_slice = entries_in_slice (m);
+  struct cache_ref ref;
+  unsigned i;
+
+  assert (index % per_slice + nr <= per_slice);
+  l2->slice.v = table.v + index / per_slice * m->slice_bytes;
+  l2->first_word = index % per_slice << m->l2_word_bits;
+  l2->nr_words = nr << m->l2_word_bits;
+  do {
+    if (cache_get (m->cache, m->storage, m->id, l2->slice, m->slice_bytes,
+                   1, &ref) == -1)
+      return -1;
+    for (i = 0; i < l2->nr_words; ++i)
+      l2->words[i] = cache_word (&ref, l2->first_word + i);
+  } while (!cache_still_valid (&ref));
+  return 0;
+}
+
+int
+map_l2_decode (const struct map *m, const struct map_l2 *l2, unsigned i,
+               struct l2_entry *e)
+{
+  const unsigned w = i << m->l2_word_bits;
+  const uint64_t word = l2->words[w];
+  const uint64_t bitmap = m->format.extended_l2 ? l2->words[w + 1] : 0;
+  const struct host_off place = {
+    l2->slice.v + (l2->first_word + w) * sizeof (uint64_t)
+  };
+  struct run run;
+
+  *e = entry_decode_l2 (&m->format, word, bitmap);
+  if (e->kind == CLUSTER_INVALID) {
+    damaged (m, "L2", place, word, entry_why (&m->format, word, bitmap), &run);
+    return -1;
+  }
+  if (e->host.v != 0 && map_is_beyond (m, e->host)) {
+    damaged (m, "L2", place, word, cluster_beyond, &run);
+    return -1;
+  }
   return 0;
 }

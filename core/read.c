@@ -103,32 +103,39 @@ int
 layer_read (const struct layer *layer, void *buf, size_t count,
             struct guest_off offset)
 {
+  struct epoch *epoch = layer->shared->epoch;
   char *p = buf;
+  int r = 0;
 
-  while (count > 0) {
+  while (count > 0 && r == 0) {
+    const unsigned token = epoch_enter (epoch);
     const struct layer *owner;
     struct run run;
 
-    if (layer_lookup (layer, offset, count, &run, &owner) == -1 ||
-        read_run (owner, &run, p, offset) == -1)
-      return -1;
+    r = layer_lookup (layer, offset, count, &run, &owner);
+    if (r == 0)
+      r = read_run (owner, &run, p, offset);
+    epoch_leave (epoch, token);
     p += run.length;
     offset.v += run.length;
     count -= run.length;
   }
-  return 0;
+  return r;
 }
 
 void
 layer_prefetch (const struct layer *layer, uint64_t count,
                 struct guest_off offset)
 {
+  struct epoch *epoch = layer->shared->epoch;
+  const unsigned token = epoch_enter (epoch);
+
   while (count > 0) {
     const struct layer *owner;
     struct run run;
 
     if (layer_lookup (layer, offset, count, &run, &owner) == -1)
-      return;
+      break;
     if (run.kind == RUN_DATA)
       storage_prefetch (owner->storage, run.host, run.length);
     else if (run.kind == RUN_COMPRESSED)
@@ -136,4 +143,5 @@ layer_prefetch (const struct layer *layer, uint64_t count,
     offset.v += run.length;
     count -= run.length;
   }
+  epoch_leave (epoch, token);
 }

@@ -244,6 +244,7 @@ snapshots_read (struct snapshots *t, const struct header *h, struct storage *s)
   }
   if (choose_labels (t) == -1)
     goto err;
+  t->table_bytes = c.at - c.start;
   return 0;
 
  err:

@@ -28,6 +28,7 @@ struct snapshot {
 struct snapshots {
   struct snapshot *snapshot;
   uint32_t nr;
+  uint64_t table_bytes; /* that the table takes in the file */
 };
 
 /* Read the table of the image with this header.  Returns -1 with the

@@ -18,9 +18,16 @@
 
 struct file {
   struct storage storage;
-  int fd;
-  dev_t dev; /* the device itself where the file is one */
-  ino_t ino; /* 0 for a block device */
+  _Atomic int fd;  /* the one to use */
+  int reading_fd;  /* that it was opened with; the same until made writable */
+  dev_t dev;       /* the device itself where the file is one */
+  ino_t ino;       /* 0 for a block device */
+  unsigned denies; /* to others, by locks on reading_fd */
+
+  /* To open it again. */
+  char *path;
+  int dirfd; /* owned, or AT_FDCWD */
+  uint64_t resolve;
 };
 
 static ssize_t
@@ -75,12 +82,66 @@ file_prefetch (struct storage *s, uint64_t offset, uint64_t count)
   (void) posix_fadvise (f->fd, offset, count, POSIX_FADV_WILLNEED);
 }
 
+static ssize_t
+file_pwritev (struct storage *s, const struct iovec *iov, int nr,
+              uint64_t offset, bool durable)
+{
+  struct file *f = (struct file *) s;
+  ssize_t r;
+
+  if (nr == 1 && !durable)
+    return pwrite (f->fd, iov->iov_base, iov->iov_len, offset);
+  if (!durable)
+    return pwritev (f->fd, iov, nr, offset);
+  r = pwritev2 (f->fd, iov, nr, offset, RWF_DSYNC);
+  if (r != -1 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL))
+    return r;
+  r = pwritev (f->fd, iov, nr, offset);
+  return r != -1 && fdatasync (f->fd) == -1 ? -1 : r;
+}
+
+static int
+file_flush (struct storage *s)
+{
+  struct file *f = (struct file *) s;
+
+  return fdatasync (f->fd);
+}
+
+static int
+file_zero (struct storage *s, uint64_t offset, uint64_t count, bool punch)
+{
+  struct file *f = (struct file *) s;
+  const int mode = punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
+
+  return fallocate (f->fd, mode | FALLOC_FL_KEEP_SIZE, offset, count);
+}
+
+static int
+file_resize (struct storage *s, uint64_t size)
+{
+  struct file *f = (struct file *) s;
+
+  if (f->ino != 0)
+    return ftruncate (f->fd, size);
+  if (size <= atomic_load (&s->size))
+    return 0;
+  errno = ENOSPC;
+  return -1;
+}
+
 static void
 file_close (struct storage *s)
 {
   struct file *f = (struct file *) s;
 
-  close (f->fd);
+  if (f->reading_fd != f->fd && f->reading_fd != -1)
+    close (f->reading_fd);
+  if (f->fd != -1)
+    close (f->fd);
+  if (f->dirfd != AT_FDCWD && f->dirfd != -1)
+    close (f->dirfd);
+  free (f->path);
   free (f);
 }
 
@@ -88,14 +149,18 @@ static const struct storage_ops file_ops = {
   .pread = file_pread,
   .extent = file_extent,
   .prefetch = file_prefetch,
+  .pwritev = file_pwritev,
+  .flush = file_flush,
+  .zero = file_zero,
+  .resize = file_resize,
   .close = file_close,
 };
 
 static int
-open_fd (int dirfd, const char *path, uint64_t resolve)
+open_fd (int dirfd, const char *path, uint64_t resolve, int access)
 {
   /* O_NONBLOCK: opening a FIFO must not wait for its other end. */
-  const int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+  const int flags = access | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
   struct open_how how = { .flags = flags, .resolve = resolve };
 
   if (resolve == 0)
@@ -135,6 +200,20 @@ examine (struct file *f)
   return 0;
 }
 
+/* Remember how to open it again.  Returns -1 with errno set. */
+static int
+remember (struct file *f, int dirfd, const char *path, uint64_t resolve)
+{
+  f->path = strdup (path);
+  f->resolve = resolve;
+  f->dirfd = dirfd;
+  if (f->path == NULL)
+    return -1;
+  if (dirfd != AT_FDCWD)
+    f->dirfd = fcntl (dirfd, F_DUPFD_CLOEXEC, 0);
+  return f->dirfd == -1 ? -1 : 0;
+}
+
 struct storage *
 storage_file_open (int dirfd, const char *path, uint64_t resolve,
                    const char *name)
@@ -144,16 +223,18 @@ storage_file_open (int dirfd, const char *path, uint64_t resolve,
   if (f == NULL)
     goto no_memory;
   f->storage.ops = &file_ops;
+  f->fd = f->reading_fd = -1;
+  f->dirfd = AT_FDCWD;
   f->storage.name = strdup (name);
   if (f->storage.name == NULL) {
     free (f);
     goto no_memory;
   }
-  f->fd = open_fd (dirfd, path, resolve);
+  if (remember (f, dirfd, path, resolve) == 0)
+    f->fd = f->reading_fd = open_fd (dirfd, path, resolve, O_RDONLY);
   if (f->fd == -1) {
     error_set (errno, "%s: %s", name, strerror (errno));
-    free (f->storage.name);
-    free (f);
+    storage_close (&f->storage);
     return NULL;
   }
   if (examine (f) == -1) {
@@ -165,6 +246,19 @@ storage_file_open (int dirfd, const char *path, uint64_t resolve,
  no_memory:
   error_set (ENOMEM, "%s: out of memory", name);
   return NULL;
+}
+
+/* True if fd is the file that f has open. */
+static bool
+is_same (const struct file *f, int fd)
+{
+  struct stat st;
+
+  if (fstat (fd, &st) == -1)
+    return false;
+  if (S_ISREG (st.st_mode))
+    return st.st_dev == f->dev && st.st_ino == f->ino;
+  return S_ISBLK (st.st_mode) && f->ino == 0 && st.st_rdev == f->dev;
 }
 
 /* QEMU's protocol (its block/file-posix.c): a shared lock on byte 100 + p
@@ -204,29 +298,105 @@ for_each_lock (int fd, int cmd, short type, off_t base, unsigned permissions)
   return 0;
 }
 
-int
-storage_file_lock (struct storage *s, unsigned uses, unsigned denies)
+/* Say what this process uses and denies. */
+static int
+place_locks (int fd, unsigned uses, unsigned denies)
 {
-  const struct file *f = (const struct file *) s;
+  if (for_each_lock (fd, F_OFD_SETLK, F_RDLCK, LOCK_USED, uses) == -1)
+    return -1;
+  return for_each_lock (fd, F_OFD_SETLK, F_RDLCK, LOCK_DENIED, denies);
+}
 
-  if (s->ops != &file_ops) /* nobody else can reach it */
-    return 0;
-  if (for_each_lock (f->fd, F_OFD_SETLK, F_RDLCK, LOCK_USED, uses) == 0 &&
-      for_each_lock (f->fd, F_OFD_SETLK, F_RDLCK, LOCK_DENIED, denies) == 0 &&
-      for_each_lock (f->fd, F_OFD_GETLK, F_WRLCK, LOCK_DENIED, uses) == 0 &&
-      for_each_lock (f->fd, F_OFD_GETLK, F_WRLCK, LOCK_USED, denies) == 0)
-    return 0;
+/* See whether another process denies or uses that. */
+static int
+look_for_conflicts (int fd, unsigned uses, unsigned denies)
+{
+  if (for_each_lock (fd, F_OFD_GETLK, F_WRLCK, LOCK_DENIED, uses) == -1)
+    return -1;
+  return for_each_lock (fd, F_OFD_GETLK, F_WRLCK, LOCK_USED, denies);
+}
+
+/* Either of these failed: set the error, unless it is no reason to stop. */
+static int
+lock_failed (const struct storage *s, bool writing)
+{
   if (errno == EINVAL || errno == ENOTSUP || errno == ENOLCK) {
     debug_message ("%s: this file system has no locks: %s", s->name,
                    strerror (errno));
     return 0;
   }
-  if (errno == EAGAIN || errno == EACCES)
+  if (errno != EAGAIN && errno != EACCES)
+    error_set (errno, "%s: locking: %s", s->name, strerror (errno));
+  else if (writing)
+    error_set (EAGAIN, "%s: another process is using it (it holds QEMU's "
+               "lock), so that it can't be written", s->name);
+  else
     error_set (EAGAIN, "%s: another process is writing it (it holds QEMU's "
                "lock); force-share=true reads it all the same", s->name);
-  else
-    error_set (errno, "%s: locking: %s", s->name, strerror (errno));
   return -1;
+}
+
+int
+storage_file_lock (struct storage *s, unsigned uses, unsigned denies)
+{
+  struct file *f = (struct file *) s;
+
+  if (s->ops != &file_ops) /* nobody else can reach it */
+    return 0;
+  f->denies = denies;
+  if (place_locks (f->fd, uses, denies) == -1 ||
+      look_for_conflicts (f->fd, uses, denies) == -1)
+    return lock_failed (s, false);
+  return 0;
+}
+
+int
+storage_file_check_writable (const struct storage *s)
+{
+  const struct file *f = (const struct file *) s;
+
+  if (s->ops != &file_ops ||
+      faccessat (f->dirfd, f->path, W_OK, AT_EACCESS) == 0)
+    return 0;
+  error_set (errno, "%s: writing it: %s", s->name, strerror (errno));
+  return -1;
+}
+
+int
+storage_file_make_writable (struct storage *s, unsigned uses, unsigned denies)
+{
+  struct file *f = (struct file *) s;
+  int fd, r;
+
+  if (s->ops != &file_ops || f->fd != f->reading_fd)
+    return 0;
+  fd = open_fd (f->dirfd, f->path, f->resolve, O_RDWR);
+  if (fd == -1) {
+    error_set (errno, "%s: opening it for writing: %s", s->name,
+               strerror (errno));
+    return -1;
+  }
+  if (!is_same (f, fd)) {
+    error_set (EIO, "%s: it was replaced by another file since it was opened",
+               s->name);
+    close (fd);
+    return -1;
+  }
+  /* What we deny to others while we read, we would deny to ourselves: but
+   * at no moment may others find no lock.
+   */
+  r = place_locks (fd, uses, denies);
+  (void) for_each_lock (f->reading_fd, F_OFD_SETLK, F_UNLCK, LOCK_DENIED,
+                        f->denies);
+  if (r == 0)
+    r = look_for_conflicts (fd, uses, denies);
+  if (r == -1 && lock_failed (s, true) == -1) {
+    (void) place_locks (f->reading_fd, 0, f->denies);
+    close (fd);
+    return -1;
+  }
+  f->fd = fd;
+  return 0;
 }
 
 bool

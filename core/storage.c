@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* What every kind of storage has in common: whole reads, zeros past the
- * end, errors with a name.
+/* What every kind of storage has in common: whole reads, whole writes,
+ * zeros past the end, errors with a name.
  */
 
 #include <config.h>
@@ -41,17 +41,164 @@ storage_read (struct storage *s, void *buf, size_t count,
   return 0;
 }
 
+/* What a client is told about a failed write. */
+static int
+write_errno (int err)
+{
+  return err == ENOSPC || err == EDQUOT || err == EFBIG ? ENOSPC : EIO;
+}
+
+/* The storage reaches at least up to end now. */
+static void
+note_size (struct storage *s, uint64_t end)
+{
+  uint64_t size = atomic_load_explicit (&s->size, memory_order_relaxed);
+
+  while (size < end &&
+         !atomic_compare_exchange_weak_explicit (&s->size, &size, end,
+                                                 memory_order_relaxed,
+                                                 memory_order_relaxed))
+    ;
+}
+
+/* Step over the first count bytes of *nr pieces. */
+static struct iovec *
+advance (struct iovec *iov, int *nr, size_t count)
+{
+  while (*nr > 0 && count >= iov->iov_len) {
+    count -= iov->iov_len;
+    iov++;
+    (*nr)--;
+  }
+  if (*nr > 0) {
+    iov->iov_base = (char *) iov->iov_base + count;
+    iov->iov_len -= count;
+  }
+  return iov;
+}
+
+int
+storage_writev (struct storage *s, struct iovec *iov, int nr,
+                struct host_off offset, bool durable)
+{
+  uint64_t at = offset.v;
+
+  iov = advance (iov, &nr, 0); /* pieces of no length */
+  while (nr > 0) {
+    const ssize_t r = s->ops->pwritev (s, iov, nr, at, durable);
+
+    if (r == -1) {
+      if (errno == EINTR)
+        continue;
+      error_set (write_errno (errno), "%s: writing at offset 0x%" PRIx64
+                 ": %s", s->name, at, strerror (errno));
+      return -1;
+    }
+    at += r;
+    iov = advance (iov, &nr, r);
+  }
+  note_size (s, at);
+  return 0;
+}
+
+int
+storage_write (struct storage *s, const void *buf, size_t count,
+               struct host_off offset)
+{
+  struct iovec iov = { .iov_base = (void *) buf, .iov_len = count };
+
+  return storage_writev (s, &iov, 1, offset, false);
+}
+
+int
+storage_flush (struct storage *s)
+{
+  if (s->ops->flush (s) == 0)
+    return 0;
+  error_set (EIO, "%s: flushing: %s", s->name, strerror (errno));
+  return -1;
+}
+
+static int
+write_zeros (struct storage *s, struct host_off offset, uint64_t count)
+{
+  static const uint8_t zeros[1 << 16];
+
+  while (count > 0) {
+    struct iovec iov[STORAGE_MAX_IOV];
+    uint64_t sum = 0;
+    int nr;
+
+    for (nr = 0; nr < STORAGE_MAX_IOV && sum < count; ++nr) {
+      iov[nr].iov_base = (void *) zeros;
+      iov[nr].iov_len = count - sum < sizeof zeros ? count - sum : sizeof zeros;
+      sum += iov[nr].iov_len;
+    }
+    if (storage_writev (s, iov, nr, offset, false) == -1)
+      return -1;
+    offset.v += sum;
+    count -= sum;
+  }
+  return 0;
+}
+
+/* Below this, writing zeros costs less than having the file system change
+ * its map of the file.
+ */
+#define ZERO_BY_WRITING 32768
+
+int
+storage_zero (struct storage *s, struct host_off offset, uint64_t count,
+              bool punch)
+{
+  /* Never past the end: a range of zeros there beside other writes has
+   * damaged images on XFS.
+   */
+  if (count >= ZERO_BY_WRITING && s->ops->zero != NULL &&
+      offset.v + count <= atomic_load (&s->size) &&
+      s->ops->zero (s, offset.v, count, punch) == 0)
+    return 0;
+  return write_zeros (s, offset, count);
+}
+
+bool
+storage_punch (struct storage *s, struct host_off offset, uint64_t count)
+{
+  const uint64_t size = atomic_load (&s->size);
+
+  if (offset.v >= size) /* reads as zeros there */
+    return true;
+  if (count > size - offset.v)
+    count = size - offset.v;
+  return s->ops->zero != NULL &&
+    s->ops->zero (s, offset.v, count, true) == 0;
+}
+
+int
+storage_resize (struct storage *s, uint64_t size)
+{
+  if (s->ops->resize (s, size) == -1) {
+    error_set (write_errno (errno), "%s: resizing to %" PRIu64 " bytes: %s",
+               s->name, size, strerror (errno));
+    return -1;
+  }
+  atomic_store (&s->size, size);
+  return 0;
+}
+
 int
 storage_extent (struct storage *s, struct host_off offset, uint64_t count,
                 bool *hole, uint64_t *length)
 {
-  if (offset.v >= s->size) {
+  const uint64_t size = atomic_load_explicit (&s->size, memory_order_relaxed);
+
+  if (offset.v >= size) {
     *hole = true;
     *length = count;
     return 0;
   }
-  if (count > s->size - offset.v)
-    count = s->size - offset.v;
+  if (count > size - offset.v)
+    count = size - offset.v;
   if (s->ops->extent == NULL) {
     *hole = false;
     *length = count;

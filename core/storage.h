@@ -10,10 +10,12 @@
 #ifndef QCOW2_STORAGE_H
 #define QCOW2_STORAGE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include "format.h"
 
@@ -36,13 +38,38 @@ struct storage_ops {
   /* Start reading into the host's cache, without waiting.  May be NULL. */
   void (*prefetch) (struct storage *, uint64_t offset, uint64_t count);
 
+  /* The rest may be NULL where a storage is only read.
+   *
+   * As pwritev(2): may be short, but not 0; -1 sets errno.  It is called
+   * again for what is missing.  With durable set, what it wrote survives a
+   * power loss once it returns.
+   */
+  ssize_t (*pwritev) (struct storage *, const struct iovec *iov, int nr,
+                      uint64_t offset, bool durable);
+
+  /* Whatever was written, zeroed or resized before this call survives a
+   * power loss once it returns 0.  -1 sets errno.
+   */
+  int (*flush) (struct storage *);
+
+  /* Make a range within the storage read as zeros without writing it, and
+   * with punch set give its space back to the host.  -1 sets errno:
+   * EOPNOTSUPP if that can't be done here.
+   */
+  int (*zero) (struct storage *, uint64_t offset, uint64_t count, bool punch);
+
+  /* Grow, with zeros, or cut off.  -1 sets errno: ENOSPC if the storage is
+   * of a fixed size and smaller than that.
+   */
+  int (*resize) (struct storage *, uint64_t size);
+
   void (*close) (struct storage *);
 };
 
 struct storage {
   const struct storage_ops *ops;
-  char *name;    /* for messages; owned */
-  uint64_t size; /* in bytes, at the time of opening */
+  char *name;            /* for messages; owned */
+  _Atomic uint64_t size; /* in bytes; grows with what is written */
 };
 
 /* Open a file or block device, read-only, relative to the directory dirfd
@@ -71,6 +98,21 @@ enum {
 extern int storage_file_lock (struct storage *s, unsigned uses,
                               unsigned denies);
 
+/* Open a storage that was opened for reading once more, for writing, under
+ * the same path, with locks as by storage_file_lock instead of those it has.
+ * Nothing is written, and reads may go on meanwhile.  Returns -1 with the
+ * error set, and nothing has changed: EACCES, EPERM or EROFS if this file
+ * can only be read, EAGAIN if another process is in the way.  Does nothing
+ * to a storage of another kind, nor if it was done before.
+ */
+extern int storage_file_make_writable (struct storage *s, unsigned uses,
+                                       unsigned denies);
+
+/* Whether the file that a storage was opened from could be opened for
+ * writing: returns -1 with the error set if not.  Nothing is opened.
+ */
+extern int storage_file_check_writable (const struct storage *s);
+
 /* True if both are the same file on the host. */
 extern bool storage_file_same (const struct storage *a,
                                const struct storage *b);
@@ -81,6 +123,40 @@ extern bool storage_file_same (const struct storage *a,
  */
 extern int storage_read (struct storage *s, void *buf, size_t count,
                          struct host_off offset);
+
+/* Write exactly count bytes.  Returns -1 with the error set: ENOSPC if there
+ * is no room, else EIO; a part may have been written.
+ */
+extern int storage_write (struct storage *s, const void *buf, size_t count,
+                          struct host_off offset);
+
+/* The same from nr (at most STORAGE_MAX_IOV) pieces of memory; iov is
+ * changed.  durable: see storage_ops.pwritev.
+ */
+#define STORAGE_MAX_IOV 64
+extern int storage_writev (struct storage *s, struct iovec *iov, int nr,
+                           struct host_off offset, bool durable);
+
+/* See storage_ops.flush.  After an error nobody knows what is on the disk
+ * (I10).  Returns -1 with the error set to EIO.
+ */
+extern int storage_flush (struct storage *s);
+
+/* Make count bytes read as zeros, by storage_ops.zero or by writing zeros.
+ * Errors as with storage_write.
+ */
+extern int storage_zero (struct storage *s, struct host_off offset,
+                         uint64_t count, bool punch);
+
+/* Give the space of a range back to the host, and have it read as zeros.
+ * Returns false if that can't be done (without an error set): it may then
+ * hold anything.
+ */
+extern bool storage_punch (struct storage *s, struct host_off offset,
+                           uint64_t count);
+
+/* See storage_ops.resize.  Errors as with storage_write. */
+extern int storage_resize (struct storage *s, uint64_t size);
 
 /* See storage_ops.extent; past the end is a hole.  count > 0. */
 extern int storage_extent (struct storage *s, struct host_off offset,

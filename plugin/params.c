@@ -22,6 +22,8 @@ static struct image_options options = {
   .cache_size = IMAGE_DEFAULT_CACHE_SIZE,
 };
 
+static struct writer_options writer_options;
+
 /* nbdkit may change its directory later; symbolic links stay as they are,
  * since an image's names are relative to where the user says it is.
  */
@@ -80,6 +82,31 @@ set_force_share (const char *value)
 }
 
 static int
+set_discard (const char *value)
+{
+  if (strcmp (value, "unmap") == 0)
+    writer_options.keep_discarded = false;
+  else if (strcmp (value, "keep") == 0)
+    writer_options.keep_discarded = true;
+  else {
+    nbdkit_error ("discard=%s: must be unmap or keep", value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+set_bitmaps (const char *value)
+{
+  if (strcmp (value, "invalidate") != 0) {
+    nbdkit_error ("bitmaps=%s: must be invalidate", value);
+    return -1;
+  }
+  writer_options.invalidate_bitmaps = true;
+  return 0;
+}
+
+static int
 set_cache_size (const char *value)
 {
   const int64_t size = nbdkit_parse_size (value);
@@ -109,6 +136,10 @@ params_set (const char *key, const char *value)
     return set_force_share (value);
   if (strcmp (key, "cache-size") == 0)
     return set_cache_size (value);
+  if (strcmp (key, "discard") == 0)
+    return set_discard (value);
+  if (strcmp (key, "bitmaps") == 0)
+    return set_bitmaps (value);
   nbdkit_error ("unknown parameter '%s'", key);
   return -1;
 }
@@ -130,6 +161,12 @@ const struct image_options *
 params_options (void)
 {
   return &options;
+}
+
+const struct writer_options *
+params_writer_options (void)
+{
+  return &writer_options;
 }
 
 void

@@ -19,6 +19,7 @@ extern int params_complete (void);
 
 /* The options that the parameters make.  Owned by params.c. */
 extern const struct image_options *params_options (void);
+extern const struct writer_options *params_writer_options (void);
 
 extern void params_free (void);
 
@@ -32,6 +33,10 @@ extern void params_free (void);
   "backing-format=raw|qcow2   Its format; default: what the image records.\n" \
   "cache-size=<SIZE>          Size of the metadata cache (default 256M).\n" \
   "force-share=<BOOL>         Read even an image that another process\n"  \
-  "                           writes (default false)."
+  "                           writes (default false).\n"                  \
+  "discard=unmap|keep         Whether trimmed clusters give their space\n" \
+  "                           back to the host (default) or not.\n"       \
+  "bitmaps=invalidate         Write even an image with persistent bitmaps,\n" \
+  "                           which are lost by it."
 
 #endif /* QCOW2_PARAMS_H */

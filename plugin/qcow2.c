@@ -29,11 +29,13 @@ NBDKIT_DLL_PUBLIC int qcow2_debug_cache;
 
 static struct image *image;
 
-/* A connection's.  A filter can change the export's name on its way to
+/* A connection's.  writable: it is the live disk, of an image that could be
+ * opened for writing, and the client may write.  A filter can change the export's name on its way to
  * .open, the only place that it can be asked for: hence the description.
  */
 struct handle {
   struct layer *disk;
+  bool writable;
   char description[256];
 };
 
@@ -59,7 +61,8 @@ message_hook (const char *text)
 static void
 qcow2_unload (void)
 {
-  image_close (image);
+  if (image_close (image) == -1)
+    nbdkit_error ("closing: %s", error_message ());
   params_free ();
 }
 
@@ -140,6 +143,29 @@ qcow2_default_export (int readonly, int is_tls)
   return "";
 }
 
+/* Make the image writable, for the first client that may write it: before
+ * that nobody knows whether one will (nbdkit -r), and others may read it.
+ * A file that can only be read is served read-only, as nbdkit's file plugin
+ * does; any other reason is an error.
+ */
+static int
+make_writable (struct handle *h)
+{
+  if (image_make_writable (image, params_writer_options ()) == 0) {
+    h->writable = true;
+    return 0;
+  }
+  switch (error_errno ()) {
+  case EACCES:
+  case EPERM:
+  case EROFS:
+    nbdkit_debug ("%s: served read-only", error_message ());
+    return 0;
+  default:
+    return -1;
+  }
+}
+
 static void *
 qcow2_open (int readonly)
 {
@@ -148,7 +174,7 @@ qcow2_open (int readonly)
 
   if (name == NULL)
     return NULL;
-  h = malloc (sizeof *h);
+  h = calloc (1, sizeof *h);
   if (h == NULL) {
     nbdkit_error ("out of memory");
     return NULL;
@@ -156,7 +182,8 @@ qcow2_open (int readonly)
   h->disk = image_open_disk (image, name);
   if (h->disk == NULL ||
       image_describe (image, name, h->description,
-                      sizeof h->description) == -1) {
+                      sizeof h->description) == -1 ||
+      (!readonly && name[0] == '\0' && make_writable (h) == -1)) {
     report_error ();
     image_close_disk (h->disk);
     free (h);
@@ -201,7 +228,28 @@ qcow2_block_size (void *handle, uint32_t *minimum,
 }
 
 static int
+qcow2_can_write (void *handle)
+{
+  struct handle *h = handle;
+
+  return h->writable;
+}
+
+/* A flush on one connection is a flush of what all have written. */
+static int
 qcow2_can_multi_conn (void *handle)
+{
+  return 1;
+}
+
+static int
+qcow2_can_fua (void *handle)
+{
+  return NBDKIT_FUA_NATIVE;
+}
+
+static int
+qcow2_can_fast_zero (void *handle)
 {
   return 1;
 }
@@ -226,6 +274,67 @@ qcow2_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
   const struct guest_off at = { offset };
 
   if (layer_read (h->disk, buf, count, at) == -1) {
+    report_error ();
+    return -1;
+  }
+  return 0;
+}
+
+static unsigned
+write_flags (uint32_t flags)
+{
+  unsigned r = 0;
+
+  if (flags & NBDKIT_FLAG_FUA)
+    r |= IMAGE_FUA;
+  if (flags & NBDKIT_FLAG_MAY_TRIM)
+    r |= IMAGE_MAY_TRIM;
+  if (flags & NBDKIT_FLAG_FAST_ZERO)
+    r |= IMAGE_FAST;
+  return r;
+}
+
+static int
+qcow2_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
+              uint32_t flags)
+{
+  const struct guest_off at = { offset };
+
+  if (image_write (image, buf, count, at, write_flags (flags)) == -1) {
+    report_error ();
+    return -1;
+  }
+  return 0;
+}
+
+static int
+qcow2_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  const struct guest_off at = { offset };
+
+  if (image_zero (image, count, at, write_flags (flags)) == -1) {
+    report_error ();
+    return -1;
+  }
+  return 0;
+}
+
+static int
+qcow2_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  const struct guest_off at = { offset };
+
+  if (image_trim (image, count, at, write_flags (flags)) == -1) {
+    report_error ();
+    return -1;
+  }
+  return 0;
+}
+
+static int
+qcow2_flush (void *handle, uint32_t flags)
+{
+  if (image_flush (image) == -1) {
     report_error ();
     return -1;
   }
@@ -303,10 +412,17 @@ static struct nbdkit_plugin plugin = {
   .close = qcow2_close,
   .get_size = qcow2_get_size,
   .block_size = qcow2_block_size,
+  .can_write = qcow2_can_write,
   .can_multi_conn = qcow2_can_multi_conn,
+  .can_fua = qcow2_can_fua,
+  .can_fast_zero = qcow2_can_fast_zero,
   .can_extents = qcow2_can_extents,
   .can_cache = qcow2_can_cache,
   .pread = qcow2_pread,
+  .pwrite = qcow2_pwrite,
+  .zero = qcow2_zero,
+  .trim = qcow2_trim,
+  .flush = qcow2_flush,
   .cache = qcow2_cache,
   .extents = qcow2_extents,
   .errno_is_preserved = 0,

@@ -24,7 +24,7 @@ run ()
 {
     local log="$1"
     shift
-    "$NBDKIT" -U - "$@" "$PLUGIN" "$tmp/image.qcow2" follow=beneath \
+    "$NBDKIT" -r -U - "$@" "$PLUGIN" "$tmp/image.qcow2" follow=beneath \
         --run 'nbdcopy --no-extents "$uri" null:' > "$log" 2>&1 </dev/null
 }
 want ()

@@ -8,7 +8,7 @@
 
 "$NBDKIT" "$PLUGIN" --help > "$tmp/help"
 keys="$(sed -n 's/^\([a-z-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
-want='backing backing-format cache-size file follow force-share '
+want='backing backing-format bitmaps cache-size discard file follow force-share '
 test "$keys" = "$want" || {
     cat "$tmp/help"
     die "the keys are: $keys"

@@ -4,7 +4,8 @@
 # QEMU and the plugin keep each other out of an image as QEMU's own
 # programs do: one that is being written can't be read, unless force-share
 # says so, and one that is being served can't be written, while any number
-# can read.  The same for backing files.
+# can read.  The same for backing files.  All of it read-only: for writers see
+# test-write-locks.sh.
 
 . ./functions.sh
 
@@ -40,28 +41,28 @@ let_go ()
 # What QEMU writes we don't read ...
 hold "$image"
 expect_refusal 'image\.qcow2: another process is writing' \
-    "$PLUGIN" "$image" follow=beneath
+    -r "$PLUGIN" "$image" follow=beneath
 # ... unless told to, and that leaves QEMU alone.
-"$NBDKIT" -U - "$PLUGIN" "$image" follow=beneath force-share=true \
+"$NBDKIT" -r -U - "$PLUGIN" "$image" follow=beneath force-share=true \
     --run 'nbdinfo --size "$uri"' | grep -qx 1048576
 let_go
 
 # QEMU holds the backing file of an overlay for reading, so that we can
 # read it too.
 hold "$image"
-"$NBDKIT" -U - "$PLUGIN" "$base" --run 'nbdinfo --size "$uri"' |
+"$NBDKIT" -r -U - "$PLUGIN" "$base" --run 'nbdinfo --size "$uri"' |
     grep -qx 1048576
 let_go
 
 # A backing file that QEMU writes.
 hold "$base"
 expect_refusal 'base\.qcow2: another process is writing' \
-    "$PLUGIN" "$image" follow=beneath
+    -r "$PLUGIN" "$image" follow=beneath
 let_go
 
 # What we serve QEMU doesn't write, neither image nor backing file, but it
 # reads it, as does a second nbdkit.
-start_nbdkit "$PLUGIN" "$image" follow=beneath
+start_nbdkit -r "$PLUGIN" "$image" follow=beneath
 server=$pid
 for f in "$image" "$base"; do
     if qemu-io -f qcow2 -c 'write 0 512' "$f" > "$tmp/qemu-io.out" 2>&1; then
@@ -70,7 +71,7 @@ for f in "$image" "$base"; do
     grep -q 'lock' "$tmp/qemu-io.out" || die "not because of a lock"
     qemu-io -r -f qcow2 -c 'read 0 512' "$f"
 done
-"$NBDKIT" -U - "$PLUGIN" "$image" follow=beneath \
+"$NBDKIT" -r -U - "$PLUGIN" "$image" follow=beneath \
     --run 'nbdinfo --size "$uri"' | grep -qx 1048576
 
 # And when we have ended it can be written again.

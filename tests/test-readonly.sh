@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# Nothing is ever written: files that can't be written are enough, clients
-# are told and refused without -r too, and afterwards every byte and every
+# Nothing is written where it should not be: files that can't be written are
+# enough, clients are told and refused, and afterwards every byte and every
 # date of image and backing file is as before.
 
 . ./functions.sh
@@ -39,8 +39,12 @@ fi
     --run 'nbdcopy "$uri" -' > "$tmp/copy"
 cmp "$tmp/copy" "$tmp/expected"
 
-for readonly in '' -r; do
-    start_nbdkit $readonly "$PLUGIN" "$tmp/d/image.qcow2" follow=beneath
+for readonly in -r 'force-share=true'; do
+    case $readonly in
+        -r) start_nbdkit -r "$PLUGIN" "$tmp/d/image.qcow2" follow=beneath ;;
+        *)  start_nbdkit "$PLUGIN" "$tmp/d/image.qcow2" follow=beneath \
+                "$readonly" ;;
+    esac
     nbdinfo "$uri" | grep -q 'is_read_only: true'
     nbdinfo --is read-only "$uri"
     for can in write trim zero; do

@@ -23,20 +23,6 @@ put_be16 (void *p, uint16_t v)
   memcpy (p, &v, sizeof v);
 }
 
-static inline void
-put_be32 (void *p, uint32_t v)
-{
-  v = htobe32 (v);
-  memcpy (p, &v, sizeof v);
-}
-
-static inline void
-put_be64 (void *p, uint64_t v)
-{
-  v = htobe64 (v);
-  memcpy (p, &v, sizeof v);
-}
-
 struct builder {
   uint8_t *data;
   uint64_t size; /* of the image so far */

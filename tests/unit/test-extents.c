@@ -18,7 +18,8 @@
 
 #define MAX_LAYERS 4
 
-static struct shared shared;
+static struct epoch epoch;
+static struct shared shared = { .epoch = &epoch };
 static unsigned nr_layers;
 static struct chain chain[MAX_LAYERS]; /* of one layer each */
 static struct model model[MAX_LAYERS]; /* the first is the top */
@@ -35,13 +36,15 @@ open_chain (unsigned nr, uint64_t raw_size, const uint8_t *data)
 {
   unsigned i;
 
+  epoch_init (&epoch);
   shared.cache = cache_new (CACHE_MIN_BYTES);
   shared.decoded = decoded_new ();
   shared.codecs = codec_pool_new ();
   nr_layers = nr;
   for (i = 0; i < nr; ++i) {
-    CHECK_OK (chain_open_storage (&chain[i], build_storage
-                                  (&model[i].image, &control[i]), &shared));
+    struct storage *s = build_storage (&model[i].image, &control[i]);
+
+    CHECK_OK (chain_open_storages (&chain[i], &s, 1, &shared));
     chain[i].file[0]->layer.map.id = i;
     if (i > 0)
       chain[i - 1].file[0]->layer.backing = &chain[i].file[0]->layer;
@@ -75,6 +78,7 @@ close_chain (void)
   codec_pool_free (shared.codecs);
   decoded_free (shared.decoded);
   cache_free (shared.cache);
+  epoch_destroy (&epoch);
   memset (control, 0, sizeof control);
   memset (&raw_control, 0, sizeof raw_control);
 }
@@ -269,6 +273,7 @@ test_raw (void)
   raw_control.holes = true;
   raw = (struct layer) {
     .format = LAYER_RAW, .size = 100000, .damage = &raw_damage,
+    .shared = &shared,
     .storage = memory_storage_new ("raw", raw_data, 100000, &raw_control),
   };
   CHECK_OK (layer_extents (&raw, 100000, (struct guest_off) { 0 }, false,

@@ -11,12 +11,14 @@ core=${srcdir:-$(dirname "$0")}/../../core
 levels='
 0 format error storage storage-file
 1 header entry codec
-2 cache decoded
-3 map snapshot
-4 layer
-5 read extents
-6 chain
-7 image
+2 cache decoded epoch inflight overlap
+3 map snapshot commit
+4 layer refcount
+5 read extents space
+6 chain writer
+7 write
+8 zero
+9 image
 '
 
 level_of ()

@@ -13,7 +13,8 @@
 #include "random.h"
 #include "read.h"
 
-static struct shared shared;
+static struct epoch epoch;
+static struct shared shared = { .epoch = &epoch };
 static struct chain chain;
 static struct memory_control control;
 static const struct layer *layer; /* of the image that is open */
@@ -21,10 +22,14 @@ static const struct layer *layer; /* of the image that is open */
 static void
 open_image (const struct builder *b)
 {
+  struct storage *s;
+
+  epoch_init (&epoch);
   shared.cache = cache_new (CACHE_MIN_BYTES);
   shared.decoded = decoded_new ();
   shared.codecs = codec_pool_new ();
-  CHECK_OK (chain_open_storage (&chain, build_storage (b, &control), &shared));
+  s = build_storage (b, &control);
+  CHECK_OK (chain_open_storages (&chain, &s, 1, &shared));
   layer = &chain.file[0]->layer;
 }
 
@@ -35,6 +40,7 @@ close_image (void)
   codec_pool_free (shared.codecs);
   decoded_free (shared.decoded);
   cache_free (shared.cache);
+  epoch_destroy (&epoch);
   memset (&control, 0, sizeof control);
 }
 

@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "commit.h"
+#include "error.h"
+
+/* So many references given up are worth a commit. */
+#define MANY_FREED 16384
+
+static int
+no_memory (const struct commit *c)
+{
+  error_set (ENOMEM, "%s: out of memory", c->storage->name);
+  return -1;
+}
+
+int
+commit_init (struct commit *c, struct storage *storage, struct cache *cache,
+             unsigned id, uint32_t slice_bytes, unsigned cluster_bits,
+             struct epoch *epoch)
+{
+  memset (c, 0, sizeof *c);
+  c->storage = storage;
+  c->cache = cache;
+  c->id = id;
+  c->slice_bytes = slice_bytes;
+  c->cluster_bits = cluster_bits;
+  c->epoch = epoch;
+  c->last_freed = &c->first_freed;
+  pthread_mutex_init (&c->changes, NULL);
+  pthread_mutex_init (&c->lock, NULL);
+  pthread_mutex_init (&c->freed_lock, NULL);
+  pthread_cond_init (&c->done, NULL);
+  c->freed = calloc (1, sizeof *c->freed);
+  if (c->freed != NULL)
+    return 0;
+  no_memory (c);
+  commit_destroy (c);
+  return -1;
+}
+
+void
+commit_free_list (struct commit *c, struct freed_list *l)
+{
+  if (l == NULL)
+    return;
+  atomic_fetch_sub (&c->nr_freed, l->nr);
+  free (l->freed);
+  free (l);
+}
+
+void
+commit_destroy (struct commit *c)
+{
+  struct freed_list *l;
+
+  while ((l = c->first_freed) != NULL) {
+    c->first_freed = l->next;
+    commit_free_list (c, l);
+  }
+  commit_free_list (c, c->freed);
+  free (c->batch.sector);
+  pthread_cond_destroy (&c->done);
+  pthread_mutex_destroy (&c->freed_lock);
+  pthread_mutex_destroy (&c->lock);
+  pthread_mutex_destroy (&c->changes);
+}
+
+/* ---------------------------------------------------------------- changes */
+
+/* Have room for more entries, so that adding them can't fail.  The lock
+ * changes is held.
+ */
+static int
+reserve_freed (struct commit *c, unsigned more)
+{
+  struct freed_list *l = c->freed;
+  size_t capacity;
+  struct freed *p;
+
+  if (l->nr + more <= l->capacity)
+    return 0;
+  capacity = (l->nr + more) * 2;
+  p = realloc (l->freed, capacity * sizeof *p);
+  if (p == NULL)
+    return no_memory (c);
+  l->freed = p;
+  l->capacity = capacity;
+  return 0;
+}
+
+/* changes is held, and there is room. */
+static void
+add_freed (struct commit *c, const struct freed *f)
+{
+  struct freed_list *l = c->freed;
+  struct freed *last = l->nr > 0 ? &l->freed[l->nr - 1] : NULL;
+
+  if (last != NULL && last->is_table == f->is_table &&
+      last->host.v + (last->nr << c->cluster_bits) == f->host.v) {
+    last->nr += f->nr;
+    return;
+  }
+  l->freed[l->nr++] = *f;
+  atomic_fetch_add (&c->nr_freed, 1);
+  atomic_fetch_add (&c->nr_next, 1);
+}
+
+/* One attempt. */
+static int
+try_change (struct commit *c, const struct change *ch, uint64_t *batch,
+            enum cache_update *result)
+{
+  unsigned i;
+  int r;
+
+  pthread_mutex_lock (&c->changes);
+  r = reserve_freed (c, ch->nr_freed);
+  if (r == 0) {
+    *result = cache_update (c->cache, c->id, ch->slice, ch->first, ch->nr,
+                            ch->words, ch->order);
+    if (*result == CACHE_UPDATED) {
+      c->ordered |= ch->ordered;
+      for (i = 0; i < ch->nr_freed; ++i)
+        add_freed (c, &ch->freed[i]);
+      if (batch != NULL)
+        *batch = c->taken + 1;
+    }
+  }
+  pthread_mutex_unlock (&c->changes);
+  return r;
+}
+
+int
+commit_change (struct commit *c, const struct change *ch, uint64_t *batch)
+{
+  enum cache_update result = CACHE_ABSENT;
+  struct cache_ref ref;
+
+  for (;;) {
+    if (try_change (c, ch, batch, &result) == -1)
+      return -1;
+    switch (result) {
+    case CACHE_UPDATED:
+      return 0;
+    case CACHE_ABSENT:
+      if (cache_get (c->cache, c->storage, c->id, ch->slice, c->slice_bytes,
+                     1, &ref) == -1)
+        return -1;
+      break;
+    case CACHE_CROWDED:
+      if (commit_flush (c) == -1)
+        return -1;
+      break;
+    }
+  }
+}
+
+int
+commit_free (struct commit *c, const struct freed *freed, unsigned nr)
+{
+  unsigned i;
+  int r;
+
+  pthread_mutex_lock (&c->changes);
+  r = reserve_freed (c, nr);
+  for (i = 0; r == 0 && i < nr; ++i)
+    add_freed (c, &freed[i]);
+  pthread_mutex_unlock (&c->changes);
+  return r;
+}
+
+/* ----------------------------------------------------------------- failing */
+
+void
+commit_fail (struct commit *c)
+{
+  pthread_mutex_lock (&c->lock);
+  if (!atomic_load (&c->failed)) {
+    snprintf (c->message, sizeof c->message, "%s", error_message ());
+    atomic_store (&c->failed, true);
+  }
+  pthread_mutex_unlock (&c->lock);
+}
+
+int
+commit_check (struct commit *c)
+{
+  if (!atomic_load_explicit (&c->failed, memory_order_acquire))
+    return 0;
+  pthread_mutex_lock (&c->lock);
+  error_set (EIO, "%s: nothing is written any more until it is opened anew, "
+             "since this failed: %s", c->storage->name, c->message);
+  pthread_mutex_unlock (&c->lock);
+  error_set_repeated ();
+  return -1;
+}
+
+/* ----------------------------------------------------------------- batches */
+
+/* Write sectors that follow one another on the storage in one go: the run of
+ * them that starts at s, of nr at most.  Returns how many, or 0 with the
+ * error set.
+ */
+static size_t
+write_run (struct commit *c, struct cache_sector *s, size_t nr)
+{
+  struct iovec iov[STORAGE_MAX_IOV];
+  size_t i;
+
+  for (i = 0; i < nr && i < STORAGE_MAX_IOV; ++i) {
+    if (s[i].offset.v != s[0].offset.v + i * CACHE_SECTOR)
+      break;
+    iov[i].iov_base = s[i].data;
+    iov[i].iov_len = CACHE_SECTOR;
+  }
+  return storage_writev (c->storage, iov, i, s[0].offset, false) == -1 ? 0 : i;
+}
+
+static int
+write_sectors (struct commit *c, struct cache_sector *s, size_t nr)
+{
+  while (nr > 0) {
+    const size_t done = write_run (c, s, nr);
+
+    if (done == 0) {
+      if (error_errno () != ENOSPC) /* T3 */
+        commit_fail (c);
+      return -1;
+    }
+    s += done;
+    nr -= done;
+  }
+  return 0;
+}
+
+static int
+flush_storage (struct commit *c)
+{
+  if (storage_flush (c->storage) == 0)
+    return 0;
+  commit_fail (c);
+  return -1;
+}
+
+static int
+write_batch (struct commit *c, bool ordered)
+{
+  struct cache_batch *b = &c->batch;
+  size_t first = 0;
+
+  while (first < b->nr && b->sector[first].order == CACHE_FIRST)
+    first++;
+  if (write_sectors (c, b->sector, first) == -1 ||
+      (ordered && first < b->nr && flush_storage (c) == -1) || /* I5 */
+      write_sectors (c, b->sector + first, b->nr - first) == -1)
+    return -1;
+  return flush_storage (c);
+}
+
+/* What one batch is besides its sectors. */
+struct taken {
+  bool ordered;
+  uint64_t nr;
+  struct freed_list *freed;
+};
+
+/* T1: all at one moment. */
+static int
+take (struct commit *c, struct taken *t)
+{
+  struct freed_list *next = calloc (1, sizeof *next);
+
+  if (next == NULL)
+    return no_memory (c);
+  pthread_mutex_lock (&c->changes);
+  if (cache_take_batch (c->cache, &c->batch) == -1) {
+    pthread_mutex_unlock (&c->changes);
+    free (next);
+    return -1;
+  }
+  t->ordered = c->ordered;
+  t->nr = ++c->taken;
+  t->freed = c->freed;
+  t->freed->epoch = epoch_now (c->epoch);
+  c->ordered = false;
+  c->freed = next;
+  atomic_store (&c->nr_next, 0);
+  pthread_mutex_unlock (&c->changes);
+  return 0;
+}
+
+/* T3: all of it belongs to the next batch, which then is for the memory
+ * to decide: what can't be added to is leaked.
+ */
+static void
+give_back (struct commit *c, struct taken *t)
+{
+  struct freed_list *l = t->freed;
+  size_t i;
+
+  pthread_mutex_lock (&c->changes);
+  cache_end_batch (c->cache, &c->batch, false);
+  c->ordered = true; /* some of it may have been written already */
+  if (reserve_freed (c, l->nr) == 0) {
+    for (i = 0; i < l->nr; ++i)
+      add_freed (c, &l->freed[i]);
+  }
+  pthread_mutex_unlock (&c->changes);
+  commit_free_list (c, l);
+}
+
+/* T2 */
+static void
+pass_on_freed (struct commit *c, struct freed_list *l)
+{
+  if (l->nr == 0) {
+    commit_free_list (c, l);
+    return;
+  }
+  pthread_mutex_lock (&c->freed_lock);
+  *c->last_freed = l;
+  c->last_freed = &l->next;
+  pthread_mutex_unlock (&c->freed_lock);
+}
+
+/* T4: only one at a time. */
+static int
+run (struct commit *c)
+{
+  struct taken t;
+  bool unflushed;
+
+  if (commit_check (c) == -1 || take (c, &t) == -1)
+    return -1;
+  unflushed = atomic_exchange (&c->unflushed, false);
+  if (c->batch.nr > 0 || unflushed) {
+    if (write_batch (c, t.ordered) == -1) {
+      atomic_store (&c->unflushed, true);
+      give_back (c, &t);
+      return -1;
+    }
+  }
+  cache_end_batch (c->cache, &c->batch, true);
+  atomic_store (&c->durable, t.nr);
+  pass_on_freed (c, t.freed);
+  return 0;
+}
+
+int
+commit_flush (struct commit *c)
+{
+  uint64_t mine;
+  int r;
+
+  pthread_mutex_lock (&c->lock);
+  mine = c->started + 1; /* the first one that takes all there is now */
+  while (c->ended < mine) {
+    if (c->running) {
+      pthread_cond_wait (&c->done, &c->lock);
+      continue;
+    }
+    c->running = true;
+    c->started++;
+    pthread_mutex_unlock (&c->lock);
+    r = run (c);
+    pthread_mutex_lock (&c->lock);
+    c->running = false;
+    c->ended = c->started;
+    c->result = r == 0 ? 0 : error_errno ();
+    if (r == -1 && !atomic_load (&c->failed))
+      snprintf (c->message, sizeof c->message, "%s", error_message ());
+    pthread_cond_broadcast (&c->done);
+    pthread_mutex_unlock (&c->lock);
+    return r;
+  }
+  r = c->result == 0 ? 0 : -1;
+  if (r == -1) {
+    error_set (c->result, "%s", c->message);
+    error_set_repeated ();
+  }
+  pthread_mutex_unlock (&c->lock);
+  return r;
+}
+
+bool
+commit_is_clean (struct commit *c)
+{
+  return cache_is_clean (c->cache);
+}
+
+bool
+commit_is_wanted (struct commit *c)
+{
+  return atomic_load (&c->nr_next) >= MANY_FREED ||
+    cache_wants_writing (c->cache);
+}
+
+struct freed_list *
+commit_next_freed (struct commit *c)
+{
+  struct freed_list *l;
+
+  pthread_mutex_lock (&c->freed_lock);
+  l = c->first_freed;
+  if (l != NULL) {
+    epoch_advance (c->epoch, l->epoch);
+    if (epoch_is_past (c->epoch, l->epoch)) {
+      c->first_freed = l->next;
+      if (c->first_freed == NULL)
+        c->last_freed = &c->first_freed;
+    }
+    else
+      l = NULL;
+  }
+  pthread_mutex_unlock (&c->freed_lock);
+  return l;
+}

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Changes of tables, from memory to the disk, in an order that a crash at
+ * any point can't harm.
+ *
+ * A change is made in the cache, and is written with all others by the next
+ * commit, which a flush is.  A commit takes what has changed as it is at one
+ * moment and writes
+ *
+ *   1. refcounts, and waits until they and all data are durable;
+ *   2. mappings (L2 and L1 entries), and waits until those are.
+ *
+ * The first wait is left out if no mapping of the batch needs it.
+ *
+ * Invariants:
+ *
+ *  T1  A mapping is changed in memory after its data was handed to the
+ *      host, and taken into a batch together with `ordered' (I5).
+ *  T2  What a change made unreachable is passed on to whoever frees it only
+ *      after the batch with that change is durable (I4, I6).
+ *  T3  No space, in writing a batch, is no loss: its sectors belong to the
+ *      next one.  Any other failure to write, and each failure to flush,
+ *      sticks (I10).
+ *  T4  Batches are written one after the other.
+ */
+
+#ifndef QCOW2_COMMIT_H
+#define QCOW2_COMMIT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cache.h"
+#include "epoch.h"
+#include "storage.h"
+
+/* References to host clusters that were given up, one each. */
+struct freed {
+  struct host_off host;
+  uint64_t nr;   /* clusters */
+  bool is_table; /* may be in the cache */
+};
+
+/* What was given up within one batch. */
+struct freed_list {
+  struct freed_list *next;
+  uint64_t epoch; /* when it was out of reach for new requests */
+  size_t nr, capacity;
+  struct freed *freed;
+};
+
+struct commit {
+  struct storage *storage;
+  struct cache *cache;
+  unsigned id; /* of the storage, in the cache */
+  uint32_t slice_bytes;
+  unsigned cluster_bits;
+  struct epoch *epoch;
+
+  /* Held for moments, so that a batch is taken between two changes. */
+  pthread_mutex_t changes;
+  bool ordered;              /* changes; the next batch needs both waits */
+  uint64_t taken;            /* changes; the number of the last batch */
+  struct freed_list *freed;  /* changes; by the next batch; never NULL */
+
+  _Atomic uint64_t durable;  /* the number of the last batch that is */
+  _Atomic bool unflushed;    /* something was written since the last flush */
+
+  /* Group commit. */
+  pthread_mutex_t lock;
+  pthread_cond_t done;
+  bool running;              /* lock */
+  uint64_t started, ended;   /* lock */
+  int result;                /* lock; of the last one that ended: errno */
+  char message[512];         /* lock; why */
+  struct cache_batch batch;  /* of who is running */
+
+  /* Freed, durably; waiting for older requests to end. */
+  pthread_mutex_t freed_lock;
+  struct freed_list *first_freed, **last_freed;
+  _Atomic size_t nr_freed;   /* entries, the next batch's included */
+  _Atomic size_t nr_next;    /* those of the next batch */
+
+  _Atomic bool failed;       /* I10 */
+};
+
+extern int commit_init (struct commit *c, struct storage *storage,
+                        struct cache *cache, unsigned id,
+                        uint32_t slice_bytes, unsigned cluster_bits,
+                        struct epoch *epoch);
+extern void commit_destroy (struct commit *c);
+
+/* A change of some words of one slice of a table. */
+struct change {
+  struct host_off slice;
+  unsigned first, nr;    /* words */
+  const uint64_t *words; /* in the host's byte order */
+  enum cache_order order;
+
+  /* Needs what was written up to now, and the refcounts that were changed
+   * up to now, to be durable before it.
+   */
+  bool ordered;
+
+  /* What becomes unreachable by it. */
+  const struct freed *freed;
+  unsigned nr_freed;
+};
+
+/* Make a change.  *batch, if not NULL, is the number of the batch that it
+ * will be in.  May read a slice and may commit, so that only locks may be
+ * held which neither wants.  Returns -1 with the error set, and then nothing
+ * has changed.
+ */
+extern int commit_change (struct commit *c, const struct change *change,
+                          uint64_t *batch);
+
+/* References are given up that have nothing to do with a change. */
+extern int commit_free (struct commit *c, const struct freed *freed,
+                        unsigned nr);
+
+/* Whether the batch of this number is durable. */
+static inline bool
+commit_is_durable (const struct commit *c, uint64_t batch)
+{
+  return atomic_load (&c->durable) >= batch;
+}
+
+/* Data was written to the storage: called after that, and before the
+ * request is answered.
+ */
+static inline void
+commit_note_data (struct commit *c)
+{
+  if (!atomic_load_explicit (&c->unflushed, memory_order_relaxed))
+    atomic_store (&c->unflushed, true);
+}
+
+/* Make all that was written and changed before this call durable.  Calls at
+ * one time share the work.  Returns -1 with the error set.
+ */
+extern int commit_flush (struct commit *c);
+
+/* True if nothing was changed that is not durable. */
+extern bool commit_is_clean (struct commit *c);
+
+/* True if it is time to commit, to keep memory bounded. */
+extern bool commit_is_wanted (struct commit *c);
+
+/* Take the next list of what was given up, if all requests that could have
+ * seen it have ended.  The caller frees it by commit_free_list.  NULL: none.
+ */
+extern struct freed_list *commit_next_freed (struct commit *c);
+extern void commit_free_list (struct commit *c, struct freed_list *l);
+
+/* Nothing may be written any more, for the reason that is set as error. */
+extern void commit_fail (struct commit *c);
+
+/* Returns -1 with the error set to EIO if nothing may be written. */
+extern int commit_check (struct commit *c);
+
+#endif /* QCOW2_COMMIT_H */

@@ -1,0 +1,580 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "error.h"
+#include "space.h"
+
+/* The reserve: large enough that refcounts are seldom touched, small enough
+ * that a crash leaks little.  It starts small, and grows with use.
+ */
+#define FIRST_BATCH_BYTES (UINT64_C (1) << 20)
+#define BATCH_BYTES (UINT64_C (8) << 20)
+#define MIN_BATCH 4
+#define MAX_BATCH 256
+
+/* Windows are a quarter of that. */
+#define MIN_WINDOW 2
+#define MAX_WINDOW 64
+
+static inline uint64_t
+clamp (uint64_t v, uint64_t min, uint64_t max)
+{
+  return v < min ? min : v > max ? max : v;
+}
+
+static inline struct storage *
+storage (const struct space *s)
+{
+  return s->commit->storage;
+}
+
+static inline struct host_off
+cluster_offset (const struct space *s, uint64_t cluster)
+{
+  return (struct host_off) { cluster << s->cluster_bits };
+}
+
+int
+space_init (struct space *s, const struct header *h, struct commit *commit,
+            struct overlap *overlap, bool keep_discarded)
+{
+  unsigned i;
+
+  memset (s, 0, sizeof *s);
+  s->commit = commit;
+  s->overlap = overlap;
+  s->cluster_bits = h->cluster_bits;
+  s->keep_discarded = keep_discarded;
+  s->opened_size = atomic_load (&commit->storage->size);
+  s->batch_size = clamp (FIRST_BATCH_BYTES >> s->cluster_bits, MIN_BATCH,
+                         MAX_BATCH);
+  s->max_batch_size = clamp (BATCH_BYTES >> s->cluster_bits, MIN_BATCH,
+                             MAX_BATCH);
+  s->window_size = clamp (s->max_batch_size / 4, MIN_WINDOW, MAX_WINDOW);
+  for (i = 0; i < SPACE_RECENT; ++i)
+    s->recent[i] = SPACE_NO_GUEST;
+  pthread_mutex_init (&s->refcounts_lock, NULL);
+  pthread_mutex_init (&s->lock, NULL);
+  if (refcounts_init (&s->refcounts, h, commit, overlap) == 0)
+    return 0;
+  space_destroy (s);
+  return -1;
+}
+
+void
+space_destroy (struct space *s)
+{
+  pthread_mutex_destroy (&s->refcounts_lock);
+  pthread_mutex_destroy (&s->lock);
+}
+
+/* ------------------------------------------------------------- the reserve */
+
+/* Add to the runs.  False if there are too many.  lock held. */
+static bool
+add_run (struct space *s, const struct space_run *r)
+{
+  unsigned i;
+
+  if (r->nr == 0)
+    return true;
+  for (i = 0; i < s->nr_runs; ++i) {
+    struct space_run *p = &s->run[i];
+
+    if (p->first + p->nr == r->first && p->zero == r->zero &&
+        p->batch == r->batch) {
+      p->nr += r->nr;
+      s->in_runs += r->nr;
+      return true;
+    }
+  }
+  if (s->nr_runs == SPACE_MAX_RUNS)
+    return false;
+  s->run[s->nr_runs++] = *r;
+  s->in_runs += r->nr;
+  return true;
+}
+
+/* Take up to nr clusters from the oldest run that has so many, else from the
+ * longest.  lock held, and there are some.
+ */
+static struct space_run
+take_from_runs (struct space *s, uint64_t nr)
+{
+  struct space_run r;
+  unsigned i, best = 0;
+
+  for (i = 0; i < s->nr_runs && s->run[best].nr < nr; ++i) {
+    if (s->run[i].nr > s->run[best].nr)
+      best = i;
+  }
+  r = s->run[best];
+  if (r.nr > nr)
+    r.nr = nr;
+  s->run[best].first += r.nr;
+  s->run[best].nr -= r.nr;
+  s->in_runs -= r.nr;
+  if (s->run[best].nr == 0) {
+    s->nr_runs--;
+    memmove (&s->run[best], &s->run[best + 1],
+             (s->nr_runs - best) * sizeof s->run[0]);
+  }
+  return r;
+}
+
+/* ----------------------------------------------------------------- windows */
+
+/* Up to nr clusters of the window that is for these guest clusters; nr 0 if
+ * there is none.  lock held.
+ */
+static struct space_run
+take_from_window (struct space *s, uint64_t guest, uint64_t nr)
+{
+  struct space_run r = { 0 };
+  unsigned i;
+
+  for (i = 0; i < SPACE_WINDOWS; ++i) {
+    struct space_window *w = &s->window[i];
+    const uint64_t at = guest - w->guest;
+
+    if (guest < w->guest || at >= w->run.nr || w->used >> at & 1)
+      continue;
+    r = w->run;
+    r.first += at;
+    for (r.nr = 0; r.nr < nr && at + r.nr < w->run.nr &&
+           !(w->used >> (at + r.nr) & 1); ++r.nr)
+      w->used |= UINT64_C (1) << (at + r.nr);
+    w->last_use = ++s->clock;
+    break;
+  }
+  return r;
+}
+
+/* What is left of a window goes back to the runs; what finds no place there
+ * is given up.  lock held.
+ */
+static void
+close_window (struct space *s, struct space_window *w)
+{
+  uint64_t i;
+
+  for (i = 0; i < w->run.nr; ++i) {
+    struct space_run r = w->run;
+    const struct freed lost = {
+      .host = cluster_offset (s, w->run.first + i), .nr = 1,
+    };
+
+    r.first += i;
+    r.nr = 1;
+    if (!(w->used >> i & 1) && !add_run (s, &r))
+      (void) commit_free (s->commit, &lost, 1); /* or leaked */
+  }
+  w->run.nr = 0;
+}
+
+/* Set a window apart for the guest clusters from that one on, instead of the
+ * one that was not used for the longest time.  lock held.
+ */
+static void
+open_window (struct space *s, uint64_t guest)
+{
+  struct space_window *w = &s->window[0];
+  unsigned i;
+
+  for (i = 1; i < SPACE_WINDOWS && w->run.nr > 0; ++i) {
+    if (s->window[i].run.nr == 0 || s->window[i].last_use < w->last_use)
+      w = &s->window[i];
+  }
+  close_window (s, w);
+  if (s->in_runs == 0)
+    return;
+  *w = (struct space_window) {
+    .guest = guest,
+    .run = take_from_runs (s, s->window_size),
+    .last_use = ++s->clock,
+  };
+}
+
+/* Whether a write at this guest cluster goes on from one of the last.  lock
+ * held.
+ */
+static bool
+is_sequential (const struct space *s, uint64_t guest)
+{
+  unsigned i;
+
+  for (i = 0; i < SPACE_RECENT; ++i) {
+    if (s->recent[i] == guest)
+      return true;
+  }
+  return false;
+}
+
+/* Take what there is; nr 0 if the reserve is empty.  lock held. */
+static struct space_run
+take_reserved (struct space *s, uint64_t guest, uint64_t nr)
+{
+  struct space_run r = { 0 };
+
+  if (guest != SPACE_NO_GUEST)
+    r = take_from_window (s, guest, nr);
+  if (r.nr == 0 && guest != SPACE_NO_GUEST && nr < s->window_size &&
+      is_sequential (s, guest)) {
+    open_window (s, guest);
+    r = take_from_window (s, guest, nr);
+  }
+  if (r.nr == 0 && s->in_runs > 0)
+    r = take_from_runs (s, nr);
+  if (r.nr > 0 && guest != SPACE_NO_GUEST)
+    s->recent[s->next_recent++ % SPACE_RECENT] = guest + r.nr;
+  return r;
+}
+
+/* --------------------------------------------------------------- reserving */
+
+/* Make the file reach over as many of nr clusters as it can.  Returns how
+ * many, 0 with the error set.
+ */
+static uint64_t
+reach (struct space *s, uint64_t first, uint64_t nr)
+{
+  const uint64_t size = atomic_load (&storage (s)->size);
+
+  for (;;) {
+    const uint64_t end = cluster_offset (s, first + nr).v;
+
+    if (end <= size || storage_resize (storage (s), end) == 0)
+      return nr;
+    if (error_errno () != ENOSPC)
+      return 0;
+    /* A block device, or a limit to the size of files. */
+    nr /= 2;
+    if (nr == 0)
+      return 0;
+  }
+}
+
+/* Whether these clusters read as zeros; made so if that costs little. */
+static bool
+make_zero (struct space *s, uint64_t first, uint64_t nr, uint64_t old_size)
+{
+  const struct host_off host = cluster_offset (s, first);
+
+  if (host.v >= old_size)
+    return true;
+  return !s->keep_discarded &&
+    storage_punch (storage (s), host, nr << s->cluster_bits);
+}
+
+/* Reserve up to max contiguous clusters.  refcounts_lock held. */
+static int
+reserve_run (struct space *s, uint64_t max, struct space_run *r)
+{
+  const uint64_t old_size = atomic_load (&storage (s)->size);
+  enum metadata kind;
+
+  if (refcount_find_free (&s->refcounts, max, &r->first, &r->nr) == -1)
+    return -1;
+  kind = overlap_find (s->overlap, cluster_offset (s, r->first),
+                       r->nr << s->cluster_bits);
+  if (kind != METADATA_NONE) { /* P1 */
+    error_set (EIO, "%s: damaged: the refcount of a cluster from offset 0x%"
+               PRIx64 " on is 0, but it holds %s", storage (s)->name,
+               cluster_offset (s, r->first).v, overlap_name (kind));
+    commit_fail (s->commit);
+    return -1;
+  }
+  r->nr = reach (s, r->first, r->nr);
+  if (r->nr == 0)
+    return -1;
+  r->zero = make_zero (s, r->first, r->nr, old_size);
+  return refcount_set (&s->refcounts, r->first, r->nr, 1, &r->batch);
+}
+
+/* Reserve a batch.  Returns -1 with the error set if there was nothing to be
+ * had.  refcounts_lock held.
+ */
+static int
+refill (struct space *s)
+{
+  const uint64_t wanted = atomic_load (&s->batch_size);
+  uint64_t got = 0;
+  unsigned tries;
+
+  if (wanted < s->max_batch_size)
+    atomic_store (&s->batch_size, wanted * 2);
+  for (tries = 0; tries < 16 && got < wanted; ++tries) {
+    struct space_run r;
+    bool added;
+
+    if (reserve_run (s, wanted - got, &r) == -1)
+      return got > 0 ? 0 : -1;
+    pthread_mutex_lock (&s->lock);
+    added = add_run (s, &r);
+    pthread_mutex_unlock (&s->lock);
+    if (!added) /* there are plenty, in small pieces */
+      return refcount_set (&s->refcounts, r.first, r.nr, 0, NULL);
+    got += r.nr;
+  }
+  return 0;
+}
+
+/* Refill, where the reserve is empty; if nothing is left, with what windows
+ * were set apart.
+ */
+static int
+refill_empty (struct space *s)
+{
+  unsigned i;
+  bool empty;
+  int r = 0;
+
+  pthread_mutex_lock (&s->refcounts_lock);
+  pthread_mutex_lock (&s->lock);
+  empty = s->in_runs == 0; /* or did another thread see to it? */
+  pthread_mutex_unlock (&s->lock);
+  if (empty)
+    r = refill (s);
+  if (r == -1 && error_errno () == ENOSPC) {
+    pthread_mutex_lock (&s->lock);
+    for (i = 0; i < SPACE_WINDOWS; ++i)
+      close_window (s, &s->window[i]);
+    r = s->in_runs > 0 ? 0 : -1;
+    pthread_mutex_unlock (&s->lock);
+  }
+  pthread_mutex_unlock (&s->refcounts_lock);
+  return r;
+}
+
+int
+space_take (struct space *s, uint64_t guest, uint64_t nr,
+            struct space_clusters *out)
+{
+  struct space_run r;
+  bool low;
+
+  for (;;) {
+    pthread_mutex_lock (&s->lock);
+    r = take_reserved (s, guest, nr);
+    low = s->in_runs < atomic_load (&s->batch_size) / 2;
+    pthread_mutex_unlock (&s->lock);
+    if (r.nr > 0)
+      break;
+    if (refill_empty (s) == -1)
+      return -1;
+  }
+  /* Ahead of need, so that the next ones are durable when it comes. */
+  if (low && pthread_mutex_trylock (&s->refcounts_lock) == 0) {
+    (void) refill (s);
+    pthread_mutex_unlock (&s->refcounts_lock);
+  }
+  *out = (struct space_clusters) {
+    .host = cluster_offset (s, r.first),
+    .nr = r.nr,
+    .zero = r.zero,
+    .durable = commit_is_durable (s->commit, r.batch),
+  };
+  return 0;
+}
+
+void
+space_give_back (struct space *s, struct host_off host, uint64_t nr)
+{
+  const struct space_run r = {
+    .first = host.v >> s->cluster_bits,
+    .nr = nr,
+    .batch = UINT64_MAX, /* not known any more */
+  };
+  const struct freed lost = { .host = host, .nr = nr };
+  bool added;
+
+  pthread_mutex_lock (&s->lock);
+  added = add_run (s, &r);
+  pthread_mutex_unlock (&s->lock);
+  if (!added)
+    (void) commit_free (s->commit, &lost, 1);
+}
+
+/* -------------------------------------------------------------- taking back */
+
+static int
+compare_freed (const void *a, const void *b)
+{
+  const struct freed *x = a, *y = b;
+
+  return x->host.v < y->host.v ? -1 : x->host.v > y->host.v;
+}
+
+/* The last reference to these clusters is gone (P3).  refcounts_lock held. */
+static int
+free_clusters (struct space *s, uint64_t first, uint64_t nr, bool is_table)
+{
+  const struct host_off host = cluster_offset (s, first);
+  const uint64_t bytes = nr << s->cluster_bits;
+
+  if (is_table)
+    cache_forget (s->commit->cache, s->commit->id, host, bytes,
+                  s->commit->slice_bytes);
+  if (!s->keep_discarded)
+    (void) storage_punch (storage (s), host, bytes);
+  return refcount_set (&s->refcounts, first, nr, 0, NULL);
+}
+
+/* One reference to each of these is gone.  refcounts_lock held. */
+static int
+lower (struct space *s, uint64_t first, uint64_t nr, bool is_table)
+{
+  while (nr > 0) {
+    uint64_t refcount, n;
+    int r;
+
+    if (refcount_run (&s->refcounts, first, nr, &refcount, &n) == -1)
+      return -1;
+    if (refcount == 0) {
+      error_set (EIO, "%s: damaged: the refcount of the cluster at offset 0x%"
+                 PRIx64 " was 0 while it was in use", storage (s)->name,
+                 cluster_offset (s, first).v);
+      debug_message ("%s", error_message ());
+      r = 0;
+    }
+    else if (refcount == 1)
+      r = free_clusters (s, first, n, is_table);
+    else
+      r = refcount_set (&s->refcounts, first, n, refcount - 1, NULL);
+    if (r == -1)
+      return -1;
+    first += n;
+    nr -= n;
+  }
+  return 0;
+}
+
+/* Clusters that follow each other are given up as one, so that one hole is
+ * punched; the same one may be there several times.
+ */
+static int
+lower_list (struct space *s, struct freed_list *l)
+{
+  size_t i, j;
+
+  qsort (l->freed, l->nr, sizeof l->freed[0], compare_freed);
+  for (i = 0; i < l->nr; i = j) {
+    struct freed f = l->freed[i];
+
+    for (j = i + 1; j < l->nr; ++j) {
+      if (l->freed[j].host.v != f.host.v + (f.nr << s->cluster_bits) ||
+          l->freed[j].is_table != f.is_table)
+        break;
+      f.nr += l->freed[j].nr;
+    }
+    if (lower (s, f.host.v >> s->cluster_bits, f.nr, f.is_table) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* refcounts_lock held. */
+static int
+reclaim (struct space *s)
+{
+  struct freed_list *l;
+  int r = 0;
+
+  while (r == 0 && (l = commit_next_freed (s->commit)) != NULL) {
+    r = lower_list (s, l); /* what fails is leaked */
+    commit_free_list (s->commit, l);
+  }
+  return r;
+}
+
+void
+space_reclaim (struct space *s)
+{
+  if (atomic_load (&s->commit->nr_freed) == 0 ||
+      pthread_mutex_trylock (&s->refcounts_lock) != 0)
+    return;
+  if (reclaim (s) == -1)
+    debug_message ("%s", error_message ());
+  pthread_mutex_unlock (&s->refcounts_lock);
+}
+
+/* ----------------------------------------------------------------- closing */
+
+/* The reserve goes back.  refcounts_lock held. */
+static int
+return_reserve (struct space *s)
+{
+  unsigned i;
+
+  for (i = 0; i < SPACE_WINDOWS; ++i)
+    close_window (s, &s->window[i]);
+  while (s->nr_runs > 0) {
+    const struct space_run r = take_from_runs (s, UINT64_MAX);
+
+    if (refcount_set (&s->refcounts, r.first, r.nr, 0, NULL) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* The file was made longer for the reserve: cut off what is free at its end.
+ * All refcounts are durable.  refcounts_lock held.
+ */
+static int
+cut_end (struct space *s)
+{
+  const uint64_t size = atomic_load (&storage (s)->size);
+  uint64_t end = size >> s->cluster_bits, refcount, nr;
+
+  if (size % (UINT64_C (1) << s->cluster_bits) != 0)
+    return 0; /* nothing was added */
+  while (cluster_offset (s, end).v > s->opened_size) {
+    if (refcount_run (&s->refcounts, end - 1, 1, &refcount, &nr) == -1)
+      return -1;
+    if (refcount != 0)
+      break;
+    end--;
+  }
+  if (end == size >> s->cluster_bits)
+    return 0;
+  return storage_resize (storage (s), cluster_offset (s, end).v);
+}
+
+int
+space_refcount (struct space *s, struct host_off host, uint64_t *refcount)
+{
+  uint64_t nr;
+  int r;
+
+  pthread_mutex_lock (&s->refcounts_lock);
+  r = refcount_run (&s->refcounts, host.v >> s->cluster_bits, 1, refcount, &nr);
+  pthread_mutex_unlock (&s->refcounts_lock);
+  return r;
+}
+
+int
+space_close (struct space *s)
+{
+  int r;
+
+  pthread_mutex_lock (&s->refcounts_lock);
+  r = return_reserve (s);
+  /* Lowering refcounts changes tables, but gives up nothing more. */
+  while (r == 0 && atomic_load (&s->commit->nr_freed) > 0) {
+    r = commit_flush (s->commit);
+    if (r == 0)
+      r = reclaim (s);
+  }
+  if (r == 0)
+    r = commit_flush (s->commit);
+  if (r == 0 && atomic_load (&storage (s)->size) > s->opened_size)
+    r = cut_end (s);
+  pthread_mutex_unlock (&s->refcounts_lock);
+  return r;
+}

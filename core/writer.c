@@ -1,0 +1,419 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "error.h"
+#include "writer.h"
+
+static const char *
+name (const struct writer *w)
+{
+  return w->disk->storage->name;
+}
+
+/* ----------------------------------------------------------------- opening */
+
+int
+writer_check_header (const char *file, const struct header *h,
+                     const struct writer_options *options)
+{
+  if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
+    error_set (ENOTSUP, "%s: it is marked as corrupt (incompatible feature bit "
+               "1): repair it with \"qemu-img check -r all\" before it is "
+               "written; nbdkit -r serves it as it is", file);
+  else if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
+    error_set (ENOTSUP, "%s: it is marked as dirty (incompatible feature bit 0), "
+               "so that its refcounts may be wrong: repair it with \"qemu-img "
+               "check -r all\" before it is written; nbdkit -r serves it as "
+               "it is", file);
+  else if ((h->autoclear & QCOW2_AUTOCLEAR_BITMAPS) &&
+           !options->invalidate_bitmaps)
+    error_set (ENOTSUP, "%s: it has persistent bitmaps, which writing would "
+               "make wrong: bitmaps=invalidate gives them up", file);
+  else
+    return 0;
+  return -1;
+}
+
+/* I7: what stays where it is. */
+static int
+add_ranges (struct writer *w, const struct snapshots *snapshots)
+{
+  const struct header *h = &w->header;
+  struct overlap *o = &w->overlap;
+  uint32_t i;
+
+  if (overlap_add_range (o, (struct host_off) { 0 }, h->cluster_size,
+                         METADATA_HEADER) == -1 ||
+      overlap_add_range (o, h->l1_offset, h->l1_size * sizeof (uint64_t),
+                         METADATA_L1) == -1 ||
+      overlap_add_range (o, h->snapshots_offset, snapshots->table_bytes,
+                         METADATA_SNAPSHOT_TABLE) == -1)
+    return -1;
+  for (i = 0; i < snapshots->nr; ++i) {
+    const struct snapshot *sn = &snapshots->snapshot[i];
+
+    /* One that can't be used has nothing that could be protected. */
+    if (snapshot_check (sn, h, w->disk->storage) == 0 &&
+        overlap_add_range (o, sn->l1_offset, sn->l1_size * sizeof (uint64_t),
+                           METADATA_SNAPSHOT_L1) == -1)
+      return -1;
+  }
+  return overlap_sort (o, name (w));
+}
+
+/* I7: the L2 tables of the live disk.  An entry that is damaged is met by who
+ * needs it.
+ */
+static int
+add_l2_tables (struct writer *w)
+{
+  const struct map *m = &w->disk->map;
+  uint64_t i;
+
+  for (i = 0; i < m->l1_size; ++i) {
+    const struct guest_off offset = { i << m->l1_shift };
+    struct map_l1 l1 = { .table.v = 0 };
+
+    if (map_l1_entry (m, offset, &l1) == -1) {
+      if (l1.table.v == 0)
+        return -1; /* it could not be read */
+      continue;
+    }
+    if (l1.table.v != 0 &&
+        overlap_add (&w->overlap, name (w), l1.table, 1, METADATA_L2) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static void
+writer_free (struct writer *w)
+{
+  inflight_destroy (&w->inflight);
+  overlap_destroy (&w->overlap);
+  pthread_mutex_destroy (&w->tables);
+  pthread_mutex_destroy (&w->begin_lock);
+  free (w);
+}
+
+struct writer *
+writer_open (const struct layer *disk, const struct header *h,
+             const struct snapshots *snapshots,
+             const struct writer_options *options)
+{
+  const struct map *m = &disk->map;
+  struct writer *w;
+
+  w = calloc (1, sizeof *w);
+  if (w == NULL) {
+    error_set (ENOMEM, "%s: out of memory", disk->storage->name);
+    return NULL;
+  }
+  w->disk = disk;
+  w->header = *h;
+  pthread_mutex_init (&w->tables, NULL);
+  pthread_mutex_init (&w->begin_lock, NULL);
+  inflight_init (&w->inflight);
+  overlap_init (&w->overlap, h->cluster_bits);
+  if (add_ranges (w, snapshots) == -1 || add_l2_tables (w) == -1 ||
+      commit_init (&w->commit, disk->storage, m->cache, m->id, m->slice_bytes,
+                   h->cluster_bits, disk->shared->epoch) == -1)
+    goto fail;
+  if (space_init (&w->space, h, &w->commit, &w->overlap,
+                  options->keep_discarded) == -1) {
+    commit_destroy (&w->commit);
+    goto fail;
+  }
+  return w;
+
+ fail:
+  error_append (" (so that it can't be written)");
+  writer_free (w);
+  return NULL;
+}
+
+/* ------------------------------------------------------------ feature bits */
+
+/* Write the header's feature bits, durably.  begin_lock held. */
+static int
+write_features (struct writer *w)
+{
+  const struct host_off at = { HEADER_FEATURES_OFFSET };
+  uint8_t buf[HEADER_FEATURES_BYTES];
+
+  header_encode_features (&w->header, buf);
+  if (storage_write (w->disk->storage, buf, sizeof buf, at) == -1 ||
+      storage_flush (w->disk->storage) == -1) {
+    commit_fail (&w->commit);
+    return -1;
+  }
+  return 0;
+}
+
+/* What must be true before anything is changed: extensions that nobody keeps
+ * up to date from here on are not to be believed (I8), and with lazy
+ * refcounts the image is dirty.  begin_lock held.
+ */
+static int
+begin (struct writer *w)
+{
+  const bool lazy = w->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
+
+  if (w->header.version < 3 || (w->header.autoclear == 0 && !lazy))
+    return 0;
+  w->header.autoclear = 0;
+  if (lazy)
+    w->header.incompatible |= QCOW2_INCOMPAT_DIRTY;
+  w->dirty = lazy;
+  return write_features (w);
+}
+
+int
+writer_begin (struct writer *w)
+{
+  int r = 0;
+
+  if (commit_check (&w->commit) == -1)
+    return -1;
+  if (atomic_load_explicit (&w->begun, memory_order_acquire))
+    return 0;
+  pthread_mutex_lock (&w->begin_lock);
+  if (!w->begun) {
+    r = begin (w);
+    if (r == 0)
+      atomic_store_explicit (&w->begun, true, memory_order_release);
+  }
+  pthread_mutex_unlock (&w->begin_lock);
+  return r;
+}
+
+static void
+mark_corrupt (struct writer *w)
+{
+  pthread_mutex_lock (&w->begin_lock);
+  if (w->header.version >= 3 &&
+      !(w->header.incompatible & QCOW2_INCOMPAT_CORRUPT)) {
+    w->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
+    (void) write_features (w); /* the error will be about the overlap */
+  }
+  pthread_mutex_unlock (&w->begin_lock);
+}
+
+int
+writer_check_overlap (struct writer *w, struct host_off offset, uint64_t bytes)
+{
+  const enum metadata kind = overlap_find (&w->overlap, offset, bytes);
+
+  if (kind == METADATA_NONE)
+    return 0;
+  mark_corrupt (w);
+  error_set (EIO, "%s: damaged: data would be written over %s, within %" PRIu64
+             " bytes at offset 0x%" PRIx64 ": it is marked as corrupt",
+             name (w), overlap_name (kind), bytes, offset.v);
+  commit_fail (&w->commit);
+  return -1;
+}
+
+/* ----------------------------------------------------------------- L2 tables */
+
+/* Have the L1 entry point to this table.  ordered: see struct change. */
+static int
+set_l1 (struct writer *w, const struct map_l1 *l1, struct host_off table,
+        bool ordered, const struct freed *old)
+{
+  const uint32_t slice_bytes = w->disk->map.slice_bytes;
+  const uint64_t word = table.v | QCOW2_ENTRY_COPIED;
+  const struct change ch = {
+    .slice.v = l1->place.v / slice_bytes * slice_bytes,
+    .first = l1->place.v % slice_bytes / sizeof word,
+    .nr = 1,
+    .words = &word,
+    .order = CACHE_SECOND,
+    .ordered = ordered,
+    .freed = old,
+    .nr_freed = old != NULL,
+  };
+
+  return commit_change (&w->commit, &ch, NULL);
+}
+
+/* An L2 table that maps nothing.  In clusters that are durably zero it needs
+ * no order: without its entries it is still a table that maps nothing.
+ */
+static int
+new_table (struct writer *w, const struct map_l1 *l1,
+           const struct space_clusters *to)
+{
+  if (!to->zero && storage_zero (w->disk->storage, to->host,
+                                 w->disk->map.cluster_size, false) == -1)
+    return -1;
+  return set_l1 (w, l1, to->host, !to->zero || !to->durable, NULL);
+}
+
+/* Clear COPIED where the entries of a table are: two tables have them now. */
+static void
+clear_copied (const struct map *m, uint64_t *words)
+{
+  const uint64_t nr = m->cluster_size / sizeof *words;
+  uint64_t i;
+
+  for (i = 0; i < nr; i += UINT64_C (1) << m->l2_word_bits) {
+    if (!(words[i] & htobe64 (QCOW2_L2_COMPRESSED)))
+      words[i] &= ~htobe64 (QCOW2_ENTRY_COPIED);
+  }
+}
+
+/* A copy of a table that a snapshot has as well.  The old one was never
+ * changed since the image was opened, so that it is on the disk as it is.
+ */
+static int
+copy_table (struct writer *w, const struct map_l1 *l1,
+            const struct space_clusters *to)
+{
+  const struct map *m = &w->disk->map;
+  const struct freed old = { .host = l1->table, .nr = 1, .is_table = true };
+  uint64_t *words = malloc (m->cluster_size);
+  uint64_t refcount;
+  int r = -1;
+
+  if (words == NULL) {
+    error_set (ENOMEM, "%s: out of memory", name (w));
+    return -1;
+  }
+  if (space_refcount (&w->space, l1->table, &refcount) == 0 &&
+      storage_read (m->storage, words, m->cluster_size, l1->table) == 0) {
+    if (refcount != 1)
+      clear_copied (m, words);
+    r = storage_write (m->storage, words, m->cluster_size, to->host);
+  }
+  free (words);
+  if (r == -1)
+    return -1;
+  r = set_l1 (w, l1, to->host, true, &old);
+  if (r == 0)
+    overlap_remove (&w->overlap, l1->table, 1);
+  return r;
+}
+
+/* tables is held. */
+static int
+make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
+{
+  struct space_clusters to;
+  int r;
+
+  if (space_take (&w->space, SPACE_NO_GUEST, 1, &to) == -1)
+    return -1;
+  r = overlap_add (&w->overlap, name (w), to.host, 1, METADATA_L2);
+  if (r == 0) {
+    r = l1->table.v == 0 ? new_table (w, l1, &to) : copy_table (w, l1, &to);
+    if (r == -1)
+      overlap_remove (&w->overlap, to.host, 1);
+  }
+  if (r == -1)
+    space_give_back (&w->space, to.host, 1);
+  *table = to.host;
+  return r;
+}
+
+int
+writer_table (struct writer *w, struct guest_off offset,
+              struct host_off *table)
+{
+  struct map_l1 l1;
+  int r;
+
+  if (map_l1_entry (&w->disk->map, offset, &l1) == -1)
+    return -1;
+  *table = l1.table;
+  if (l1.copied && l1.table.v != 0)
+    return 0;
+  pthread_mutex_lock (&w->tables);
+  r = map_l1_entry (&w->disk->map, offset, &l1);
+  if (r == 0) {
+    *table = l1.table;
+    if (!l1.copied || l1.table.v == 0)
+      r = make_table (w, &l1, table);
+  }
+  pthread_mutex_unlock (&w->tables);
+  return r;
+}
+
+/* ------------------------------------------------------------------ commits */
+
+int
+writer_flush (struct writer *w)
+{
+  if (commit_check (&w->commit) == -1 || commit_flush (&w->commit) == -1)
+    return -1;
+  space_reclaim (&w->space);
+  return 0;
+}
+
+int
+writer_relieve (struct writer *w)
+{
+  return commit_is_wanted (&w->commit) ? writer_flush (w) : 0;
+}
+
+bool
+writer_wait_for_space (struct writer *w)
+{
+  const struct timespec pause = { .tv_nsec = 1000000 };
+  const size_t before = atomic_load (&w->commit.nr_freed);
+  unsigned i;
+
+  if (before == 0 || commit_flush (&w->commit) == -1)
+    return false;
+  /* Requests that may still look at what was given up end soon. */
+  for (i = 0; i < 1000; ++i) {
+    space_reclaim (&w->space);
+    if (atomic_load (&w->commit.nr_freed) < before)
+      return true;
+    nanosleep (&pause, NULL);
+  }
+  return false;
+}
+
+/* ------------------------------------------------------------------ closing */
+
+/* Nothing is pending any more. */
+static int
+clear_dirty (struct writer *w)
+{
+  int r;
+
+  if (!w->dirty)
+    return 0;
+  pthread_mutex_lock (&w->begin_lock);
+  w->header.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
+  r = write_features (w);
+  pthread_mutex_unlock (&w->begin_lock);
+  return r;
+}
+
+int
+writer_close (struct writer *w)
+{
+  int r = 0;
+
+  if (w == NULL)
+    return 0;
+  if (w->begun) {
+    r = commit_check (&w->commit);
+    if (r == 0)
+      r = space_close (&w->space);
+    if (r == 0)
+      r = clear_dirty (w);
+  }
+  space_destroy (&w->space);
+  commit_destroy (&w->commit);
+  writer_free (w);
+  return r;
+}

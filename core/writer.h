@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* All that it takes to write an image: made when the image is first wanted
+ * for writing, and shared by all who write.
+ *
+ * Lock order.  Each is taken only by who holds none that stands below it; none
+ * is held around the I/O of guest data (I12).
+ *
+ *   a range of inflight            around the whole of a mapping anew
+ *   writer.begin_lock              the first write, once
+ *   writer.tables                  making or copying an L2 table; I/O of tables
+ *   space.refcounts_lock           refcounts; I/O of tables
+ *   commit.lock                    moments; a commit that runs holds none
+ *   space.lock                     moments
+ *   commit.changes                 moments
+ *   commit.freed_lock, epoch.lock  moments
+ *   cache.lock, overlap.lock       moments
+ */
+
+#ifndef QCOW2_WRITER_H
+#define QCOW2_WRITER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "commit.h"
+#include "header.h"
+#include "inflight.h"
+#include "layer.h"
+#include "overlap.h"
+#include "snapshot.h"
+#include "space.h"
+
+struct writer {
+  const struct layer *disk; /* the live one */
+  struct header header;     /* as it is on disk, but for refcount_table_* */
+  struct commit commit;
+  struct overlap overlap;
+  struct space space;
+  struct inflight inflight; /* in clusters of the guest */
+  pthread_mutex_t tables;   /* of changes to the L1 table */
+
+  pthread_mutex_t begin_lock; /* of what changes the header's feature bits */
+  _Atomic bool begun;         /* something was or will be written */
+  bool dirty;                 /* begin_lock; we set the dirty bit */
+};
+
+struct writer_options {
+  bool keep_discarded;     /* punch no holes into the file */
+  bool invalidate_bitmaps; /* persistent bitmaps may be lost */
+};
+
+/* Whether an image with this header may be written: not if it is marked as
+ * dirty or corrupt, or has bitmaps.  Returns -1 with the error set: ENOTSUP.
+ */
+extern int writer_check_header (const char *name, const struct header *h,
+                                const struct writer_options *options);
+
+/* Make an image writable that writer_check_header has found to be so: nothing
+ * is written yet.  disk, and the epoch that all of its readers enter, must
+ * outlive the writer.  Returns NULL with the error set: EIO or EINVAL for
+ * damage, ENOMEM.
+ */
+extern struct writer *writer_open (const struct layer *disk,
+                                   const struct header *h,
+                                   const struct snapshots *snapshots,
+                                   const struct writer_options *options);
+
+/* Write what is left to be written, and leave the image as it should be: no
+ * leaks, not dirty.  No request may be running.  Returns -1 with the error
+ * set; the writer is gone all the same.  NULL is allowed.
+ */
+extern int writer_close (struct writer *w);
+
+/* To be called before anything is changed.  The first time, the header's
+ * feature bits are changed as they must be: durably.  Returns -1 with the
+ * error set if nothing may be written.
+ */
+extern int writer_begin (struct writer *w);
+
+/* Check that bytes at this host offset are not metadata (I7).  If they are,
+ * the image is marked as corrupt, and nothing is written any more: returns
+ * -1 with the error set.
+ */
+extern int writer_check_overlap (struct writer *w, struct host_off offset,
+                                 uint64_t bytes);
+
+/* Find the L2 table that maps offset, to be changed in place: made or copied
+ * if need be.  The caller has entered an in-flight range.  Returns -1 with
+ * the error set.
+ */
+extern int writer_table (struct writer *w, struct guest_off offset,
+                         struct host_off *table);
+
+/* Make all that was answered durable. */
+extern int writer_flush (struct writer *w);
+
+/* To be called now and then by who has changed mappings, and holds nothing:
+ * keeps bounded what waits for a commit.
+ */
+extern int writer_relieve (struct writer *w);
+
+/* A request found no space.  True if that may have changed: some was being
+ * given up.  The caller holds nothing, and is in no epoch.
+ */
+extern bool writer_wait_for_space (struct writer *w);
+
+#endif /* QCOW2_WRITER_H */
