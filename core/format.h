@@ -42,6 +42,8 @@ struct host_off { uint64_t v; };
 #define QCOW2_EXT_END UINT32_C (0)
 #define QCOW2_EXT_BACKING_FORMAT UINT32_C (0xe2792aca)
 #define QCOW2_EXT_FEATURE_NAMES UINT32_C (0x6803f857)
+#define QCOW2_EXT_BITMAPS UINT32_C (0x23852875)
+#define QCOW2_EXT_BITMAPS_BYTES 24
 
 /* Spec: Feature name table. */
 #define QCOW2_FEATURE_ENTRY_SIZE 48
@@ -62,6 +64,7 @@ struct host_off { uint64_t v; };
 #define QCOW2_MAX_SNAPSHOTS 65536
 #define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (UINT64_C (64) << 20)
 #define QCOW2_MAX_SNAPSHOT_EXTRA 1024
+#define QCOW2_MAX_BITMAP_DIRECTORY_BYTES (UINT64_C (1024) * 65535)
 
 /* Spec: Cluster mapping.  Bits 9 to 55 of L1 and standard L2 entries
  * are a host offset.

@@ -195,6 +195,18 @@ decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
   return 0;
 }
 
+/* Spec: Bitmaps extension.  at is where its data is in the header. */
+static void
+decode_bitmaps (const uint8_t *data, size_t at, uint32_t len, struct header *h)
+{
+  if (len < QCOW2_EXT_BITMAPS_BYTES)
+    return;
+  h->nr_bitmaps = get_be32 (data);
+  h->bitmap_directory_size = get_be64 (data + 8);
+  h->bitmaps_field = at + 16;
+  h->bitmap_directory.v = get_be64 (data + 16);
+}
+
 /* Walk the extensions between start and end.  The feature name table is
  * found where feature_names is not NULL.  Spec: Header extensions.
  */
@@ -234,6 +246,9 @@ decode_extensions (const char *name, const uint8_t *buf, size_t start,
         *feature_names = data;
         *feature_names_len = len;
       }
+      break;
+    case QCOW2_EXT_BITMAPS:
+      decode_bitmaps (data, at + 8, len, h);
       break;
     default: /* can safely be ignored */
       break;

@@ -42,6 +42,12 @@ struct header {
   uint64_t autoclear;
   enum compression compression;
 
+  /* Not checked, and stale unless the autoclear bit is set: see bitmaps.h. */
+  uint32_t nr_bitmaps;
+  uint64_t bitmaps_field; /* the header's offset of what follows */
+  struct host_off bitmap_directory;
+  uint64_t bitmap_directory_size;
+
   /* Empty strings where the image has none. */
   char backing_name[QCOW2_MAX_BACKING_NAME + 1];
   char backing_format[QCOW2_MAX_BACKING_FORMAT + 1];

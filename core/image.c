@@ -146,8 +146,7 @@ make_writable (struct image *im, const struct writer_options *options)
     return -1;
   }
   if (storage_file_check_writable (f->layer.storage) == -1 ||
-      writer_check_header (f->layer.storage->name, &f->header,
-                           options) == -1 ||
+      writer_check_header (f->layer.storage, &f->header, options) == -1 ||
       lock_for_writing (f->layer.storage) == -1)
     return -1;
   w = writer_open (&f->layer, &f->header, &im->snapshots, options);

@@ -55,6 +55,7 @@ overlap_name (enum metadata kind)
   case METADATA_REFCOUNT_BLOCK: return "a refcount block";
   case METADATA_SNAPSHOT_TABLE: return "the snapshot table";
   case METADATA_SNAPSHOT_L1: return "the L1 table of a snapshot";
+  case METADATA_BITMAPS: return "the bitmap directory";
   }
   abort ();
 }

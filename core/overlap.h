@@ -27,6 +27,7 @@ enum metadata {
   METADATA_REFCOUNT_BLOCK,
   METADATA_SNAPSHOT_TABLE,
   METADATA_SNAPSHOT_L1,
+  METADATA_BITMAPS,
 };
 
 struct overlap_table; /* open addressing; see overlap.c */

@@ -262,17 +262,13 @@ refcount_set (struct refcounts *r, uint64_t cluster, uint64_t nr,
 
 /* ------------------------------------------------------------------ growth */
 
-/* Make the file reach up to the end of this cluster.  Returns -1 with the
- * error set; otherwise *fresh says whether all of the clusters from first on
- * are new, and so known to be zeros.
- */
+/* Make the file reach up to the end of this cluster. */
 static int
-reach (struct refcounts *r, uint64_t first, uint64_t last, bool *fresh)
+reach (struct refcounts *r, uint64_t cluster)
 {
   const uint64_t size = atomic_load (&storage (r)->size);
-  const uint64_t end = cluster_offset (r, last + 1).v;
+  const uint64_t end = cluster_offset (r, cluster + 1).v;
 
-  *fresh = cluster_offset (r, first).v >= size;
   return end <= size ? 0 : storage_resize (storage (r), end);
 }
 
@@ -329,9 +325,9 @@ add_block (struct refcounts *r, uint64_t cluster)
     .words = &block.v,
     .order = CACHE_FIRST,
   };
-  bool fresh;
 
-  if (reach (r, cluster, cluster, &fresh) == -1 ||
+  if (reach (r, cluster) == -1 ||
+      storage_allocate (storage (r), ch.slice, slice_bytes) == -1 ||
       overlap_add (r->overlap, storage (r)->name, block, 1,
                    METADATA_REFCOUNT_BLOCK) == -1)
     return -1;
@@ -352,21 +348,17 @@ struct growth {
   uint64_t table_clusters;
 };
 
-/* Plan a table that has an entry for its own clusters, beyond everything that
- * there is.
+/* Plan a table that has an entry for its own clusters, which are the first
+ * that the old one has none for: nothing can be in use there.
  */
 static int
 plan_growth (const struct refcounts *r, struct growth *g)
 {
   const unsigned entry_bits = r->cluster_bits - 3;
   const uint64_t max = QCOW2_MAX_REFCOUNT_TABLE_BYTES >> r->cluster_bits;
-  const uint64_t size = atomic_load (&storage (r)->size);
-  const uint64_t end = (size + cluster_size (r) - 1) >> r->cluster_bits;
   uint64_t last_index;
 
   g->start = table_entries (r) << r->block_bits;
-  if (g->start < end)
-    g->start = end;
   g->first_index = g->start >> r->block_bits;
   g->blocks = 1;
   g->table_clusters = r->table_clusters + r->table_clusters / 2 + 1;
@@ -484,12 +476,10 @@ static int
 grow_table (struct refcounts *r)
 {
   struct growth g;
-  bool fresh;
 
   /* All that the old one must say is on the disk then, for the new one. */
   if (commit_flush (r->commit) == -1 || plan_growth (r, &g) == -1 ||
-      reach (r, g.start, g.start + g.blocks + g.table_clusters - 1,
-             &fresh) == -1 ||
+      reach (r, g.start + g.blocks + g.table_clusters - 1) == -1 ||
       overlap_add (r->overlap, storage (r)->name, cluster_offset (r, g.start),
                    g.blocks, METADATA_REFCOUNT_BLOCK) == -1)
     return -1;

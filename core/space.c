@@ -11,15 +11,16 @@
 #include "space.h"
 
 /* The reserve: large enough that refcounts are seldom touched, small enough
- * that a crash leaks little.  It starts small, and grows with use.
+ * that a crash leaks little: an eighth of the file, between these.
  */
-#define FIRST_BATCH_BYTES (UINT64_C (1) << 20)
-#define BATCH_BYTES (UINT64_C (8) << 20)
+#define MIN_BATCH_BYTES (UINT64_C (1) << 20)
+#define MAX_BATCH_BYTES (UINT64_C (8) << 20)
 #define MIN_BATCH 4
 #define MAX_BATCH 256
 
-/* Windows are a quarter of that. */
-#define MIN_WINDOW 2
+/* Windows grow up to a quarter of the largest batch, from: */
+#define FIRST_WINDOW_BYTES (UINT64_C (256) << 10)
+#define MAX_FIRST_WINDOW 4
 #define MAX_WINDOW 64
 
 static inline uint64_t
@@ -52,11 +53,14 @@ space_init (struct space *s, const struct header *h, struct commit *commit,
   s->cluster_bits = h->cluster_bits;
   s->keep_discarded = keep_discarded;
   s->opened_size = atomic_load (&commit->storage->size);
-  s->batch_size = clamp (FIRST_BATCH_BYTES >> s->cluster_bits, MIN_BATCH,
-                         MAX_BATCH);
-  s->max_batch_size = clamp (BATCH_BYTES >> s->cluster_bits, MIN_BATCH,
+  s->min_batch_size = clamp (MIN_BATCH_BYTES >> s->cluster_bits, MIN_BATCH,
                              MAX_BATCH);
-  s->window_size = clamp (s->max_batch_size / 4, MIN_WINDOW, MAX_WINDOW);
+  s->batch_size = s->min_batch_size;
+  s->max_batch_size = clamp (MAX_BATCH_BYTES >> s->cluster_bits, MIN_BATCH,
+                             MAX_BATCH);
+  s->max_window = clamp (s->max_batch_size / 4, 1, MAX_WINDOW);
+  s->first_window = clamp (FIRST_WINDOW_BYTES >> s->cluster_bits, 1,
+                           MAX_FIRST_WINDOW);
   for (i = 0; i < SPACE_RECENT; ++i)
     s->recent[i] = SPACE_NO_GUEST;
   pthread_mutex_init (&s->refcounts_lock, NULL);
@@ -182,7 +186,7 @@ close_window (struct space *s, struct space_window *w)
  * one that was not used for the longest time.  lock held.
  */
 static void
-open_window (struct space *s, uint64_t guest)
+open_window (struct space *s, uint64_t guest, uint64_t size)
 {
   struct space_window *w = &s->window[0];
   unsigned i;
@@ -196,24 +200,31 @@ open_window (struct space *s, uint64_t guest)
     return;
   *w = (struct space_window) {
     .guest = guest,
-    .run = take_from_runs (s, s->window_size),
+    .run = take_from_runs (s, size),
     .last_use = ++s->clock,
   };
 }
 
-/* Whether a write at this guest cluster goes on from one of the last.  lock
- * held.
+/* The size of a window to open at this guest cluster: larger than the one
+ * that ends there; small where another write ended; 0 if it follows nothing.
+ * lock held.
  */
-static bool
-is_sequential (const struct space *s, uint64_t guest)
+static uint64_t
+window_size (const struct space *s, uint64_t guest)
 {
   unsigned i;
 
+  for (i = 0; i < SPACE_WINDOWS; ++i) {
+    const struct space_window *w = &s->window[i];
+
+    if (w->run.nr > 0 && w->guest + w->run.nr == guest)
+      return clamp (w->run.nr * 2, 1, s->max_window);
+  }
   for (i = 0; i < SPACE_RECENT; ++i) {
     if (s->recent[i] == guest)
-      return true;
+      return s->first_window;
   }
-  return false;
+  return 0;
 }
 
 /* Take what there is; nr 0 if the reserve is empty.  lock held. */
@@ -221,12 +232,14 @@ static struct space_run
 take_reserved (struct space *s, uint64_t guest, uint64_t nr)
 {
   struct space_run r = { 0 };
+  uint64_t size = 0;
 
-  if (guest != SPACE_NO_GUEST)
+  if (guest != SPACE_NO_GUEST) {
     r = take_from_window (s, guest, nr);
-  if (r.nr == 0 && guest != SPACE_NO_GUEST && nr < s->window_size &&
-      is_sequential (s, guest)) {
-    open_window (s, guest);
+    size = window_size (s, guest);
+  }
+  if (r.nr == 0 && size > nr) {
+    open_window (s, guest, size);
     r = take_from_window (s, guest, nr);
   }
   if (r.nr == 0 && s->in_runs > 0)
@@ -303,12 +316,14 @@ reserve_run (struct space *s, uint64_t max, struct space_run *r)
 static int
 refill (struct space *s)
 {
-  const uint64_t wanted = atomic_load (&s->batch_size);
+  const uint64_t clusters = atomic_load (&storage (s)->size)
+    >> s->cluster_bits;
+  const uint64_t wanted = clamp (clusters / 8, s->min_batch_size,
+                                 s->max_batch_size);
   uint64_t got = 0;
   unsigned tries;
 
-  if (wanted < s->max_batch_size)
-    atomic_store (&s->batch_size, wanted * 2);
+  atomic_store (&s->batch_size, wanted);
   for (tries = 0; tries < 16 && got < wanted; ++tries) {
     struct space_run r;
     bool added;

@@ -57,8 +57,8 @@ struct space {
   unsigned cluster_bits;
   bool keep_discarded;  /* punch no holes */
   _Atomic uint64_t batch_size; /* clusters; refcounts_lock, to change it */
-  uint64_t max_batch_size;
-  unsigned window_size;        /* clusters, 64 at most */
+  uint64_t min_batch_size, max_batch_size;
+  uint64_t first_window, max_window; /* clusters, 64 at most */
   uint64_t opened_size; /* of the file, in bytes */
 
   /* Held around I/O of metadata; taken before lock. */

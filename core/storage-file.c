@@ -118,6 +118,16 @@ file_zero (struct storage *s, uint64_t offset, uint64_t count, bool punch)
 }
 
 static int
+file_allocate (struct storage *s, uint64_t offset, uint64_t count)
+{
+  struct file *f = (struct file *) s;
+
+  if (f->ino == 0) /* a block device has its space */
+    return 0;
+  return fallocate (f->fd, FALLOC_FL_KEEP_SIZE, offset, count);
+}
+
+static int
 file_resize (struct storage *s, uint64_t size)
 {
   struct file *f = (struct file *) s;
@@ -152,6 +162,7 @@ static const struct storage_ops file_ops = {
   .pwritev = file_pwritev,
   .flush = file_flush,
   .zero = file_zero,
+  .allocate = file_allocate,
   .resize = file_resize,
   .close = file_close,
 };

@@ -175,6 +175,18 @@ storage_punch (struct storage *s, struct host_off offset, uint64_t count)
 }
 
 int
+storage_allocate (struct storage *s, struct host_off offset, uint64_t count)
+{
+  if (s->ops->allocate == NULL ||
+      s->ops->allocate (s, offset.v, count) == 0 ||
+      write_errno (errno) != ENOSPC)
+    return 0;
+  error_set (ENOSPC, "%s: allocating %" PRIu64 " bytes at offset 0x%" PRIx64
+             ": %s", s->name, count, offset.v, strerror (errno));
+  return -1;
+}
+
+int
 storage_resize (struct storage *s, uint64_t size)
 {
   if (s->ops->resize (s, size) == -1) {

@@ -58,6 +58,11 @@ struct storage_ops {
    */
   int (*zero) (struct storage *, uint64_t offset, uint64_t count, bool punch);
 
+  /* Have space for a range, which reads as before.  -1 sets errno: EOPNOTSUPP
+   * if that can't be done here.  May be NULL.
+   */
+  int (*allocate) (struct storage *, uint64_t offset, uint64_t count);
+
   /* Grow, with zeros, or cut off.  -1 sets errno: ENOSPC if the storage is
    * of a fixed size and smaller than that.
    */
@@ -154,6 +159,12 @@ extern int storage_zero (struct storage *s, struct host_off offset,
  */
 extern bool storage_punch (struct storage *s, struct host_off offset,
                            uint64_t count);
+
+/* See to it, where the storage can, that writing this range won't fail for
+ * want of space.  Errors as with storage_write.
+ */
+extern int storage_allocate (struct storage *s, struct host_off offset,
+                             uint64_t count);
 
 /* See storage_ops.resize.  Errors as with storage_write. */
 extern int storage_resize (struct storage *s, uint64_t size);

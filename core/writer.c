@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "bitmaps.h"
 #include "error.h"
 #include "writer.h"
 
@@ -19,25 +20,34 @@ name (const struct writer *w)
 /* ----------------------------------------------------------------- opening */
 
 int
-writer_check_header (const char *file, const struct header *h,
+writer_check_header (struct storage *s, const struct header *h,
                      const struct writer_options *options)
 {
+  bool has_bitmaps;
+
+  if (bitmaps_are_consistent (s, h, &has_bitmaps) == -1)
+    return -1;
   if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
-    error_set (ENOTSUP, "%s: it is marked as corrupt (incompatible feature bit "
-               "1): repair it with \"qemu-img check -r all\" before it is "
-               "written; nbdkit -r serves it as it is", file);
+    error_set (ENOTSUP, "%s: it is marked as corrupt (incompatible feature "
+               "bit 1): repair it with \"qemu-img check -r all\" before it is "
+               "written; nbdkit -r serves it as it is", s->name);
   else if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
-    error_set (ENOTSUP, "%s: it is marked as dirty (incompatible feature bit 0), "
-               "so that its refcounts may be wrong: repair it with \"qemu-img "
-               "check -r all\" before it is written; nbdkit -r serves it as "
-               "it is", file);
-  else if ((h->autoclear & QCOW2_AUTOCLEAR_BITMAPS) &&
-           !options->invalidate_bitmaps)
+    error_set (ENOTSUP, "%s: it is marked as dirty (incompatible feature "
+               "bit 0), so that its refcounts may be wrong: repair it with "
+               "\"qemu-img check -r all\" before it is written; nbdkit -r "
+               "serves it as it is", s->name);
+  else if (has_bitmaps && !options->invalidate_bitmaps)
     error_set (ENOTSUP, "%s: it has persistent bitmaps, which writing would "
-               "make wrong: bitmaps=invalidate gives them up", file);
+               "make wrong: bitmaps=invalidate gives them up", s->name);
   else
     return 0;
   return -1;
+}
+
+static inline bool
+has_bitmaps (const struct header *h)
+{
+  return (h->autoclear & QCOW2_AUTOCLEAR_BITMAPS) && h->nr_bitmaps > 0;
 }
 
 /* I7: what stays where it is. */
@@ -53,7 +63,10 @@ add_ranges (struct writer *w, const struct snapshots *snapshots)
       overlap_add_range (o, h->l1_offset, h->l1_size * sizeof (uint64_t),
                          METADATA_L1) == -1 ||
       overlap_add_range (o, h->snapshots_offset, snapshots->table_bytes,
-                         METADATA_SNAPSHOT_TABLE) == -1)
+                         METADATA_SNAPSHOT_TABLE) == -1 ||
+      (has_bitmaps (h) &&
+       overlap_add_range (o, h->bitmap_directory, h->bitmap_directory_size,
+                          METADATA_BITMAPS) == -1))
     return -1;
   for (i = 0; i < snapshots->nr; ++i) {
     const struct snapshot *sn = &snapshots->snapshot[i];
@@ -156,20 +169,29 @@ write_features (struct writer *w)
   return 0;
 }
 
-/* What must be true before anything is changed: extensions that nobody keeps
- * up to date from here on are not to be believed (I8), and with lazy
- * refcounts the image is dirty.  begin_lock held.
+/* What must be true before anything is changed: what nobody keeps up to date
+ * from here on is not to be believed (I8), and with lazy refcounts the image
+ * is dirty.  The bitmaps' own bit stays: they remain well-formed.  begin_lock
+ * held.
  */
 static int
 begin (struct writer *w)
 {
-  const bool lazy = w->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
+  struct header *h = &w->header;
+  const bool lazy = h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
+  const uint64_t autoclear = has_bitmaps (h) ? QCOW2_AUTOCLEAR_BITMAPS : 0;
 
-  if (w->header.version < 3 || (w->header.autoclear == 0 && !lazy))
+  if (h->version < 3)
     return 0;
-  w->header.autoclear = 0;
+  if (bitmaps_mark_in_use (w->disk->storage, h) == -1) {
+    commit_fail (&w->commit);
+    return -1;
+  }
+  if (h->autoclear == autoclear && !lazy)
+    return 0;
+  h->autoclear = autoclear;
   if (lazy)
-    w->header.incompatible |= QCOW2_INCOMPAT_DIRTY;
+    h->incompatible |= QCOW2_INCOMPAT_DIRTY;
   w->dirty = lazy;
   return write_features (w);
 }
@@ -301,6 +323,23 @@ copy_table (struct writer *w, const struct map_l1 *l1,
   return r;
 }
 
+/* Space for the new table and the entry that will point to it is allocated now,
+ * so that a full disk is met by the request and not by the commit: which is
+ * also what gives space back.
+ */
+static int
+allocate_table (struct writer *w, const struct map_l1 *l1, struct host_off to)
+{
+  const struct map *m = &w->disk->map;
+  const struct host_off slice = {
+    l1->place.v / m->slice_bytes * m->slice_bytes
+  };
+
+  if (storage_allocate (m->storage, slice, m->slice_bytes) == -1)
+    return -1;
+  return storage_allocate (m->storage, to, m->cluster_size);
+}
+
 /* tables is held. */
 static int
 make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
@@ -310,7 +349,9 @@ make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
 
   if (space_take (&w->space, SPACE_NO_GUEST, 1, &to) == -1)
     return -1;
-  r = overlap_add (&w->overlap, name (w), to.host, 1, METADATA_L2);
+  r = allocate_table (w, l1, to.host);
+  if (r == 0)
+    r = overlap_add (&w->overlap, name (w), to.host, 1, METADATA_L2);
   if (r == 0) {
     r = l1->table.v == 0 ? new_table (w, l1, &to) : copy_table (w, l1, &to);
     if (r == -1)

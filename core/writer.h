@@ -48,13 +48,14 @@ struct writer {
 
 struct writer_options {
   bool keep_discarded;     /* punch no holes into the file */
-  bool invalidate_bitmaps; /* persistent bitmaps may be lost */
+  bool invalidate_bitmaps; /* persistent bitmaps may be made useless */
 };
 
 /* Whether an image with this header may be written: not if it is marked as
- * dirty or corrupt, or has bitmaps.  Returns -1 with the error set: ENOTSUP.
+ * dirty or corrupt, or has bitmaps that would become wrong.  Returns -1 with
+ * the error set: ENOTSUP, or EIO, EINVAL if that can't be told.
  */
-extern int writer_check_header (const char *name, const struct header *h,
+extern int writer_check_header (struct storage *s, const struct header *h,
                                 const struct writer_options *options);
 
 /* Make an image writable that writer_check_header has found to be so: nothing

@@ -11,7 +11,7 @@ core=${srcdir:-$(dirname "$0")}/../../core
 levels='
 0 format error storage storage-file
 1 header entry codec
-2 cache decoded epoch inflight overlap
+2 bitmaps cache decoded epoch inflight overlap
 3 map snapshot commit
 4 layer refcount
 5 read extents space

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Persistent bitmaps.  They are not kept up to date here: but an image that
+ * has some can be written if they are marked as "in use", which is how a
+ * writer that has crashed leaves them.  Everybody then knows better than to
+ * believe them, and they can still be removed.  Spec: Bitmaps extension.
+ */
+
+#ifndef QCOW2_BITMAPS_H
+#define QCOW2_BITMAPS_H
+
+#include <stdbool.h>
+
+#include "header.h"
+#include "storage.h"
+
+/* Whether the image has bitmaps that can be believed.  Returns -1 with the
+ * error set: EINVAL if their directory is malformed, EIO.
+ */
+extern int bitmaps_are_consistent (struct storage *s, const struct header *h,
+                                   bool *consistent);
+
+/* Mark all as in use, durably.  Returns -1 with the error set. */
+extern int bitmaps_mark_in_use (struct storage *s, const struct header *h);
+
+#endif /* QCOW2_BITMAPS_H */
