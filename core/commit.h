@@ -75,7 +75,7 @@ struct commit {
   bool running;              /* lock */
   uint64_t started, ended;   /* lock */
   int result;                /* lock; of the last one that ended: errno */
-  char message[512];         /* lock; why */
+  char message[512];         /* lock, until failed is set; why */
   struct cache_batch batch;  /* of who is running */
 
   /* Freed, durably; waiting for older requests to end. */

@@ -135,17 +135,19 @@ hash (const struct overlap *o, const struct overlap_table *t, uint64_t cluster)
     & (t->size - 1);
 }
 
-/* The entry of this cluster, or the EMPTY one where looking for it ends. */
+/* The entry of this cluster, or the EMPTY one where looking for it ends, and
+ * what was read there: an entry can change at any moment, if the lock is not
+ * held.
+ */
 static _Atomic uint64_t *
-find_entry (const struct overlap *o, struct overlap_table *t, uint64_t cluster)
+find_entry (const struct overlap *o, struct overlap_table *t, uint64_t cluster,
+            uint64_t *e)
 {
   uint64_t i = hash (o, t, cluster);
 
   for (;; i = (i + 1) & (t->size - 1)) {
-    const uint64_t e = atomic_load_explicit (&t->entry[i],
-                                             memory_order_acquire);
-
-    if (e == EMPTY || (e != REMOVED && (e & ~KIND_MASK) == cluster))
+    *e = atomic_load_explicit (&t->entry[i], memory_order_acquire);
+    if (*e == EMPTY || (*e != REMOVED && (*e & ~KIND_MASK) == cluster))
       return &t->entry[i];
   }
 }
@@ -155,9 +157,11 @@ find_cluster (const struct overlap *o, uint64_t cluster)
 {
   struct overlap_table *t = atomic_load_explicit (&o->table,
                                                   memory_order_acquire);
+  uint64_t e = EMPTY;
 
-  return t == NULL ? METADATA_NONE
-    : *find_entry (o, t, cluster) & KIND_MASK;
+  if (t != NULL)
+    (void) find_entry (o, t, cluster, &e);
+  return e & KIND_MASK;
 }
 
 enum metadata
@@ -194,10 +198,11 @@ reserve (struct overlap *o, uint64_t nr)
   t->older = old;
   for (i = 0; old != NULL && i < old->size; ++i) {
     const uint64_t e = old->entry[i];
+    uint64_t there;
 
     if (e == EMPTY || e == REMOVED)
       continue;
-    *find_entry (o, t, e & ~KIND_MASK) = e;
+    *find_entry (o, t, e & ~KIND_MASK, &there) = e;
     t->used++;
   }
   atomic_store_explicit (&o->table, t, memory_order_release);
@@ -226,9 +231,10 @@ overlap_add (struct overlap *o, const char *name, struct host_off offset,
   else if (reserve (o, nr) == 0) {
     for (i = 0; i < nr; ++i) {
       const uint64_t cluster = offset.v + i * cluster_size;
-      _Atomic uint64_t *e = find_entry (o, o->table, cluster);
+      uint64_t there;
+      _Atomic uint64_t *e = find_entry (o, o->table, cluster, &there);
 
-      if (*e == EMPTY)
+      if (there == EMPTY)
         o->table->used++;
       atomic_store_explicit (e, cluster | kind, memory_order_release);
     }
@@ -246,10 +252,11 @@ overlap_remove (struct overlap *o, struct host_off offset, uint64_t nr)
 
   pthread_mutex_lock (&o->lock);
   for (i = 0; i < nr && o->table != NULL; ++i) {
-    _Atomic uint64_t *e = find_entry (o, o->table,
-                                      offset.v + i * cluster_size);
+    uint64_t there;
+    _Atomic uint64_t *e = find_entry (o, o->table, offset.v + i * cluster_size,
+                                      &there);
 
-    if (*e != EMPTY)
+    if (there != EMPTY)
       atomic_store_explicit (e, REMOVED, memory_order_release);
   }
   pthread_mutex_unlock (&o->lock);

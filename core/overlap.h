@@ -3,7 +3,7 @@
 /* Which parts of an image hold metadata, so that no write of data lands
  * there, whatever a damaged image says (I7).
  *
- * Memory: up to 32 bytes for each L2 table and refcount block of the image,
+ * Memory: up to 64 bytes for each L2 table and refcount block of the image,
  * which its L1 and refcount tables bound.
  */
 

@@ -301,6 +301,7 @@ reserve_run (struct space *s, uint64_t max, struct space_run *r)
                PRIx64 " on is 0, but it holds %s", storage (s)->name,
                cluster_offset (s, r->first).v, overlap_name (kind));
     commit_fail (s->commit);
+    atomic_store (&s->corrupt, true);
     return -1;
   }
   r->nr = reach (s, r->first, r->nr);

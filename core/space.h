@@ -56,6 +56,7 @@ struct space {
   struct overlap *overlap;
   unsigned cluster_bits;
   bool keep_discarded;  /* punch no holes */
+  _Atomic bool corrupt; /* metadata was found where it can't be (I7) */
   _Atomic uint64_t batch_size; /* clusters; refcounts_lock, to change it */
   uint64_t min_batch_size, max_batch_size;
   uint64_t first_window, max_window; /* clusters, 64 at most */
@@ -91,7 +92,8 @@ struct space_clusters {
 
 /* Hand out up to nr (> 0) contiguous clusters, at least one, for the guest's
  * clusters from that number on; SPACE_NO_GUEST: for a table.  Takes both
- * locks.  Returns -1 with the error set: ENOSPC, EIO, ENOMEM.
+ * locks.  Returns -1 with the error set: ENOSPC, EIO, ENOMEM.  It may have
+ * found the image to be corrupt.
  */
 #define SPACE_NO_GUEST UINT64_MAX
 extern int space_take (struct space *s, uint64_t guest, uint64_t nr,

@@ -197,8 +197,8 @@ choose_host (struct step *s)
   if (s->keep)
     s->host = s->target[0].host;
   else {
-    if (space_take (&s->w->space, s->cluster >> m->format.cluster_bits, s->nr,
-                    &c) == -1)
+    if (writer_take (s->w, s->cluster >> m->format.cluster_bits, s->nr,
+                     &c) == -1)
       return -1;
     s->host = c.host;
     s->nr = c.nr;

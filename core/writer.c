@@ -242,6 +242,19 @@ writer_check_overlap (struct writer *w, struct host_off offset, uint64_t bytes)
   return -1;
 }
 
+int
+writer_take (struct writer *w, uint64_t guest, uint64_t nr,
+             struct space_clusters *out)
+{
+  if (space_take (&w->space, guest, nr, out) == 0)
+    return 0;
+  if (atomic_load (&w->space.corrupt)) {
+    mark_corrupt (w);
+    error_set (EIO, "%s: it is marked as corrupt", w->commit.message);
+  }
+  return -1;
+}
+
 /* ----------------------------------------------------------------- L2 tables */
 
 /* Have the L1 entry point to this table.  ordered: see struct change. */
@@ -347,7 +360,7 @@ make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
   struct space_clusters to;
   int r;
 
-  if (space_take (&w->space, SPACE_NO_GUEST, 1, &to) == -1)
+  if (writer_take (w, SPACE_NO_GUEST, 1, &to) == -1)
     return -1;
   r = allocate_table (w, l1, to.host);
   if (r == 0)

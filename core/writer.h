@@ -87,6 +87,10 @@ extern int writer_begin (struct writer *w);
 extern int writer_check_overlap (struct writer *w, struct host_off offset,
                                  uint64_t bytes);
 
+/* space_take, which marks the image as corrupt if it has found it to be. */
+extern int writer_take (struct writer *w, uint64_t guest, uint64_t nr,
+                        struct space_clusters *out);
+
 /* Find the L2 table that maps offset, to be changed in place: made or copied
  * if need be.  The caller has entered an in-flight range.  Returns -1 with
  * the error set.
