@@ -579,7 +579,8 @@ cache_take_batch (struct cache *c, struct cache_batch *b)
     take_slot (c, c->listed[i], b);
   c->nr_listed = 0;
   pthread_mutex_unlock (&c->lock);
-  qsort (b->sector, b->nr, sizeof b->sector[0], compare_sectors);
+  if (b->nr > 1)
+    qsort (b->sector, b->nr, sizeof b->sector[0], compare_sectors);
   return 0;
 }
 

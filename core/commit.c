@@ -190,6 +190,13 @@ commit_fail (struct commit *c)
   pthread_mutex_unlock (&c->lock);
 }
 
+void
+commit_fail_corrupt (struct commit *c)
+{
+  commit_fail (c);
+  atomic_store (&c->corrupt, true);
+}
+
 int
 commit_check (struct commit *c)
 {
@@ -335,7 +342,7 @@ pass_on_freed (struct commit *c, struct freed_list *l)
 static int
 run (struct commit *c)
 {
-  struct taken t;
+  struct taken t = { 0 };
   bool unflushed;
 
   if (commit_check (c) == -1 || take (c, &t) == -1)

@@ -85,6 +85,7 @@ struct commit {
   _Atomic size_t nr_next;    /* those of the next batch */
 
   _Atomic bool failed;       /* I10 */
+  _Atomic bool corrupt;      /* because the image is (I7) */
 };
 
 extern int commit_init (struct commit *c, struct storage *storage,
@@ -158,6 +159,9 @@ extern void commit_free_list (struct commit *c, struct freed_list *l);
 
 /* Nothing may be written any more, for the reason that is set as error. */
 extern void commit_fail (struct commit *c);
+
+/* The same because metadata was found where it can't be. */
+extern void commit_fail_corrupt (struct commit *c);
 
 /* Returns -1 with the error set to EIO if nothing may be written. */
 extern int commit_check (struct commit *c);

@@ -187,6 +187,7 @@ scan_slice (const struct map *m, const struct cache_ref *ref,
 
   if (empty > 0) {
     run->kind = RUN_UNALLOCATED;
+    run->in_place = false;
     run->length = empty * m->cluster_size - in;
     return; /* what follows may join: map_lookup tries */
   }
@@ -305,6 +306,7 @@ lookup_slice (const struct map *m, struct guest_off offset, uint64_t max,
   struct host_off table, place;
   uint64_t word, length;
 
+  run->in_place = false;
   if (offset.v >> m->l1_shift >= m->l1_size) {
     run->kind = RUN_UNALLOCATED;
     run->length = max;

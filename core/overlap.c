@@ -96,7 +96,8 @@ overlap_sort (struct overlap *o, const char *name)
 {
   size_t i, last = 0;
 
-  qsort (o->range, o->nr_ranges, sizeof o->range[0], compare_ranges);
+  if (o->nr_ranges > 1)
+    qsort (o->range, o->nr_ranges, sizeof o->range[0], compare_ranges);
   for (i = 1; i < o->nr_ranges; ++i) {
     struct overlap_range *r = &o->range[i];
 
@@ -219,12 +220,8 @@ overlap_add (struct overlap *o, const char *name, struct host_off offset,
   int r = -1;
 
   pthread_mutex_lock (&o->lock);
-  for (i = 0; i < nr && found == METADATA_NONE; ++i) {
-    const enum metadata there = find_cluster (o, offset.v + i * cluster_size);
-
-    if (there != kind)
-      found = there;
-  }
+  for (i = 0; i < nr && found == METADATA_NONE; ++i)
+    found = find_cluster (o, offset.v + i * cluster_size);
   if (found != METADATA_NONE)
     error_set (EIO, "%s: damaged: %s at offset 0x%" PRIx64 " overlaps %s",
                name, overlap_name (kind), offset.v, overlap_name (found));

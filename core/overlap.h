@@ -62,8 +62,8 @@ extern int overlap_add_range (struct overlap *o, struct host_off offset,
                               uint64_t bytes, enum metadata kind);
 extern int overlap_sort (struct overlap *o, const char *name);
 
-/* Add clusters.  Returns -1 with the error set: ENOMEM, and nothing is
- * added, or EIO if one holds other metadata.
+/* Add clusters.  Returns -1 with the error set, and nothing is added: ENOMEM,
+ * or EIO if one holds metadata already, of whatever kind.
  */
 extern int overlap_add (struct overlap *o, const char *name,
                         struct host_off offset, uint64_t nr,

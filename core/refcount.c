@@ -282,6 +282,21 @@ barrier (struct refcounts *r)
   return -1;
 }
 
+/* Clusters become metadata.  If they are that already, the refcounts that say
+ * that they are free are wrong.
+ */
+static int
+add_metadata (struct refcounts *r, uint64_t cluster, uint64_t nr,
+              enum metadata kind)
+{
+  if (overlap_add (r->overlap, storage (r)->name, cluster_offset (r, cluster),
+                   nr, kind) == 0)
+    return 0;
+  if (error_errno () != ENOMEM)
+    commit_fail_corrupt (r->commit);
+  return -1;
+}
+
 /* Write a refcount block to the cluster `at' that counts nr clusters, from
  * first on (all of which it describes), as in use.
  */
@@ -328,8 +343,7 @@ add_block (struct refcounts *r, uint64_t cluster)
 
   if (reach (r, cluster) == -1 ||
       storage_allocate (storage (r), ch.slice, slice_bytes) == -1 ||
-      overlap_add (r->overlap, storage (r)->name, block, 1,
-                   METADATA_REFCOUNT_BLOCK) == -1)
+      add_metadata (r, cluster, 1, METADATA_REFCOUNT_BLOCK) == -1)
     return -1;
   if (write_block (r, cluster, cluster, 1) == -1 || barrier (r) == -1 ||
       commit_change (r->commit, &ch, NULL) == -1) {
@@ -446,13 +460,6 @@ switch_table (struct refcounts *r, struct host_off table, uint64_t clusters)
   return barrier (r);
 }
 
-static void
-forget_growth (struct refcounts *r, const struct growth *g)
-{
-  overlap_remove (r->overlap, cluster_offset (r, g->start),
-                  g->blocks + g->table_clusters);
-}
-
 /* The old table is given up. */
 static int
 replace_table (struct refcounts *r, const struct growth *g)
@@ -480,15 +487,17 @@ grow_table (struct refcounts *r)
   /* All that the old one must say is on the disk then, for the new one. */
   if (commit_flush (r->commit) == -1 || plan_growth (r, &g) == -1 ||
       reach (r, g.start + g.blocks + g.table_clusters - 1) == -1 ||
-      overlap_add (r->overlap, storage (r)->name, cluster_offset (r, g.start),
-                   g.blocks, METADATA_REFCOUNT_BLOCK) == -1)
+      add_metadata (r, g.start, g.blocks, METADATA_REFCOUNT_BLOCK) == -1)
     return -1;
-  if (overlap_add (r->overlap, storage (r)->name,
-                   cluster_offset (r, g.start + g.blocks), g.table_clusters,
-                   METADATA_REFCOUNT_TABLE) == -1 ||
-      write_new_blocks (r, &g) == -1 || write_new_table (r, &g) == -1 ||
+  if (add_metadata (r, g.start + g.blocks, g.table_clusters,
+                    METADATA_REFCOUNT_TABLE) == -1) {
+    overlap_remove (r->overlap, cluster_offset (r, g.start), g.blocks);
+    return -1;
+  }
+  if (write_new_blocks (r, &g) == -1 || write_new_table (r, &g) == -1 ||
       barrier (r) == -1 || replace_table (r, &g) == -1) {
-    forget_growth (r, &g);
+    overlap_remove (r->overlap, cluster_offset (r, g.start),
+                    g.blocks + g.table_clusters);
     return -1;
   }
   return 0;

@@ -207,11 +207,12 @@ open_window (struct space *s, uint64_t guest, uint64_t size)
 
 /* The size of a window to open at this guest cluster: larger than the one
  * that ends there; small where another write ended; 0 if it follows nothing.
- * lock held.
+ * nr is what is wanted now.  lock held.
  */
 static uint64_t
-window_size (const struct space *s, uint64_t guest)
+window_size (const struct space *s, uint64_t guest, uint64_t nr)
 {
+  const uint64_t first = clamp (nr * 2, s->first_window, s->max_window);
   unsigned i;
 
   for (i = 0; i < SPACE_WINDOWS; ++i) {
@@ -222,7 +223,7 @@ window_size (const struct space *s, uint64_t guest)
   }
   for (i = 0; i < SPACE_RECENT; ++i) {
     if (s->recent[i] == guest)
-      return s->first_window;
+      return first;
   }
   return 0;
 }
@@ -236,7 +237,7 @@ take_reserved (struct space *s, uint64_t guest, uint64_t nr)
 
   if (guest != SPACE_NO_GUEST) {
     r = take_from_window (s, guest, nr);
-    size = window_size (s, guest);
+    size = window_size (s, guest, nr);
   }
   if (r.nr == 0 && size > nr) {
     open_window (s, guest, size);
@@ -300,8 +301,7 @@ reserve_run (struct space *s, uint64_t max, struct space_run *r)
     error_set (EIO, "%s: damaged: the refcount of a cluster from offset 0x%"
                PRIx64 " on is 0, but it holds %s", storage (s)->name,
                cluster_offset (s, r->first).v, overlap_name (kind));
-    commit_fail (s->commit);
-    atomic_store (&s->corrupt, true);
+    commit_fail_corrupt (s->commit);
     return -1;
   }
   r->nr = reach (s, r->first, r->nr);
@@ -433,6 +433,15 @@ free_clusters (struct space *s, uint64_t first, uint64_t nr, bool is_table)
 {
   const struct host_off host = cluster_offset (s, first);
   const uint64_t bytes = nr << s->cluster_bits;
+  const enum metadata kind = overlap_find (s->overlap, host, bytes);
+
+  if (kind != METADATA_NONE) {
+    error_set (EIO, "%s: damaged: %s was given up, within %" PRIu64 " bytes at "
+               "offset 0x%" PRIx64, storage (s)->name, overlap_name (kind),
+               bytes, host.v);
+    commit_fail_corrupt (s->commit);
+    return -1;
+  }
 
   if (is_table)
     cache_forget (s->commit->cache, s->commit->id, host, bytes,
@@ -479,7 +488,8 @@ lower_list (struct space *s, struct freed_list *l)
 {
   size_t i, j;
 
-  qsort (l->freed, l->nr, sizeof l->freed[0], compare_freed);
+  if (l->nr > 1)
+    qsort (l->freed, l->nr, sizeof l->freed[0], compare_freed);
   for (i = 0; i < l->nr; i = j) {
     struct freed f = l->freed[i];
 

@@ -56,7 +56,6 @@ struct space {
   struct overlap *overlap;
   unsigned cluster_bits;
   bool keep_discarded;  /* punch no holes */
-  _Atomic bool corrupt; /* metadata was found where it can't be (I7) */
   _Atomic uint64_t batch_size; /* clusters; refcounts_lock, to change it */
   uint64_t min_batch_size, max_batch_size;
   uint64_t first_window, max_window; /* clusters, 64 at most */

@@ -430,6 +430,8 @@ link_clusters (struct step *s)
     if (!s->keep && s->target[i].host.v != 0)
       freed[ch.nr_freed++] = freed_of (s, &s->target[i]);
   }
+  if (writer_check_freed (s->w, freed, ch.nr_freed) == -1)
+    return -1;
   return commit_change (&s->w->commit, &ch, NULL);
 }
 

@@ -80,8 +80,9 @@ add_ranges (struct writer *w, const struct snapshots *snapshots)
   return overlap_sort (o, name (w));
 }
 
-/* I7: the L2 tables of the live disk.  An entry that is damaged is met by who
- * needs it.
+/* I7: the L2 tables of the live disk.  All entries must be right: one that
+ * points beyond the end of the file would point at whatever is put there when
+ * the file has grown.
  */
 static int
 add_l2_tables (struct writer *w)
@@ -91,13 +92,10 @@ add_l2_tables (struct writer *w)
 
   for (i = 0; i < m->l1_size; ++i) {
     const struct guest_off offset = { i << m->l1_shift };
-    struct map_l1 l1 = { .table.v = 0 };
+    struct map_l1 l1;
 
-    if (map_l1_entry (m, offset, &l1) == -1) {
-      if (l1.table.v == 0)
-        return -1; /* it could not be read */
-      continue;
-    }
+    if (map_l1_entry (m, offset, &l1) == -1)
+      return -1;
     if (l1.table.v != 0 &&
         overlap_add (&w->overlap, name (w), l1.table, 1, METADATA_L2) == -1)
       return -1;
@@ -169,6 +167,32 @@ write_features (struct writer *w)
   return 0;
 }
 
+static void
+mark_corrupt (struct writer *w)
+{
+  pthread_mutex_lock (&w->begin_lock);
+  if (w->header.version >= 3 &&
+      !(w->header.incompatible & QCOW2_INCOMPAT_CORRUPT)) {
+    w->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
+    (void) write_features (w); /* the error will be about the overlap */
+  }
+  pthread_mutex_unlock (&w->begin_lock);
+}
+
+/* An error, which may be that the image was found to be corrupt: the first
+ * request that learns of it says so.
+ */
+static int
+failed (struct writer *w)
+{
+  if (atomic_load (&w->commit.corrupt) &&
+      !atomic_exchange (&w->found_corrupt, true)) {
+    mark_corrupt (w);
+    error_set (EIO, "%s: it is marked as corrupt", w->commit.message);
+  }
+  return -1;
+}
+
 /* What must be true before anything is changed: what nobody keeps up to date
  * from here on is not to be believed (I8), and with lazy refcounts the image
  * is dirty.  The bitmaps' own bit stays: they remain well-formed.  begin_lock
@@ -202,7 +226,7 @@ writer_begin (struct writer *w)
   int r = 0;
 
   if (commit_check (&w->commit) == -1)
-    return -1;
+    return failed (w);
   if (atomic_load_explicit (&w->begun, memory_order_acquire))
     return 0;
   pthread_mutex_lock (&w->begin_lock);
@@ -215,16 +239,20 @@ writer_begin (struct writer *w)
   return r;
 }
 
-static void
-mark_corrupt (struct writer *w)
+/* Nothing may be written any more, and everybody shall know.  what was about
+ * to happen to metadata of this kind.
+ */
+static int
+found_corrupt (struct writer *w, const char *what, enum metadata kind,
+               struct host_off offset, uint64_t bytes)
 {
-  pthread_mutex_lock (&w->begin_lock);
-  if (w->header.version >= 3 &&
-      !(w->header.incompatible & QCOW2_INCOMPAT_CORRUPT)) {
-    w->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
-    (void) write_features (w); /* the error will be about the overlap */
-  }
-  pthread_mutex_unlock (&w->begin_lock);
+  atomic_store (&w->found_corrupt, true);
+  mark_corrupt (w);
+  error_set (EIO, "%s: damaged: %s %s, within %" PRIu64 " bytes at offset "
+             "0x%" PRIx64 ": it is marked as corrupt", name (w), what,
+             overlap_name (kind), bytes, offset.v);
+  commit_fail_corrupt (&w->commit);
+  return -1;
 }
 
 int
@@ -234,25 +262,31 @@ writer_check_overlap (struct writer *w, struct host_off offset, uint64_t bytes)
 
   if (kind == METADATA_NONE)
     return 0;
-  mark_corrupt (w);
-  error_set (EIO, "%s: damaged: data would be written over %s, within %" PRIu64
-             " bytes at offset 0x%" PRIx64 ": it is marked as corrupt",
-             name (w), overlap_name (kind), bytes, offset.v);
-  commit_fail (&w->commit);
-  return -1;
+  return found_corrupt (w, "data would be written over", kind, offset, bytes);
+}
+
+int
+writer_check_freed (struct writer *w, const struct freed *freed, unsigned nr)
+{
+  unsigned i;
+
+  for (i = 0; i < nr; ++i) {
+    const uint64_t bytes = freed[i].nr << w->header.cluster_bits;
+    const enum metadata kind = overlap_find (&w->overlap, freed[i].host,
+                                             bytes);
+
+    if (kind != METADATA_NONE)
+      return found_corrupt (w, "data would be taken away that is", kind,
+                            freed[i].host, bytes);
+  }
+  return 0;
 }
 
 int
 writer_take (struct writer *w, uint64_t guest, uint64_t nr,
              struct space_clusters *out)
 {
-  if (space_take (&w->space, guest, nr, out) == 0)
-    return 0;
-  if (atomic_load (&w->space.corrupt)) {
-    mark_corrupt (w);
-    error_set (EIO, "%s: it is marked as corrupt", w->commit.message);
-  }
-  return -1;
+  return space_take (&w->space, guest, nr, out) == -1 ? failed (w) : 0;
 }
 
 /* ----------------------------------------------------------------- L2 tables */
@@ -364,7 +398,7 @@ make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
     return -1;
   r = allocate_table (w, l1, to.host);
   if (r == 0)
-    r = overlap_add (&w->overlap, name (w), to.host, 1, METADATA_L2);
+    r = overlap_add (&w->overlap, name (w), to.host, 1, METADATA_L2); /* P1 */
   if (r == 0) {
     r = l1->table.v == 0 ? new_table (w, l1, &to) : copy_table (w, l1, &to);
     if (r == -1)
@@ -405,9 +439,9 @@ int
 writer_flush (struct writer *w)
 {
   if (commit_check (&w->commit) == -1 || commit_flush (&w->commit) == -1)
-    return -1;
+    return failed (w);
   space_reclaim (&w->space);
-  return 0;
+  return commit_check (&w->commit) == -1 ? failed (w) : 0;
 }
 
 int

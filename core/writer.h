@@ -7,9 +7,9 @@
  * is held around the I/O of guest data (I12).
  *
  *   a range of inflight            around the whole of a mapping anew
- *   writer.begin_lock              the first write, once
  *   writer.tables                  making or copying an L2 table; I/O of tables
  *   space.refcounts_lock           refcounts; I/O of tables
+ *   writer.begin_lock              the header's feature bits; I/O of the header
  *   commit.lock                    moments; a commit that runs holds none
  *   space.lock                     moments
  *   commit.changes                 moments
@@ -44,6 +44,7 @@ struct writer {
   pthread_mutex_t begin_lock; /* of what changes the header's feature bits */
   _Atomic bool begun;         /* something was or will be written */
   bool dirty;                 /* begin_lock; we set the dirty bit */
+  _Atomic bool found_corrupt; /* by what no request was waiting for */
 };
 
 struct writer_options {
@@ -86,6 +87,10 @@ extern int writer_begin (struct writer *w);
  */
 extern int writer_check_overlap (struct writer *w, struct host_off offset,
                                  uint64_t bytes);
+
+/* The same for clusters that are about to be given up. */
+extern int writer_check_freed (struct writer *w, const struct freed *freed,
+                               unsigned nr);
 
 /* space_take, which marks the image as corrupt if it has found it to be. */
 extern int writer_take (struct writer *w, uint64_t guest, uint64_t nr,

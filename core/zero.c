@@ -204,7 +204,8 @@ run_step (struct step *s, uint64_t *done)
   ch.nr = i << m->l2_word_bits;
   ch.words = s->l2.words;
   ch.nr_freed = s->nr_freed;
-  if (commit_change (&s->z->w->commit, &ch, NULL) == -1)
+  if (writer_check_freed (s->z->w, s->freed, s->nr_freed) == -1 ||
+      commit_change (&s->z->w->commit, &ch, NULL) == -1)
     return -1;
   *done = s->cluster + i * m->cluster_size;
   if (*done > s->to)
