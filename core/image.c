@@ -146,12 +146,20 @@ make_writable (struct image *im, const struct writer_options *options)
     return -1;
   }
   if (storage_file_check_writable (f->layer.storage) == -1 ||
-      writer_check_header (f->layer.storage, &f->header, options) == -1 ||
-      lock_for_writing (f->layer.storage) == -1)
+      writer_check_header (f->layer.storage, &f->header, options) == -1)
     return -1;
+  /* The locks come last, since they stay; what is looked at before can't
+   * change under those of a reader.
+   */
   w = writer_open (&f->layer, &f->header, &im->snapshots, options);
+  if (w == NULL)
+    return -1;
+  if (lock_for_writing (f->layer.storage) == -1) {
+    (void) writer_close (w); /* which has nothing to write */
+    return -1;
+  }
   atomic_store (&im->writer, w);
-  return w == NULL ? -1 : 0;
+  return 0;
 }
 
 int

@@ -51,6 +51,7 @@ overlap_name (enum metadata kind)
   case METADATA_HEADER: return "the header";
   case METADATA_L1: return "the L1 table";
   case METADATA_L2: return "an L2 table";
+  case METADATA_SHARED_L2: return "an L2 table";
   case METADATA_REFCOUNT_TABLE: return "the refcount table";
   case METADATA_REFCOUNT_BLOCK: return "a refcount block";
   case METADATA_SNAPSHOT_TABLE: return "the snapshot table";

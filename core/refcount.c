@@ -471,7 +471,6 @@ replace_table (struct refcounts *r, const struct growth *g)
 
   if (switch_table (r, table, g->table_clusters) == -1)
     return -1;
-  overlap_remove (r->overlap, r->table, r->table_clusters);
   r->table = table;
   r->table_clusters = g->table_clusters;
   /* If memory is short the old table is leaked. */

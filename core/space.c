@@ -427,27 +427,40 @@ compare_freed (const void *a, const void *b)
   return x->host.v < y->host.v ? -1 : x->host.v > y->host.v;
 }
 
+/* Data must not be where metadata is; a table was metadata until now. */
+static int
+forget_contents (struct space *s, struct host_off host, uint64_t nr,
+                 bool is_table)
+{
+  const uint64_t bytes = nr << s->cluster_bits;
+  enum metadata kind;
+
+  if (is_table) {
+    overlap_remove (s->overlap, host, nr);
+    cache_forget (s->commit->cache, s->commit->id, host, bytes,
+                  s->commit->slice_bytes);
+    return 0;
+  }
+  kind = overlap_find (s->overlap, host, bytes);
+  if (kind == METADATA_NONE)
+    return 0;
+  error_set (EIO, "%s: damaged: %s was given up, within %" PRIu64 " bytes at "
+             "offset 0x%" PRIx64, storage (s)->name, overlap_name (kind),
+             bytes, host.v);
+  commit_fail_corrupt (s->commit);
+  return -1;
+}
+
 /* The last reference to these clusters is gone (P3).  refcounts_lock held. */
 static int
 free_clusters (struct space *s, uint64_t first, uint64_t nr, bool is_table)
 {
   const struct host_off host = cluster_offset (s, first);
-  const uint64_t bytes = nr << s->cluster_bits;
-  const enum metadata kind = overlap_find (s->overlap, host, bytes);
 
-  if (kind != METADATA_NONE) {
-    error_set (EIO, "%s: damaged: %s was given up, within %" PRIu64 " bytes at "
-               "offset 0x%" PRIx64, storage (s)->name, overlap_name (kind),
-               bytes, host.v);
-    commit_fail_corrupt (s->commit);
+  if (forget_contents (s, host, nr, is_table) == -1)
     return -1;
-  }
-
-  if (is_table)
-    cache_forget (s->commit->cache, s->commit->id, host, bytes,
-                  s->commit->slice_bytes);
   if (!s->keep_discarded)
-    (void) storage_punch (storage (s), host, bytes);
+    (void) storage_punch (storage (s), host, nr << s->cluster_bits);
   return refcount_set (&s->refcounts, first, nr, 0, NULL);
 }
 
@@ -590,7 +603,10 @@ space_close (struct space *s)
   int r;
 
   pthread_mutex_lock (&s->refcounts_lock);
-  r = return_reserve (s);
+  /* What was answered comes first: whatever fails after that is a leak. */
+  r = commit_flush (s->commit);
+  if (r == 0)
+    r = return_reserve (s);
   /* Lowering refcounts changes tables, but gives up nothing more. */
   while (r == 0 && atomic_load (&s->commit->nr_freed) > 0) {
     r = commit_flush (s->commit);

@@ -505,26 +505,40 @@ map_anew (struct writer *w, const uint8_t *buf, uint64_t count,
 
 /* ------------------------------------------------------------------ writing */
 
+/* A durable write in place.  It is a flush, too, so that its failure sticks;
+ * but for the lack of space, if that is met by the mere write as well.
+ */
+static int
+write_durably (struct writer *w, const struct run *run, const uint8_t *buf)
+{
+  struct storage *storage = w->disk->storage;
+  struct iovec iov = { (void *) buf, run->length };
+
+  if (storage_writev (storage, &iov, 1, run->host, true) == 0)
+    return 0;
+  if (error_errno () != ENOSPC ||
+      storage_write (storage, buf, run->length, run->host) == 0)
+    commit_fail (&w->commit);
+  return -1;
+}
+
 static int
 write_in_place (struct writer *w, const uint8_t *buf, const struct run *run,
                 bool punch, bool durable)
 {
   struct storage *storage = w->disk->storage;
-  struct iovec iov = { (void *) buf, run->length };
 
   if (writer_check_overlap (w, run->host, run->length) == -1)
     return -1;
+  if (buf != NULL && durable)
+    return write_durably (w, run, buf);
   if (buf == NULL) {
     if (storage_zero (storage, run->host, run->length, punch) == -1)
       return -1;
   }
-  else if (storage_writev (storage, &iov, 1, run->host, durable) == -1) {
-    if (durable && error_errno () != ENOSPC)
-      commit_fail (&w->commit); /* it was a flush, too */
+  else if (storage_write (storage, buf, run->length, run->host) == -1)
     return -1;
-  }
-  if (buf == NULL || !durable)
-    commit_note_data (&w->commit);
+  commit_note_data (&w->commit);
   return 0;
 }
 

@@ -85,6 +85,20 @@ add_ranges (struct writer *w, const struct snapshots *snapshots)
  * the file has grown.
  */
 static int
+add_l2_table (struct writer *w, const struct map_l1 *l1)
+{
+  const enum metadata kind = l1->copied ? METADATA_L2 : METADATA_SHARED_L2;
+
+  if (l1->table.v == 0)
+    return 0;
+  /* One table for two parts of the disk, with the refcount that this needs. */
+  if (kind == METADATA_SHARED_L2 &&
+      overlap_find (&w->overlap, l1->table, 1) == METADATA_SHARED_L2)
+    return 0;
+  return overlap_add (&w->overlap, name (w), l1->table, 1, kind);
+}
+
+static int
 add_l2_tables (struct writer *w)
 {
   const struct map *m = &w->disk->map;
@@ -94,10 +108,7 @@ add_l2_tables (struct writer *w)
     const struct guest_off offset = { i << m->l1_shift };
     struct map_l1 l1;
 
-    if (map_l1_entry (m, offset, &l1) == -1)
-      return -1;
-    if (l1.table.v != 0 &&
-        overlap_add (&w->overlap, name (w), l1.table, 1, METADATA_L2) == -1)
+    if (map_l1_entry (m, offset, &l1) == -1 || add_l2_table (w, &l1) == -1)
       return -1;
   }
   return 0;
@@ -362,12 +373,7 @@ copy_table (struct writer *w, const struct map_l1 *l1,
     r = storage_write (m->storage, words, m->cluster_size, to->host);
   }
   free (words);
-  if (r == -1)
-    return -1;
-  r = set_l1 (w, l1, to->host, true, &old);
-  if (r == 0)
-    overlap_remove (&w->overlap, l1->table, 1);
-  return r;
+  return r == -1 ? -1 : set_l1 (w, l1, to->host, true, &old);
 }
 
 /* Space for the new table and the entry that will point to it is allocated now,
