@@ -65,6 +65,8 @@ int
 overlap_add_range (struct overlap *o, struct host_off offset, uint64_t bytes,
                    enum metadata kind)
 {
+  const uint64_t mask = (UINT64_C (1) << o->cluster_bits) - 1;
+
   if (bytes == 0)
     return 0;
   if (o->nr_ranges == o->max_ranges) {
@@ -79,7 +81,7 @@ overlap_add_range (struct overlap *o, struct host_off offset, uint64_t bytes,
     o->max_ranges = max;
   }
   o->range[o->nr_ranges++] = (struct overlap_range) {
-    .start = offset.v, .end = offset.v + bytes, .kind = kind,
+    .start = offset.v, .end = (offset.v + bytes + mask) & ~mask, .kind = kind,
   };
   return 0;
 }

@@ -55,7 +55,7 @@ struct overlap {
 extern void overlap_init (struct overlap *o, unsigned cluster_bits);
 extern void overlap_destroy (struct overlap *o);
 
-/* Add bytes at offset that stay; then sort, before the first check.  Both
+/* Add whole clusters from offset on, of which bytes stay; then sort, before the first check.  Both
  * return -1 with the error set: ENOMEM, or EINVAL if two of different kinds
  * overlap (name is the image's).
  */

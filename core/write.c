@@ -268,38 +268,49 @@ write_zeros (struct step *s)
                        s->end - s->start.v, s->punch);
 }
 
-/* Write the data between its fills, in one go. */
+/* Data of up to this is read as well, with the fills around it, and then
+ * replaced in memory: copying it costs less than a second system call.
+ */
+#define READ_OVER 32768
+
+/* Read the fills into a buffer for everything from f->from to f->to. */
+static int
+read_fills (const struct step *s, const struct fill *f, uint8_t *buf)
+{
+  const uint64_t head = s->start.v - f->from, count = s->end - s->start.v;
+
+  if (head > 0 && f->to > s->end && count <= READ_OVER)
+    return read_fill (s, buf, f->from, f->to);
+  if (read_fill (s, buf, f->from, s->start.v) == -1)
+    return -1;
+  return read_fill (s, buf + head + count, s->end, f->to);
+}
+
+/* Write the data, in the middle, and its fills: in one go. */
 static int
 write_filled (struct step *s, const struct fill *f)
 {
   struct storage *storage = s->w->disk->storage;
-  const uint64_t head = s->start.v - f->from, tail = f->to - s->end;
-  uint8_t *fill = malloc (head + tail);
+  const uint64_t head = s->start.v - f->from, count = s->end - s->start.v;
+  uint8_t *buf = malloc (f->to - f->from);
   struct iovec iov[3];
-  int nr = 0, r = -1;
+  int r = -1;
 
-  if (fill == NULL) {
+  if (buf == NULL) {
     error_set (ENOMEM, "%s: out of memory", storage->name);
     return -1;
   }
-  if (read_fill (s, fill, f->from, s->start.v) == -1 ||
-      read_fill (s, fill + head, s->end, f->to) == -1)
-    goto out;
-  iov[nr++] = (struct iovec) { fill, head };
-  if (s->buf != NULL)
-    iov[nr++] = (struct iovec) { (void *) s->buf, s->end - s->start.v };
-  else {
-    if (storage_writev (storage, iov, nr, host_of (s, f->from), false) == -1 ||
-        write_zeros (s) == -1)
-      goto out;
-    nr = 0;
+  if (read_fills (s, f, buf) == 0) {
+    iov[0] = (struct iovec) { buf, head };
+    iov[1] = (struct iovec) { (void *) s->buf, count };
+    iov[2] = (struct iovec) { buf + head + count, f->to - s->end };
+    if (s->buf == NULL) { /* zeros: at most what the clusters have room for */
+      memset (buf + head, 0, count);
+      iov[1].iov_base = buf + head;
+    }
+    r = storage_writev (storage, iov, 3, host_of (s, f->from), false);
   }
-  iov[nr++] = (struct iovec) { fill + head, tail };
-  r = storage_writev (storage, iov, nr,
-                      host_of (s, s->buf != NULL ? f->from : s->end), false);
-
- out:
-  free (fill);
+  free (buf);
   return r;
 }
 
