@@ -464,37 +464,52 @@ free_clusters (struct space *s, uint64_t first, uint64_t nr, bool is_table)
   return refcount_set (&s->refcounts, first, nr, 0, NULL);
 }
 
-/* One reference to each of these is gone.  refcounts_lock held. */
+/* One reference is gone to each of up to nr clusters, which share a slice of
+ * their refcounts: so that a failure leaves all as they are.  *done: how many.
+ * refcounts_lock held.
+ */
 static int
-lower (struct space *s, uint64_t first, uint64_t nr, bool is_table)
+lower_some (struct space *s, uint64_t first, uint64_t nr, bool is_table,
+            uint64_t *done)
 {
-  while (nr > 0) {
-    uint64_t refcount, n;
-    int r;
+  uint64_t refcount;
 
-    if (refcount_run (&s->refcounts, first, nr, &refcount, &n) == -1)
+  if (refcount_run (&s->refcounts, first, nr, &refcount, done) == -1)
+    return -1;
+  switch (refcount) {
+  case 0:
+    debug_message ("%s: damaged: the refcount of the cluster at offset 0x%"
+                   PRIx64 " was 0 while it was in use", storage (s)->name,
+                   cluster_offset (s, first).v);
+    return 0;
+  case 1:
+    return free_clusters (s, first, *done, is_table);
+  default:
+    return refcount_set (&s->refcounts, first, *done, refcount - 1, NULL);
+  }
+}
+
+/* One reference to each of these is gone; what is left of them after an error
+ * stays in *f.  refcounts_lock held.
+ */
+static int
+lower (struct space *s, struct freed *f)
+{
+  while (f->nr > 0) {
+    uint64_t done;
+
+    if (lower_some (s, f->host.v >> s->cluster_bits, f->nr, f->is_table,
+                    &done) == -1)
       return -1;
-    if (refcount == 0) {
-      error_set (EIO, "%s: damaged: the refcount of the cluster at offset 0x%"
-                 PRIx64 " was 0 while it was in use", storage (s)->name,
-                 cluster_offset (s, first).v);
-      debug_message ("%s", error_message ());
-      r = 0;
-    }
-    else if (refcount == 1)
-      r = free_clusters (s, first, n, is_table);
-    else
-      r = refcount_set (&s->refcounts, first, n, refcount - 1, NULL);
-    if (r == -1)
-      return -1;
-    first += n;
-    nr -= n;
+    f->host.v += done << s->cluster_bits;
+    f->nr -= done;
   }
   return 0;
 }
 
 /* Clusters that follow each other are given up as one, so that one hole is
- * punched; the same one may be there several times.
+ * punched; the same one may be there several times.  What could not be done is
+ * given up anew.  refcounts_lock held.
  */
 static int
 lower_list (struct space *s, struct freed_list *l)
@@ -512,8 +527,11 @@ lower_list (struct space *s, struct freed_list *l)
         break;
       f.nr += l->freed[j].nr;
     }
-    if (lower (s, f.host.v >> s->cluster_bits, f.nr, f.is_table) == -1)
+    if (lower (s, &f) == -1) {
+      (void) commit_free (s->commit, &f, 1); /* or leaked */
+      (void) commit_free (s->commit, l->freed + j, l->nr - j);
       return -1;
+    }
   }
   return 0;
 }
@@ -526,7 +544,7 @@ reclaim (struct space *s)
   int r = 0;
 
   while (r == 0 && (l = commit_next_freed (s->commit)) != NULL) {
-    r = lower_list (s, l); /* what fails is leaked */
+    r = lower_list (s, l);
     commit_free_list (s->commit, l);
   }
   return r;

@@ -279,8 +279,10 @@ read_fills (const struct step *s, const struct fill *f, uint8_t *buf)
 {
   const uint64_t head = s->start.v - f->from, count = s->end - s->start.v;
 
-  if (head > 0 && f->to > s->end && count <= READ_OVER)
-    return read_fill (s, buf, f->from, f->to);
+  /* What is replaced need not be readable: then try without it. */
+  if (head > 0 && f->to > s->end && count <= READ_OVER &&
+      read_fill (s, buf, f->from, f->to) == 0)
+    return 0;
   if (read_fill (s, buf, f->from, s->start.v) == -1)
     return -1;
   return read_fill (s, buf + head + count, s->end, f->to);

@@ -88,13 +88,18 @@ static int
 add_l2_table (struct writer *w, const struct map_l1 *l1)
 {
   const enum metadata kind = l1->copied ? METADATA_L2 : METADATA_SHARED_L2;
+  uint64_t refcount;
 
   if (l1->table.v == 0)
     return 0;
-  /* One table for two parts of the disk, with the refcount that this needs. */
+  /* One table for two parts of the disk is fine if its refcount says so. */
   if (kind == METADATA_SHARED_L2 &&
-      overlap_find (&w->overlap, l1->table, 1) == METADATA_SHARED_L2)
-    return 0;
+      overlap_find (&w->overlap, l1->table, 1) == METADATA_SHARED_L2) {
+    if (space_refcount (&w->space, l1->table, &refcount) == -1)
+      return -1;
+    if (refcount > 1)
+      return 0;
+  }
   return overlap_add (&w->overlap, name (w), l1->table, 1, kind);
 }
 
@@ -143,17 +148,21 @@ writer_open (const struct layer *disk, const struct header *h,
   pthread_mutex_init (&w->begin_lock, NULL);
   inflight_init (&w->inflight);
   overlap_init (&w->overlap, h->cluster_bits);
-  if (add_ranges (w, snapshots) == -1 || add_l2_tables (w) == -1 ||
+  if (add_ranges (w, snapshots) == -1 ||
       commit_init (&w->commit, disk->storage, m->cache, m->id, m->slice_bytes,
                    h->cluster_bits, disk->shared->epoch) == -1)
     goto fail;
   if (space_init (&w->space, h, &w->commit, &w->overlap,
-                  options->keep_discarded) == -1) {
-    commit_destroy (&w->commit);
-    goto fail;
-  }
+                  options->keep_discarded) == -1)
+    goto fail_space;
+  if (add_l2_tables (w) == -1)
+    goto fail_l2;
   return w;
 
+ fail_l2:
+  space_destroy (&w->space);
+ fail_space:
+  commit_destroy (&w->commit);
  fail:
   error_append (" (so that it can't be written)");
   writer_free (w);
