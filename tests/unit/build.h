@@ -23,6 +23,8 @@ put_be16 (void *p, uint16_t v)
   memcpy (p, &v, sizeof v);
 }
 
+#define BUILD_MAX_SNAPSHOTS 4
+
 struct builder {
   uint8_t *data;
   uint64_t size; /* of the image so far */
@@ -36,10 +38,20 @@ struct builder {
   uint64_t disk_size;
   uint64_t l1_offset;
   uint64_t l1_size;
+  unsigned order; /* of refcounts; 4 unless build_order was called */
+
+  unsigned nr_snapshots;
+  uint64_t snapshot_l1[BUILD_MAX_SNAPSHOTS];
+
+  /* Compressed clusters that may have bytes in one host cluster; 0: any. */
+  unsigned max_sharing;
+  uint64_t packed_cluster;
+  unsigned packed_nr; /* that have some in there */
 };
 
 /* An image of one header cluster, an empty refcount table of one cluster
- * (nobody who only reads looks at refcounts) and an L1 table.
+ * (nobody who only reads looks at refcounts: see build_finish) and an L1
+ * table.
  */
 extern void build_start (struct builder *b, unsigned version,
                          unsigned cluster_bits, bool extended,
@@ -83,6 +95,24 @@ extern size_t build_deflate (const void *in, size_t in_len, void *out,
                              int window_bits, int level, bool finish);
 extern size_t build_zstd (const void *in, size_t in_len, void *out,
                           int level, bool checksum);
+
+/* Refcounts of 2^order bits; version 3. */
+extern void build_order (struct builder *b, unsigned order);
+
+/* The image has a backing file of this format, "raw" or "qcow2". */
+extern void build_backing (struct builder *b, const char *format);
+
+/* Make a snapshot of the disk as it is; its ID is "1", "2" ...  So many of
+ * 100 L2 tables are copied, for the disk to have its own; the others are
+ * shared, and must not be changed any more.
+ */
+extern void build_snapshot (struct builder *b, unsigned copied,
+                            uint64_t *state);
+
+/* Write the snapshot table, the right refcounts, and the flags that go with
+ * them.  After this nothing may be added.
+ */
+extern void build_finish (struct builder *b);
 
 /* A storage on the image as it is now; no more may be added to it. */
 extern struct storage *build_storage (const struct builder *b,

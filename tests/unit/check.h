@@ -2,7 +2,7 @@
 
 /* Assertions for unit tests.  A failed one is printed with its place and
  * counted, and the test goes on; check_result is what main returns.  They
- * may be used by several threads at once.
+ * may be used by several threads at once, and in several files of a program.
  */
 
 #ifndef UNIT_CHECK_H
@@ -21,7 +21,8 @@
 
 #define CHECK_MAX_PRINTED 10
 
-static _Atomic unsigned check_failures;
+/* Weak, so that all files of a program share it. */
+_Atomic unsigned check_failures __attribute__ ((__weak__));
 
 static inline void __attribute__ ((__format__ (__printf__, 3, 4), __cold__))
 check_failed (const char *file, int line, const char *fmt, ...)
@@ -94,6 +95,13 @@ static inline void
 check_time_limit (unsigned seconds)
 {
   alarm (seconds);
+}
+
+/* Tests of many rounds stop at the first that fails. */
+static inline bool
+check_any_failed (void)
+{
+  return atomic_load (&check_failures) > 0;
 }
 
 static inline int

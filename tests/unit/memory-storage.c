@@ -5,32 +5,213 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "memory-storage.h"
 
 #define HOLE_BLOCK 512
+#define SECTOR 512
 
 struct memory {
   struct storage storage;
-  const uint8_t *data;
+  const uint8_t *data;      /* of a storage for reading ... */
   uint64_t size;
+  struct memory_disk *disk; /* ... or of one that can be written */
   struct memory_control *control;
   struct memory_control none;
 };
 
+/* --------------------------------------------------------------- the calls */
+
+void
+memory_log_clear (struct memory_log *l)
+{
+  pthread_mutex_lock (&l->lock);
+  l->nr = 0;
+  pthread_mutex_unlock (&l->lock);
+}
+
+void
+memory_log_free (struct memory_log *l)
+{
+  free (l->call);
+  l->call = NULL;
+  l->nr = l->capacity = 0;
+}
+
+static void
+add_to_log (struct memory_log *l, const struct memory_call *call)
+{
+  pthread_mutex_lock (&l->lock);
+  if (l->nr == l->capacity) {
+    l->capacity = 2 * l->capacity + 64;
+    l->call = realloc (l->call, l->capacity * sizeof *call);
+    if (l->call == NULL)
+      abort ();
+  }
+  l->call[l->nr++] = *call;
+  pthread_mutex_unlock (&l->lock);
+}
+
+void
+memory_fail (struct memory_control *c, unsigned kinds, uint64_t call, int err)
+{
+  c->fail_kinds = kinds;
+  c->fail_call = call;
+  c->fail_ever_after = false;
+  c->fail_errno = err;
+  atomic_store (&c->counted, 0);
+  atomic_store (&c->failed, 0);
+}
+
+void
+memory_fail_ever_after (struct memory_control *c, unsigned kinds,
+                        uint64_t call, int err)
+{
+  memory_fail (c, kinds, call, err);
+  c->fail_ever_after = true;
+}
+
+void
+memory_fail_no_more (struct memory_control *c)
+{
+  memory_fail (c, 0, 0, 0);
+}
+
 /* Count a call; true if it is one that fails. */
 static bool
-must_fail (struct memory_control *c)
+must_fail (struct memory_control *c, unsigned kind)
 {
-  const uint64_t call = atomic_fetch_add (&c->calls, 1) + 1;
+  uint64_t call = atomic_fetch_add (&c->calls, 1) + 1;
 
+  if (c->fail_kinds != 0) {
+    if (!(c->fail_kinds & kind))
+      return false;
+    call = atomic_fetch_add (&c->counted, 1) + 1;
+  }
   if (c->fail_call == 0 || call < c->fail_call ||
       (call > c->fail_call && !c->fail_ever_after))
     return false;
+  atomic_fetch_add (&c->failed, 1);
   errno = c->fail_errno != 0 ? c->fail_errno : EIO;
   return true;
 }
+
+/* A call begins: true if it fails. */
+static bool
+begin (struct memory_control *c, struct memory_call call)
+{
+  if (c->hook != NULL)
+    c->hook (c->opaque, &call);
+  if (c->log != NULL && (call.kind & MEMORY_CHANGES))
+    add_to_log (c->log, &call);
+  return must_fail (c, call.kind);
+}
+
+/* ------------------------------------------------------------------- bytes */
+
+static inline uint64_t
+memory_size (const struct memory *m)
+{
+  return m->disk != NULL ? atomic_load (&m->disk->size) : m->size;
+}
+
+static void
+copy (void *to, const void *from, size_t count)
+{
+  if (from == NULL)
+    memset (to, 0, count);
+  else
+    memcpy (to, from, count);
+}
+
+/* Copy between a buffer and the disk, one sector after the other; from NULL:
+ * zeros.  `at' is the offset of the part that is on the disk.
+ */
+static void
+copy_sectors (struct memory_disk *d, uint64_t at, uint8_t *to,
+              const uint8_t *from, uint64_t count)
+{
+  while (count > 0) {
+    const uint64_t left = SECTOR - at % SECTOR;
+    const uint64_t n = left < count ? left : count;
+    pthread_mutex_t *lock = &d->lock[at / SECTOR % MEMORY_DISK_LOCKS];
+
+    pthread_mutex_lock (lock);
+    copy (to, from, n);
+    pthread_mutex_unlock (lock);
+    to += n;
+    if (from != NULL)
+      from += n;
+    at += n;
+    count -= n;
+  }
+}
+
+/* The size is at least this from now on. */
+static void
+grow (struct memory_disk *d, uint64_t size)
+{
+  uint64_t old = atomic_load (&d->size);
+
+  while (old < size && !atomic_compare_exchange_weak (&d->size, &old, size))
+    ;
+}
+
+/* ------------------------------------------------------------------- space */
+
+/* Have space for a block; false if there is none. */
+static bool
+take_block (const struct memory *m, uint64_t block)
+{
+  struct memory_disk *d = m->disk;
+  const uint64_t room = m->control->room;
+
+  if (atomic_exchange (&d->in_use[block], 1) != 0)
+    return true;
+  if (atomic_fetch_add (&d->blocks, 1) < room || room == 0)
+    return true;
+  atomic_store (&d->in_use[block], 0);
+  atomic_fetch_sub (&d->blocks, 1);
+  return false;
+}
+
+/* How many of these bytes there is space for; it is theirs now. */
+static uint64_t
+take_space (const struct memory *m, uint64_t offset, uint64_t count)
+{
+  uint64_t at = offset;
+
+  while (at < offset + count && take_block (m, at / MEMORY_DISK_BLOCK))
+    at = (at / MEMORY_DISK_BLOCK + 1) * MEMORY_DISK_BLOCK;
+  if (at > offset + count)
+    at = offset + count;
+  return at - offset;
+}
+
+/* The whole blocks within a range have none any more. */
+static void
+give_space (struct memory_disk *d, uint64_t offset, uint64_t count)
+{
+  uint64_t i = (offset + MEMORY_DISK_BLOCK - 1) / MEMORY_DISK_BLOCK;
+
+  for (; i < (offset + count) / MEMORY_DISK_BLOCK; ++i)
+    atomic_fetch_sub (&d->blocks, atomic_exchange (&d->in_use[i], 0));
+}
+
+/* How large it may become. */
+static uint64_t
+limit (const struct memory *m)
+{
+  const struct memory_control *c = m->control;
+
+  if (c->fixed)
+    return atomic_load (&m->disk->size);
+  return c->limit != 0 ? c->limit : MEMORY_DISK_MAX;
+}
+
+/* ----------------------------------------------------------------- reading */
 
 static ssize_t
 memory_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
@@ -38,8 +219,9 @@ memory_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
   struct memory *m = (struct memory *) s;
   struct memory_control *c = m->control;
   const uint64_t nr = atomic_fetch_add (&c->preads, 1) + 1;
+  uint64_t size;
 
-  if (must_fail (c))
+  if (begin (c, (struct memory_call) { MEMORY_READ, offset, count, 0, 0 }))
     return -1;
   if (c->interrupt != 0 && nr % c->interrupt == 0) {
     errno = EINTR;
@@ -47,13 +229,17 @@ memory_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
   }
   if (c->microseconds != 0)
     usleep (c->microseconds);
-  if (offset >= m->size)
+  size = memory_size (m);
+  if (offset >= size)
     return 0;
-  if (count > m->size - offset)
-    count = m->size - offset;
+  if (count > size - offset)
+    count = size - offset;
   if (c->short_reads != 0 && count > c->short_reads)
     count = c->short_reads;
-  memcpy (buf, m->data + offset, count);
+  if (m->disk != NULL)
+    copy_sectors (m->disk, offset, buf, m->disk->data + offset, count);
+  else
+    memcpy (buf, m->data + offset, count);
   atomic_fetch_add (&c->bytes, count);
   return count;
 }
@@ -63,13 +249,20 @@ static bool
 is_hole (const struct memory *m, uint64_t offset, uint64_t *end)
 {
   const uint64_t start = offset / HOLE_BLOCK * HOLE_BLOCK;
+  const uint64_t size = memory_size (m);
+  uint8_t block[HOLE_BLOCK] = { 0 };
   uint64_t i;
 
   *end = start + HOLE_BLOCK;
   if (!m->control->holes)
     return false;
-  for (i = start; i < *end && i < m->size; ++i) {
-    if (m->data[i] != 0)
+  if (m->disk != NULL)
+    copy_sectors (m->disk, start, block, m->disk->data + start, HOLE_BLOCK);
+  else if (start < size)
+    memcpy (block, m->data + start,
+            size - start < HOLE_BLOCK ? size - start : HOLE_BLOCK);
+  for (i = 0; i < HOLE_BLOCK; ++i) {
+    if (block[i] != 0)
       return false;
   }
   return true;
@@ -83,7 +276,8 @@ memory_extent (struct storage *s, uint64_t offset, uint64_t count,
   uint64_t end, next;
 
   atomic_fetch_add (&m->control->extents, 1);
-  if (must_fail (m->control))
+  if (begin (m->control, (struct memory_call) { MEMORY_EXTENT, offset, count,
+                                                0, 0 }))
     return -1;
   *hole = is_hole (m, offset, &end);
   while (end < offset + count && is_hole (m, end, &next) == *hole)
@@ -100,6 +294,149 @@ memory_prefetch (struct storage *s, uint64_t offset, uint64_t count)
   atomic_fetch_add (&m->control->prefetches, 1);
 }
 
+/* ----------------------------------------------------------------- writing */
+
+static uint64_t
+iov_bytes (const struct iovec *iov, int nr)
+{
+  uint64_t count = 0;
+
+  while (nr > 0)
+    count += iov[--nr].iov_len;
+  return count;
+}
+
+/* How much of a write is done; 0 with errno set if none of it can be. */
+static uint64_t
+writable (const struct memory *m, uint64_t offset, uint64_t count)
+{
+  const struct memory_control *c = m->control;
+  const uint64_t max = limit (m);
+
+  if (offset >= max) {
+    errno = offset >= MEMORY_DISK_MAX ? EFBIG : ENOSPC;
+    return 0;
+  }
+  if (count > max - offset)
+    count = max - offset;
+  if (c->short_writes != 0 && count > c->short_writes)
+    count = c->short_writes;
+  count = take_space (m, offset, count);
+  if (count == 0)
+    errno = ENOSPC;
+  return count;
+}
+
+static ssize_t
+memory_pwritev (struct storage *s, const struct iovec *iov, int nr,
+                uint64_t offset, bool durable)
+{
+  struct memory *m = (struct memory *) s;
+  struct memory_control *c = m->control;
+  uint64_t count = iov_bytes (iov, nr), done = 0;
+
+  atomic_fetch_add (&c->writes, 1);
+  if (begin (c, (struct memory_call) { MEMORY_WRITE, offset, count, durable,
+                                       0 }))
+    return -1;
+  count = writable (m, offset, count);
+  if (count == 0)
+    return -1;
+  for (; done < count; ++iov) {
+    const uint64_t n = iov->iov_len < count - done ? iov->iov_len
+      : count - done;
+
+    copy_sectors (m->disk, offset + done, m->disk->data + offset + done,
+                  iov->iov_base, n);
+    done += n;
+  }
+  grow (m->disk, offset + done);
+  atomic_fetch_add (&c->written, done);
+  return done;
+}
+
+static int
+memory_flush (struct storage *s)
+{
+  struct memory *m = (struct memory *) s;
+  struct memory_control *c = m->control;
+
+  atomic_fetch_add (&c->flushes, 1);
+  if (begin (c, (struct memory_call) { .kind = MEMORY_FLUSH }))
+    return -1;
+  if (c->flush_microseconds != 0)
+    usleep (c->flush_microseconds);
+  return 0;
+}
+
+static int
+memory_zero (struct storage *s, uint64_t offset, uint64_t count, bool punch)
+{
+  struct memory *m = (struct memory *) s;
+  struct memory_control *c = m->control;
+
+  atomic_fetch_add (&c->zeros, 1);
+  if (punch)
+    atomic_fetch_add (&c->punches, 1);
+  if (begin (c, (struct memory_call) { MEMORY_ZERO, offset, count, 0, punch }))
+    return -1;
+  if (c->no_zero) {
+    errno = EOPNOTSUPP;
+    return -1;
+  }
+  if (offset + count > memory_size (m)) /* never past the end */
+    abort ();
+  copy_sectors (m->disk, offset, m->disk->data + offset, NULL, count);
+  if (punch)
+    give_space (m->disk, offset, count);
+  else if (take_space (m, offset, count) < count) {
+    errno = ENOSPC;
+    return -1;
+  }
+  return 0;
+}
+
+static int
+memory_allocate (struct storage *s, uint64_t offset, uint64_t count)
+{
+  struct memory *m = (struct memory *) s;
+
+  if (begin (m->control, (struct memory_call) { MEMORY_ALLOCATE, offset,
+                                                count, 0, 0 }))
+    return -1;
+  if (take_space (m, offset, count) < count) {
+    errno = ENOSPC;
+    return -1;
+  }
+  return 0;
+}
+
+static int
+memory_resize (struct storage *s, uint64_t size)
+{
+  struct memory *m = (struct memory *) s;
+  struct memory_disk *d = m->disk;
+  struct memory_control *c = m->control;
+  uint64_t old;
+
+  atomic_fetch_add (&c->resizes, 1);
+  if (begin (c, (struct memory_call) { MEMORY_RESIZE, size, 0, 0, 0 }))
+    return -1;
+  old = atomic_load (&d->size);
+  if (size > limit (m)) {
+    errno = ENOSPC;
+    return -1;
+  }
+  if (c->fixed)
+    return 0;
+  if (size < old) {
+    copy_sectors (d, size, d->data + size, NULL, old - size);
+    give_space (d, size, old - size + MEMORY_DISK_BLOCK);
+  }
+  atomic_store (&d->size, size);
+  return 0;
+}
+
 static void
 memory_close (struct storage *s)
 {
@@ -109,28 +446,157 @@ memory_close (struct storage *s)
   free (m);
 }
 
-static const struct storage_ops memory_ops = {
+static const struct storage_ops readonly_ops = {
   .pread = memory_pread,
   .extent = memory_extent,
   .prefetch = memory_prefetch,
   .close = memory_close,
 };
 
-struct storage *
-memory_storage_new (const char *name, const void *data, uint64_t size,
-                    struct memory_control *control)
+static const struct storage_ops memory_ops = {
+  .pread = memory_pread,
+  .extent = memory_extent,
+  .prefetch = memory_prefetch,
+  .pwritev = memory_pwritev,
+  .flush = memory_flush,
+  .zero = memory_zero,
+  .allocate = memory_allocate,
+  .resize = memory_resize,
+  .close = memory_close,
+};
+
+static struct memory *
+new_memory (const struct storage_ops *ops, const char *name, uint64_t size,
+            struct memory_control *control)
 {
   struct memory *m = calloc (1, sizeof *m);
 
   if (m == NULL)
     abort ();
-  m->storage.ops = &memory_ops;
+  m->storage.ops = ops;
   m->storage.name = strdup (name);
   if (m->storage.name == NULL)
     abort ();
   m->control = control != NULL ? control : &m->none;
   m->storage.size = m->control->size != 0 ? m->control->size : size;
-  m->data = data;
   m->size = size;
+  return m;
+}
+
+struct storage *
+memory_storage_new (const char *name, const void *data, uint64_t size,
+                    struct memory_control *control)
+{
+  struct memory *m = new_memory (&readonly_ops, name, size, control);
+
+  m->data = data;
+  return &m->storage;
+}
+
+static void *
+reserve (uint64_t bytes)
+{
+  void *p = mmap (NULL, bytes, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+  if (p == MAP_FAILED)
+    abort ();
+  return p;
+}
+
+#define BLOCKS (MEMORY_DISK_MAX / MEMORY_DISK_BLOCK + 1)
+
+/* Memory of a disk that is gone: mapping so much anew costs sanitizers a lot
+ * of time.
+ */
+static struct {
+  pthread_mutex_t lock;
+  uint8_t *data;
+  _Atomic uint8_t *in_use;
+} spare = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static void
+take_memory (struct memory_disk *d)
+{
+  pthread_mutex_lock (&spare.lock);
+  d->data = spare.data;
+  d->in_use = spare.in_use;
+  spare.data = NULL;
+  pthread_mutex_unlock (&spare.lock);
+  if (d->data == NULL) {
+    d->data = reserve (MEMORY_DISK_MAX);
+    d->in_use = reserve (BLOCKS);
+  }
+}
+
+/* Only blocks in use hold anything. */
+static void
+clear_memory (struct memory_disk *d)
+{
+  uint64_t i;
+
+  for (i = 0; i < BLOCKS && atomic_load (&d->blocks) > 0; ++i) {
+    if (!d->in_use[i])
+      continue;
+    memset (d->data + i * MEMORY_DISK_BLOCK, 0, MEMORY_DISK_BLOCK);
+    d->in_use[i] = 0;
+    atomic_fetch_sub (&d->blocks, 1);
+  }
+}
+
+static void
+give_memory (struct memory_disk *d)
+{
+  clear_memory (d);
+  pthread_mutex_lock (&spare.lock);
+  if (spare.data == NULL) {
+    spare.data = d->data;
+    spare.in_use = d->in_use;
+    d->data = NULL;
+  }
+  pthread_mutex_unlock (&spare.lock);
+  if (d->data != NULL) {
+    munmap (d->data, MEMORY_DISK_MAX);
+    munmap ((void *) d->in_use, BLOCKS);
+  }
+}
+
+void
+memory_disk_init (struct memory_disk *d, const void *bytes, uint64_t size)
+{
+  const uint64_t blocks = (size + MEMORY_DISK_BLOCK - 1) / MEMORY_DISK_BLOCK;
+  uint64_t i;
+
+  if (size > MEMORY_DISK_MAX)
+    abort ();
+  take_memory (d);
+  if (bytes != NULL)
+    memcpy (d->data, bytes, size);
+  atomic_init (&d->size, size);
+  for (i = 0; i < blocks; ++i)
+    atomic_store (&d->in_use[i], 1);
+  atomic_init (&d->blocks, blocks);
+  for (i = 0; i < MEMORY_DISK_LOCKS; ++i)
+    pthread_mutex_init (&d->lock[i], NULL);
+}
+
+void
+memory_disk_free (struct memory_disk *d)
+{
+  unsigned i;
+
+  give_memory (d);
+  for (i = 0; i < MEMORY_DISK_LOCKS; ++i)
+    pthread_mutex_destroy (&d->lock[i]);
+}
+
+struct storage *
+memory_disk_open (struct memory_disk *d, const char *name,
+                  struct memory_control *control)
+{
+  struct memory *m = new_memory (&memory_ops, name, atomic_load (&d->size),
+                                 control);
+
+  m->disk = d;
   return &m->storage;
 }

@@ -7,6 +7,18 @@
 #include "model.h"
 #include "random.h"
 
+/* What shows through where the image has nothing. */
+static void
+show_base (struct model *m, uint64_t at, uint64_t count)
+{
+  const uint64_t left = at < m->base_size ? m->base_size - at : 0;
+  const uint64_t n = left < count ? left : count;
+
+  if (n > 0)
+    memcpy (m->content + at, m->base + at, n);
+  memset (m->content + at + n, 0, count - n);
+}
+
 /* Set the sectors of a part of a cluster, as far as the disk reaches. */
 static void
 set_sectors (struct model *m, uint64_t cluster, uint64_t from, uint64_t count,
@@ -26,6 +38,8 @@ set_sectors (struct model *m, uint64_t cluster, uint64_t from, uint64_t count,
       memcpy (m->content + at * MODEL_SECTOR,
               m->image.data + m->sector[at].host, MODEL_SECTOR);
     }
+    else if (s.kind == RUN_UNALLOCATED)
+      show_base (m, at * MODEL_SECTOR, MODEL_SECTOR);
     else
       memset (m->content + at * MODEL_SECTOR, 0, MODEL_SECTOR);
   }
@@ -208,25 +222,38 @@ damage_l1 (struct model *m, uint64_t *state)
 }
 
 void
-model_random (struct model *m, unsigned version, unsigned cluster_bits,
-              bool extended, enum compression compression,
-              uint64_t disk_size, bool damage, uint64_t *state)
+model_start (struct model *m, unsigned version, unsigned cluster_bits,
+             bool extended, enum compression compression, uint64_t disk_size,
+             const uint8_t *base, uint64_t base_size)
 {
-  const uint64_t cluster_size = UINT64_C (1) << cluster_bits;
-  const uint64_t clusters = (disk_size + cluster_size - 1) / cluster_size;
-  uint64_t cluster;
-  unsigned what = 0, steady;
-
   memset (m, 0, sizeof *m);
   build_start (&m->image, version, cluster_bits, extended, compression,
                disk_size);
+  m->base = base;
+  m->base_size = base_size;
   m->nr = disk_size / MODEL_SECTOR;
   m->sector = calloc (m->nr + 1, sizeof *m->sector);
   m->content = calloc (m->nr + 1, MODEL_SECTOR);
   if (m->sector == NULL || m->content == NULL)
     abort ();
-  steady = 1 + random_below (state, 8); /* how long runs are */
-  for (cluster = 0; cluster < clusters; ++cluster) {
+  show_base (m, 0, m->nr * MODEL_SECTOR);
+}
+
+static uint64_t
+nr_clusters (const struct model *m)
+{
+  return (m->image.disk_size + m->image.cluster_size - 1) /
+    m->image.cluster_size;
+}
+
+void
+model_fill (struct model *m, bool damage, uint64_t *state)
+{
+  const unsigned steady = 1 + random_below (state, 8); /* how long runs are */
+  unsigned what = 0;
+  uint64_t cluster;
+
+  for (cluster = 0; cluster < nr_clusters (m); ++cluster) {
     if (random_below (state, steady) == 0)
       what = random_below (state, 9);
     make_cluster (m, cluster, what, damage, state);
@@ -236,10 +263,48 @@ model_random (struct model *m, unsigned version, unsigned cluster_bits,
 }
 
 void
+model_snapshot (struct model *m, unsigned copied, uint64_t *state)
+{
+  const uint64_t bytes = (m->nr + 1) * MODEL_SECTOR;
+  uint8_t *content = malloc (bytes);
+
+  if (content == NULL)
+    abort ();
+  memcpy (content, m->content, bytes);
+  m->snapshot[m->image.nr_snapshots] = content;
+  build_snapshot (&m->image, copied, state);
+}
+
+void
+model_refill (struct model *m, uint64_t *state)
+{
+  uint64_t cluster;
+
+  for (cluster = 0; cluster < nr_clusters (m); ++cluster) {
+    if (random_below (state, 3) == 0)
+      make_cluster (m, cluster, random_below (state, 6), false, state);
+  }
+}
+
+void
+model_random (struct model *m, unsigned version, unsigned cluster_bits,
+              bool extended, enum compression compression,
+              uint64_t disk_size, bool damage, uint64_t *state)
+{
+  model_start (m, version, cluster_bits, extended, compression, disk_size,
+               NULL, 0);
+  model_fill (m, damage, state);
+}
+
+void
 model_free (struct model *m)
 {
+  unsigned i;
+
   build_free (&m->image);
   free (m->sector);
   free (m->content);
+  for (i = 0; i < BUILD_MAX_SNAPSHOTS; ++i)
+    free (m->snapshot[i]);
   memset (m, 0, sizeof *m);
 }

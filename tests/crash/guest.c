@@ -1,0 +1,472 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "content.h"
+#include "error.h"
+#include "read.h"
+#include "guest.h"
+
+/* As small as it can be, so that tables leave it. */
+#define CACHE_SIZE CACHE_MIN_BYTES
+
+static void *
+must_have (void *p)
+{
+  if (p == NULL) {
+    fprintf (stderr, "out of memory\n");
+    abort ();
+  }
+  return p;
+}
+
+static bool __attribute__ ((__format__ (__printf__, 2, 3), __cold__))
+wrong (struct guest *r, const char *fmt, ...)
+{
+  va_list ap;
+
+  va_start (ap, fmt);
+  vsnprintf (r->why, sizeof r->why, fmt, ap);
+  va_end (ap);
+  return false;
+}
+
+void
+guest_init (struct guest *r, const struct made *m)
+{
+  memset (r, 0, sizeof *r);
+  r->m = m;
+  crash_disk_init (&r->disk, m->bytes, m->size);
+  crash_disk_init (&r->backing, m->backing, m->backing_size);
+  r->disk.no_zero = m->no_zero;
+  r->expect = must_have (malloc (m->disk_size));
+  r->buf = must_have (malloc (m->disk_size));
+  r->buf2 = must_have (malloc (m->disk_size));
+}
+
+void
+guest_free (struct guest *r)
+{
+  if (r->im != NULL)
+    (void) image_close (r->im);
+  crash_disk_free (&r->disk);
+  crash_disk_free (&r->backing);
+  history_free (&r->history);
+  free (r->expect);
+  free (r->buf);
+  free (r->buf2);
+  memset (r, 0, sizeof *r);
+}
+
+static bool
+open_image (struct guest *r)
+{
+  struct storage *s[2];
+  unsigned nr = 0;
+
+  s[nr++] = crash_storage_open (&r->disk, "test");
+  if (r->m->backing != NULL)
+    s[nr++] = crash_storage_open_readonly (&r->backing, "backing");
+  r->writable = false;
+  r->im = image_open_storages (s, nr, CACHE_SIZE);
+  if (r->im == NULL)
+    return wrong (r, "it does not open: %s", error_message ());
+  return true;
+}
+
+bool
+guest_start (struct guest *r, const void *bytes, uint64_t size)
+{
+  if (r->im != NULL)
+    (void) guest_close (r);
+  crash_disk_reset (&r->disk, bytes, size);
+  r->disk.fault = r->next_fault;
+  r->failed_requests = 0;
+  r->sticky = r->blind = false;
+  r->why[0] = '\0';
+  return open_image (r);
+}
+
+/* Read a range of a disk of the image. */
+static bool
+read_range (struct guest *r, const char *export, void *buf, uint64_t count,
+            uint64_t offset)
+{
+  struct layer *disk = image_open_disk (r->im, export);
+  int ret;
+
+  if (disk == NULL)
+    return wrong (r, "\"%s\" is not there: %s", export, error_message ());
+  if (disk->size != r->m->disk_size) {
+    const uint64_t size = disk->size;
+
+    image_close_disk (disk);
+    return wrong (r, "\"%s\" has %" PRIu64 " bytes", export, size);
+  }
+  ret = layer_read (disk, buf, count, (struct guest_off) { offset });
+  image_close_disk (disk);
+  if (ret == -1)
+    return wrong (r, "reading \"%s\" at %" PRIu64 ", %" PRIu64 " bytes: %s",
+                  export, offset, count, error_message ());
+  return true;
+}
+
+bool
+guest_read (struct guest *r)
+{
+  return read_range (r, "", r->buf, r->m->disk_size, 0);
+}
+
+void
+guest_believe (struct guest *r)
+{
+  memcpy (r->expect, r->buf, r->m->disk_size);
+  history_free (&r->history);
+  history_init (&r->history, r->buf, r->m->disk_size / SECTOR);
+}
+
+/* Compare sectors of a disk. */
+static bool
+compare (struct guest *r, const char *what, const uint8_t *is,
+         const uint8_t *should, uint64_t first, uint64_t count)
+{
+  char is_name[160], should_name[160];
+  uint64_t i;
+
+  if (memcmp (is, should, count) == 0)
+    return true;
+  for (i = 0; memcmp (is + i, should + i, SECTOR) == 0; i += SECTOR)
+    ;
+  return wrong (r, "%s: sector %" PRIu64 " holds %s; it should be %s", what,
+                (first + i) / SECTOR,
+                content_name (is + i, is_name, sizeof is_name),
+                content_name (should + i, should_name, sizeof should_name));
+}
+
+bool
+guest_check_snapshots (struct guest *r)
+{
+  char name[64];
+  unsigned i;
+
+  for (i = 0; i < r->m->nr_snapshots; ++i) {
+    snprintf (name, sizeof name, "%s%s", IMAGE_SNAPSHOT_PREFIX,
+              r->m->snapshot_name[i]);
+    if (!read_range (r, name, r->buf2, r->m->disk_size, 0) ||
+        !compare (r, name, r->buf2, r->m->snapshot_content[i], 0,
+                  r->m->disk_size))
+      return false;
+  }
+  return true;
+}
+
+bool
+guest_make_writable (struct guest *r)
+{
+  const struct writer_options options = {
+    .invalidate_bitmaps = r->m->bitmaps,
+    .keep_discarded = r->m->keep,
+  };
+
+  r->why[0] = '\0';
+  if (image_make_writable (r->im, &options) == 0) {
+    r->writable = true;
+    return true;
+  }
+  if (error_errno () == ENOTSUP && r->m->lazy)
+    return false;
+  return wrong (r, "it can't be made writable: %s", error_message ());
+}
+
+/* The whole sectors that a range touches. */
+static void
+sectors_of (const struct request *q, uint64_t *start, uint64_t *end)
+{
+  *start = q->offset / SECTOR * SECTOR;
+  *end = (q->offset + q->count + SECTOR - 1) / SECTOR * SECTOR;
+}
+
+/* Put what these sectors will hold to buf, for a write also what is to be
+ * written.
+ */
+static void
+prepare (struct guest *r, const struct request *q, uint32_t number,
+         uint8_t *buf)
+{
+  uint64_t start, end;
+
+  sectors_of (q, &start, &end);
+  memcpy (buf, r->expect + start, end - start);
+  if (q->kind != REQUEST_WRITE) {
+    memset (buf + (q->offset - start), 0, q->count);
+    return;
+  }
+  content_fill_many (r->buf2, end - start, CONTENT_WRITTEN,
+                     r->first_number + number, start / SECTOR);
+  memcpy (buf + (q->offset - start), r->buf2 + (q->offset - start), q->count);
+}
+
+static int
+call (struct guest *r, const struct request *q, const uint8_t *data)
+{
+  const struct guest_off at = { q->offset };
+  const unsigned fua = q->fua ? IMAGE_FUA : 0;
+
+  switch (q->kind) {
+  case REQUEST_WRITE:
+    return image_write (r->im, data, q->count, at, fua);
+  case REQUEST_ZERO:
+    return image_zero (r->im, q->count, at, fua |
+                       (q->may_trim ? IMAGE_MAY_TRIM : 0) |
+                       (q->fast ? IMAGE_FAST : 0));
+  case REQUEST_TRIM:
+    return image_trim (r->im, q->count, at, fua);
+  case REQUEST_FLUSH:
+    return image_flush (r->im);
+  case REQUEST_REOPEN:
+    break;
+  }
+  abort ();
+}
+
+/* I10: reads go on, unless reading itself fails. */
+static bool
+reads_may_fail (const struct guest *r)
+{
+  return (r->disk.failed_kinds & FAULT_READ) != 0;
+}
+
+/* A sector may hold one of two: take what it does hold for granted. */
+static bool
+take_either (struct guest *r, const struct request *q, uint32_t number,
+             const uint8_t *after)
+{
+  uint64_t start, end, at;
+
+  sectors_of (q, &start, &end);
+  if (!read_range (r, "", r->buf2, end - start, start)) {
+    r->blind = true;
+    for (at = start; at < end; at += SECTOR) {
+      history_value (&r->history, number, at / SECTOR, r->expect + at);
+      history_value (&r->history, number, at / SECTOR, after + (at - start));
+    }
+    return reads_may_fail (r);
+  }
+  for (at = start; at < end; at += SECTOR) {
+    const uint8_t *is = r->buf2 + (at - start);
+
+    if (memcmp (is, r->expect + at, SECTOR) != 0 &&
+        !compare (r, "either", is, after + (at - start), at, SECTOR))
+      return false;
+    memcpy (r->expect + at, is, SECTOR);
+    history_value (&r->history, number, at / SECTOR, is);
+  }
+  return true;
+}
+
+/* Compare a range, or everything, with what it should be. */
+static bool
+verify (struct guest *r, const char *what, uint64_t start, uint64_t end)
+{
+  if (!r->careless) {
+    start = 0;
+    end = r->m->disk_size;
+  }
+  if (start == end || r->blind)
+    return true;
+  if (!read_range (r, "", r->buf2, end - start, start))
+    return reads_may_fail (r);
+  return compare (r, what, r->buf2, r->expect + start, start, end - start);
+}
+
+static void
+note_values (struct guest *r, uint32_t number, uint64_t start, uint64_t end,
+             const uint8_t *content)
+{
+  uint64_t at;
+
+  for (at = start; at < end; at += SECTOR)
+    history_value (&r->history, number, at / SECTOR, content + (at - start));
+  memcpy (r->expect + start, content, end - start);
+}
+
+/* A write or flush went well that should not have. */
+static bool
+check_sticky (struct guest *r, const struct request *q, bool was_sticky,
+              int ret)
+{
+  if (!was_sticky ||
+      (q->kind != REQUEST_WRITE && q->kind != REQUEST_FLUSH))
+    return true;
+  if (ret == 0)
+    return wrong (r, "a %s succeeded after metadata (at 0x%" PRIx64 ") or a "
+                  "flush had failed",
+                  q->kind == REQUEST_WRITE ? "write" : "flush",
+                  r->disk.failed_offset);
+  if (error_errno () != EIO)
+    return wrong (r, "after metadata or a flush had failed, not EIO: %s",
+                  error_message ());
+  return true;
+}
+
+/* Whether the storage has failed so that nothing may be written any more. */
+static void
+note_sticky (struct guest *r)
+{
+  const struct crash_disk *d = &r->disk;
+  const int err = d->fault.err;
+
+  if ((d->failed_kinds & FAULT_FLUSH) ||
+      (d->failed_metadata_write && err != ENOSPC && err != EINTR))
+    r->sticky = true;
+}
+
+static bool
+do_flush (struct guest *r, const struct request *q)
+{
+  const uint64_t issued = crash_disk_now (&r->disk);
+  const bool was_sticky = r->sticky;
+  const int ret = call (r, q, NULL);
+
+  note_sticky (r);
+  if (ret == 0)
+    history_flushed (&r->history, issued, crash_disk_now (&r->disk));
+  else {
+    r->failed_requests++;
+    if (!r->failing)
+      return wrong (r, "flush: %s", error_message ());
+  }
+  if (!check_sticky (r, q, was_sticky, ret))
+    return false;
+  return verify (r, "after a flush", 0, 0);
+}
+
+static bool
+do_reopen (struct guest *r)
+{
+  if (guest_close (r) == -1 && !r->failing)
+    return wrong (r, "close: %s", error_message ());
+  if (r->failing) /* what a failed storage holds is seen when it is over */
+    return true;
+  return open_image (r) && guest_make_writable (r) &&
+    verify (r, "opened again", 0, r->m->disk_size);
+}
+
+static const char *
+request_name (const struct request *q)
+{
+  return q->kind == REQUEST_WRITE ? "write" : q->kind == REQUEST_TRIM ? "trim"
+    : "zero";
+}
+
+/* What it should have done may be there now, or come with a crash. */
+static bool
+do_failed (struct guest *r, const struct request *q, uint32_t number)
+{
+  uint64_t start, end, at;
+
+  sectors_of (q, &start, &end);
+  for (at = start; at < end; at += SECTOR)
+    history_value (&r->history, number, at / SECTOR, r->buf + (at - start));
+  history_fail (&r->history, number, crash_disk_now (&r->disk));
+  return take_either (r, q, number, r->buf);
+}
+
+static bool
+do_change (struct guest *r, const struct request *q)
+{
+  const uint64_t now = crash_disk_now (&r->disk);
+  const uint32_t number = history_begin (&r->history, now);
+  const bool was_sticky = r->sticky;
+  uint64_t start, end;
+  bool changed;
+  int ret;
+
+  sectors_of (q, &start, &end);
+  prepare (r, q, number, r->buf);
+  ret = call (r, q, r->buf + (q->offset - start));
+  note_sticky (r);
+  changed = ret == 0;
+  if (ret == -1 && !(q->fast && error_errno () == ENOTSUP)) {
+    r->failed_requests++;
+    if (!r->failing)
+      return wrong (r, "%s at %" PRIu64 ", %" PRIu64 " bytes: %s",
+                    request_name (q), q->offset, q->count, error_message ());
+    return check_sticky (r, q, was_sticky, ret) &&
+      do_failed (r, q, number);
+  }
+  if (changed && q->kind == REQUEST_TRIM) {
+    if (!take_either (r, q, number, r->buf))
+      return false;
+  }
+  else if (changed)
+    note_values (r, number, start, end, r->buf);
+  history_answer (&r->history, number, crash_disk_now (&r->disk),
+                  changed && q->fua);
+  return check_sticky (r, q, was_sticky, ret) &&
+    verify (r, request_name (q), start, end);
+}
+
+bool
+guest_request (struct guest *r, const struct request *q)
+{
+  switch (q->kind) {
+  case REQUEST_FLUSH:
+    return do_flush (r, q);
+  case REQUEST_REOPEN:
+    return do_reopen (r);
+  case REQUEST_WRITE:
+  case REQUEST_ZERO:
+  case REQUEST_TRIM:
+    return do_change (r, q);
+  }
+  abort ();
+}
+
+bool
+guest_script (struct guest *r, const struct script *s)
+{
+  unsigned i;
+
+  for (i = 0; i < s->nr && r->im != NULL && !r->blind; ++i) {
+    if (!guest_request (r, &s->request[i]))
+      return false;
+  }
+  return true;
+}
+
+int
+guest_close (struct guest *r)
+{
+  const uint64_t issued = crash_disk_now (&r->disk);
+  const int ret = image_close (r->im);
+
+  r->im = NULL;
+  if (ret == 0 && r->writable)
+    history_flushed (&r->history, issued, crash_disk_now (&r->disk));
+  return ret;
+}
+
+bool
+guest_compare (struct guest *r)
+{
+  return verify (r, "at the end", 0, r->m->disk_size) &&
+    (guest_check_snapshots (r) || reads_may_fail (r));
+}
+
+bool
+guest_finish (struct guest *r)
+{
+  if (!guest_compare (r))
+    return false;
+  if (guest_close (r) == -1)
+    return wrong (r, "close: %s", error_message ());
+  return true;
+}

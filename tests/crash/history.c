@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "content.h"
+#include "history.h"
+
+static void *
+must_have (void *p)
+{
+  if (p == NULL) {
+    fprintf (stderr, "out of memory\n");
+    abort ();
+  }
+  return p;
+}
+
+#define GROW(array, nr, allocated)                                      \
+  do {                                                                  \
+    if ((nr) == (allocated)) {                                          \
+      (allocated) = 2 * (allocated) + 64;                               \
+      (array) = must_have (realloc ((array),                            \
+                                    (allocated) * sizeof *(array)));    \
+    }                                                                   \
+  } while (0)
+
+static void
+add_value (struct history *h, uint32_t request, uint64_t sector,
+           uint64_t hash)
+{
+  GROW (h->value, h->nr_values, h->values_allocated);
+  h->value[h->nr_values++] = (struct history_value) {
+    .hash = hash, .request = request, .older = h->newest[sector],
+  };
+  h->newest[sector] = h->nr_values;
+}
+
+void
+history_init (struct history *h, const void *disk, uint64_t nr)
+{
+  uint64_t i;
+
+  memset (h, 0, sizeof *h);
+  h->nr_sectors = nr;
+  h->newest = must_have (calloc (nr + 1, sizeof *h->newest));
+  (void) history_begin (h, 0);
+  h->request[0].answered = h->request[0].stable = 0;
+  for (i = 0; i < nr; ++i)
+    add_value (h, 0, i, content_hash ((const uint8_t *) disk + i * SECTOR));
+}
+
+void
+history_free (struct history *h)
+{
+  free (h->newest);
+  free (h->value);
+  free (h->request);
+  memset (h, 0, sizeof *h);
+}
+
+uint32_t
+history_begin (struct history *h, uint64_t now)
+{
+  GROW (h->request, h->nr_requests, h->requests_allocated);
+  h->request[h->nr_requests] = (struct history_request) {
+    .issued = now, .answered = HISTORY_NEVER, .stable = HISTORY_NEVER,
+  };
+  return h->nr_requests++;
+}
+
+void
+history_value (struct history *h, uint32_t request, uint64_t sector,
+               const void *content)
+{
+  const uint64_t hash = content_hash (content);
+
+  add_value (h, request, sector, hash);
+}
+
+void
+history_answer (struct history *h, uint32_t request, uint64_t now, bool fua)
+{
+  h->request[request].answered = now;
+  if (fua)
+    h->request[request].stable = now;
+}
+
+void
+history_fail (struct history *h, uint32_t request, uint64_t now)
+{
+  h->request[request].answered = now;
+  h->request[request].failed = true;
+}
+
+void
+history_flushed (struct history *h, uint64_t issued, uint64_t now)
+{
+  uint32_t i;
+
+  for (i = 0; i < h->nr_requests; ++i) {
+    if (h->request[i].answered != HISTORY_NEVER && !h->request[i].failed &&
+        h->request[i].answered <= issued &&
+        h->request[i].stable == HISTORY_NEVER)
+      h->request[i].stable = now;
+  }
+}
+
+static bool
+allows_hash (const struct history *h, uint64_t sector, uint64_t hash,
+             uint64_t moment)
+{
+  uint64_t floor = 0; /* what was answered up to then is superseded */
+  const struct history_request *stable = NULL; /* by this one */
+  uint32_t v;
+
+  for (v = h->newest[sector]; v != 0; v = h->value[v - 1].older) {
+    const struct history_value *x = &h->value[v - 1];
+    const struct history_request *r = &h->request[x->request];
+
+    if (r->issued > moment)
+      continue;
+    if (stable != NULL && stable != r && r->answered <= floor)
+      continue;
+    if (x->hash == hash)
+      return true;
+    if (r->stable <= moment && (stable == NULL || r->issued > floor)) {
+      floor = r->issued;
+      stable = r;
+    }
+  }
+  return false;
+}
+
+bool
+history_allows (const struct history *h, uint64_t sector, const void *content,
+                uint64_t moment)
+{
+  return allows_hash (h, sector, content_hash (content), moment);
+}
+
+uint64_t
+history_check (const struct history *h, const void *disk, uint64_t moment)
+{
+  uint64_t i;
+
+  for (i = 0; i < h->nr_sectors; ++i) {
+    if (!history_allows (h, i, (const uint8_t *) disk + i * SECTOR, moment))
+      break;
+  }
+  return i;
+}
+
+void
+history_explain (const struct history *h, uint64_t sector, uint64_t moment)
+{
+  uint32_t v;
+
+  for (v = h->newest[sector]; v != 0; v = h->value[v - 1].older) {
+    const struct history_request *r = &h->request[h->value[v - 1].request];
+
+    if (r->issued > moment)
+      continue;
+    fprintf (stderr, "    request %" PRIu32 " gave it %016" PRIx64 ", issued "
+             "at %" PRIu64 ", answered at %" PRId64 ", stable at %" PRId64
+             "\n", h->value[v - 1].request, h->value[v - 1].hash, r->issued,
+             (int64_t) r->answered, (int64_t) r->stable);
+  }
+}

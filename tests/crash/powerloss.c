@@ -1,0 +1,552 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Power cuts: images are written to, and at every call of their storage the
+ * power fails.  Whatever subset of the unflushed calls reached the disk, and
+ * however torn, the image must be sound, hold what was flushed, and go on
+ * being written; after a second cut as well.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "explore.h"
+#include "random.h"
+
+#define MAX_JOBS 256
+
+/* A worker that gets no further for so long hangs. */
+#define HANG_SECONDS 120
+
+/* What the parent and its workers share. */
+struct worker {
+  struct explore_place place;
+  _Atomic bool idle;
+};
+
+struct shared_state {
+  struct explore_stats stats;
+  _Atomic uint64_t next; /* workload */
+  _Atomic bool stop;
+  _Atomic uint64_t systematic_left;
+  struct worker worker[MAX_JOBS];
+};
+
+static struct shared_state *shared;
+
+static struct {
+  struct explore_options explore;
+  const char *image;  /* a name, or part of names */
+  const char *script;
+  unsigned seconds;
+  unsigned jobs;
+  unsigned random;    /* requests of a random script */
+  uint64_t workloads; /* at most */
+  bool quiet;
+} options = {
+  .explore = {
+    .seed = 1, .cut = EXPLORE_ANY, .cut2 = EXPLORE_ANY, .cuts = 150, .torn = 4,
+    .second_every = 150,
+  },
+  .jobs = 1,
+  .random = 60,
+  .workloads = UINT64_MAX,
+};
+
+static void
+usage (FILE *f)
+{
+  fprintf (f,
+"powerloss [OPTION...]\n"
+"  --seconds N    stop after that time (default: once all systematic scripts\n"
+"                 have been run; after those, random ones are)\n"
+"  --jobs N       processes\n"
+"  --image NAME   this image, or with a `*' at the end all whose names begin\n"
+"                 so; --list names them, and others can be made up\n"
+"  --script TEXT  this script: requests, systematic:N, pair:SEED or\n"
+"                 random:SEED:REQUESTS\n"
+"  --seed N       of all that is random\n"
+"  --cut N        only the cut at this call of the storage\n"
+"  --subset WHICH only this subset of the pending calls: none, all, prefix:N,\n"
+"                 only:N, not:N, mask:BITS, torn:SEED\n"
+"  --cut2, --subset2   likewise, when the image is written to again\n"
+"  --cuts N       at most so many cuts of each workload (default 150)\n"
+"  --torn N       random subsets for each cut (default 4)\n"
+"  --second N     cut one state of N a second time (default 150)\n"
+"  --random N     requests of a random script (default 60)\n"
+"  --workloads N  stop after so many\n"
+"  --ask N        have qemu-img check one state of N as well\n"
+"  --verbose      print the calls of the storage\n"
+"  --quiet        no progress\n"
+"  --list         list the images\n");
+}
+
+static double
+now (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_MONOTONIC, &t);
+  return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+/* Images. */
+
+static bool
+is_wanted (const char *name)
+{
+  const size_t n = options.image != NULL ? strlen (options.image) : 0;
+
+  if (n == 0)
+    return true;
+  if (options.image[n - 1] == '*')
+    return strncmp (name, options.image, n - 1) == 0;
+  return strcmp (name, options.image) == 0;
+}
+
+/* The images that are wanted; at least one. */
+static unsigned
+wanted_images (const char **names, unsigned max)
+{
+  unsigned i, nr = 0;
+
+  for (i = 0; made_names[i] != NULL && nr < max; ++i) {
+    if (is_wanted (made_names[i]))
+      names[nr++] = made_names[i];
+  }
+  if (nr == 0)
+    names[nr++] = options.image;
+  return nr;
+}
+
+/* Scripts. */
+
+/* What --script says, for this image.  False if there is no such script. */
+static bool
+script_from_text (struct script *s, const struct made *m, const char *text)
+{
+  char *end;
+  uint64_t seed;
+
+  if (strncmp (text, "systematic:", 11) == 0)
+    return script_systematic (s, m, strtoull (text + 11, NULL, 0));
+  if (strncmp (text, "pair:", 5) == 0) {
+    script_pair (s, m, strtoull (text + 5, NULL, 0));
+    return true;
+  }
+  if (strncmp (text, "random:", 7) == 0) {
+    seed = strtoull (text + 7, &end, 0);
+    script_random (s, m, seed, *end == ':' ? strtoul (end + 1, NULL, 0)
+                   : options.random);
+    return true;
+  }
+  return script_parse (s, text);
+}
+
+/* The text that repeats a script: its requests if they are few. */
+#define SHORT_TEXT 300
+
+static void
+script_text (const struct script *s, const char *text, char *buf, size_t size)
+{
+  char requests[SHORT_TEXT];
+
+  if (script_format (s, requests, sizeof requests))
+    text = requests;
+  snprintf (buf, size, "%s", text);
+}
+
+/* The systematic scripts of an image, in an order that mixes them, so that
+ * a short run sees some of all.
+ */
+static uint64_t
+count_systematic (const struct made *m)
+{
+  struct script *s = malloc (sizeof *s);
+  uint64_t n = 0;
+
+  if (s == NULL)
+    abort ();
+  while (script_systematic (s, m, n))
+    n++;
+  free (s);
+  return n;
+}
+
+static uint64_t
+scattered (uint64_t i, uint64_t n)
+{
+  uint64_t step = n * 5 / 8 | 1, a, b, t;
+
+  for (;; step += 2) {
+    for (a = step, b = n; b != 0; t = a % b, a = b, b = t)
+      ;
+    if (a == 1)
+      return i * step % n;
+  }
+}
+
+/* Workload number `number' of an image. */
+static void
+choose_script (const struct made *m, uint64_t number, char *text, size_t size)
+{
+  const uint64_t systematic = count_systematic (m);
+  const uint64_t seed = mix (options.explore.seed + mix (number)) >> 40;
+
+  if (number < systematic)
+    snprintf (text, size, "systematic:%" PRIu64,
+              scattered (number, systematic));
+  else if (number % 3 != 0)
+    snprintf (text, size, "pair:%" PRIu64, seed);
+  else
+    snprintf (text, size, "random:%" PRIu64 ":%u", seed,
+              5 + (unsigned) (seed % options.random));
+}
+
+/* Workers. */
+
+static void
+run_one (struct explore *e, const char *name, uint64_t number)
+{
+  struct script *s = malloc (sizeof *s);
+  char text[EXPLORE_SCRIPT_TEXT], line[EXPLORE_SCRIPT_TEXT];
+  struct made m;
+
+  if (s == NULL)
+    abort ();
+  if (!made_image (&m, name)) {
+    fprintf (stderr, "powerloss: there is no image %s\n", name);
+    exit (2);
+  }
+  if (options.script != NULL)
+    snprintf (text, sizeof text, "%s", options.script);
+  else
+    choose_script (&m, number, text, sizeof text);
+  if (!script_from_text (s, &m, text)) {
+    fprintf (stderr, "powerloss: there is no script %s\n", text);
+    exit (2);
+  }
+  script_text (s, text, line, sizeof line);
+  (void) explore (e, &m, s, line);
+  made_free (&m);
+  free (s);
+}
+
+/* True if no systematic script of any image is left at this number. */
+static bool
+is_beyond_systematic (const char *const *names, unsigned nr, uint64_t number)
+{
+  static uint64_t most;
+  struct made m;
+  unsigned i;
+
+  for (i = 0; most == 0 && i < nr; ++i) {
+    uint64_t n;
+
+    if (!made_image (&m, names[i]))
+      continue;
+    n = count_systematic (&m);
+    made_free (&m);
+    if (most < n)
+      most = n;
+  }
+  return number >= most;
+}
+
+static void
+work (unsigned i)
+{
+  const char *names[64];
+  const unsigned nr = wanted_images (names, 64);
+  struct explore e = {
+    .options = &options.explore, .stats = &shared->stats,
+    .place = &shared->worker[i].place,
+  };
+
+  snprintf (e.directory, sizeof e.directory, "powerloss-%ld-%u.tmp",
+            (long) getpid (), i);
+  if (options.explore.ask_every != 0) {
+    char command[256];
+
+    snprintf (command, sizeof command, "mkdir -p %s", e.directory);
+    if (system (command) != 0)
+      exit (2);
+  }
+  while (!atomic_load (&shared->stop)) {
+    const uint64_t n = atomic_fetch_add (&shared->next, 1);
+
+    if (n >= options.workloads ||
+        (options.seconds == 0 && options.script == NULL &&
+         is_beyond_systematic (names, nr, n / nr)) ||
+        (options.script != NULL && n >= nr))
+      break;
+    run_one (&e, names[n % nr], n / nr);
+  }
+  explore_free (&e);
+  if (options.explore.ask_every != 0) {
+    char command[256];
+
+    snprintf (command, sizeof command, "rm -rf %s", e.directory);
+    if (system (command) != 0)
+      exit (2);
+  }
+  atomic_store (&shared->worker[i].idle, true);
+  exit (0);
+}
+
+/* The parent. */
+
+static void
+print_stats (double seconds, bool last)
+{
+  struct explore_stats *s = &shared->stats;
+  const uint64_t states = s->states + s->second;
+
+  printf ("%s%" PRIu64 " states (%" PRIu64 " after a second cut) of %" PRIu64
+          " workloads, %" PRIu64 " cuts, in %.0f s: %.0f states/s; %" PRIu64
+          " violations\n", last ? "" : "  ", states, (uint64_t) s->second,
+          (uint64_t) s->workloads, (uint64_t) s->cuts, seconds,
+          states / (seconds > 0 ? seconds : 1), (uint64_t) s->violations);
+  if (last && s->leaking > 0)
+    printf ("%" PRIu64 " states with leaks, of %" PRIu64 " clusters at most\n",
+            (uint64_t) s->leaking, (uint64_t) s->most_leaks);
+  if (last && s->dirty > 0)
+    printf ("%" PRIu64 " states marked as dirty\n", (uint64_t) s->dirty);
+  if (last && s->asked > 0)
+    printf ("%" PRIu64 " states judged by qemu-img as well\n",
+            (uint64_t) s->asked);
+  fflush (stdout);
+}
+
+static pid_t pids[MAX_JOBS];
+
+static void
+start_worker (unsigned i)
+{
+  atomic_store (&shared->worker[i].idle, false);
+  fflush (stdout);
+  pids[i] = fork ();
+  if (pids[i] == -1) {
+    perror ("fork");
+    exit (2);
+  }
+  if (pids[i] == 0)
+    work (i);
+}
+
+/* A worker that ended other than by finishing has found a bug. */
+#define MAX_CRASHES 20
+
+static void
+bury (pid_t pid, int status)
+{
+  static unsigned crashes;
+  char line[EXPLORE_SCRIPT_TEXT + 512];
+  unsigned i;
+
+  for (i = 0; i < options.jobs && pids[i] != pid; ++i)
+    ;
+  if (i == options.jobs)
+    return;
+  pids[i] = 0;
+  if (WIFEXITED (status) && WEXITSTATUS (status) == 0)
+    return;
+  if (WIFEXITED (status) && WEXITSTATUS (status) == 2)
+    exit (2);
+  atomic_fetch_add (&shared->stats.violations, 1);
+  fprintf (stderr, "%s: %s %d\n",
+           explore_line (&shared->worker[i].place, line, sizeof line),
+           WIFSIGNALED (status) ? "killed by signal" : "exit status",
+           WIFSIGNALED (status) ? WTERMSIG (status) : WEXITSTATUS (status));
+  /* Another one goes on with the next workload. */
+  if (++crashes < MAX_CRASHES && options.script == NULL)
+    start_worker (i);
+}
+
+static bool
+any_worker (void)
+{
+  unsigned i;
+
+  for (i = 0; i < options.jobs; ++i) {
+    if (pids[i] != 0)
+      return true;
+  }
+  return false;
+}
+
+/* States are counted all the time; if they are not, all workers hang. */
+static void
+look_for_hang (double t)
+{
+  static uint64_t seen;
+  static double since;
+  const uint64_t done = shared->stats.states + shared->stats.second +
+    shared->stats.workloads;
+  unsigned i;
+
+  if (done != seen || since == 0) {
+    seen = done;
+    since = t;
+  }
+  if (t - since < HANG_SECONDS)
+    return;
+  for (i = 0; i < options.jobs; ++i) {
+    if (pids[i] != 0)
+      kill (pids[i], SIGABRT);
+  }
+}
+
+static void
+supervise (void)
+{
+  const double start = now ();
+  double printed = start;
+  unsigned i;
+
+  for (i = 0; i < options.jobs; ++i)
+    start_worker (i);
+  while (any_worker ()) {
+    const double t = now ();
+    int status;
+    pid_t pid;
+
+    while ((pid = waitpid (-1, &status, WNOHANG)) > 0)
+      bury (pid, status);
+    if (options.seconds != 0 && t - start >= options.seconds)
+      atomic_store (&shared->stop, true);
+    if (!options.quiet && t - printed >= 10) {
+      print_stats (t - start, false);
+      printed = t;
+    }
+    look_for_hang (t);
+    usleep (20000);
+  }
+  print_stats (now () - start, true);
+}
+
+/* Options. */
+
+enum {
+  OPT_SECONDS = 256, OPT_JOBS, OPT_IMAGE, OPT_SCRIPT, OPT_SEED, OPT_CUT,
+  OPT_SUBSET, OPT_CUT2, OPT_SUBSET2, OPT_CUTS, OPT_TORN, OPT_SECOND, OPT_RANDOM,
+  OPT_WORKLOADS, OPT_ASK, OPT_VERBOSE, OPT_QUIET, OPT_LIST, OPT_HELP,
+};
+
+static const struct option long_options[] = {
+  { "seconds", required_argument, NULL, OPT_SECONDS },
+  { "jobs", required_argument, NULL, OPT_JOBS },
+  { "image", required_argument, NULL, OPT_IMAGE },
+  { "script", required_argument, NULL, OPT_SCRIPT },
+  { "seed", required_argument, NULL, OPT_SEED },
+  { "cut", required_argument, NULL, OPT_CUT },
+  { "subset", required_argument, NULL, OPT_SUBSET },
+  { "cut2", required_argument, NULL, OPT_CUT2 },
+  { "subset2", required_argument, NULL, OPT_SUBSET2 },
+  { "cuts", required_argument, NULL, OPT_CUTS },
+  { "torn", required_argument, NULL, OPT_TORN },
+  { "second", required_argument, NULL, OPT_SECOND },
+  { "random", required_argument, NULL, OPT_RANDOM },
+  { "workloads", required_argument, NULL, OPT_WORKLOADS },
+  { "ask", required_argument, NULL, OPT_ASK },
+  { "verbose", no_argument, NULL, OPT_VERBOSE },
+  { "quiet", no_argument, NULL, OPT_QUIET },
+  { "list", no_argument, NULL, OPT_LIST },
+  { "help", no_argument, NULL, OPT_HELP },
+  { NULL, 0, NULL, 0 }
+};
+
+static void
+subset (const char *text, struct landed *l, bool *have)
+{
+  *have = true;
+  if (landed_parse (l, text))
+    return;
+  fprintf (stderr, "powerloss: what subset is %s?\n", text);
+  exit (2);
+}
+
+static void
+list_images (void)
+{
+  unsigned i;
+
+  for (i = 0; made_names[i] != NULL; ++i)
+    printf ("%s\n", made_names[i]);
+  exit (0);
+}
+
+/* A value of an option that must be at least 1. */
+static unsigned
+positive (const char *text)
+{
+  const unsigned long v = strtoul (text, NULL, 0);
+
+  if (v == 0 || v > INT32_MAX) {
+    fprintf (stderr, "powerloss: %s is not a number that will do\n", text);
+    exit (2);
+  }
+  return v;
+}
+
+static void
+set_option (int opt, const char *arg)
+{
+  struct explore_options *e = &options.explore;
+
+  switch (opt) {
+  case OPT_SECONDS: options.seconds = positive (arg); break;
+  case OPT_JOBS: options.jobs = positive (arg); break;
+  case OPT_IMAGE: options.image = arg; break;
+  case OPT_SCRIPT: options.script = arg; break;
+  case OPT_SEED: e->seed = strtoull (arg, NULL, 0); break;
+  case OPT_CUT: e->cut = strtoull (arg, NULL, 0); break;
+  case OPT_SUBSET: subset (arg, &e->landed, &e->have_landed); break;
+  case OPT_CUT2: e->cut2 = strtoull (arg, NULL, 0); break;
+  case OPT_SUBSET2: subset (arg, &e->landed2, &e->have_landed2); break;
+  case OPT_CUTS: e->cuts = positive (arg); break;
+  case OPT_TORN: e->torn = strtoul (arg, NULL, 0); break;
+  case OPT_SECOND: e->second_every = strtoul (arg, NULL, 0); break;
+  case OPT_RANDOM: options.random = positive (arg); break;
+  case OPT_WORKLOADS: options.workloads = positive (arg); break;
+  case OPT_ASK: e->ask_every = positive (arg); break;
+  case OPT_VERBOSE: e->verbose = true; break;
+  case OPT_QUIET: options.quiet = true; break;
+  case OPT_LIST: list_images (); break;
+  case OPT_HELP: usage (stdout); exit (0);
+  default: usage (stderr); exit (2);
+  }
+}
+
+int
+main (int argc, char *argv[])
+{
+  int opt;
+
+  while ((opt = getopt_long (argc, argv, "", long_options, NULL)) != -1)
+    set_option (opt, optarg);
+  if (optind != argc) {
+    usage (stderr);
+    return 2;
+  }
+  if (options.jobs > MAX_JOBS)
+    options.jobs = MAX_JOBS;
+  shared = mmap (NULL, sizeof *shared, PROT_READ | PROT_WRITE,
+                 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) {
+    perror ("mmap");
+    return 2;
+  }
+  supervise ();
+  return shared->stats.violations > 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}

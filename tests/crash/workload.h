@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Scripts: what is asked of an image, in order. */
+
+#ifndef CRASH_WORKLOAD_H
+#define CRASH_WORKLOAD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "maker.h"
+
+enum request_kind {
+  REQUEST_WRITE,
+  REQUEST_ZERO,
+  REQUEST_TRIM,
+  REQUEST_FLUSH,
+  REQUEST_REOPEN, /* close the image, and open it again */
+};
+
+struct request {
+  enum request_kind kind;
+  uint64_t offset, count;
+  bool fua;
+  bool may_trim; /* ZERO */
+  bool fast;     /* ZERO */
+};
+
+#define SCRIPT_MAX 1000
+
+struct script {
+  struct request request[SCRIPT_MAX];
+  unsigned nr;
+};
+
+/* As text: requests joined by commas, each a letter, `!' for FUA, and for
+ * most a range OFFSET+COUNT in bytes:
+ *
+ *   w write   z zero   y zero, may trim   q zero, may trim, fast
+ *   t trim    f flush  o close and open
+ *
+ * script_format returns false if it does not fit.
+ */
+extern bool script_format (const struct script *s, char *buf, size_t size);
+extern bool script_parse (struct script *s, const char *text);
+
+/* nr requests at random. */
+extern void script_random (struct script *s, const struct made *m,
+                           uint64_t seed, unsigned nr);
+
+/* The number-th of all systematic scripts for this image: each request on a
+ * cluster of each state, and what is known to be dangerous.  False if there
+ * are no more.
+ */
+extern bool script_systematic (struct script *s, const struct made *m,
+                               uint64_t number);
+
+/* Pairs of requests on the same cluster, at random. */
+extern void script_pair (struct script *s, const struct made *m,
+                         uint64_t seed);
+
+#endif /* CRASH_WORKLOAD_H */

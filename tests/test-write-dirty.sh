@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# An image whose dirty or corrupt bit is set can be read, but is written only
+# when it has been repaired: the refcounts may be wrong, so that an allocation
+# could land on data.
+
+. ./functions.sh
+
+requires_python_nbd
+requires_qemu
+requires nbdcopy --version
+requires nbdinfo --version
+
+image="$tmp/image.qcow2"
+for bits in 1 2 3; do
+    make_image "$image" "$tmp/expected" seed=$bits
+    "$PYTHON" -c 'import sys
+from qcow2make import patch, be64
+patch(sys.argv[1], 72, be64(int(sys.argv[2])))' "$image" $bits
+    before="$(fingerprint "$image")"
+
+    expect_no_connection 'image\.qcow2: .*(dirty|corrupt).*qemu-img check -r' \
+        "$PLUGIN" "$image"
+    "$NBDKIT" -r -U - "$PLUGIN" "$image" \
+        --run "nbdcopy \"\$uri\" '$tmp/copy'"
+    cmp "$tmp/copy" "$tmp/expected"
+    test "$before" = "$(fingerprint "$image")" || die "it was changed"
+
+    # What the message says helps.
+    qemu-img check -q -f qcow2 -r all "$image" > /dev/null 2>&1 || true
+    start_nbdkit "$PLUGIN" "$image"
+    "$PYTHON" - "$sock" <<'PY'
+import sys
+import nbd
+
+h = nbd.NBD()
+h.connect_unix(sys.argv[1])
+h.pwrite(b"mended" + bytes(506), 0)
+h.shutdown()
+PY
+    stop_nbdkit "$pid"
+    check_clean "$image"
+    { printf mended; head -c 506 /dev/zero; } |
+        dd of="$tmp/expected" conv=notrunc status=none
+    same_disk "$image" "$tmp/expected"
+done
+
+# Dirty is dirty for the snapshots' readers as well: they are read.
+make_image "$image" "$tmp/expected" snapshots=1
+"$PYTHON" -c 'import sys
+from qcow2make import patch, be64
+patch(sys.argv[1], 72, be64(1))' "$image"
+"$NBDKIT" -r -U - "$PLUGIN" "$image" \
+    --run "nbdcopy \"nbd+unix:///snapshot/snap1?socket=\$unixsocket\" \
+           '$tmp/copy'"
+cmp "$tmp/copy" "$tmp/expected.1"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Many connections that write the same clusters: over backing files and
+# beside snapshots.
+
+. ./functions.sh
+
+requires_python_nbd
+requires_qemu
+
+"$PYTHON" "$testsrc/write-parallel.py" layers

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Many connections that write the same clusters: cluster sizes, cache sizes.
+
+. ./functions.sh
+
+requires_python_nbd
+requires_qemu
+
+"$PYTHON" "$testsrc/write-parallel.py" basic

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "format.h"
+#include "image-check.h"
+
+/* An image; what lies past its end reads as zeros. */
+struct img {
+  const uint8_t *data;
+  uint64_t size;
+  uint32_t version;
+  unsigned bits; /* of a cluster */
+  uint64_t cluster_size;
+  bool extended;
+  unsigned order;
+  uint64_t l1_offset;
+  uint32_t l1_size;
+  uint64_t table_offset;
+  uint32_t table_clusters;
+};
+
+static uint32_t
+word32 (const struct img *m, uint64_t at)
+{
+  return at + 4 <= m->size ? get_be32 (m->data + at) : 0;
+}
+
+static uint64_t
+word64 (const struct img *m, uint64_t at)
+{
+  return at + 8 <= m->size ? get_be64 (m->data + at) : 0;
+}
+
+static struct img
+parse (const uint8_t *data, uint64_t size)
+{
+  struct img m = { .data = data, .size = size };
+
+  m.version = word32 (&m, 4);
+  m.bits = word32 (&m, 20);
+  if (m.bits < 9 || m.bits > 21)
+    abort ();
+  m.cluster_size = UINT64_C (1) << m.bits;
+  m.l1_size = word32 (&m, 36);
+  m.l1_offset = word64 (&m, 40);
+  m.table_offset = word64 (&m, 48);
+  m.table_clusters = word32 (&m, 56);
+  m.order = m.version < 3 ? 4 : word32 (&m, 96);
+  m.extended = m.version >= 3 &&
+    (word64 (&m, 72) & QCOW2_INCOMPAT_EXTENDED_L2) != 0;
+  return m;
+}
+
+static unsigned
+entry_bytes (const struct img *m)
+{
+  return m->extended ? 16 : 8;
+}
+
+/* -------------------------------------------------------------- references */
+
+/* A reference to each cluster that has some of these bytes. */
+static void
+refer (struct image_refs *r, const struct img *m, uint64_t offset,
+       uint64_t bytes)
+{
+  uint64_t c;
+
+  if (bytes == 0)
+    return;
+  for (c = offset >> m->bits; c <= (offset + bytes - 1) >> m->bits; ++c) {
+    if (c < r->nr)
+      r->count[c]++;
+    else
+      r->beyond++;
+  }
+}
+
+/* What an L2 entry refers to.  Spec: Compressed Clusters Descriptor. */
+static void
+refer_entry (struct image_refs *r, const struct img *m, uint64_t word)
+{
+  const unsigned x = 62 - (m->bits - 8);
+
+  if (word & QCOW2_L2_COMPRESSED) {
+    const uint64_t offset = word & ((UINT64_C (1) << x) - 1);
+    const uint64_t sectors = ((word & ~QCOW2_L2_COMPRESSED & INT64_MAX) >> x)
+      + 1;
+
+    refer (r, m, offset, sectors * 512 - offset % 512);
+  }
+  else if (word & QCOW2_ENTRY_OFFSET_MASK)
+    refer (r, m, word & QCOW2_ENTRY_OFFSET_MASK, m->cluster_size);
+}
+
+static void
+refer_l1 (struct image_refs *r, const struct img *m, uint64_t l1,
+          uint64_t l1_size)
+{
+  uint64_t i, j;
+
+  refer (r, m, l1, l1_size * 8);
+  for (i = 0; i < l1_size; ++i) {
+    const uint64_t table = word64 (m, l1 + 8 * i) & QCOW2_ENTRY_OFFSET_MASK;
+
+    if (table == 0)
+      continue;
+    refer (r, m, table, m->cluster_size);
+    for (j = 0; j < m->cluster_size; j += entry_bytes (m))
+      refer_entry (r, m, word64 (m, table + j));
+  }
+}
+
+static uint64_t
+snapshot_entry_bytes (const struct img *m, uint64_t at)
+{
+  const uint32_t sizes = word32 (m, at + 12); /* two of 16 bits */
+  const uint64_t bytes = 40 + word32 (m, at + 36) + (sizes >> 16) +
+    (sizes & 0xffff);
+
+  return (bytes + 7) / 8 * 8;
+}
+
+static void
+refer_snapshots (struct image_refs *r, const struct img *m)
+{
+  const uint64_t table = word64 (m, 64);
+  uint64_t at = table;
+  uint32_t nr = word32 (m, 60);
+
+  for (; nr > 0; --nr) {
+    refer_l1 (r, m, word64 (m, at), word32 (m, at + 8));
+    at += snapshot_entry_bytes (m, at);
+  }
+  refer (r, m, table, at - table);
+}
+
+static void
+refer_refcounts (struct image_refs *r, const struct img *m)
+{
+  const uint64_t bytes = (uint64_t) m->table_clusters << m->bits;
+  uint64_t i;
+
+  refer (r, m, m->table_offset, bytes);
+  for (i = 0; i < bytes; i += 8) {
+    const uint64_t block = word64 (m, m->table_offset + i);
+
+    if (block != 0)
+      refer (r, m, block, m->cluster_size);
+  }
+}
+
+static void
+count_refs (struct image_refs *r, const struct img *m)
+{
+  r->nr = (m->size + m->cluster_size - 1) >> m->bits;
+  r->beyond = 0;
+  r->count = calloc (r->nr + 1, sizeof r->count[0]);
+  if (r->count == NULL)
+    abort ();
+  refer (r, m, 0, m->cluster_size);
+  refer_l1 (r, m, m->l1_offset, m->l1_size);
+  refer_snapshots (r, m);
+  refer_refcounts (r, m);
+}
+
+void
+image_refs_count (struct image_refs *r, const uint8_t *data, uint64_t size)
+{
+  const struct img m = parse (data, size);
+
+  count_refs (r, &m);
+}
+
+void
+image_refs_free (struct image_refs *r)
+{
+  free (r->count);
+}
+
+/* --------------------------------------------------------------- refcounts */
+
+static uint64_t
+stored_refcount (const struct img *m, uint64_t cluster)
+{
+  const unsigned bits = 1U << m->order;
+  const uint64_t per_block = m->cluster_size * 8 / bits;
+  const uint64_t place = m->table_offset + cluster / per_block * 8;
+  const uint64_t end = m->table_offset +
+    ((uint64_t) m->table_clusters << m->bits);
+  const uint64_t block = place < end ? word64 (m, place) : 0;
+  const uint64_t bit = cluster % per_block * bits;
+  uint64_t at = block + bit / 8, value = 0;
+  unsigned n;
+
+  if (block == 0 || at + (bits + 7) / 8 > m->size)
+    return 0;
+  if (bits < 8)
+    return m->data[at] >> bit % 8 & ((1U << bits) - 1);
+  for (n = 0; n < bits / 8; ++n)
+    value = value << 8 | m->data[at++];
+  return value;
+}
+
+uint64_t
+image_refcount (const uint8_t *data, uint64_t size, uint64_t cluster)
+{
+  const struct img m = parse (data, size);
+
+  return stored_refcount (&m, cluster);
+}
+
+/* ---------------------------------------------------------------- checking */
+
+struct checking {
+  struct img m;
+  const char *what;
+  struct image_check result;
+  struct image_refs refs;
+};
+
+static void __attribute__ ((__format__ (__printf__, 2, 3)))
+wrong (struct checking *c, const char *fmt, ...)
+{
+  char text[512];
+  va_list ap;
+
+  va_start (ap, fmt);
+  vsnprintf (text, sizeof text, fmt, ap);
+  va_end (ap);
+  c->result.errors++;
+  check_failed (__FILE__, __LINE__, "%s: %s", c->what, text);
+}
+
+static void
+check_refcount (struct checking *c, uint64_t cluster)
+{
+  const uint64_t stored = stored_refcount (&c->m, cluster);
+  const uint64_t refs = cluster < c->refs.nr ? c->refs.count[cluster] : 0;
+
+  if (stored < refs)
+    wrong (c, "cluster 0x%" PRIx64 ": refcount %" PRIu64 ", %" PRIu64
+           " references", cluster << c->m.bits, stored, refs);
+  else if (stored > refs)
+    c->result.leaks++;
+}
+
+/* The refcounts of one block, up to a word of zeros at a time past the
+ * file's end.
+ */
+static void
+check_block (struct checking *c, uint64_t first, uint64_t block)
+{
+  const struct img *m = &c->m;
+  const uint64_t per_block = m->cluster_size * 8 >> m->order;
+  const uint64_t per_word = 64 >> m->order;
+  uint64_t i;
+
+  for (i = 0; i < per_block; ++i) {
+    if (first + i >= c->refs.nr && i % per_word == 0 &&
+        word64 (m, block + i / per_word * 8) == 0)
+      i += per_word - 1;
+    else
+      check_refcount (c, first + i);
+  }
+}
+
+/* All refcounts that there are, also of what is past the file's end. */
+static void
+check_refcounts (struct checking *c)
+{
+  const struct img *m = &c->m;
+  const uint64_t entries = (uint64_t) m->table_clusters << (m->bits - 3);
+  const uint64_t per_block = m->cluster_size * 8 >> m->order;
+  uint64_t i, n;
+
+  if (c->refs.beyond > 0)
+    wrong (c, "%" PRIu64 " references are beyond the end of the file",
+           c->refs.beyond);
+  for (i = 0; i < entries; ++i) {
+    const uint64_t block = word64 (m, m->table_offset + 8 * i);
+
+    if (block != 0 || i * per_block < c->refs.nr)
+      check_block (c, i * per_block, block);
+  }
+  for (n = entries * per_block; n < c->refs.nr; ++n) {
+    if (c->refs.count[n] > 0)
+      wrong (c, "cluster 0x%" PRIx64 " has no refcount", n << m->bits);
+  }
+}
+
+/* The host cluster of an entry of the disk's own tables. */
+static void
+check_host (struct checking *c, uint64_t place, uint64_t word)
+{
+  const struct img *m = &c->m;
+  const uint64_t host = word & QCOW2_ENTRY_OFFSET_MASK;
+  const bool copied = (word & QCOW2_ENTRY_COPIED) != 0;
+
+  if (host % m->cluster_size != 0)
+    wrong (c, "entry 0x%016" PRIx64 " at 0x%" PRIx64 " is not aligned", word,
+           place);
+  else if (host >> m->bits >= c->refs.nr)
+    return; /* counted as beyond the end */
+  else if (host == 0 ? copied : copied != (c->refs.count[host >> m->bits] ==
+                                           1))
+    wrong (c, "entry 0x%016" PRIx64 " at 0x%" PRIx64 ": COPIED is %d, %"
+           PRIu32 " references", word, place, copied,
+           host == 0 ? 0 : c->refs.count[host >> m->bits]);
+}
+
+static void
+check_l2_entry (struct checking *c, uint64_t place)
+{
+  const struct img *m = &c->m;
+  const uint64_t word = word64 (m, place);
+  const uint64_t bitmap = m->extended ? word64 (m, place + 8) : 0;
+  const uint64_t zero_flag = m->version >= 3 && !m->extended ? QCOW2_L2_ZERO
+    : 0;
+
+  if (word & QCOW2_L2_COMPRESSED) {
+    if ((word & QCOW2_ENTRY_COPIED) != 0 || bitmap != 0)
+      wrong (c, "compressed entry 0x%016" PRIx64 " at 0x%" PRIx64
+             ", bitmap 0x%016" PRIx64, word, place, bitmap);
+    return;
+  }
+  if (word & ~(QCOW2_ENTRY_OFFSET_MASK | QCOW2_ENTRY_COPIED | zero_flag))
+    wrong (c, "entry 0x%016" PRIx64 " at 0x%" PRIx64 ": reserved bits", word,
+           place);
+  if ((bitmap >> 32 & bitmap) != 0 ||
+      ((bitmap & UINT32_MAX) != 0 && !(word & QCOW2_ENTRY_OFFSET_MASK)))
+    wrong (c, "entry 0x%016" PRIx64 " at 0x%" PRIx64 ": bitmap 0x%016" PRIx64,
+           word, place, bitmap);
+  check_host (c, place, word);
+}
+
+static void
+check_disk (struct checking *c)
+{
+  const struct img *m = &c->m;
+  uint64_t i, j;
+
+  for (i = 0; i < m->l1_size; ++i) {
+    const uint64_t place = m->l1_offset + 8 * i;
+    const uint64_t word = word64 (m, place);
+    const uint64_t table = word & QCOW2_ENTRY_OFFSET_MASK;
+
+    if (word & ~(QCOW2_ENTRY_OFFSET_MASK | QCOW2_ENTRY_COPIED))
+      wrong (c, "L1 entry 0x%016" PRIx64 " at 0x%" PRIx64 ": reserved bits",
+             word, place);
+    check_host (c, place, word);
+    for (j = 0; table != 0 && j < m->cluster_size; j += entry_bytes (m))
+      check_l2_entry (c, table + j);
+  }
+}
+
+static void
+check_refcount_table (struct checking *c)
+{
+  const struct img *m = &c->m;
+  const uint64_t bytes = (uint64_t) m->table_clusters << m->bits;
+  uint64_t i;
+
+  if (m->table_offset == 0 || m->table_offset % m->cluster_size != 0 ||
+      m->table_offset + bytes > m->size)
+    wrong (c, "refcount table at 0x%" PRIx64, m->table_offset);
+  for (i = 0; i < bytes; i += 8) {
+    const uint64_t block = word64 (m, m->table_offset + i);
+
+    if (block % m->cluster_size != 0 || block + m->cluster_size > m->size)
+      wrong (c, "refcount block 0x%" PRIx64 " of number %" PRIu64, block,
+             i / 8);
+  }
+}
+
+struct image_check
+image_check (const char *what, const uint8_t *data, uint64_t size)
+{
+  struct checking c = { .m = parse (data, size), .what = what };
+
+  count_refs (&c.refs, &c.m);
+  c.result.clusters = c.refs.nr;
+  if (c.m.version >= 3) {
+    const uint64_t bits = word64 (&c.m, 72);
+
+    c.result.dirty = (bits & QCOW2_INCOMPAT_DIRTY) != 0;
+    c.result.corrupt = (bits & QCOW2_INCOMPAT_CORRUPT) != 0;
+  }
+  check_refcount_table (&c);
+  check_refcounts (&c);
+  check_disk (&c);
+  image_refs_free (&c.refs);
+  return c.result;
+}
+
+void
+image_check_clean (const char *what, const uint8_t *data, uint64_t size)
+{
+  const struct image_check c = image_check (what, data, size);
+
+  if (c.leaks > 0)
+    check_failed (__FILE__, __LINE__, "%s: %" PRIu64 " clusters are leaked",
+                  what, c.leaks);
+  if (c.dirty || c.corrupt)
+    check_failed (__FILE__, __LINE__, "%s: marked as dirty or corrupt", what);
+}

@@ -1,0 +1,698 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* commit.c: what is written in which order, and what becomes of it when that
+ * fails.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "commit.h"
+#include "memory-storage.h"
+#include "random.h"
+#include "seconds.h"
+
+#define ID 1
+#define FIRST (UINT64_C (1) << 20)
+#define DISK_BYTES (UINT64_C (8) << 20)
+#define SLICE CACHE_SLOT_BYTES
+
+static struct memory_disk disk;
+static struct memory_control control;
+static struct memory_log call_log = MEMORY_LOG_INIT;
+static struct storage *storage;
+static struct cache *cache;
+static struct epoch epoch;
+static struct commit commit;
+
+static void
+start (uint64_t cache_bytes)
+{
+  memset (&control, 0, sizeof control);
+  control.log = &call_log;
+  memory_log_clear (&call_log);
+  memory_disk_init (&disk, NULL, DISK_BYTES);
+  storage = memory_disk_open (&disk, "test", &control);
+  cache = cache_new (cache_bytes);
+  epoch_init (&epoch);
+  CHECK_OK (commit_init (&commit, storage, cache, ID, SLICE, 16, &epoch));
+}
+
+static void
+end (void)
+{
+  commit_destroy (&commit);
+  epoch_destroy (&epoch);
+  cache_free (cache);
+  storage_close (storage);
+  memory_disk_free (&disk);
+}
+
+static struct host_off
+slice_at (uint64_t i)
+{
+  return (struct host_off) { FIRST + i * SLICE };
+}
+
+static uint64_t
+on_disk (uint64_t i, unsigned word)
+{
+  uint8_t buf[8];
+
+  CHECK_OK (storage_read (storage, buf, 8, (struct host_off) {
+        slice_at (i).v + 8 * word }));
+  return get_be64 (buf);
+}
+
+static int
+try_set (uint64_t i, unsigned word, uint64_t value, enum cache_order order,
+         bool ordered, uint64_t *batch)
+{
+  const struct change ch = {
+    .slice = slice_at (i), .first = word, .nr = 1, .words = &value,
+    .order = order, .ordered = ordered,
+  };
+
+  return commit_change (&commit, &ch, batch);
+}
+
+static uint64_t
+set (uint64_t i, unsigned word, uint64_t value, enum cache_order order,
+     bool ordered)
+{
+  uint64_t batch = 0;
+
+  CHECK_OK (try_set (i, word, value, order, ordered, &batch));
+  return batch;
+}
+
+/* The calls since the last time, as a text: W for a write of metadata, with
+ * the first sector's number and, if there are several, how many; F for a
+ * flush.
+ */
+static const char *
+calls (void)
+{
+  static char text[1024];
+  size_t used = 0, i;
+
+  text[0] = '\0';
+  for (i = 0; i < call_log.nr && used < sizeof text; ++i) {
+    const struct memory_call *c = &call_log.call[i];
+    const uint64_t sector = (c->offset - FIRST) / CACHE_SECTOR;
+
+    if (c->kind == MEMORY_FLUSH)
+      used += snprintf (text + used, sizeof text - used, "F ");
+    else if (c->kind == MEMORY_WRITE && c->count == CACHE_SECTOR)
+      used += snprintf (text + used, sizeof text - used, "W%u ",
+                        (unsigned) sector);
+    else if (c->kind == MEMORY_WRITE)
+      used += snprintf (text + used, sizeof text - used, "W%ux%u ",
+                        (unsigned) sector,
+                        (unsigned) (c->count / CACHE_SECTOR));
+    else
+      used += snprintf (text + used, sizeof text - used, "? ");
+  }
+  memory_log_clear (&call_log);
+  return text;
+}
+
+static void
+test_sequences (void)
+{
+  start (1 << 20);
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), ""); /* nothing costs nothing */
+
+  commit_note_data (&commit);
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), "F ");
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), "");
+
+  /* Without order: refcounts, mappings, one wait. */
+  set (0, 0, 1, CACHE_SECOND, false);
+  set (2, 0, 1, CACHE_FIRST, false);
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), "W16 W0 F ");
+
+  /* I5: with it there is a wait between them. */
+  set (0, 0, 2, CACHE_SECOND, true);
+  set (2, 0, 2, CACHE_FIRST, false);
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), "W16 F W0 F ");
+
+  /* For the data, too. */
+  set (0, 0, 3, CACHE_SECOND, true);
+  commit_note_data (&commit);
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), "F W0 F ");
+
+  /* One change that needs it is enough, and it is for one batch. */
+  set (0, 0, 4, CACHE_SECOND, false);
+  set (0, 1, 4, CACHE_SECOND, true);
+  set (0, 2, 4, CACHE_SECOND, false);
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), "F W0 F ");
+  set (0, 0, 5, CACHE_SECOND, false);
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), "W0 F ");
+
+  /* Refcounts alone. */
+  set (2, 70, 6, CACHE_FIRST, false);
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), "W17 F ");
+  CHECK (commit_is_clean (&commit));
+  end ();
+}
+
+/* Sectors that follow one another are one call; and only those. */
+static void
+test_runs (void)
+{
+  unsigned i;
+
+  start (4 << 20);
+  for (i = 0; i < 8; ++i)
+    set (0, 64 * i, 1, CACHE_SECOND, false);
+  set (1, 0, 1, CACHE_SECOND, false);
+  set (1, 128, 1, CACHE_SECOND, false);
+  set (3, 0, 1, CACHE_SECOND, false);
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), "W0x9 W10 W24 F ");
+  for (i = 0; i < 8 * 10; ++i) /* more than a call takes */
+    set (i / 8, 64 * (i % 8), 2, CACHE_SECOND, false);
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), "W0x64 W64x16 F ");
+  for (i = 0; i < 80; ++i)
+    CHECK_EQ (on_disk (i / 8, 64 * (i % 8)), 2);
+  end ();
+}
+
+/* When a batch is durable. */
+static void
+test_durable (void)
+{
+  uint64_t first, second;
+
+  start (1 << 20);
+  first = set (0, 0, 1, CACHE_FIRST, false);
+  CHECK (!commit_is_durable (&commit, first));
+  CHECK_EQ (set (0, 1, 1, CACHE_FIRST, false), first);
+  CHECK_OK (commit_flush (&commit));
+  CHECK (commit_is_durable (&commit, first));
+  second = set (0, 0, 2, CACHE_FIRST, false);
+  CHECK (second > first);
+  CHECK (!commit_is_durable (&commit, second));
+  memory_fail (&control, MEMORY_WRITE, 1, ENOSPC);
+  CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
+  CHECK (!commit_is_durable (&commit, second));
+  CHECK_OK (commit_flush (&commit));
+  CHECK (commit_is_durable (&commit, second));
+  CHECK (!commit_is_durable (&commit, UINT64_MAX));
+  end ();
+}
+
+/* Some changes of both orders. */
+static void
+some_changes (uint64_t value)
+{
+  unsigned i;
+
+  for (i = 0; i < 3; ++i) {
+    set (2 * i, 64 * i, value, CACHE_SECOND, i == 1);
+    set (20 + 2 * i, 64 * i, value, CACHE_FIRST, false);
+  }
+  commit_note_data (&commit);
+}
+
+static void
+check_changes (uint64_t value)
+{
+  unsigned i;
+
+  for (i = 0; i < 3; ++i) {
+    CHECK_EQ (on_disk (2 * i, 64 * i), value);
+    CHECK_EQ (on_disk (20 + 2 * i, 64 * i), value);
+  }
+}
+
+/* T3: no space, at each write in turn, once or several times: nothing is
+ * lost, and nothing sticks.
+ */
+static void
+no_space (unsigned at, unsigned times)
+{
+  start (1 << 20);
+  some_changes (5);
+  memory_fail_ever_after (&control, MEMORY_WRITE, at, ENOSPC);
+  while (times-- > 0) {
+    CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
+    CHECK_ERROR (ENOSPC, "No space left");
+    CHECK_OK (commit_check (&commit));
+    CHECK (!commit_is_clean (&commit));
+  }
+  set (0, 1, 6, CACHE_SECOND, false); /* and one more */
+  memory_fail_no_more (&control);
+  calls ();
+  CHECK_OK (commit_flush (&commit));
+  check_changes (5);
+  CHECK_EQ (on_disk (0, 1), 6);
+  CHECK (commit_is_clean (&commit));
+  /* I5 holds for what was put off. */
+  CHECK_STR (calls (), "W160 W177 W194 F W0 W17 W34 F ");
+  end ();
+}
+
+static void
+test_no_space (void)
+{
+  unsigned at;
+
+  for (at = 1; at <= 6; ++at) {
+    no_space (at, 1);
+    no_space (at, 3);
+  }
+}
+
+/* I10: anything else sticks: of a write as of a flush. */
+static void
+check_stuck (int r)
+{
+  const struct freed f = { .host.v = 65536, .nr = 1 };
+
+  CHECK_EQ (r, -1);
+  CHECK_ERROR (EIO, "test: ");
+  memory_fail_no_more (&control);
+  CHECK_EQ (commit_check (&commit), (uint64_t) -1);
+  CHECK_ERROR (EIO, "nothing is written any more");
+  CHECK (error_repeated ());
+  CHECK_OK (commit_free (&commit, &f, 1));
+  calls ();
+  CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
+  CHECK_ERROR (EIO, "nothing is written any more");
+  CHECK_STR (calls (), "");
+  CHECK (commit_next_freed (&commit) == NULL);
+}
+
+static void
+test_sticks (void)
+{
+  static const int errors[] = { EIO, ENOSPC };
+  unsigned at, e;
+
+  for (at = 1; at <= 6; ++at) {
+    start (1 << 20);
+    some_changes (5);
+    memory_fail (&control, MEMORY_WRITE, at, EIO);
+    check_stuck (commit_flush (&commit));
+    end ();
+  }
+  for (at = 1; at <= 2; ++at) {
+    for (e = 0; e < 2; ++e) { /* even if it was for want of space */
+      start (1 << 20);
+      some_changes (5);
+      memory_fail (&control, MEMORY_FLUSH, at, errors[e]);
+      check_stuck (commit_flush (&commit));
+      end ();
+    }
+  }
+  start (1 << 20);
+  error_set (EINVAL, "test: something");
+  commit_fail (&commit);
+  CHECK_EQ (commit_check (&commit), (uint64_t) -1);
+  CHECK_ERROR (EIO, "test: something");
+  error_set (EINVAL, "test: another"); /* the first one is the reason */
+  commit_fail (&commit);
+  CHECK_EQ (commit_check (&commit), (uint64_t) -1);
+  CHECK_ERROR (EIO, "test: something");
+  end ();
+}
+
+/* ------------------------------------------------------------------- freed */
+
+static void
+set_and_free (uint64_t i, uint64_t value, uint64_t host, uint64_t nr)
+{
+  const struct freed f = { .host.v = host, .nr = nr };
+  const struct change ch = {
+    .slice = slice_at (i), .first = 0, .nr = 1, .words = &value,
+    .order = CACHE_SECOND, .freed = &f, .nr_freed = 1,
+  };
+
+  CHECK_OK (commit_change (&commit, &ch, NULL));
+}
+
+static void
+check_next_freed (uint64_t host, uint64_t nr)
+{
+  struct freed_list *l = commit_next_freed (&commit);
+
+  if (l == NULL) {
+    check_failed (__FILE__, __LINE__, "nothing is passed on");
+    return;
+  }
+  CHECK_EQ (l->nr, 1);
+  CHECK_EQ (l->freed[0].host.v, host);
+  CHECK_EQ (l->freed[0].nr, nr);
+  commit_free_list (&commit, l);
+}
+
+/* T2: only once it is durable, and no older request is left (I4). */
+static void
+test_freed (void)
+{
+  unsigned old, younger;
+
+  start (1 << 20);
+  old = epoch_enter (&epoch);
+  set_and_free (0, 1, 0x10000, 1);
+  set_and_free (1, 1, 0x20000, 2); /* joins it */
+  set_and_free (2, 1, 0x40000, 1);
+  CHECK_EQ (commit.nr_freed, 1);
+  CHECK (commit_next_freed (&commit) == NULL);
+  CHECK_OK (commit_flush (&commit));
+  younger = epoch_enter (&epoch);
+  CHECK (commit_next_freed (&commit) == NULL);
+  epoch_leave (&epoch, old);
+  epoch_leave (&epoch, younger);
+  check_next_freed (0x10000, 4);
+  CHECK (commit_next_freed (&commit) == NULL);
+  CHECK_EQ (commit.nr_freed, 0);
+
+  /* A batch that found no space passes nothing on. */
+  set_and_free (0, 2, 0x50000, 1);
+  memory_fail (&control, MEMORY_WRITE, 1, ENOSPC);
+  CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
+  CHECK (commit_next_freed (&commit) == NULL);
+  CHECK_EQ (commit.nr_freed, 1);
+  set_and_free (0, 3, 0x51000000, 7);
+  CHECK_OK (commit_flush (&commit));
+  CHECK_EQ (commit.nr_freed, 2);
+  {
+    struct freed_list *l = commit_next_freed (&commit);
+
+    CHECK (l != NULL && l->nr == 2);
+    commit_free_list (&commit, l);
+  }
+  /* Nor one that failed. */
+  set_and_free (0, 4, 0x60000, 1);
+  memory_fail (&control, MEMORY_FLUSH, 1, EIO);
+  CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
+  CHECK (commit_next_freed (&commit) == NULL);
+  end ();
+}
+
+/* Lists of several batches, in their order; each waits for its own epoch. */
+static void
+test_freed_lists (void)
+{
+  unsigned token = 0;
+  uint64_t i;
+
+  start (1 << 20);
+  for (i = 1; i <= 5; ++i) {
+    const struct freed f = { .host.v = i << 20, .nr = i, .is_table = i % 2 };
+
+    CHECK_OK (commit_free (&commit, &f, 1));
+    CHECK_OK (commit_flush (&commit));
+    if (i == 3) {
+      epoch_advance (&epoch, epoch_now (&epoch));
+      token = epoch_enter (&epoch);
+    }
+  }
+  for (i = 1; i <= 3; ++i)
+    check_next_freed (i << 20, i);
+  CHECK (commit_next_freed (&commit) == NULL);
+  epoch_leave (&epoch, token);
+  for (i = 4; i <= 5; ++i)
+    check_next_freed (i << 20, i);
+  CHECK (commit_next_freed (&commit) == NULL);
+  end ();
+}
+
+static void
+test_wanted (void)
+{
+  uint64_t i;
+
+  start (8 << 20);
+  CHECK (!commit_is_wanted (&commit));
+  for (i = 0; i < 20000; ++i) {
+    const struct freed f = { .host.v = (2 * i + 1) << 16, .nr = 1 };
+
+    CHECK_OK (commit_free (&commit, &f, 1));
+  }
+  CHECK (commit_is_wanted (&commit));
+  CHECK_OK (commit_flush (&commit));
+  CHECK (!commit_is_wanted (&commit)); /* it would be of no use */
+  end ();
+}
+
+/* ------------------------------------------------------------ interleaving */
+
+/* A change that is made while a batch is being written, before its first
+ * wait and after: it is in the next one, with its own freed clusters.
+ */
+static unsigned hook_at, hook_nr;
+
+static void
+change_in_hook (void *opaque, const struct memory_call *call)
+{
+  if ((call->kind & MEMORY_CHANGES) && ++hook_nr == hook_at) {
+    set_and_free (0, 99, 0x70000, 1);
+    set (40, 0, 99, CACHE_FIRST, false);
+  }
+}
+
+static void
+test_change_during_batch (void)
+{
+  for (hook_at = 1; hook_at <= 8; ++hook_at) {
+    start (1 << 20);
+    some_changes (5);
+    hook_nr = 0;
+    control.hook = change_in_hook;
+    CHECK_OK (commit_flush (&commit));
+    CHECK_EQ (hook_nr, 8);
+    check_changes (5);
+    CHECK_EQ (on_disk (40, 0), 0);
+    CHECK (commit_next_freed (&commit) == NULL);
+    CHECK (!commit_is_clean (&commit));
+    calls ();
+    CHECK_OK (commit_flush (&commit));
+    CHECK_STR (calls (), "W320 W0 F ");
+    check_next_freed (0x70000, 1);
+    end ();
+  }
+}
+
+/* More is changed than the cache keeps: changes commit on their own. */
+static void
+test_crowded (void)
+{
+  unsigned i;
+
+  start (CACHE_MIN_BYTES);
+  for (i = 0; i < 200; ++i)
+    set (i, i, 1 + i, i % 2 ? CACHE_FIRST : CACHE_SECOND, i % 5 == 0);
+  CHECK (control.flushes > 20);
+  CHECK_OK (commit_flush (&commit));
+  for (i = 0; i < 200; ++i)
+    CHECK_EQ (on_disk (i, i), 1 + i);
+
+  /* There is no space: the change is not made. */
+  memory_fail_ever_after (&control, MEMORY_WRITE, 1, ENOSPC);
+  for (i = 0; i < 10; ++i) {
+    if (try_set (i, 0, 1000, CACHE_FIRST, false, NULL) == -1)
+      break;
+  }
+  CHECK_EQ (i, 4);
+  CHECK_ERROR (ENOSPC, "No space left");
+  memory_fail_no_more (&control);
+  CHECK_OK (commit_flush (&commit));
+  for (i = 0; i < 10; ++i)
+    CHECK_EQ (on_disk (i, 0), i < 4 ? 1000 : i == 0 ? 1 : 0);
+  end ();
+}
+
+/* ------------------------------------------------------------ group commit */
+
+#define THREADS 8
+
+struct group {
+  double until;
+  _Atomic uint64_t seed, flushes, failed;
+};
+
+/* An answered flush never lies: what this thread changed or wrote before it
+ * is there, and a flush of the storage came after it.
+ */
+static void *
+group_main (void *opaque)
+{
+  struct group *g = opaque;
+  const unsigned me = g->seed++;
+  uint64_t n = 0;
+
+  while (seconds () < g->until) {
+    const uint64_t before = control.flushes;
+
+    n++;
+    if (n % 3 != 0)
+      set (me, 0, n, me % 2 ? CACHE_FIRST : CACHE_SECOND, n % 5 == 0);
+    else
+      commit_note_data (&commit);
+    if (commit_flush (&commit) == -1) {
+      CHECK_EQ (error_errno (), EIO);
+      g->failed++;
+      return NULL;
+    }
+    CHECK (control.flushes > before || n % 3 == 0);
+    if (n % 3 != 0)
+      CHECK_EQ (on_disk (me, 0), n);
+    g->flushes++;
+  }
+  return NULL;
+}
+
+static void
+run_group (struct group *g, double length)
+{
+  pthread_t thread[THREADS];
+  unsigned i;
+
+  g->until = seconds () + length;
+  for (i = 0; i < THREADS; ++i)
+    pthread_create (&thread[i], NULL, group_main, g);
+  for (i = 0; i < THREADS; ++i)
+    pthread_join (thread[i], NULL);
+}
+
+static void
+test_group (void)
+{
+  struct group g = { 0 };
+
+  start (1 << 20);
+  control.log = NULL;
+  control.flush_microseconds = 500;
+  run_group (&g, test_seconds (1));
+  printf ("%" PRIu64 " calls shared %" PRIu64 " flushes\n", g.flushes,
+          control.flushes);
+  CHECK (control.flushes < g.flushes);
+  end ();
+}
+
+/* One fails: nobody is told that all is well from then on. */
+static void
+test_group_fails (void)
+{
+  struct group g = { 0 };
+
+  start (1 << 20);
+  control.log = NULL;
+  control.flush_microseconds = 200;
+  memory_fail (&control, MEMORY_FLUSH, 50, EIO);
+  run_group (&g, 10);
+  CHECK_EQ (g.failed, THREADS);
+  CHECK_EQ (control.failed, 1);
+  end ();
+}
+
+/* Changes, flushes, and who takes what was freed: each freed cluster is
+ * passed on once, when the change that gave it up is on the disk.
+ */
+struct recycle {
+  double until;
+  _Atomic uint64_t seed, passed, freed;
+};
+
+static void *
+recycle_main (void *opaque)
+{
+  struct recycle *r = opaque;
+  const uint64_t me = r->seed++;
+  uint64_t n = 0;
+
+  while (seconds () < r->until && n < 60000) {
+    const unsigned token = epoch_enter (&epoch);
+
+    /* Slice me counts up; the cluster says who and which. */
+    set_and_free (me, n + 1, (me << 17 | n << 1) << 16, 1);
+    epoch_leave (&epoch, token);
+    n++;
+    if (n % 64 == 0)
+      CHECK_OK (commit_flush (&commit));
+  }
+  r->freed += n;
+  return NULL;
+}
+
+static void
+take_freed (struct recycle *r)
+{
+  static uint8_t seen[4][1 << 16];
+  struct freed_list *l;
+  size_t i;
+
+  while ((l = commit_next_freed (&commit)) != NULL) {
+    for (i = 0; i < l->nr; ++i) {
+      const uint64_t cluster = l->freed[i].host.v >> 16;
+      const unsigned who = cluster >> 17, which = cluster >> 1 & 0xffff;
+
+      CHECK_EQ (l->freed[i].nr, 1);
+      CHECK_EQ (seen[who][which]++, 0);
+      CHECK (on_disk (who, 0) > which);
+      r->passed++;
+    }
+    commit_free_list (&commit, l);
+  }
+}
+
+static void
+test_recycle (void)
+{
+  struct recycle r = { .until = seconds () + 1 };
+  pthread_t thread[4];
+  unsigned i;
+
+  start (1 << 20);
+  control.log = NULL;
+  for (i = 0; i < 4; ++i)
+    pthread_create (&thread[i], NULL, recycle_main, &r);
+  while (seconds () < r.until)
+    take_freed (&r);
+  for (i = 0; i < 4; ++i)
+    pthread_join (thread[i], NULL);
+  CHECK_OK (commit_flush (&commit));
+  take_freed (&r);
+  CHECK_EQ (r.passed, r.freed);
+  CHECK_EQ (commit.nr_freed, 0);
+  printf ("%" PRIu64 " clusters freed\n", r.freed);
+  end ();
+}
+
+int
+main (void)
+{
+  check_time_limit (200 + test_seconds (1));
+  test_sequences ();
+  test_runs ();
+  test_durable ();
+  test_no_space ();
+  test_sticks ();
+  test_freed ();
+  test_freed_lists ();
+  test_wanted ();
+  test_change_during_batch ();
+  test_crowded ();
+  test_group ();
+  test_group_fails ();
+  test_recycle ();
+  memory_log_free (&call_log);
+  return check_result ();
+}

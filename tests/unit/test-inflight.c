@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* inflight.c: ranges that overlap take turns, others don't wait. */
+
+#include <config.h>
+
+#include <stdlib.h>
+
+#include "check.h"
+#include "inflight.h"
+#include "random.h"
+#include "seconds.h"
+
+struct waiter {
+  pthread_t thread;
+  struct inflight *f;
+  struct inflight_range range;
+  _Atomic bool entered;
+};
+
+static void *
+enter_main (void *opaque)
+{
+  struct waiter *w = opaque;
+
+  inflight_enter (w->f, &w->range);
+  w->entered = true;
+  return NULL;
+}
+
+static void
+start (struct waiter *w, struct inflight *f, uint64_t first, uint64_t last)
+{
+  *w = (struct waiter) {
+    .f = f, .range = { .first = first, .last = last },
+  };
+  pthread_create (&w->thread, NULL, enter_main, w);
+}
+
+/* Ranges beside others enter at once: if not, this hangs. */
+static void
+test_disjoint (void)
+{
+  struct inflight_range a = { .first = 10, .last = 19 };
+  struct inflight_range b = { .first = 20, .last = 20 };
+  struct inflight_range c = { .first = 0, .last = 9 };
+  struct inflight_range d = { .first = UINT64_MAX, .last = UINT64_MAX };
+  struct inflight f;
+
+  inflight_init (&f);
+  inflight_enter (&f, &a);
+  inflight_enter (&f, &b);
+  inflight_enter (&f, &c);
+  inflight_enter (&f, &d);
+  inflight_leave (&f, &b);
+  inflight_leave (&f, &a);
+  inflight_enter (&f, &a);
+  inflight_leave (&f, &d);
+  inflight_leave (&f, &c);
+  inflight_leave (&f, &a);
+  inflight_destroy (&f);
+}
+
+/* One that shares a single unit waits, until all in its way are gone. */
+static void
+test_overlap (void)
+{
+  static const uint64_t range[][2] = {
+    { 19, 30 }, { 0, 10 }, { 12, 13 }, { 0, UINT64_MAX }, { 10, 19 },
+  };
+  struct inflight_range a = { .first = 10, .last = 15 };
+  struct inflight_range b = { .first = 16, .last = 19 };
+  struct inflight f;
+  size_t i;
+
+  inflight_init (&f);
+  for (i = 0; i < sizeof range / sizeof range[0]; ++i) {
+    const bool hits_b = range[i][1] >= 16;
+    struct waiter w;
+
+    inflight_enter (&f, &a);
+    inflight_enter (&f, &b);
+    start (&w, &f, range[i][0], range[i][1]);
+    usleep (5000);
+    CHECK (!w.entered);
+    if (hits_b) {
+      inflight_leave (&f, &a);
+      usleep (5000);
+      CHECK (!w.entered);
+      inflight_leave (&f, &b);
+    }
+    else {
+      inflight_leave (&f, &b);
+      usleep (5000);
+      CHECK (!w.entered);
+      inflight_leave (&f, &a);
+    }
+    pthread_join (w.thread, NULL);
+    CHECK (w.entered);
+    inflight_leave (&f, &w.range);
+  }
+  inflight_destroy (&f);
+}
+
+/* Who has a range has its units for itself.  The counters are not atomic,
+ * so that ThreadSanitizer judges as well.
+ */
+#define UNITS 40
+#define THREADS 6
+
+struct many {
+  struct inflight f;
+  uint64_t owner[UNITS];
+  double until;
+  _Atomic uint64_t seed, entered;
+};
+
+static void
+use (struct many *m, const struct inflight_range *r, uint64_t me)
+{
+  uint64_t i;
+
+  for (i = r->first; i <= r->last; ++i) {
+    CHECK_EQ (m->owner[i], 0);
+    m->owner[i] = me;
+  }
+  if (me % 7 == 0)
+    sched_yield ();
+  for (i = r->first; i <= r->last; ++i) {
+    CHECK_EQ (m->owner[i], me);
+    m->owner[i] = 0;
+  }
+}
+
+static void *
+many_main (void *opaque)
+{
+  struct many *m = opaque;
+  const uint64_t me = ++m->seed;
+  uint64_t state = mix (me), nr = 0;
+
+  while (seconds () < m->until) {
+    struct inflight_range r;
+
+    r.first = random_below (&state, UNITS);
+    r.last = r.first + random_below (&state, 1 + random_below
+                                     (&state, UNITS - r.first));
+    inflight_enter (&m->f, &r);
+    use (m, &r, me);
+    inflight_leave (&m->f, &r);
+    nr++;
+  }
+  m->entered += nr;
+  return NULL;
+}
+
+static void
+test_threads (void)
+{
+  static struct many m;
+  pthread_t thread[THREADS];
+  unsigned i;
+
+  inflight_init (&m.f);
+  m.until = seconds () + test_seconds (1);
+  for (i = 0; i < THREADS; ++i)
+    pthread_create (&thread[i], NULL, many_main, &m);
+  for (i = 0; i < THREADS; ++i)
+    pthread_join (thread[i], NULL);
+  CHECK (m.f.ranges == NULL);
+  CHECK_EQ (m.f.waiting, 0);
+  printf ("%" PRIu64 " ranges\n", m.entered);
+  inflight_destroy (&m.f);
+}
+
+int
+main (void)
+{
+  check_time_limit (100 + test_seconds (1));
+  test_disjoint ();
+  test_overlap ();
+  test_threads ();
+  return check_result ();
+}

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The server is killed in the midst of requests, again and again.  What was
+flushed is there, everything else is as it was before or as a later request
+made it, and the image has leaks at most.  Snapshots and backing files are
+as before.
+
+QTEST_ROUNDS multiplies how often it is killed.
+QTEST_ONLY takes a seed that a failure named, and does that alone."""
+
+import os
+import random
+
+import qtest
+import stamps
+from qtest import path, run, check, fail, Server, StartError
+from qcow2make import Qcow2, Raw, fill, noise, COMPAT_LAZY
+from stamps import Units, Load
+
+ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))
+ONLY = os.environ.get("QTEST_ONLY")
+KILLS = 7
+
+kills = 0
+
+
+class Killed:
+    """One image and what is done to it."""
+
+    def __init__(self, seed, img, args):
+        self.seed, self.img, self.args = seed, img, args
+        self.rnd = random.Random("kill-" + seed)
+        self.units = Units(bytes(img.render()), 512)
+        self.lazy = img.compat & COMPAT_LAZY
+        self.serial = 0
+        self.comp = any(e.kind == "comp" for t in img.active.values()
+                        for e in t.entries.values())
+        self.snaps = [(s.name.decode(), bytes(img.render(s)))
+                      for s in img.snapshots]
+
+    def session(self):
+        """Until it is killed."""
+        global kills
+        img = self.img
+        try:
+            srv = Server("file=" + img.path, *self.args, readonly=False)
+        except StartError as e:
+            fail("%s: %s" % (self.seed, e))
+            return False
+        connections = self.rnd.choice((1, 3, 8))
+        with srv:
+            load = Load(self.seed, srv, self.units, self.rnd, connections, 8,
+                        img.cs, img.cs // 32 if img.extl2 else img.cs,
+                        trims=img.version >= 3 or img.backing is None,
+                        compressed=self.comp, serial=self.serial)
+            ok = load.run(5000, self.rnd.randrange(1, 700))
+            srv.p.kill()
+            srv.p.wait()
+        kills += 1
+        self.serial = load.serial
+        return ok
+
+    def checked(self):
+        file = self.img.path
+        p = run("qemu-img", "check", "-f", "qcow2", file, ok=False)
+        if self.lazy and p.returncode not in (0, 3):
+            # The dirty bit says that they are wrong.
+            p = run("qemu-img", "check", "-f", "qcow2", "-r", "all", file,
+                    ok=False)
+            check(p.returncode == 0, "%s: qemu-img check -r all: exit %d: %s"
+                  % (self.seed, p.returncode,
+                     (p.stdout + p.stderr).decode()[-400:]))
+        check(p.returncode in (0, 3), "%s: qemu-img check: exit %d: %s" % (
+            self.seed, p.returncode, (p.stdout + p.stderr).decode()[-400:]))
+
+    def compared(self):
+        file, out, u = self.img.path, path("k.out"), self.units
+        run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", file, out)
+        with open(out, "rb") as f:
+            got = f.read()
+        now = stamps.time.monotonic_ns()
+        for k in range(u.n):
+            value = got[k * 512:k * 512 + 512]
+            why = u.legal(k, value, now, crash=True)
+            stamps.reads_checked += 1
+            if why is not None:
+                fail("%s: after a kill: unit %d (offset %d): %s: %s...\n%s" %
+                     (self.seed, k, k * 512, why, value[:32].hex(),
+                      u.story(k)))
+                return False
+        for name, want in self.snaps:
+            run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-l",
+                "snapshot.name=" + name, file, out)
+            qtest.file_equal(out, want, "%s: snapshot %s" % (self.seed, name))
+        u.base(got)
+        return True
+
+    def mend(self):
+        """What a lazy image needs before it can be written again; others
+        go on with what has leaked."""
+        if self.lazy:
+            run("qemu-img", "check", "-f", "qcow2", "-r", "all",
+                self.img.path)
+
+    def end(self):
+        """Leaks mended it is clean, and so it stays."""
+        run("qemu-img", "check", "-f", "qcow2", "-r", "all", self.img.path,
+            ok=False)
+        with Server("file=" + self.img.path, *self.args,
+                    readonly=False) as srv:
+            h = srv.connect()
+            h.pwrite(b"the end" + bytes(505), 0)
+            h.shutdown()
+        p = run("qemu-img", "check", "-f", "qcow2", self.img.path, ok=False)
+        check(p.returncode == 0, "%s: at the end: %s" % (
+            self.seed, (p.stdout + p.stderr).decode()[-400:]))
+
+    def keep(self):
+        to = os.environ.get("QTEST_KEEP")
+        if to and qtest.failures:
+            run("cp", self.img.path, os.path.join(to, self.seed + ".qcow2"))
+
+
+def exercise(seed, make, *args, **kw):
+    for turn in range(ROUNDS):
+        name = "%s-%d" % (seed, turn)
+        if ONLY not in (None, name):
+            continue
+        qtest.images += 1
+        img = make(path("k.qcow2"), name, **kw)
+        if img.backing is not None:
+            args += ("follow=beneath",)
+        it = Killed(name, img, args)
+        bad = len(qtest.failures)
+        for _ in range(KILLS):
+            if not it.session():
+                break
+            it.checked()
+            if not it.compared() or len(qtest.failures) > bad:
+                break
+            it.mend()
+        it.keep()
+        if len(qtest.failures) == bad:
+            it.end()
+
+
+def plain(file, seed, clusters, cb=16, **kw):
+    return Qcow2(file, clusters << cb, cluster_bits=cb, seed=seed,
+                 **kw).write()
+
+
+def filled(file, seed, clusters, cb=16, **kw):
+    img = Qcow2(file, clusters << cb, cluster_bits=cb, seed=seed,
+                layout="shuffled", **kw)
+    return fill(img, seed=seed).write()
+
+
+def over(file, seed, clusters, cb=16, **kw):
+    low = Raw(path("low.raw"), noise(seed, (clusters << cb) * 3 // 4))
+    return Qcow2(file, clusters << cb, cluster_bits=cb, seed=seed,
+                 backing=low, backing_format="raw", **kw).write()
+
+
+def snapped(file, seed, clusters, cb=16, **kw):
+    img = Qcow2(file, clusters << cb, cluster_bits=cb, seed=seed,
+                layout="shuffled", **kw)
+    fill(img, seed=seed)
+    for k in range(2):
+        img.snapshot(str(k), "s%d" % k)
+        fill(img, seed="%s-%d" % (seed, k), count=clusters // 2, first=k)
+    return img.write()
+
+
+exercise("plain", plain, clusters=8)
+exercise("small-clusters", plain, clusters=500, cb=9)
+exercise("small-cache", plain, "cache-size=64K", clusters=4000, cb=9)
+exercise("all-kinds", filled, clusters=20)
+exercise("zstd", filled, clusters=20, comp="zstd")
+exercise("version-2", filled, clusters=20, version=2)
+exercise("extl2", filled, clusters=34, extl2=True)
+exercise("backing", over, clusters=8)
+exercise("backing-extl2", over, clusters=6, extl2=True)
+exercise("snapshots", snapped, clusters=20)
+exercise("snapshots-extl2", snapped, clusters=34, extl2=True)
+exercise("lazy", filled, clusters=20, compat=COMPAT_LAZY)
+exercise("lazy-small", plain, clusters=500, cb=9, compat=COMPAT_LAZY)
+exercise("keep", filled, "discard=keep", clusters=20)
+exercise("refcounts-of-1-bit", filled, clusters=40, cb=12, refcount_order=0)
+qtest.comparisons += stamps.reads_checked
+print("killed: %d times, requests: %d, units looked at: %d" % (
+    kills, stamps.requests, stamps.reads_checked))
+qtest.finish("writing, then killed")

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Many connections that read, write, zero and trim the same few clusters at
+once, see stamps.py, on images of every kind; QEMU looks at them afterwards.
+Arguments: which parts.
+
+QTEST_ROUNDS multiplies how much is done, each time other requests.
+QTEST_ONLY takes a seed that a failure named, and does that alone."""
+
+import hashlib
+import os
+import random
+import sys
+import threading
+import time
+
+import nbd
+import qtest
+import stamps
+from qtest import path, run, check, equal, fail, Server, StartError
+from qcow2make import Qcow2, Raw, fill, noise
+from stamps import Units, Load
+
+ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))
+ONLY = os.environ.get("QTEST_ONLY")
+SMALL = "cache-size=64K"
+
+
+# ------------------------------------------------------------------- images
+
+def plain(name, clusters, cb=16, **kw):
+    return Qcow2(path(name), clusters << cb, cluster_bits=cb, seed=name,
+                 **kw).write()
+
+
+def filled(name, clusters, cb=16, layout="shuffled", **kw):
+    img = Qcow2(path(name), clusters << cb, cluster_bits=cb, seed=name,
+                layout=layout, **kw)
+    return fill(img, seed=name)
+
+
+def compressed(name, clusters, cb=16, **kw):
+    img = Qcow2(path(name), clusters << cb, cluster_bits=cb, seed=name, **kw)
+    for ci in range(clusters):
+        img.compressed(ci)
+    return img.write()
+
+
+def over(name, clusters, cb=16, **kw):
+    low = Raw(path("low-" + name), noise(name, (clusters << cb) * 3 // 4))
+    return Qcow2(path(name), clusters << cb, cluster_bits=cb, seed=name,
+                 backing=low, backing_format="raw", **kw).write()
+
+
+def snapped(name, clusters, cb=16, **kw):
+    img = filled(name, clusters, cb, **kw)
+    for k in range(2):
+        img.snapshot(str(k), "s%d" % k)
+        fill(img, seed="%s-%d" % (name, k), count=clusters // 2, first=k)
+    return img.write()
+
+
+def check_image(name, img, content):
+    p = run("qemu-img", "check", "-f", "qcow2", img.path, ok=False)
+    check(p.returncode == 0, "%s: qemu-img check: exit %d: %s" % (
+        name, p.returncode, (p.stdout + p.stderr).decode()[-400:]))
+    out = path("p.out")
+    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", img.path, out)
+    qtest.file_equal(out, content, "%s: qemu-img convert" % name)
+    for s in img.snapshots:
+        run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-l",
+            "snapshot.name=" + s.name.decode(), img.path, out)
+        qtest.file_equal(out, bytes(img.render(s)), "%s: snapshot %s" % (
+            name, s.name))
+
+
+class Others:
+    """Clients that come and go, and readers of the snapshots, beside those
+    that write."""
+
+    def __init__(self, what, srv, img):
+        self.what, self.srv, self.stop = what, srv, False
+        self.threads = [threading.Thread(target=self.guests)]
+        for s in img.snapshots:
+            self.threads.append(threading.Thread(
+                target=self.reader,
+                args=("snapshot/" + s.name.decode(), bytes(img.render(s)))))
+        for t in self.threads:
+            t.start()
+
+    def guests(self):
+        try:
+            while not self.stop:
+                h = self.srv.connect()
+                h.pread(512, 0)
+                h.flush()
+                h.shutdown()
+                time.sleep(0.01)
+        except nbd.Error as e:
+            fail("%s: a guest: %s" % (self.what, e))
+
+    def reader(self, export, want):
+        try:
+            h, rnd = self.srv.connect(export), random.Random(export)
+            while not self.stop:
+                n = rnd.choice((512, 4096, 65536, 200000))
+                at = rnd.randrange(max(1, len(want) - n))
+                n = min(n, len(want) - at)
+                if not equal(bytes(h.pread(n, at)), want[at:at + n],
+                             "%s: %s: read of %d at %d" % (
+                                 self.what, export, n, at)):
+                    return
+                time.sleep(0.001)
+            h.shutdown()
+        except nbd.Error as e:
+            fail("%s: %s: %s" % (self.what, export, e))
+
+    def join(self):
+        self.stop = True
+        for t in self.threads:
+            t.join()
+
+
+def digest(img):
+    if img.backing is None:
+        return None
+    with open(img.backing.path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+def exercise(name, make, *args, unit=512, rounds=3, n=1500, loads=((1, 16),
+             (4, 16), (16, 16)), **kw):
+    """Serves an image for writing; a few rounds of load, each at rest at the
+    end; then QEMU has a look.  For each load a new one."""
+    for turn in range(ROUNDS):
+        for connections, depth in loads:
+            seed = "%s-%d-%d" % (name, connections, turn)
+            if ONLY not in (None, seed):
+                continue
+            what = "%s, %d connections (%s)" % (name, connections, seed)
+            img = make("p.qcow2", **kw)
+            one(what, img, seed, args, unit, rounds, n, connections, depth)
+            os.unlink(img.path)
+
+
+def one(what, img, seed, args, unit, rounds, n, connections, depth):
+    qtest.images += 1
+    content = bytes(img.render())
+    units = Units(content, unit)
+    below = digest(img)
+    if img.backing is not None:
+        args += ("follow=beneath",)
+    has_compressed = any(e.kind == "comp" for t in img.active.values()
+                         for e in t.entries.values())
+    try:
+        srv = Server("file=" + img.path, *args, readonly=False)
+    except StartError as e:
+        fail("%s: %s" % (what, e))
+        return
+    with srv:
+        load = Load(what, srv, units, random.Random(seed), connections,
+                    depth, img.cs, img.cs // 32 if img.extl2 else img.cs,
+                    trims=img.version >= 3 or img.backing is None,
+                    compressed=has_compressed)
+        others = Others(what, srv, img)
+        for _ in range(rounds):
+            content = load.run(n) and load.quiet()
+            if not content:
+                break
+        others.join()
+        if not content:
+            keep(img, seed)
+            srv.p.kill()
+            srv.p.wait()
+            return
+        load.close()
+    check_image(what, img, content)
+    check(digest(img) == below, "%s: the backing file was changed" % what)
+    keep(img, seed)
+
+
+def keep(img, seed):
+    """A failed image may be wanted afterwards."""
+    to = os.environ.get("QTEST_KEEP")
+    if to and qtest.failures:
+        run("cp", img.path, os.path.join(to, "%s.qcow2" % seed))
+
+
+def basic():
+    exercise("64 KiB clusters", plain, clusters=6)
+    exercise("64 KiB clusters, small cache", plain, SMALL, clusters=6)
+    exercise("512-byte clusters", plain, clusters=300, cb=9)
+    exercise("512-byte clusters, small cache", plain, SMALL, clusters=16000,
+             cb=9)
+    exercise("2 MiB clusters", plain, clusters=3, cb=21, n=700)
+    exercise("version 2", filled_written, clusters=8, version=2)
+    exercise("4 KiB clusters, refcounts of 1 bit", filled_written,
+             clusters=40, cb=12, refcount_order=0)
+
+
+def filled_written(name, **kw):
+    return filled(name, **kw).write()
+
+
+def kinds():
+    exercise("extended L2", plain, clusters=5, extl2=True)
+    exercise("extended L2, 16 KiB clusters", plain, clusters=12, cb=14,
+             extl2=True)
+    exercise("extended L2, all kinds", filled_written, clusters=34,
+             extl2=True)
+    exercise("compressed", compressed, clusters=8)
+    exercise("compressed, zstd", compressed, clusters=8, comp="zstd")
+    exercise("compressed, 4 KiB clusters", compressed, SMALL, clusters=90,
+             cb=12)
+    exercise("all kinds, discard=keep", filled_written, "discard=keep",
+             clusters=12)
+
+
+def layers():
+    exercise("backing", over, clusters=6)
+    exercise("backing, 2 MiB clusters", over, clusters=2, cb=21, n=700)
+    exercise("backing, extended L2", over, clusters=5, extl2=True)
+    exercise("backing, version 2", over, clusters=6, version=2)
+    exercise("backing, 512-byte clusters", over, SMALL, clusters=300, cb=9)
+    exercise("snapshots", snapped, clusters=12)
+    exercise("snapshots, extended L2", snapped, clusters=34, extl2=True)
+    exercise("snapshots, 512-byte clusters", snapped, SMALL, clusters=400,
+             cb=9)
+
+
+def pieces():
+    """Requests that aren't whole sectors: two in one sector keep both."""
+    exercise("parts of sectors", plain, unit=32, clusters=40, cb=9)
+    exercise("parts of sectors, backing", over, unit=32, clusters=4, cb=12)
+    exercise("parts of sectors, extended L2", over, unit=32, clusters=2,
+             cb=14, extl2=True)
+    exercise("parts of sectors, compressed", compressed, unit=32, clusters=4,
+             cb=12)
+
+
+PARTS = {"basic": basic, "kinds": kinds, "layers": layers, "pieces": pieces}
+
+for part in sys.argv[1:]:
+    PARTS[part]()
+qtest.comparisons += stamps.reads_checked
+print("requests: %d, units looked at: %d, torn by a write beside them: %d" % (
+    stamps.requests, stamps.reads_checked, stamps.torn))
+qtest.finish("parallel writing %s" % " ".join(sys.argv[1:]))
