@@ -265,9 +265,11 @@ write_batch (struct commit *c, bool ordered)
 
   while (first < b->nr && b->sector[first].order == CACHE_FIRST)
     first++;
-  if (write_sectors (c, b->sector, first) == -1 ||
-      (ordered && first < b->nr && flush_storage (c) == -1) || /* I5 */
-      write_sectors (c, b->sector + first, b->nr - first) == -1)
+  if (write_sectors (c, b->sector, first) == -1)
+    return -1;
+  if (first < b->nr &&
+      ((ordered && flush_storage (c) == -1) || /* I5 */
+       write_sectors (c, b->sector + first, b->nr - first) == -1))
     return -1;
   return flush_storage (c);
 }

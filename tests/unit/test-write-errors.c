@@ -595,7 +595,7 @@ test_fill_fails (void)
   rig_write (&rig, 30 * CLUSTER, 1, 1);
   size = atomic_load (&rig.disk.size);
   for (i = 0; i < 100; ++i) {
-    memory_fail (&rig.base_control, MEMORY_READ, 1, EIO);
+    memory_fail_ever_after (&rig.base_control, MEMORY_READ, 1, EIO);
     CHECK_EQ (rig_try_write (&rig, 50 * CLUSTER + 10, 10, 1, 0),
               (uint64_t) -1);
     CHECK_ERROR (EIO, "base: reading");
