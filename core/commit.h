@@ -136,7 +136,7 @@ commit_is_durable (const struct commit *c, uint64_t batch)
 static inline void
 commit_note_data (struct commit *c)
 {
-  if (!atomic_load_explicit (&c->unflushed, memory_order_relaxed))
+  if (!atomic_load (&c->unflushed))
     atomic_store (&c->unflushed, true);
 }
 

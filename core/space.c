@@ -591,7 +591,7 @@ cut_end (struct space *s)
 
   if (size % (UINT64_C (1) << s->cluster_bits) != 0)
     return 0; /* nothing was added */
-  while (cluster_offset (s, end).v > s->opened_size) {
+  while (end > 0 && cluster_offset (s, end - 1).v >= s->opened_size) {
     if (refcount_run (&s->refcounts, end - 1, 1, &refcount, &nr) == -1)
       return -1;
     if (refcount != 0)

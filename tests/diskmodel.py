@@ -120,8 +120,12 @@ class Disk:
         return ok
 
     def disconnect(self):
+        """Also from a server that has gone, which was a failure before."""
         for h in self.handles:
-            h.shutdown()
+            try:
+                h.shutdown()
+            except nbd.Error:
+                pass
         self.handles = []
 
     def handle(self):

@@ -111,13 +111,13 @@ def sparse(turn):
                 fail("%s: %s" % (name, e))
                 break
             with srv:
-                if not disk.connect(srv) or not disk.many(150):
-                    return
-                if first:
+                ok = disk.connect(srv) and disk.many(150)
+                if ok and first:
                     disk.longest()
-                if not disk.many(20) or not disk.all():
-                    return
+                ok = ok and disk.many(20) and disk.all()
                 disk.disconnect()
+            if not ok:
+                break
             finish(name, img, disk)
 
 
@@ -153,9 +153,10 @@ def growth(turn):
                     if rnd.random() < 0.05:
                         disk.flush()
                 diskmodel.requests += len(part)
-                if not disk.all():
-                    return
+                ok = disk.all()
                 disk.disconnect()
+            if not ok:
+                return
             finish(name, img.path, disk)
         after = reftable(img.path)
         check(after[1] > before[1], "%s: the refcount table didn't grow: "

@@ -292,10 +292,12 @@ def session(im, disk, n):
         fail("%s: %s" % (im, e))
         return False
     with srv:
-        if not disk.connect(srv) or not disk.many(n) or not disk.all():
-            return False
-        snapshots(im, srv)
-        disk.disconnect()
+        try:
+            if not disk.connect(srv) or not disk.many(n) or not disk.all():
+                return False
+            snapshots(im, srv)
+        finally:
+            disk.disconnect()
         if im.c["end"] != signal.SIGTERM:
             srv.p.send_signal(im.c["end"])
     check(header(im.file) == before, "%s: the header has changed" % im)

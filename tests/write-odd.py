@@ -27,8 +27,7 @@ def session(name, img, disk, n, args=()):
         return False
     with srv:
         ok = disk.connect(srv) and disk.many(n) and disk.all()
-        if ok:
-            disk.disconnect()
+        disk.disconnect()
     return ok
 
 

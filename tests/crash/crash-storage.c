@@ -3,13 +3,16 @@
 #include <config.h>
 
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "checker.h"
 #include "content.h"
 #include "crash-storage.h"
+#include "random.h"
 
 struct crash {
   struct storage storage;
@@ -147,10 +150,30 @@ begin_op (struct crash_disk *d, struct crash_op op)
   return d->nr++;
 }
 
+/* As long as a disk might take, or not. */
+static void
+dawdle (void)
+{
+  static _Thread_local uint64_t state;
+
+  switch (random_below (&state, 8)) {
+  case 0:
+    usleep (random_below (&state, 100));
+    break;
+  case 1:
+  case 2:
+  case 3:
+    sched_yield ();
+    break;
+  }
+}
+
 /* The call returns.  Between its beginning and here others may run. */
 static void
 end_op (struct crash_disk *d, uint64_t i)
 {
+  if (d->dawdle)
+    dawdle ();
   pthread_mutex_lock (&d->lock);
   if (d->logging)
     d->op[i].end = d->nr;

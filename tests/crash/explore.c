@@ -25,6 +25,8 @@ explore_line (const struct explore_place *p, char *buf, size_t size)
   int n = snprintf (buf, size, "powerloss --image %s --seed %" PRIu64
                     " --script '%s'", p->image, p->seed, p->script);
 
+  if (p->threads > 1 && n > 0 && (size_t) n < size)
+    n += snprintf (buf + n, size - n, " --threads %u", p->threads);
   if (p->in_state && n > 0 && (size_t) n < size)
     n += snprintf (buf + n, size - n, " --cut %" PRIu64 " --subset %s",
                    p->cut, landed_format (p->landed, landed, sizeof landed));
@@ -203,7 +205,7 @@ check_second_state (struct explore *e, struct cut *c, struct landed l)
   /* The first run is over, and its storage free. */
   if (!guest_start (&e->guest, e->state2.bytes, e->state2.size))
     return violation (e, "%s", e->guest.why);
-  if (!check_data (e, &e->guest, &r->history, e->place->cut2))
+  if (!check_data (e, &e->guest, r->history, e->place->cut2))
     return false;
   (void) guest_close (&e->guest);
   return true;
@@ -239,7 +241,7 @@ second_states (struct explore *e, struct cut *c, uint64_t *random)
 static bool
 cut_again (struct explore *e)
 {
-  const struct crash_disk *d = &e->again.disk;
+  const struct crash_disk *d = e->again.disk;
   struct cut *c = cut_new (e->state.bytes, e->state.size, d->op, d->nr);
   uint64_t random = state_seed (e->place) + 1;
   bool ok = true;
@@ -277,7 +279,7 @@ go_on (struct explore *e, const struct check_result *before)
   script_random (&s, r->m, state_seed (e->place), 5);
   if (!guest_script (r, &s) || !guest_finish (r))
     return violation (e, "after the cut: %s", r->why);
-  check_image (r->disk.bytes, r->disk.size, 0, &after);
+  check_image (r->disk->bytes, r->disk->size, 0, &after);
   if (!check_is_sound (&after))
     return violation (e, "written and closed after the cut: %s", after.why);
   if (after.leaks + after.beyond > before->leaks + before->beyond)
@@ -373,10 +375,10 @@ check_cut (struct explore *e, struct cut *c, uint64_t *random)
 
   atomic_fetch_add (&e->stats->cuts, 1);
   if (o->have_landed)
-    return check_state (e, c, &e->guest.history, o->landed);
+    return check_state (e, c, e->guest.history, o->landed);
   choose_states (&x, c, o->torn, random);
   for (i = 0; i < x.nr && e->violations < violations + MAX_VIOLATIONS; ++i)
-    (void) check_state (e, c, &e->guest.history, x.landed[i]);
+    (void) check_state (e, c, e->guest.history, x.landed[i]);
   return e->violations == violations;
 }
 
@@ -440,9 +442,11 @@ run_workload (struct explore *e, const struct made *m,
   guest_believe (r);
   if (memcmp (r->buf, m->content, m->disk_size) != 0)
     return violation (e, "the image reads as something else at the start");
-  if (!guest_make_writable (r) || !guest_script (r, s) || !guest_finish (r))
+  if (!guest_make_writable (r) ||
+      !(e->options->threads > 1 ? guest_threads (r, s, e->options->threads)
+        : guest_script (r, s)) || !guest_finish (r))
     return violation (e, "%s", r->why);
-  check_image (r->disk.bytes, r->disk.size, 0, &result);
+  check_image (r->disk->bytes, r->disk->size, 0, &result);
   if (!check_is_sound (&result))
     return violation (e, "after closing it: %s", result.why);
   if (result.dirty)
@@ -450,7 +454,7 @@ run_workload (struct explore *e, const struct made *m,
   if (result.leaks + result.beyond > m->leaks)
     return violation (e, "after closing it: %" PRIu64 " leaks",
                       result.leaks + result.beyond);
-  if (!same_header (m, r->disk.bytes))
+  if (!same_header (m, r->disk->bytes))
     return violation (e, "the header has changed");
   return true;
 }
@@ -488,13 +492,14 @@ explore (struct explore *e, const struct made *m, const struct script *s,
   snprintf (p->image, sizeof p->image, "%s", m->name);
   snprintf (p->script, sizeof p->script, "%s", text);
   p->seed = e->options->seed;
+  p->threads = e->options->threads;
   p->in_state = p->in_second = false;
   guest_init (&e->guest, m);
   guest_init (&e->again, m);
   e->again.first_number = 1000000;
   e->again.careless = true;
   if (run_workload (e, m, s) || e->options->cut != EXPLORE_ANY) {
-    log = take_log (&e->guest.disk);
+    log = take_log (e->guest.disk);
     atomic_fetch_add (&e->stats->calls, log.nr);
     if (e->options->verbose)
       print_log (&log);

@@ -32,6 +32,7 @@ struct explore_place {
   char image[96];
   char script[EXPLORE_SCRIPT_TEXT];
   uint64_t seed;
+  unsigned threads;
   bool in_state, in_second;
   uint64_t cut, cut2;
   struct landed landed, landed2;
@@ -47,6 +48,7 @@ struct explore_options {
   uint64_t cut2;
   bool have_landed2;
   struct landed landed2;
+  unsigned threads;      /* that the requests are dealt to; 1: in order */
   unsigned cuts;         /* of each workload, at most */
   unsigned torn;         /* random states at each cut */
   unsigned second_every; /* one state of so many is cut a second time */

@@ -138,7 +138,7 @@ check_state (const struct made *m, struct guest *reader, struct cut *c,
 static bool
 check_disk (const struct made *m, struct guest *reader, struct guest *g)
 {
-  const struct crash_disk *d = &g->disk;
+  const struct crash_disk *d = g->disk;
   struct cut *c = cut_new (m->bytes, m->size, d->op, d->nr);
   uint64_t random = mix (place->fault.call + options.seed), k;
   bool ok = true;
@@ -151,12 +151,12 @@ check_disk (const struct made *m, struct guest *reader, struct guest *g)
                       random_below (&random, d->nr) > 6))
       continue;
     cut_advance (c, k);
-    ok = check_state (m, reader, c, &g->history, k,
+    ok = check_state (m, reader, c, g->history, k,
                       (struct landed) { LANDED_NONE, 0 }) &&
-      check_state (m, reader, c, &g->history, k,
+      check_state (m, reader, c, g->history, k,
                    (struct landed) { LANDED_ALL, 0 });
     for (i = 0; ok && i < 3 && cut_pending (c) > 0; ++i)
-      ok = check_state (m, reader, c, &g->history, k, (struct landed) {
+      ok = check_state (m, reader, c, g->history, k, (struct landed) {
           LANDED_TORN, random_below (&random, 1 << 20) });
   }
   (void) guest_close (reader);
@@ -174,11 +174,11 @@ check_again (const struct made *m, struct guest *reader, struct guest *g)
   };
   const struct request flush = { .kind = REQUEST_FLUSH };
 
-  check_image (g->disk.bytes, g->disk.size, m->lazy ? CHECK_ANY_REFCOUNTS : 0,
+  check_image (g->disk->bytes, g->disk->size, m->lazy ? CHECK_ANY_REFCOUNTS : 0,
                &before);
   if (!check_is_sound (&before))
     return violation ("afterwards: %s", before.why);
-  if (!guest_start (reader, g->disk.bytes, g->disk.size) ||
+  if (!guest_start (reader, g->disk->bytes, g->disk->size) ||
       !guest_read (reader))
     return violation ("afterwards: %s", reader->why);
   guest_believe (reader);
@@ -190,7 +190,7 @@ check_again (const struct made *m, struct guest *reader, struct guest *g)
   if (!guest_request (reader, &write) || !guest_request (reader, &flush) ||
       !guest_finish (reader))
     return violation ("afterwards: %s", reader->why);
-  check_image (reader->disk.bytes, reader->disk.size, 0, &after);
+  check_image (reader->disk->bytes, reader->disk->size, 0, &after);
   if (!check_is_sound (&after))
     return violation ("afterwards, written: %s", after.why);
   return true;
@@ -216,16 +216,16 @@ run_once (const struct made *m, const struct script *s,
   if (guest_start (&g, m->bytes, m->size) && guest_make_writable (&g))
     ok = guest_script (&g, s);
   else
-    ok = g.disk.failures > 0 && !fault->is_short;
-  if (ok && g.im != NULL && g.disk.failures > 0 && !g.blind)
+    ok = g.disk->failures > 0 && !fault->is_short;
+  if (ok && g.im != NULL && g.disk->failures > 0 && !g.blind)
     ok = guest_compare (&g);
   if (!ok)
     (void) violation ("%s", g.why[0] != '\0' ? g.why : "it does not open");
   if (g.im != NULL && guest_close (&g) == -1 &&
-      (g.disk.failures == 0 || fault->is_short))
+      (g.disk->failures == 0 || fault->is_short))
     ok = violation ("it can't be closed");
-  *calls = g.disk.calls;
-  *hit = g.disk.failures > 0;
+  *calls = g.disk->calls;
+  *hit = g.disk->failures > 0;
   if (fault->is_short && g.failed_requests > 0)
     ok = violation ("a request failed");
   atomic_fetch_add (&shared->failed_requests, g.failed_requests);

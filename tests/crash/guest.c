@@ -43,9 +43,11 @@ guest_init (struct guest *r, const struct made *m)
 {
   memset (r, 0, sizeof *r);
   r->m = m;
-  crash_disk_init (&r->disk, m->bytes, m->size);
+  r->disk = must_have (malloc (sizeof *r->disk));
+  r->history = must_have (calloc (1, sizeof *r->history));
+  crash_disk_init (r->disk, m->bytes, m->size);
   crash_disk_init (&r->backing, m->backing, m->backing_size);
-  r->disk.no_zero = m->no_zero;
+  r->disk->no_zero = m->no_zero;
   r->expect = must_have (malloc (m->disk_size));
   r->buf = must_have (malloc (m->disk_size));
   r->buf2 = must_have (malloc (m->disk_size));
@@ -56,9 +58,11 @@ guest_free (struct guest *r)
 {
   if (r->im != NULL)
     (void) image_close (r->im);
-  crash_disk_free (&r->disk);
+  crash_disk_free (r->disk);
+  free (r->disk);
   crash_disk_free (&r->backing);
-  history_free (&r->history);
+  history_free (r->history);
+  free (r->history);
   free (r->expect);
   free (r->buf);
   free (r->buf2);
@@ -71,7 +75,7 @@ open_image (struct guest *r)
   struct storage *s[2];
   unsigned nr = 0;
 
-  s[nr++] = crash_storage_open (&r->disk, "test");
+  s[nr++] = crash_storage_open (r->disk, "test");
   if (r->m->backing != NULL)
     s[nr++] = crash_storage_open_readonly (&r->backing, "backing");
   r->writable = false;
@@ -86,8 +90,8 @@ guest_start (struct guest *r, const void *bytes, uint64_t size)
 {
   if (r->im != NULL)
     (void) guest_close (r);
-  crash_disk_reset (&r->disk, bytes, size);
-  r->disk.fault = r->next_fault;
+  crash_disk_reset (r->disk, bytes, size);
+  r->disk->fault = r->next_fault;
   r->failed_requests = 0;
   r->sticky = r->blind = false;
   r->why[0] = '\0';
@@ -128,8 +132,8 @@ void
 guest_believe (struct guest *r)
 {
   memcpy (r->expect, r->buf, r->m->disk_size);
-  history_free (&r->history);
-  history_init (&r->history, r->buf, r->m->disk_size / SECTOR);
+  history_free (r->history);
+  history_init (r->history, r->buf, r->m->disk_size / SECTOR);
 }
 
 /* Compare sectors of a disk. */
@@ -183,6 +187,65 @@ guest_make_writable (struct guest *r)
   if (error_errno () == ENOTSUP && r->m->lazy)
     return false;
   return wrong (r, "it can't be made writable: %s", error_message ());
+}
+
+/* Several threads: each sector is only one request's at a time, so that it is
+ * known which came last.  Requests beside each other do run at the same time.
+ */
+struct sharing {
+  pthread_mutex_t lock; /* of the history, and of this */
+  pthread_cond_t freed;
+  bool *busy;           /* sectors */
+};
+
+static void
+lock (struct guest *r)
+{
+  if (r->sharing != NULL)
+    pthread_mutex_lock (&r->sharing->lock);
+}
+
+static void
+unlock (struct guest *r)
+{
+  if (r->sharing != NULL)
+    pthread_mutex_unlock (&r->sharing->lock);
+}
+
+/* The lock is held. */
+static bool
+is_busy (const struct guest *r, uint64_t start, uint64_t end)
+{
+  uint64_t i;
+
+  for (i = start / SECTOR; i < end / SECTOR; ++i) {
+    if (r->sharing->busy[i])
+      return true;
+  }
+  return false;
+}
+
+static void
+enter (struct guest *r, uint64_t start, uint64_t end)
+{
+  if (r->sharing == NULL)
+    return;
+  lock (r);
+  while (is_busy (r, start, end))
+    pthread_cond_wait (&r->sharing->freed, &r->sharing->lock);
+  memset (r->sharing->busy + start / SECTOR, true, (end - start) / SECTOR);
+  unlock (r);
+}
+
+static void
+leave (struct guest *r, uint64_t start, uint64_t end)
+{
+  if (r->sharing == NULL)
+    return;
+  lock (r);
+  memset (r->sharing->busy + start / SECTOR, false, (end - start) / SECTOR);
+  pthread_cond_broadcast (&r->sharing->freed);
+  unlock (r);
 }
 
 /* The whole sectors that a range touches. */
@@ -240,7 +303,7 @@ call (struct guest *r, const struct request *q, const uint8_t *data)
 static bool
 reads_may_fail (const struct guest *r)
 {
-  return (r->disk.failed_kinds & FAULT_READ) != 0;
+  return (r->disk->failed_kinds & FAULT_READ) != 0;
 }
 
 /* A sector may hold one of two: take what it does hold for granted. */
@@ -254,8 +317,8 @@ take_either (struct guest *r, const struct request *q, uint32_t number,
   if (!read_range (r, "", r->buf2, end - start, start)) {
     r->blind = true;
     for (at = start; at < end; at += SECTOR) {
-      history_value (&r->history, number, at / SECTOR, r->expect + at);
-      history_value (&r->history, number, at / SECTOR, after + (at - start));
+      history_value (r->history, number, at / SECTOR, r->expect + at);
+      history_value (r->history, number, at / SECTOR, after + (at - start));
     }
     return reads_may_fail (r);
   }
@@ -266,7 +329,7 @@ take_either (struct guest *r, const struct request *q, uint32_t number,
         !compare (r, "either", is, after + (at - start), at, SECTOR))
       return false;
     memcpy (r->expect + at, is, SECTOR);
-    history_value (&r->history, number, at / SECTOR, is);
+    history_value (r->history, number, at / SECTOR, is);
   }
   return true;
 }
@@ -293,7 +356,7 @@ note_values (struct guest *r, uint32_t number, uint64_t start, uint64_t end,
   uint64_t at;
 
   for (at = start; at < end; at += SECTOR)
-    history_value (&r->history, number, at / SECTOR, content + (at - start));
+    history_value (r->history, number, at / SECTOR, content + (at - start));
   memcpy (r->expect + start, content, end - start);
 }
 
@@ -309,7 +372,7 @@ check_sticky (struct guest *r, const struct request *q, bool was_sticky,
     return wrong (r, "a %s succeeded after metadata (at 0x%" PRIx64 ") or a "
                   "flush had failed",
                   q->kind == REQUEST_WRITE ? "write" : "flush",
-                  r->disk.failed_offset);
+                  r->disk->failed_offset);
   if (error_errno () != EIO)
     return wrong (r, "after metadata or a flush had failed, not EIO: %s",
                   error_message ());
@@ -320,7 +383,7 @@ check_sticky (struct guest *r, const struct request *q, bool was_sticky,
 static void
 note_sticky (struct guest *r)
 {
-  const struct crash_disk *d = &r->disk;
+  const struct crash_disk *d = r->disk;
   const int err = d->fault.err;
 
   if ((d->failed_kinds & FAULT_FLUSH) ||
@@ -331,13 +394,16 @@ note_sticky (struct guest *r)
 static bool
 do_flush (struct guest *r, const struct request *q)
 {
-  const uint64_t issued = crash_disk_now (&r->disk);
+  const uint64_t issued = crash_disk_now (r->disk);
   const bool was_sticky = r->sticky;
   const int ret = call (r, q, NULL);
 
   note_sticky (r);
-  if (ret == 0)
-    history_flushed (&r->history, issued, crash_disk_now (&r->disk));
+  if (ret == 0) {
+    lock (r);
+    history_flushed (r->history, issued, crash_disk_now (r->disk));
+    unlock (r);
+  }
   else {
     r->failed_requests++;
     if (!r->failing)
@@ -374,33 +440,26 @@ do_failed (struct guest *r, const struct request *q, uint32_t number)
 
   sectors_of (q, &start, &end);
   for (at = start; at < end; at += SECTOR)
-    history_value (&r->history, number, at / SECTOR, r->buf + (at - start));
-  history_fail (&r->history, number, crash_disk_now (&r->disk));
+    history_value (r->history, number, at / SECTOR, r->buf + (at - start));
+  history_fail (r->history, number, crash_disk_now (r->disk));
   return take_either (r, q, number, r->buf);
 }
 
+/* The request returned; the lock is held. */
 static bool
-do_change (struct guest *r, const struct request *q)
+note_change (struct guest *r, const struct request *q, uint32_t number,
+             int ret)
 {
-  const uint64_t now = crash_disk_now (&r->disk);
-  const uint32_t number = history_begin (&r->history, now);
-  const bool was_sticky = r->sticky;
+  const bool changed = ret == 0;
   uint64_t start, end;
-  bool changed;
-  int ret;
 
   sectors_of (q, &start, &end);
-  prepare (r, q, number, r->buf);
-  ret = call (r, q, r->buf + (q->offset - start));
-  note_sticky (r);
-  changed = ret == 0;
   if (ret == -1 && !(q->fast && error_errno () == ENOTSUP)) {
     r->failed_requests++;
     if (!r->failing)
       return wrong (r, "%s at %" PRIu64 ", %" PRIu64 " bytes: %s",
                     request_name (q), q->offset, q->count, error_message ());
-    return check_sticky (r, q, was_sticky, ret) &&
-      do_failed (r, q, number);
+    return do_failed (r, q, number);
   }
   if (changed && q->kind == REQUEST_TRIM) {
     if (!take_either (r, q, number, r->buf))
@@ -408,10 +467,45 @@ do_change (struct guest *r, const struct request *q)
   }
   else if (changed)
     note_values (r, number, start, end, r->buf);
-  history_answer (&r->history, number, crash_disk_now (&r->disk),
+  history_answer (r->history, number, crash_disk_now (r->disk),
                   changed && q->fua);
-  return check_sticky (r, q, was_sticky, ret) &&
-    verify (r, request_name (q), start, end);
+  return true;
+}
+
+/* Its sectors are entered. */
+static bool
+do_entered (struct guest *r, const struct request *q, uint64_t start)
+{
+  const bool was_sticky = r->sticky;
+  uint32_t number;
+  bool ok;
+  int ret;
+
+  lock (r);
+  number = history_begin (r->history, crash_disk_now (r->disk));
+  unlock (r);
+  prepare (r, q, number, r->buf);
+  ret = call (r, q, r->buf + (q->offset - start));
+  note_sticky (r);
+  if (!check_sticky (r, q, was_sticky, ret))
+    return false;
+  lock (r);
+  ok = note_change (r, q, number, ret);
+  unlock (r);
+  return ok;
+}
+
+static bool
+do_change (struct guest *r, const struct request *q)
+{
+  uint64_t start, end;
+  bool ok;
+
+  sectors_of (q, &start, &end);
+  enter (r, start, end);
+  ok = do_entered (r, q, start) && verify (r, request_name (q), start, end);
+  leave (r, start, end);
+  return ok;
 }
 
 bool
@@ -442,15 +536,82 @@ guest_script (struct guest *r, const struct script *s)
   return true;
 }
 
+struct member {
+  pthread_t thread;
+  struct guest guest; /* with buffers of its own */
+  struct script script;
+  bool ok;
+};
+
+static void *
+run_member (void *p)
+{
+  struct member *b = p;
+
+  b->ok = guest_script (&b->guest, &b->script);
+  return NULL;
+}
+
+/* Requests are dealt in turn; nobody can open the image anew. */
+static void
+make_member (struct member *b, struct guest *r, struct sharing *sharing,
+             const struct script *s, unsigned number, unsigned nr)
+{
+  unsigned i;
+
+  b->guest = *r;
+  b->guest.sharing = sharing;
+  b->guest.careless = true;
+  b->guest.buf = must_have (malloc (r->m->disk_size));
+  b->guest.buf2 = must_have (malloc (r->m->disk_size));
+  for (i = number; i < s->nr; i += nr) {
+    if (s->request[i].kind != REQUEST_REOPEN)
+      b->script.request[b->script.nr++] = s->request[i];
+  }
+}
+
+bool
+guest_threads (struct guest *r, const struct script *s, unsigned nr)
+{
+  struct member *member = must_have (calloc (nr, sizeof *member));
+  struct sharing sharing = {
+    .lock = PTHREAD_MUTEX_INITIALIZER, .freed = PTHREAD_COND_INITIALIZER,
+    .busy = must_have (calloc (r->m->disk_size / SECTOR, 1)),
+  };
+  bool ok = true;
+  unsigned i;
+
+  r->disk->dawdle = true;
+  for (i = 0; i < nr; ++i)
+    make_member (&member[i], r, &sharing, s, i, nr);
+  for (i = 0; i < nr; ++i) {
+    if (pthread_create (&member[i].thread, NULL, run_member, &member[i]) != 0)
+      abort ();
+  }
+  for (i = 0; i < nr; ++i) {
+    pthread_join (member[i].thread, NULL);
+    if (ok && !member[i].ok) {
+      memcpy (r->why, member[i].guest.why, sizeof r->why);
+      ok = false;
+    }
+    free (member[i].guest.buf);
+    free (member[i].guest.buf2);
+  }
+  r->disk->dawdle = false;
+  free (sharing.busy);
+  free (member);
+  return ok;
+}
+
 int
 guest_close (struct guest *r)
 {
-  const uint64_t issued = crash_disk_now (&r->disk);
+  const uint64_t issued = crash_disk_now (r->disk);
   const int ret = image_close (r->im);
 
   r->im = NULL;
   if (ret == 0 && r->writable)
-    history_flushed (&r->history, issued, crash_disk_now (&r->disk));
+    history_flushed (r->history, issued, crash_disk_now (r->disk));
   return ret;
 }
 

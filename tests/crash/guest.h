@@ -21,15 +21,16 @@
 
 struct guest {
   const struct made *m;
-  struct crash_disk disk;
+  struct crash_disk *disk;
   struct crash_disk backing;
-  struct history history;
+  struct history *history;
   uint8_t *expect;       /* how the disk reads now */
   uint8_t *buf, *buf2;   /* of the disk's size */
   uint32_t first_number; /* of the requests, in their stamps */
   struct image *im;
   bool writable;
 
+  struct sharing *sharing; /* of guest_threads */
   bool careless; /* compare only what was touched, after each request */
 
   /* Storage fails: requests may, and then a sector holds what it held, or
@@ -66,6 +67,10 @@ extern bool guest_make_writable (struct guest *r);
 
 extern bool guest_request (struct guest *r, const struct request *q);
 extern bool guest_script (struct guest *r, const struct script *s);
+
+/* The same by nr threads, each of which does a part of the requests. */
+extern bool guest_threads (struct guest *r, const struct script *s,
+                           unsigned nr);
 
 /* Read everything, and compare it. */
 extern bool guest_compare (struct guest *r);

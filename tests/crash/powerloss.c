@@ -55,7 +55,7 @@ static struct {
   bool quiet;
 } options = {
   .explore = {
-    .seed = 1, .cut = EXPLORE_ANY, .cut2 = EXPLORE_ANY, .cuts = 150, .torn = 4,
+    .seed = 1, .cut = EXPLORE_ANY, .cut2 = EXPLORE_ANY, .threads = 1, .cuts = 150, .torn = 4,
     .second_every = 150,
   },
   .jobs = 1,
@@ -80,6 +80,7 @@ usage (FILE *f)
 "  --subset WHICH only this subset of the pending calls: none, all, prefix:N,\n"
 "                 only:N, not:N, mask:BITS, torn:SEED\n"
 "  --cut2, --subset2   likewise, when the image is written to again\n"
+"  --threads N    deal the requests to so many threads; such runs differ\n"
 "  --cuts N       at most so many cuts of each workload (default 150)\n"
 "  --torn N       random subsets for each cut (default 4)\n"
 "  --second N     cut one state of N a second time (default 150)\n"
@@ -203,7 +204,10 @@ choose_script (const struct made *m, uint64_t number, char *text, size_t size)
   const uint64_t systematic = count_systematic (m);
   const uint64_t seed = mix (options.explore.seed + mix (number)) >> 40;
 
-  if (number < systematic)
+  if (options.explore.threads > 1)
+    snprintf (text, size, "random:%" PRIu64 ":%u", seed,
+              options.random * options.explore.threads);
+  else if (number < systematic)
     snprintf (text, size, "systematic:%" PRIu64,
               scattered (number, systematic));
   else if (number % 3 != 0)
@@ -439,7 +443,7 @@ supervise (void)
 
 enum {
   OPT_SECONDS = 256, OPT_JOBS, OPT_IMAGE, OPT_SCRIPT, OPT_SEED, OPT_CUT,
-  OPT_SUBSET, OPT_CUT2, OPT_SUBSET2, OPT_CUTS, OPT_TORN, OPT_SECOND, OPT_RANDOM,
+  OPT_SUBSET, OPT_CUT2, OPT_SUBSET2, OPT_THREADS, OPT_CUTS, OPT_TORN, OPT_SECOND, OPT_RANDOM,
   OPT_WORKLOADS, OPT_ASK, OPT_VERBOSE, OPT_QUIET, OPT_LIST, OPT_HELP,
 };
 
@@ -453,6 +457,7 @@ static const struct option long_options[] = {
   { "subset", required_argument, NULL, OPT_SUBSET },
   { "cut2", required_argument, NULL, OPT_CUT2 },
   { "subset2", required_argument, NULL, OPT_SUBSET2 },
+  { "threads", required_argument, NULL, OPT_THREADS },
   { "cuts", required_argument, NULL, OPT_CUTS },
   { "torn", required_argument, NULL, OPT_TORN },
   { "second", required_argument, NULL, OPT_SECOND },
@@ -514,6 +519,7 @@ set_option (int opt, const char *arg)
   case OPT_SUBSET: subset (arg, &e->landed, &e->have_landed); break;
   case OPT_CUT2: e->cut2 = strtoull (arg, NULL, 0); break;
   case OPT_SUBSET2: subset (arg, &e->landed2, &e->have_landed2); break;
+  case OPT_THREADS: e->threads = positive (arg); break;
   case OPT_CUTS: e->cuts = positive (arg); break;
   case OPT_TORN: e->torn = strtoul (arg, NULL, 0); break;
   case OPT_SECOND: e->second_every = strtoul (arg, NULL, 0); break;

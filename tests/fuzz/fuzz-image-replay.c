@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Does with files what the fuzz target does, without libFuzzer, so that
+/* Does with files what the fuzz targets do, without libFuzzer, so that
  * `make check' always has the seeds and what was once found; and with some
  * mutations of each, the same in each run.
  *
@@ -23,7 +23,7 @@
 #define MAX_SIZE (256 << 10)
 
 static unsigned nr_mutations = 300;
-static unsigned nr_files, nr_inputs, nr_opened;
+static unsigned nr_files, nr_inputs, nr_opened, nr_written;
 static const char *current;
 static unsigned current_seed;
 
@@ -63,6 +63,7 @@ replay (const char *path)
     n = i > 0 && size > 0 ? mutate (input, size, MAX_SIZE, i) : size;
     input = realloc (input, n > 0 ? n : 1);
     nr_opened += exercise (input, n) > 0;
+    nr_written += exercise_write (input, n);
     nr_inputs++;
     free (input);
   }
@@ -132,7 +133,7 @@ main (int argc, char *argv[])
     replay_committed ();
   for (; optind < argc; ++optind)
     replay_path (argv[optind]);
-  printf ("%u files, %u inputs, of which %u could be opened\n", nr_files,
-          nr_inputs, nr_opened);
+  printf ("%u files, %u inputs, of which %u could be opened, %u for "
+          "writing\n", nr_files, nr_inputs, nr_opened, nr_written);
   return nr_files == 0;
 }

@@ -97,6 +97,85 @@ extension (uint64_t at, uint32_t type, uint32_t len, const char *data)
   memcpy (b.data + at + 8, data, len);
 }
 
+/* Images whose refcounts are right, so that they can be written. */
+static void
+sound (unsigned order)
+{
+  if (b.version == 3)
+    build_order (&b, order);
+  if (order < 2)
+    b.max_sharing = 1;
+}
+
+static void
+save_sound (const char *name)
+{
+  build_finish (&b);
+  save (name);
+}
+
+static void
+some_clusters (void)
+{
+  unsigned i;
+
+  build_l2_place (&b, 0);
+  for (i = 0; i < 4; ++i)
+    build_entry (&b, 2 * i, build_data (&b, i + 1),
+                 b.extended ? UINT32_MAX >> i : 0);
+  compressed (1, 5);
+  compressed (3, 6);
+  if (b.version == 3 && !b.extended) {
+    build_entry (&b, 5, 1, 0);
+    build_entry (&b, 7, build_data (&b, 9) | 1, 0);
+  }
+  else if (b.extended)
+    build_entry (&b, 5, 0, UINT64_C (0xf0f0f00000000000));
+}
+
+static void
+writable (void)
+{
+  uint64_t state = 1;
+
+  build_start (&b, 2, 9, false, COMPRESSION_DEFLATE, 100000);
+  sound (4);
+  some_clusters ();
+  save_sound ("write-v2-512.qcow2");
+
+  build_start (&b, 3, 9, false, COMPRESSION_ZSTD, 200 * 512);
+  sound (0);
+  some_clusters ();
+  save_sound ("write-v3-512-order-0.qcow2");
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 300 * 512 + 100);
+  sound (6);
+  some_clusters ();
+  build_snapshot (&b, 50, &state);
+  some_clusters ();
+  build_snapshot (&b, 0, &state);
+  save_sound ("write-v3-512-order-6-snapshots.qcow2");
+
+  build_start (&b, 3, 10, false, COMPRESSION_DEFLATE, UINT64_C (1) << 30);
+  sound (3);
+  some_clusters ();
+  put_be64 (b.data + 80, QCOW2_COMPAT_LAZY_REFCOUNTS);
+  put_be64 (b.data + 88, UINT64_C (0x500));
+  save_sound ("write-v3-1k-lazy.qcow2");
+
+  build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, 1 << 20);
+  sound (4);
+  some_clusters ();
+  build_snapshot (&b, 100, &state);
+  save_sound ("write-v3-4k-snapshot.qcow2");
+
+  build_start (&b, 3, 14, true, COMPRESSION_DEFLATE, 900000);
+  sound (1);
+  build_entry (&b, 0, build_data (&b, 3), 0x00ff000f0000fff0);
+  build_entry (&b, 2, 0, UINT64_C (0xff00ffff00000000));
+  save_sound ("write-v3-16k-extended.qcow2");
+}
+
 int
 main (int argc, char *argv[])
 {
@@ -162,5 +241,6 @@ main (int argc, char *argv[])
   memcpy (b.data + 120, "\0\5name of it", 12);
   memcpy (b.data + 168, "\0\6another", 9);
   save ("v3-512-features.qcow2");
+  writable ();
   return 0;
 }

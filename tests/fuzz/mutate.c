@@ -148,6 +148,27 @@ change_l2 (struct mutation *m)
   put (m, at, 8, high << 32 | low);
 }
 
+/* An entry of the refcount table, or some refcounts. */
+static void
+change_refcounts (struct mutation *m)
+{
+  const uint64_t table = get (m, 48);
+  const uint64_t block = get (m, table + 8 * below (m, 2));
+
+  switch (below (m, 4)) {
+  case 0:
+    put (m, table + 8 * below (m, 1 + below (m, 64)), 8,
+         below (m, 3) ? some_cluster (m) : some_number (m));
+    break;
+  case 1: /* of any width */
+    put (m, block + below (m, 64), 1 << below (m, 4), below (m, 4));
+    break;
+  default:
+    put (m, block + below (m, 256), 1, random_next (&m->state));
+    break;
+  }
+}
+
 static void
 change_snapshot (struct mutation *m)
 {
@@ -207,7 +228,7 @@ mutate (uint8_t *data, size_t size, size_t max, uint64_t seed)
   unsigned n;
 
   for (n = 1 + below (&m, 4); n > 0; --n) {
-    switch (below (&m, 16)) {
+    switch (below (&m, 18)) {
     case 0: case 1: case 2:
       change_field (&m);
       break;
@@ -228,6 +249,9 @@ mutate (uint8_t *data, size_t size, size_t max, uint64_t seed)
       break;
     case 14:
       copy_within (&m);
+      break;
+    case 15: case 16:
+      change_refcounts (&m);
       break;
     default:
       cut_or_grow (&m, max);

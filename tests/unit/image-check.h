@@ -16,7 +16,10 @@
 struct image_refs {
   uint64_t nr; /* clusters of the file, the last one may be cut */
   uint32_t *count;
+  uint8_t *kind;
   uint64_t beyond; /* references that are not within the file */
+  uint64_t mixed;  /* those to a cluster that is something else as well */
+  uint64_t steps;  /* that it took */
 };
 
 extern void image_refs_count (struct image_refs *r, const uint8_t *data,
@@ -38,7 +41,13 @@ struct image_check {
 extern struct image_check image_check (const char *what, const uint8_t *data,
                                        uint64_t size);
 
-/* The same, and leaks are failed checks as well, and so is a dirty bit. */
+/* The same without a word, for images from strangers: gives up, with errors, on
+ * one that takes too long.
+ */
+extern struct image_check image_check_quietly (const uint8_t *data,
+                                               uint64_t size);
+
+/* Like image_check, and leaks are failed checks as well, and so is a dirty bit. */
 extern void image_check_clean (const char *what, const uint8_t *data,
                                uint64_t size);
 

@@ -310,11 +310,114 @@ test_l1 (void)
   }
 }
 
+/* What is encoded is decoded to the same. */
+static void
+test_encode (void)
+{
+  struct entry_format f = { .version = 3 };
+  uint64_t state = 9, words[2];
+  unsigned i;
+
+  for (i = 0; i < 200000; ++i) {
+    const bool copied = random_below (&state, 2);
+    struct host_off host = { 0 };
+    uint32_t allocated = 0, zero = 0;
+    struct l2_entry e;
+
+    f.cluster_bits = 9 + random_below (&state, 13);
+    f.extended_l2 = f.cluster_bits >= 14 && random_below (&state, 2);
+    if (random_below (&state, 4))
+      host.v = (random_next (&state) & QCOW2_ENTRY_OFFSET_MASK) >>
+        f.cluster_bits << f.cluster_bits;
+    if (f.extended_l2) {
+      allocated = host.v != 0 ? random_next (&state) : 0;
+      zero = random_next (&state) & ~allocated;
+    }
+    else {
+      zero = random_below (&state, 2);
+      allocated = host.v != 0 && !zero;
+    }
+    words[0] = words[1] = UINT64_MAX;
+    entry_encode_l2 (&f, host, copied, allocated, zero, words);
+    CHECK_EQ (words[0] & ~(QCOW2_ENTRY_OFFSET_MASK | QCOW2_ENTRY_COPIED |
+                           (f.extended_l2 ? 0 : QCOW2_L2_ZERO)), 0);
+    e = entry_decode_l2 (&f, words[0], words[1]);
+    CHECK_EQ (e.host.v, host.v);
+    CHECK_EQ (e.copied, copied && host.v != 0);
+    if (f.extended_l2) {
+      CHECK_EQ (e.allocated, allocated);
+      CHECK_EQ (e.zero, zero);
+      CHECK (e.kind != CLUSTER_INVALID && e.kind != CLUSTER_COMPRESSED);
+      continue;
+    }
+    CHECK_EQ (words[1], 0);
+    CHECK_EQ (e.kind, zero ? host.v != 0 ? CLUSTER_ZERO_ALLOC
+              : CLUSTER_ZERO_PLAIN
+              : host.v != 0 ? CLUSTER_STANDARD : CLUSTER_UNALLOCATED);
+  }
+}
+
+/* Refcounts, byte by byte.  Spec: Host cluster management. */
+static uint64_t
+refcount_of_bytes (const uint8_t *block, unsigned order, unsigned i)
+{
+  const unsigned width = 1U << order;
+  uint64_t value = 0;
+  unsigned n;
+
+  if (width < 8)
+    return block[i * width / 8] >> i * width % 8 & ((1U << width) - 1);
+  for (n = 0; n < width / 8; ++n)
+    value = value << 8 | block[i * width / 8 + n];
+  return value;
+}
+
+static uint64_t
+word_of (const uint8_t *block, unsigned order, unsigned i)
+{
+  return get_be64 (block + ((uint64_t) i << order) / 64 * 8);
+}
+
+#define BLOCK 512
+
+static void
+test_refcounts (void)
+{
+  uint8_t block[BLOCK];
+  uint64_t state = 77;
+  unsigned order, round, i;
+
+  for (order = 0; order <= QCOW2_MAX_REFCOUNT_ORDER; ++order) {
+    const unsigned nr = BLOCK * 8 >> order;
+    uint64_t model[BLOCK * 8];
+
+    CHECK_EQ (entry_refcount_max (order), order == 6 ? UINT64_MAX :
+              (UINT64_C (1) << (1U << order)) - 1);
+    random_fill (&state, block, sizeof block);
+    for (i = 0; i < nr; ++i) {
+      model[i] = refcount_of_bytes (block, order, i);
+      CHECK_EQ (entry_get_refcount (order, word_of (block, order, i), i),
+                model[i]);
+    }
+    for (round = 0; round < 2 * nr; ++round) {
+      i = random_below (&state, nr);
+      model[i] = random_next (&state) & entry_refcount_max (order);
+      put_be64 (block + ((uint64_t) i << order) / 64 * 8,
+                entry_put_refcount (order, word_of (block, order, i), i,
+                                    model[i]));
+    }
+    for (i = 0; i < nr; ++i)
+      CHECK_EQ (refcount_of_bytes (block, order, i), model[i]);
+  }
+}
+
 int
 main (void)
 {
   check_time_limit (200);
   test_bits ();
+  test_encode ();
+  test_refcounts ();
   test_subclusters ();
   test_compressed ();
   test_l1 ();

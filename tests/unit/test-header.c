@@ -643,6 +643,62 @@ test_random (void)
   CHECK (accepted > 10000);
 }
 
+/* Parts that are written in place: they are what is decoded from them, and
+ * nothing else changes (I8).
+ */
+static void
+test_encode_features (void)
+{
+  static const uint64_t incompatible[] = {
+    0, QCOW2_INCOMPAT_DIRTY, QCOW2_INCOMPAT_CORRUPT,
+    QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT,
+  };
+  uint8_t buf[HEADER_FEATURES_BYTES];
+  struct header h, again;
+  uint64_t state = 4;
+  unsigned i;
+
+  for (i = 0; i < 4; ++i) {
+    make (3, 16);
+    put (72, 8, incompatible[i]);
+    put (80, 8, random_next (&state));
+    put (88, 8, random_next (&state) & ~(uint64_t) QCOW2_AUTOCLEAR_BITMAPS);
+    CHECK_OK (decode (&h));
+    memset (buf, 0xee, sizeof buf);
+    header_encode_features (&h, buf);
+    CHECK (memcmp (buf, image + HEADER_FEATURES_OFFSET, sizeof buf) == 0);
+    h.incompatible ^= QCOW2_INCOMPAT_DIRTY;
+    h.compatible = random_next (&state);
+    h.autoclear = 0;
+    header_encode_features (&h, buf);
+    memcpy (image + HEADER_FEATURES_OFFSET, buf, sizeof buf);
+    CHECK_OK (decode (&again));
+    CHECK_EQ (again.incompatible, h.incompatible);
+    CHECK_EQ (again.compatible, h.compatible);
+    CHECK_EQ (again.autoclear, 0);
+  }
+}
+
+static void
+test_encode_refcount_table (void)
+{
+  uint8_t buf[HEADER_REFCOUNT_TABLE_BYTES];
+  struct header h;
+
+  make (2, 12);
+  file_size = 1 << 20;
+  header_encode_refcount_table ((struct host_off) { 0x20000 }, 3, buf);
+  memcpy (image + HEADER_REFCOUNT_TABLE_OFFSET, buf, sizeof buf);
+  CHECK_OK (decode (&h));
+  CHECK_EQ (h.refcount_table_offset.v, 0x20000);
+  CHECK_EQ (h.refcount_table_clusters, 3);
+  CHECK_EQ (h.nr_snapshots, 0); /* what follows it */
+  CHECK_EQ (h.l1_offset.v, 3 * 4096); /* and what is before it */
+  /* Neither is torn by a power loss. */
+  CHECK (HEADER_REFCOUNT_TABLE_OFFSET + HEADER_REFCOUNT_TABLE_BYTES <= 512);
+  CHECK (HEADER_FEATURES_OFFSET + HEADER_FEATURES_BYTES <= 512);
+}
+
 int
 main (void)
 {
@@ -657,5 +713,7 @@ main (void)
   test_feature_names ();
   test_check_table ();
   test_random ();
+  test_encode_features ();
+  test_encode_refcount_table ();
   return check_result ();
 }

@@ -19,7 +19,9 @@
 #include "check.h"
 #include "extents.h"
 #include "image.h"
+#include "image-check.h"
 #include "read.h"
+#include "rig.h"
 
 /* The allocation that fails, counted from 1; 0: none. */
 static unsigned fail_at;
@@ -281,6 +283,197 @@ test (enum compression type, bool file)
   build_free (&image);
 }
 
+/* ----------------------------------------------------------------- writing */
+
+static struct rig rig;
+
+/* Where this is done, which needs memory. */
+enum what { WRITE, FUA, ZERO, ZERO_TRIM, TRIM, FLUSH };
+
+struct step {
+  enum what what;
+  uint64_t offset, count;
+};
+
+/* In clusters of 4 KiB: 0 to 9 data, 10 to 13 compressed, beyond that nothing;
+ * over a backing file, with a snapshot.
+ */
+static const struct step all_kinds[] = {
+  { WRITE, 100, 5000 },
+  { WRITE, 100 * 4096, 3 * 4096 },
+  { WRITE, 10 * 4096 + 5, 6000 },
+  { FLUSH, 0, 0 },
+  { ZERO, 7 * 4096, 2 * 4096 },
+  { ZERO, 12 * 4096 + 5, 4096 },
+  { FUA, 110 * 4096 + 9, 100 },
+  { TRIM, 100 * 4096, 4096 },
+  { FLUSH, 0, 0 },
+  { FUA, 110 * 4096 + 9, 100 },
+  { ZERO_TRIM, 3 * 4096, 200 * 4096 },
+  { FLUSH, 0, 0 },
+  { WRITE, 50 * 4096, 120 * 4096 },
+  { FLUSH, 0, 0 },
+};
+
+/* So much in clusters of 512 bytes that the refcount table has to grow. */
+static const struct step growth[] = {
+  { WRITE, 1000, 900000 },
+  { WRITE, 901000, 900000 },
+  { FLUSH, 0, 0 },
+  { WRITE, 1801000, 900000 },
+  { FLUSH, 0, 0 },
+  { TRIM, 0, 2000000 },
+  { FLUSH, 0, 0 },
+  { WRITE, 100000, 90000 },
+};
+
+/* The function is armed, but not what the test needs for itself. */
+static int
+do_step (const struct step *s)
+{
+  const struct guest_off at = { s->offset };
+  uint8_t *buf = calloc (1, s->count + 1);
+  int r = -1;
+
+  if (s->what == WRITE || s->what == FUA)
+    build_pattern (buf, s->count, s->offset + s->count);
+  armed = true;
+  switch (s->what) {
+  case WRITE:
+    r = image_write (rig.im, buf, s->count, at, 0);
+    break;
+  case FUA:
+    r = image_write (rig.im, buf, s->count, at, IMAGE_FUA);
+    break;
+  case ZERO:
+    r = image_zero (rig.im, s->count, at, 0);
+    break;
+  case ZERO_TRIM:
+    r = image_zero (rig.im, s->count, at, IMAGE_MAY_TRIM);
+    break;
+  case TRIM:
+    r = image_trim (rig.im, s->count, at, 0);
+    break;
+  case FLUSH:
+    r = image_flush (rig.im);
+    break;
+  }
+  armed = false;
+  if (r == 0 && s->what == TRIM) {
+    const uint64_t from = (s->offset + rig.granule - 1) & -rig.granule;
+    const uint64_t to = (s->offset + s->count) & -rig.granule;
+
+    memset (rig.content + from, 0, to - from);
+  }
+  else if (r == 0)
+    memcpy (rig.content + s->offset, buf, s->count);
+  free (buf);
+  return r;
+}
+
+/* The same as rig_open, with a retry. */
+static void
+make_writable (unsigned *failed)
+{
+  const struct writer_options options = { 0 };
+  int r;
+
+  armed = true;
+  r = image_make_writable (rig.im, &options);
+  check_one_failure ("make writable", r, failed);
+  CHECK_OK (image_make_writable (rig.im, &options));
+}
+
+/* Returns true if all allocations went well. */
+static bool
+run_writing (const struct builder *b, const uint8_t *under,
+             const struct step *steps, unsigned nr)
+{
+  unsigned failed = 0, i;
+  struct storage *s[2];
+  uint64_t size;
+
+  nr_allocations = 0;
+  error_set (0, "none");
+  rig_init (&rig, "no memory", b);
+  s[0] = memory_disk_open (&rig.disk, "test", NULL);
+  if (under != NULL)
+    s[1] = memory_storage_new ("base", under, rig.size, NULL);
+  rig.im = image_open_storages (s, under != NULL ? 2 : 1, CACHE_MIN_BYTES);
+  make_writable (&failed);
+  rig.live = image_open_disk (rig.im, "");
+  rig.content = malloc (rig.size);
+  CHECK_OK (layer_read (rig.live, rig.content, rig.size,
+                        (struct guest_off) { 0 }));
+  rig.nr_snapshots = 0; /* they are the checker's, here */
+  for (i = 0; i < nr; ++i) {
+    const int r = do_step (&steps[i]);
+
+    check_one_failure ("a request", r, &failed);
+    if (r == -1)
+      CHECK_OK (do_step (&steps[i])); /* memory was short for a moment */
+  }
+  rig_compare (&rig);
+  image_close_disk (rig.live);
+  armed = true;
+  check_one_failure ("close", image_close (rig.im), &failed);
+  CHECK (failed <= 1);
+  size = atomic_load (&rig.disk.size);
+  if (image_check ("no memory", rig.disk.data, size).leaks > 0)
+    CHECK (nr_allocations >= fail_at);
+  rig_free (&rig);
+  return nr_allocations < fail_at;
+}
+
+static void
+test_writing (const struct builder *b, const uint8_t *under,
+              const struct step *steps, unsigned nr)
+{
+  for (fail_at = 1; !run_writing (b, under, steps, nr); ++fail_at) {
+    if (check_any_failed ()) {
+      fprintf (stderr, "allocation %u\n", fail_at);
+      break;
+    }
+  }
+  printf ("%u allocations for writing\n", fail_at - 1);
+  CHECK (fail_at > 10);
+}
+
+static void
+test_all_kinds (void)
+{
+  static uint8_t under[300 * 4096];
+  uint8_t plain[4096];
+  uint64_t state = 1, i;
+  struct builder b;
+
+  build_pattern (under, sizeof under, 5);
+  build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, sizeof under);
+  for (i = 0; i < 10; ++i)
+    build_entry (&b, i, build_data (&b, i), 0);
+  for (; i < 14; ++i) {
+    build_pattern (plain, sizeof plain, i);
+    build_compressed (&b, i, plain, 10);
+  }
+  build_backing (&b, "raw");
+  build_snapshot (&b, 0, &state);
+  build_finish (&b);
+  test_writing (&b, under, all_kinds, sizeof all_kinds / sizeof all_kinds[0]);
+  build_free (&b);
+}
+
+static void
+test_growth (void)
+{
+  struct builder b;
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 3 << 20);
+  build_order (&b, 6);
+  build_finish (&b);
+  test_writing (&b, NULL, growth, sizeof growth / sizeof growth[0]);
+  build_free (&b);
+}
+
 int
 main (void)
 {
@@ -288,5 +481,7 @@ main (void)
   test (COMPRESSION_DEFLATE, false);
   test (COMPRESSION_ZSTD, false);
   test (COMPRESSION_DEFLATE, true);
+  test_all_kinds ();
+  test_growth ();
   return check_result ();
 }
