@@ -126,6 +126,23 @@ is_fault (struct crash_disk *d, unsigned kind)
   return true;
 }
 
+/* As long as a disk might take: mostly no time, sometimes long enough for a
+ * lot to be done meanwhile.
+ */
+static void
+dawdle (const struct crash_disk *d)
+{
+  static _Thread_local uint64_t state;
+  const unsigned n = d->dawdle ? random_below (&state, 64) : 64;
+
+  if (n == 0)
+    usleep (random_below (&state, 3000));
+  else if (n < 8)
+    usleep (random_below (&state, 100));
+  else if (n < 32)
+    sched_yield ();
+}
+
 static int
 fail (const struct crash_disk *d)
 {
@@ -150,30 +167,11 @@ begin_op (struct crash_disk *d, struct crash_op op)
   return d->nr++;
 }
 
-/* As long as a disk might take, or not. */
-static void
-dawdle (void)
-{
-  static _Thread_local uint64_t state;
-
-  switch (random_below (&state, 8)) {
-  case 0:
-    usleep (random_below (&state, 100));
-    break;
-  case 1:
-  case 2:
-  case 3:
-    sched_yield ();
-    break;
-  }
-}
-
 /* The call returns.  Between its beginning and here others may run. */
 static void
 end_op (struct crash_disk *d, uint64_t i)
 {
-  if (d->dawdle)
-    dawdle ();
+  dawdle (d);
   pthread_mutex_lock (&d->lock);
   if (d->logging)
     d->op[i].end = d->nr;
@@ -186,6 +184,7 @@ crash_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
   struct crash_disk *d = ((struct crash *) s)->disk;
   ssize_t r = 0;
 
+  dawdle (d);
   pthread_mutex_lock (&d->lock);
   if (is_fault (d, FAULT_READ)) {
     if (!d->fault.is_short) {
@@ -320,6 +319,7 @@ crash_pwritev (struct storage *s, const struct iovec *iov, int nr,
   size_t count = gather (iov, nr, &data);
   uint64_t i = 0;
 
+  dawdle (d);
   pthread_mutex_lock (&d->lock);
   if (is_fault (d, FAULT_WRITE)) {
     fails = !d->fault.is_short;
@@ -347,6 +347,7 @@ crash_flush (struct storage *s)
   bool fails;
   uint64_t i;
 
+  dawdle (d);
   pthread_mutex_lock (&d->lock);
   fails = is_fault (d, FAULT_FLUSH);
   i = begin_op (d, (struct crash_op) { .kind = CRASH_FLUSH, .failed = fails });
@@ -365,6 +366,7 @@ crash_zero (struct storage *s, uint64_t offset, uint64_t count, bool punch)
     errno = EOPNOTSUPP;
     return -1;
   }
+  dawdle (d);
   pthread_mutex_lock (&d->lock);
   if (is_fault (d, FAULT_ZERO)) {
     pthread_mutex_unlock (&d->lock);

@@ -429,6 +429,18 @@ print_log (const struct log *log)
   }
 }
 
+/* By threads, requests of every other workload overlap. */
+static bool
+run_script (struct explore *e, const struct script *s)
+{
+  const unsigned threads = e->options->threads;
+
+  if (threads == 1)
+    return guest_script (&e->guest, s);
+  return guest_threads (&e->guest, s, threads,
+                        mix (e->options->seed + s->request[0].offset) & 1);
+}
+
 /* The workload itself, without a cut. */
 static bool
 run_workload (struct explore *e, const struct made *m,
@@ -443,8 +455,7 @@ run_workload (struct explore *e, const struct made *m,
   if (memcmp (r->buf, m->content, m->disk_size) != 0)
     return violation (e, "the image reads as something else at the start");
   if (!guest_make_writable (r) ||
-      !(e->options->threads > 1 ? guest_threads (r, s, e->options->threads)
-        : guest_script (r, s)) || !guest_finish (r))
+      !run_script (e, s) || !guest_finish (r))
     return violation (e, "%s", r->why);
   check_image (r->disk->bytes, r->disk->size, 0, &result);
   if (!check_is_sound (&result))

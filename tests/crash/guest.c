@@ -191,8 +191,10 @@ guest_make_writable (struct guest *r)
 
 /* Several threads: each sector is only one request's at a time, so that it is
  * known which came last.  Requests beside each other do run at the same time.
+ * Or they overlap: then the last one may be any that ran last.
  */
 struct sharing {
+  bool overlap;
   pthread_mutex_t lock; /* of the history, and of this */
   pthread_cond_t freed;
   bool *busy;           /* sectors */
@@ -228,7 +230,7 @@ is_busy (const struct guest *r, uint64_t start, uint64_t end)
 static void
 enter (struct guest *r, uint64_t start, uint64_t end)
 {
-  if (r->sharing == NULL)
+  if (r->sharing == NULL || r->sharing->overlap)
     return;
   lock (r);
   while (is_busy (r, start, end))
@@ -240,7 +242,7 @@ enter (struct guest *r, uint64_t start, uint64_t end)
 static void
 leave (struct guest *r, uint64_t start, uint64_t end)
 {
-  if (r->sharing == NULL)
+  if (r->sharing == NULL || r->sharing->overlap)
     return;
   lock (r);
   memset (r->sharing->busy + start / SECTOR, false, (end - start) / SECTOR);
@@ -394,9 +396,14 @@ note_sticky (struct guest *r)
 static bool
 do_flush (struct guest *r, const struct request *q)
 {
-  const uint64_t issued = crash_disk_now (r->disk);
   const bool was_sticky = r->sticky;
-  const int ret = call (r, q, NULL);
+  uint64_t issued;
+  int ret;
+
+  lock (r);
+  issued = history_moment (r->history, crash_disk_now (r->disk));
+  unlock (r);
+  ret = call (r, q, NULL);
 
   note_sticky (r);
   if (ret == 0) {
@@ -495,12 +502,85 @@ do_entered (struct guest *r, const struct request *q, uint64_t start)
   return ok;
 }
 
+/* Where requests overlap they are of whole sectors, and a trim is of whole
+ * clusters: what they do does not depend on what was there.
+ */
+static struct request
+rounded (const struct made *m, const struct request *q)
+{
+  const uint64_t unit = q->kind == REQUEST_TRIM ? m->cluster_size : SECTOR;
+  struct request r = *q;
+  uint64_t end = (q->offset + q->count + unit - 1) / unit * unit;
+
+  r.offset = q->offset / unit * unit;
+  if (end > m->disk_size)
+    end = m->disk_size;
+  r.count = end - r.offset;
+  return r;
+}
+
+/* Sectors that others may be writing hold something that was given to them
+ * at some time.
+ */
+static bool
+compare_loosely (struct guest *r, const struct request *q)
+{
+  char name[160];
+  uint64_t i;
+  bool ok = true;
+
+  if (!read_range (r, "", r->buf2, q->count, q->offset))
+    return false;
+  lock (r);
+  for (i = 0; ok && i < q->count; i += SECTOR) {
+    if (!history_has_ever (r->history, (q->offset + i) / SECTOR,
+                           r->buf2 + i))
+      ok = wrong (r, "sector %" PRIu64 " reads as %s, which it never was",
+                  (q->offset + i) / SECTOR,
+                  content_name (r->buf2 + i, name, sizeof name));
+  }
+  unlock (r);
+  return ok;
+}
+
+static bool
+do_overlapping (struct guest *r, const struct request *unrounded)
+{
+  const struct request q = rounded (r->m, unrounded);
+  uint32_t number;
+  uint64_t i;
+  int ret;
+
+  lock (r);
+  number = history_begin (r->history, crash_disk_now (r->disk));
+  memset (r->buf, 0, q.count);
+  if (q.kind == REQUEST_WRITE)
+    content_fill_many (r->buf, q.count, CONTENT_WRITTEN,
+                       r->first_number + number, q.offset / SECTOR);
+  for (i = 0; i < q.count; i += SECTOR)
+    history_value (r->history, number, (q.offset + i) / SECTOR, r->buf + i);
+  unlock (r);
+  ret = call (r, &q, r->buf);
+  if (ret == -1 && !(q.fast && error_errno () == ENOTSUP))
+    return wrong (r, "%s at %" PRIu64 ", %" PRIu64 " bytes: %s",
+                  request_name (&q), q.offset, q.count, error_message ());
+  lock (r);
+  if (ret == 0)
+    history_answer (r->history, number, crash_disk_now (r->disk), q.fua);
+  else
+    history_fail (r->history, number, crash_disk_now (r->disk));
+  unlock (r);
+  return compare_loosely (r, &q);
+}
+
 static bool
 do_change (struct guest *r, const struct request *q)
 {
   uint64_t start, end;
   bool ok;
 
+  if (r->sharing != NULL && r->sharing->overlap)
+    return do_overlapping (r, q);
   sectors_of (q, &start, &end);
   enter (r, start, end);
   ok = do_entered (r, q, start) && verify (r, request_name (q), start, end);
@@ -570,13 +650,39 @@ make_member (struct member *b, struct guest *r, struct sharing *sharing,
   }
 }
 
+/* When all overlapping requests are over, each sector holds what one of the
+ * last gave it, and goes on holding that.
+ */
+static bool
+settle (struct guest *r)
+{
+  const struct request flush = { .kind = REQUEST_FLUSH };
+  char name[160];
+  uint64_t sector;
+  bool ok;
+
+  r->careless = true; /* expect is out of date */
+  ok = do_flush (r, &flush);
+  r->careless = false;
+  if (!ok || !guest_read (r))
+    return false;
+  sector = history_check (r->history, r->buf, crash_disk_now (r->disk));
+  if (sector < r->history->nr_sectors)
+    return wrong (r, "at the end, sector %" PRIu64 " holds %s", sector,
+                  content_name (r->buf + sector * SECTOR, name, sizeof name));
+  memcpy (r->expect, r->buf, r->m->disk_size);
+  return true;
+}
+
 bool
-guest_threads (struct guest *r, const struct script *s, unsigned nr)
+guest_threads (struct guest *r, const struct script *s, unsigned nr,
+               bool overlap)
 {
   struct member *member = must_have (calloc (nr, sizeof *member));
   struct sharing sharing = {
     .lock = PTHREAD_MUTEX_INITIALIZER, .freed = PTHREAD_COND_INITIALIZER,
     .busy = must_have (calloc (r->m->disk_size / SECTOR, 1)),
+    .overlap = overlap,
   };
   bool ok = true;
   unsigned i;
@@ -600,13 +706,16 @@ guest_threads (struct guest *r, const struct script *s, unsigned nr)
   r->disk->dawdle = false;
   free (sharing.busy);
   free (member);
+  if (ok && overlap)
+    return settle (r);
   return ok;
 }
 
 int
 guest_close (struct guest *r)
 {
-  const uint64_t issued = crash_disk_now (r->disk);
+  const uint64_t issued = history_moment (r->history,
+                                          crash_disk_now (r->disk));
   const int ret = image_close (r->im);
 
   r->im = NULL;

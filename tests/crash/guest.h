@@ -68,9 +68,11 @@ extern bool guest_make_writable (struct guest *r);
 extern bool guest_request (struct guest *r, const struct request *q);
 extern bool guest_script (struct guest *r, const struct script *s);
 
-/* The same by nr threads, each of which does a part of the requests. */
+/* The same by nr threads, each of which does a part of the requests.  With
+ * overlap set, two may change the same sector at the same time.
+ */
 extern bool guest_threads (struct guest *r, const struct script *s,
-                           unsigned nr);
+                           unsigned nr, bool overlap);
 
 /* Read everything, and compare it. */
 extern bool guest_compare (struct guest *r);

@@ -63,12 +63,24 @@ history_free (struct history *h)
   memset (h, 0, sizeof *h);
 }
 
+/* Times are numbers of calls of the storage; what happens between two calls is
+ * told apart by the low bits.
+ */
+#define TICK_BITS 24
+#define LAST_TICK ((UINT64_C (1) << TICK_BITS) - 1)
+
+uint64_t
+history_moment (struct history *h, uint64_t now)
+{
+  return now << TICK_BITS | (++h->ticks & LAST_TICK);
+}
+
 uint32_t
 history_begin (struct history *h, uint64_t now)
 {
   GROW (h->request, h->nr_requests, h->requests_allocated);
   h->request[h->nr_requests] = (struct history_request) {
-    .issued = now, .answered = HISTORY_NEVER, .stable = HISTORY_NEVER,
+    .issued = history_moment (h, now), .answered = HISTORY_NEVER, .stable = HISTORY_NEVER,
   };
   return h->nr_requests++;
 }
@@ -85,15 +97,15 @@ history_value (struct history *h, uint32_t request, uint64_t sector,
 void
 history_answer (struct history *h, uint32_t request, uint64_t now, bool fua)
 {
-  h->request[request].answered = now;
+  h->request[request].answered = history_moment (h, now);
   if (fua)
-    h->request[request].stable = now;
+    h->request[request].stable = h->request[request].answered;
 }
 
 void
 history_fail (struct history *h, uint32_t request, uint64_t now)
 {
-  h->request[request].answered = now;
+  h->request[request].answered = history_moment (h, now);
   h->request[request].failed = true;
 }
 
@@ -106,7 +118,7 @@ history_flushed (struct history *h, uint64_t issued, uint64_t now)
     if (h->request[i].answered != HISTORY_NEVER && !h->request[i].failed &&
         h->request[i].answered <= issued &&
         h->request[i].stable == HISTORY_NEVER)
-      h->request[i].stable = now;
+      h->request[i].stable = history_moment (h, now);
   }
 }
 
@@ -140,7 +152,22 @@ bool
 history_allows (const struct history *h, uint64_t sector, const void *content,
                 uint64_t moment)
 {
-  return allows_hash (h, sector, content_hash (content), moment);
+  return allows_hash (h, sector, content_hash (content),
+                      moment << TICK_BITS | LAST_TICK);
+}
+
+bool
+history_has_ever (const struct history *h, uint64_t sector,
+                  const void *content)
+{
+  const uint64_t hash = content_hash (content);
+  uint32_t v;
+
+  for (v = h->newest[sector]; v != 0; v = h->value[v - 1].older) {
+    if (h->value[v - 1].hash == hash)
+      return true;
+  }
+  return false;
 }
 
 uint64_t
@@ -163,11 +190,12 @@ history_explain (const struct history *h, uint64_t sector, uint64_t moment)
   for (v = h->newest[sector]; v != 0; v = h->value[v - 1].older) {
     const struct history_request *r = &h->request[h->value[v - 1].request];
 
-    if (r->issued > moment)
+    if (r->issued >> TICK_BITS > moment)
       continue;
     fprintf (stderr, "    request %" PRIu32 " gave it %016" PRIx64 ", issued "
              "at %" PRIu64 ", answered at %" PRId64 ", stable at %" PRId64
-             "\n", h->value[v - 1].request, h->value[v - 1].hash, r->issued,
-             (int64_t) r->answered, (int64_t) r->stable);
+             "\n", h->value[v - 1].request, h->value[v - 1].hash,
+             r->issued >> TICK_BITS, (int64_t) r->answered >> TICK_BITS,
+             (int64_t) r->stable >> TICK_BITS);
   }
 }

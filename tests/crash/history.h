@@ -37,6 +37,7 @@ struct history {
   uint32_t nr_values, values_allocated;
   struct history_request *request; /* the first one is the disk as it was */
   uint32_t nr_requests, requests_allocated;
+  uint64_t ticks;
 };
 
 /* disk has these many sectors, whose values are stable. */
@@ -55,12 +56,19 @@ extern void history_answer (struct history *h, uint32_t request, uint64_t now,
                             bool fua);
 extern void history_fail (struct history *h, uint32_t request, uint64_t now);
 
+/* A moment, for history_flushed: later than all that was told before. */
+extern uint64_t history_moment (struct history *h, uint64_t now);
+
 /* A flush that began at the moment `issued' was answered. */
 extern void history_flushed (struct history *h, uint64_t issued, uint64_t now);
 
 /* True if, after a crash at this moment, the sector may hold this. */
 extern bool history_allows (const struct history *h, uint64_t sector,
                             const void *content, uint64_t moment);
+
+/* True if the sector was ever given this. */
+extern bool history_has_ever (const struct history *h, uint64_t sector,
+                              const void *content);
 
 /* The first sector of a disk that may not be as it is; nr_sectors if there
  * is none.
