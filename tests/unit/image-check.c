@@ -33,13 +33,13 @@ struct img {
 static uint32_t
 word32 (const struct img *m, uint64_t at)
 {
-  return at + 4 <= m->size ? get_be32 (m->data + at) : 0;
+  return m->size >= 4 && at <= m->size - 4 ? get_be32 (m->data + at) : 0;
 }
 
 static uint64_t
 word64 (const struct img *m, uint64_t at)
 {
-  return at + 8 <= m->size ? get_be64 (m->data + at) : 0;
+  return m->size >= 8 && at <= m->size - 8 ? get_be64 (m->data + at) : 0;
 }
 
 static struct img
@@ -87,6 +87,10 @@ refer (struct image_refs *r, const struct img *m, uint64_t offset,
 
   if (bytes == 0)
     return;
+  if (offset > UINT64_MAX - (bytes - 1)) {
+    r->beyond++;
+    return;
+  }
   for (c = offset >> m->bits; c <= (offset + bytes - 1) >> m->bits; ++c) {
     r->steps++;
     if (c >= r->nr) {

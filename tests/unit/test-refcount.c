@@ -283,6 +283,66 @@ test_growth (unsigned bits, unsigned order)
   end ();
 }
 
+/* What points to something new is written after that is durable: the entry of
+ * a block, and the header's of a table.
+ */
+static struct memory_log call_log = MEMORY_LOG_INIT;
+
+static bool
+is_call (size_t i, unsigned kind, uint64_t count)
+{
+  return i < call_log.nr && call_log.call[i].kind == kind &&
+    (kind != MEMORY_WRITE || call_log.call[i].count == count);
+}
+
+static void
+check_barriers (uint64_t cluster_size, unsigned *blocks, unsigned *tables)
+{
+  size_t i, flushed = 0;
+
+  for (i = 0; i < call_log.nr; ++i) {
+    const struct memory_call *c = &call_log.call[i];
+
+    if (c->kind == MEMORY_FLUSH)
+      flushed = i + 1;
+    else if (is_call (i, MEMORY_WRITE, HEADER_REFCOUNT_TABLE_BYTES)) {
+      CHECK_EQ (flushed, i); /* all before it is durable ... */
+      CHECK (is_call (i + 1, MEMORY_FLUSH, 0)); /* ... and then it is */
+      ++*tables;
+    }
+    else if (is_call (i, MEMORY_WRITE, cluster_size) && cluster_size > 512 &&
+             is_call (i + 1, MEMORY_FLUSH, 0))
+      ++*blocks;
+  }
+}
+
+static void
+test_barriers (void)
+{
+  const unsigned bits = 10, order = 6;
+  uint64_t taken = 0, before;
+  unsigned blocks = 0, tables = 0, added = 0;
+
+  memset (model, 0, sizeof model);
+  start (bits, order, 5);
+  for (uint64_t i = 0; i < size_now () >> bits; ++i)
+    model[i] = stored (i);
+  control.log = &call_log;
+  while (taken < table_reach (bits, order) + 2000) {
+    before = control.writes;
+    memory_log_clear (&call_log);
+    CHECK (take (100, &taken));
+    check_barriers (UINT64_C (1) << bits, &blocks, &tables);
+    added += control.writes != before;
+  }
+  CHECK_EQ (tables, 1);
+  CHECK (added > 100);
+  CHECK (blocks >= added - tables);
+  memory_log_free (&call_log);
+  control.log = NULL;
+  end ();
+}
+
 /* Those that are given back are found again, the first one first. */
 static void
 test_first_free (void)
@@ -437,6 +497,7 @@ main (void)
   }
   test_runs (21, 4);
   test_batch ();
+  test_barriers ();
   test_first_free ();
   test_failures ();
   test_damage ();

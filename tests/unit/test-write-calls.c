@@ -267,6 +267,35 @@ test_waits (void)
   check_waits (&forms[4], 2, 4096, 0);
 }
 
+/* I5: the first clusters of a reserve have no durable refcounts yet: those are
+ * written, and waited for, before the mapping is.
+ */
+static void
+test_first_waits (void)
+{
+  unsigned f, writes = 0, flushes = 0;
+  size_t i;
+
+  for (f = 0; f < 2; ++f) {
+    start (&forms[f]);
+    begin ();
+    rig_write (&rig, UINT64_C (50) << 16, 65536, 1);
+    CHECK_EQ (count (MEMORY_FLUSH), 0);
+    rig_flush (&rig);
+    CHECK_EQ (count (MEMORY_FLUSH), 2);
+    for (i = writes = flushes = 0; i < call_log.nr; ++i) {
+      const struct memory_call *c = &call_log.call[i];
+
+      writes += c->kind == MEMORY_WRITE;
+      flushes += c->kind == MEMORY_FLUSH;
+      if (c->kind == MEMORY_FLUSH && flushes == 1) /* data, refcounts */
+        CHECK_EQ (writes, 2);
+    }
+    CHECK_EQ (writes, 3);
+    end ();
+  }
+}
+
 /* Metadata goes out in sectors, not in tables: what a flushed write of 4 KiB
  * to a fresh image costs.
  */
@@ -354,6 +383,7 @@ main (void)
   test_fua ();
   test_fresh ();
   test_waits ();
+  test_first_waits ();
   test_bytes ();
   test_fill ();
   test_contiguous ();

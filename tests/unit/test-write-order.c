@@ -184,14 +184,19 @@ close_image (void)
   rig_free (&rig);
 }
 
-/* Many writes, so that every free cluster is handed out, and flushes. */
+/* Many writes, so that every free cluster is handed out, and flushes.  None
+ * follows another, since single clusters are of no use for such.
+ */
 static void
 use_up_space (uint64_t seed)
 {
   uint64_t i;
 
-  for (i = CLUSTERS / 2; i < CLUSTERS; ++i) {
-    rig_write (&rig, i * CLUSTER, CLUSTER, seed + i);
+  rig_trim (&rig, CLUSTERS / 2 * CLUSTER, CLUSTERS / 2 * CLUSTER);
+  for (i = 0; i < CLUSTERS / 2; ++i) {
+    const uint64_t cluster = CLUSTERS / 2 + i * 7 % (CLUSTERS / 2);
+
+    rig_write (&rig, cluster * CLUSTER, CLUSTER, seed + i);
     rig_flush (&rig);
   }
 }
@@ -255,8 +260,9 @@ check_slow_writer (enum what what)
   open_gate ();
   join (&o);
   free (o.buf);
+  rig_compare (&rig);
   rig_flush (&rig);
-  use_up_space (200);
+  use_up_space (200); /* now it may be used */
   close_image ();
 }
 
@@ -305,6 +311,42 @@ test_two_writes (void)
     check_two_writes (i & 1, i & 2, 61000, 1);
     check_two_writes (i & 1, i & 2, 8192, 12288);
   }
+}
+
+/* Two writes that need the same L2 table, which there is not yet, or which a
+ * snapshot has as well: it is made once.
+ */
+static void
+check_one_table (bool shared)
+{
+  struct other a, b;
+  struct builder image;
+  uint64_t state = 1;
+
+  build_start (&image, 3, 9, false, COMPRESSION_DEFLATE, 1 << 17);
+  if (shared) {
+    build_entry (&image, 64 + 7, build_data (&image, 1), 0);
+    build_snapshot (&image, 0, &state);
+  }
+  build_finish (&image);
+  rig_init (&rig, "one table", &image);
+  build_free (&image);
+  rig_open (&rig);
+  rig.control.hook = pass_gate;
+  close_gate (MEMORY_ALLOCATE, 0, UINT64_MAX);
+  start (&a, WRITE, 64 * 512 + 100, 300, 5);
+  wait_at_gate ();
+  start (&b, WRITE, 80 * 512 + 100, 300, 6);
+  usleep (10000);
+  CHECK (!b.done);
+  open_gate ();
+  join (&a);
+  join (&b);
+  apply (&a);
+  apply (&b);
+  free (a.buf);
+  free (b.buf);
+  close_image ();
 }
 
 /* Part of a cluster is zeroed beside a write that allocates it (QEMU 7.2
@@ -472,6 +514,8 @@ main (void)
   check_slow_writer (TRIM);
   check_slow_writer (ZERO_TRIM);
   test_two_writes ();
+  check_one_table (false);
+  check_one_table (true);
   test_zero_and_write ();
   test_flush_beside ();
   test_flush_flush ();

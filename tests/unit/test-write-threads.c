@@ -353,9 +353,11 @@ check_value (uint64_t sector, uint64_t stamp, uint64_t begun)
   for (v = 0; v < s->nr && !found; ++v)
     found = s->value[v].stamp == stamp && s->value[v].replaced > begun;
   if (!found && s->forgotten <= begun) {
+    const bool first = !check_any_failed ();
+
     check_failed (__FILE__, __LINE__, "%s: sector %" PRIu64 " holds 0x%"
                   PRIx64 " at time %" PRIu64, rig.what, sector, stamp, begun);
-    for (v = 0; v < s->nr; ++v)
+    for (v = 0; v < s->nr && first; ++v)
       fprintf (stderr, "  it may hold 0x%" PRIx64 ", written from %" PRIu64
                " to %" PRId64 ", replaced %" PRId64 "\n", s->value[v].stamp,
                s->value[v].begun, s->value[v].ended, s->value[v].replaced);

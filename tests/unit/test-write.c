@@ -161,7 +161,8 @@ make (const struct form *f, bool tail)
     /* It ends within the disk, and not at a cluster. */
     base = malloc (disk_size);
     build_pattern (base, disk_size, 1234);
-    rig_set_base (&rig, base, disk_size - cluster_size / 2 - 100, true);
+    rig_set_base (&rig, base, disk_size - (tail ? 100 : cluster_size / 2 + 100),
+                  true);
   }
   rig_open (&rig);
 }
@@ -339,6 +340,26 @@ test_tail (void)
   }
 }
 
+/* What the last host cluster holds past the end of the disk is zeros, not what
+ * was in memory.
+ */
+static void
+test_past_end (void)
+{
+  unsigned f, i;
+  uint64_t past;
+
+  for (f = 0; f < NR_FORMS; ++f) {
+    make (&forms[f], true);
+    past = disk_size % cluster_size;
+    rig_write (&rig, disk_size - 5, 5, 1);
+    for (i = past; past != 0 && i < cluster_size; ++i)
+      CHECK_EQ (rig.disk.data[rig_host (&rig, disk_size - past) + i], 0);
+    rig_close (&rig);
+    unmake ();
+  }
+}
+
 /* ------------------------------------------------------- what becomes of it */
 
 static bool
@@ -488,6 +509,34 @@ test_replaced (void)
   rig_compare (&rig);
   rig_close (&rig);
   CHECK_EQ (rig_refcount (&rig, host), 0);
+  unmake ();
+}
+
+/* M5: entries of a table that a snapshot has as well say that their clusters
+ * are nobody else's: that counts for nothing, neither in place nor in the
+ * table's copy.
+ */
+static void
+test_stale_copied (void)
+{
+  uint64_t table, word, i;
+
+  make (&forms[6], false);
+  rig_close (&rig);
+  table = get_be64 (rig.disk.data + get_be64 (rig.disk.data + 40)) &
+    QCOW2_ENTRY_OFFSET_MASK;
+  for (i = 0; i < disk_size / cluster_size; ++i) {
+    word = get_be64 (rig.disk.data + table + 8 * i);
+    if ((word & QCOW2_ENTRY_OFFSET_MASK) && !(word & QCOW2_L2_COMPRESSED))
+      put_be64 (rig.disk.data + table + 8 * i, word | QCOW2_ENTRY_COPIED);
+  }
+  rig_open (&rig);
+  rig_write (&rig, at_kind (DATA) + 1000, 1000, 5);
+  rig_write (&rig, at_kind (DATA_BESIDE), 1000, 5);
+  rig_zero (&rig, at_kind (DATA_BESIDE) + cluster_size, cluster_size, 0);
+  rig_write (&rig, at_kind (ZERO_KEPT), 1000, 5);
+  rig_compare (&rig);
+  rig_close (&rig); /* which looks at the flags */
   unmake ();
 }
 
@@ -682,10 +731,12 @@ main (void)
   check_time_limit (300);
   test_all ();
   test_tail ();
+  test_past_end ();
   test_zero_data ();
   test_write_kept ();
   test_subclusters ();
   test_replaced ();
+  test_stale_copied ();
   test_fast ();
   test_keep_discarded ();
   test_trim_all ();
