@@ -187,6 +187,14 @@ write_features (struct writer *w)
   return 0;
 }
 
+/* What became of a corrupt image: v2 has no bit to mark it by. */
+static const char *
+consequence (const struct writer *w)
+{
+  return w->header.version >= 3 ? "it is marked as corrupt"
+    : "nothing is written any more";
+}
+
 static void
 mark_corrupt (struct writer *w)
 {
@@ -208,7 +216,7 @@ failed (struct writer *w)
   if (atomic_load (&w->commit.corrupt) &&
       !atomic_exchange (&w->found_corrupt, true)) {
     mark_corrupt (w);
-    error_set (EIO, "%s: it is marked as corrupt", w->commit.message);
+    error_set (EIO, "%s: %s", w->commit.message, consequence (w));
   }
   return -1;
 }
@@ -269,8 +277,8 @@ found_corrupt (struct writer *w, const char *what, enum metadata kind,
   atomic_store (&w->found_corrupt, true);
   mark_corrupt (w);
   error_set (EIO, "%s: damaged: %s %s, within %" PRIu64 " bytes at offset "
-             "0x%" PRIx64 ": it is marked as corrupt", name (w), what,
-             overlap_name (kind), bytes, offset.v);
+             "0x%" PRIx64 ": %s", name (w), what, overlap_name (kind), bytes,
+             offset.v, consequence (w));
   commit_fail_corrupt (&w->commit);
   return -1;
 }
@@ -512,8 +520,7 @@ writer_close (struct writer *w)
     r = commit_check (&w->commit);
     if (r == 0)
       r = space_close (&w->space);
-    if (r == 0)
-      r = clear_dirty (w);
+    r = r == 0 ? clear_dirty (w) : failed (w);
   }
   space_destroy (&w->space);
   commit_destroy (&w->commit);
