@@ -88,12 +88,12 @@ bitmaps_are_consistent (struct storage *s, const struct header *h,
 }
 
 int
-bitmaps_mark_in_use (struct storage *s, const struct header *h)
+bitmaps_mark_in_use (struct storage *s, const struct header *h, bool *written)
 {
-  bool marked = false;
   struct cursor c;
   int r;
 
+  *written = false;
   if (start (&c, s, h) == -1)
     return -1;
   while ((r = next (&c)) == 1) {
@@ -102,11 +102,11 @@ bitmaps_mark_in_use (struct storage *s, const struct header *h)
     if (c.flags & FLAG_IN_USE)
       continue;
     put_be32 (buf, c.flags | FLAG_IN_USE);
+    *written = true;
     if (storage_write (s, buf, sizeof buf, c.flags_place) == -1)
       return -1;
-    marked = true;
   }
-  if (r == 0 && marked)
+  if (r == 0 && *written)
     r = storage_flush (s);
   return r;
 }

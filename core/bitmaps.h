@@ -20,7 +20,10 @@
 extern int bitmaps_are_consistent (struct storage *s, const struct header *h,
                                    bool *consistent);
 
-/* Mark all as in use, durably.  Returns -1 with the error set. */
-extern int bitmaps_mark_in_use (struct storage *s, const struct header *h);
+/* Mark all as in use, durably.  Returns -1 with the error set; *written tells
+ * whether that came to writing something, which may be on the disk or not.
+ */
+extern int bitmaps_mark_in_use (struct storage *s, const struct header *h,
+                                bool *written);
 
 #endif /* QCOW2_BITMAPS_H */

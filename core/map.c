@@ -270,8 +270,8 @@ lookup_l2 (const struct map *m, struct host_off table, struct guest_off offset,
  * slice of the L1 table reaches.  *word and *place are the entry.
  */
 static int
-lookup_l1 (const struct map *m, struct guest_off offset, uint64_t *word,
-           struct host_off *place, uint64_t *length)
+lookup_l1 (const struct map *m, struct guest_off offset, uint64_t max,
+           uint64_t *word, struct host_off *place, uint64_t *length)
 {
   const uint64_t index = offset.v >> m->l1_shift;
   const unsigned nr = m->slice_bytes / sizeof (uint64_t);
@@ -289,7 +289,8 @@ lookup_l1 (const struct map *m, struct guest_off offset, uint64_t *word,
     *word = cache_word (&ref, index % nr);
     end = index + 1;
     if ((*word & QCOW2_ENTRY_OFFSET_MASK) == 0) {
-      while (end < m->l1_size && end % nr != 0 &&
+      while ((end << m->l1_shift) - offset.v < max &&
+             end < m->l1_size && end % nr != 0 &&
              (cache_word (&ref, end % nr) & QCOW2_ENTRY_OFFSET_MASK) == 0)
         end++;
     }
@@ -312,7 +313,7 @@ lookup_slice (const struct map *m, struct guest_off offset, uint64_t max,
     run->length = max;
     return 0;
   }
-  if (lookup_l1 (m, offset, &word, &place, &length) == -1)
+  if (lookup_l1 (m, offset, max, &word, &place, &length) == -1)
     return -1;
   run->length = length;
   if (!entry_decode_l1 (&m->format, word, &table))
@@ -378,7 +379,7 @@ map_l1_entry (const struct map *m, struct guest_off offset, struct map_l1 *l1)
   struct run run;
 
   assert (offset.v >> m->l1_shift < m->l1_size);
-  if (lookup_l1 (m, offset, &l1->word, &l1->place, &length) == -1)
+  if (lookup_l1 (m, offset, 1, &l1->word, &l1->place, &length) == -1)
     return -1;
   l1->copied = (l1->word & QCOW2_ENTRY_COPIED) != 0;
   if (!entry_decode_l1 (&m->format, l1->word, &l1->table)) {

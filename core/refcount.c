@@ -290,8 +290,14 @@ add_metadata (struct refcounts *r, uint64_t cluster, uint64_t nr,
               enum metadata kind)
 {
   if (overlap_add (r->overlap, storage (r)->name, cluster_offset (r, cluster),
-                   nr, kind) == 0)
+                   nr, kind) == 0) {
+    /* If a damaged image said that a snapshot's table is free, then it may be
+     * that, and in the cache.
+     */
+    cache_forget (r->commit->cache, r->commit->id, cluster_offset (r, cluster),
+                  nr << r->cluster_bits, r->commit->slice_bytes);
     return 0;
+  }
   if (error_errno () != ENOMEM)
     commit_fail_corrupt (r->commit);
   return -1;

@@ -232,11 +232,13 @@ begin (struct writer *w)
   struct header *h = &w->header;
   const bool lazy = h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
   const uint64_t autoclear = has_bitmaps (h) ? QCOW2_AUTOCLEAR_BITMAPS : 0;
+  bool written;
 
   if (h->version < 3)
     return 0;
-  if (bitmaps_mark_in_use (w->disk->storage, h) == -1) {
-    commit_fail (&w->commit);
+  if (bitmaps_mark_in_use (w->disk->storage, h, &written) == -1) {
+    if (written)
+      commit_fail (&w->commit);
     return -1;
   }
   if (h->autoclear == autoclear && !lazy)
@@ -337,6 +339,11 @@ set_l1 (struct writer *w, const struct map_l1 *l1, struct host_off table,
     .nr_freed = old != NULL,
   };
 
+  /* If a damaged image said that a snapshot's table is free, then it may be
+   * that, and in the cache.
+   */
+  cache_forget (w->disk->map.cache, w->disk->map.id, table,
+                w->disk->map.cluster_size, slice_bytes);
   return commit_change (&w->commit, &ch, NULL);
 }
 

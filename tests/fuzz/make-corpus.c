@@ -1,29 +1,86 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Makes the seed corpus: make-corpus DIRECTORY.  The corpus is committed,
- * as fuzzing needs the same start everywhere; this says where it is from.
+/* Makes the seeds that the corpus grew from, and those regressions that were
+ * made by hand: make-corpus DIRECTORY.  Both are committed, as fuzzing needs
+ * the same start everywhere; this says where they are from.
  */
 
 #include <config.h>
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "build.h"
+#include "random.h"
 
 static struct builder b;
 
-static void
-save (const char *name)
+/* In this folder, which is two deep. */
+static FILE *
+create (const char *folder, const char *target, const char *name)
 {
-  FILE *f = fopen (name, "w");
+  char path[256];
+  FILE *f;
 
-  if (f == NULL || fwrite (b.data, 1, b.size, f) != b.size ||
-      fclose (f) != 0) {
-    perror (name);
+  mkdir (folder, 0777);
+  snprintf (path, sizeof path, "%s/%s", folder, target);
+  mkdir (path, 0777);
+  snprintf (path, sizeof path, "%s/%s/%s", folder, target, name);
+  f = fopen (path, "w");
+  if (f == NULL) {
+    perror (path);
     exit (1);
   }
+  return f;
+}
+
+static void
+put (FILE *f, const void *data, size_t size)
+{
+  if (fwrite (data, 1, size, f) != size) {
+    perror ("write");
+    exit (1);
+  }
+}
+
+static void
+end (FILE *f)
+{
+  if (fclose (f) != 0) {
+    perror ("write");
+    exit (1);
+  }
+}
+
+static void
+save_in (const char *folder, const char *target, const char *name)
+{
+  FILE *f = create (folder, target, name);
+
+  put (f, b.data, b.size);
+  end (f);
+  build_free (&b);
+}
+
+static void
+save (const char *target, const char *name)
+{
+  save_in ("corpus", target, name);
+}
+
+/* Its header alone, as the beginning of a file of this size. */
+static void
+save_header (const char *name)
+{
+  FILE *f = create ("corpus", "header", name);
+  uint8_t size[8];
+
+  put_be64 (size, b.size);
+  put (f, size, sizeof size);
+  put (f, b.data, 512);
+  end (f);
   build_free (&b);
 }
 
@@ -38,6 +95,16 @@ compressed (uint64_t cluster, uint64_t seed)
   build_compressed (&b, cluster, plain, 20);
   free (plain);
 }
+
+static void
+extension (uint64_t at, uint32_t type, uint32_t len, const char *data)
+{
+  put_be32 (b.data + at, type);
+  put_be32 (b.data + at + 4, len);
+  memcpy (b.data + at + 8, data, len);
+}
+
+/* ----------------------------------------------------------------- reading */
 
 /* All kinds of entries. */
 static void
@@ -66,6 +133,81 @@ fill (unsigned tables)
 }
 
 static void
+damaged (void)
+{
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
+  put_be64 (b.data + 72, 3); /* dirty and corrupt */
+  build_entry (&b, 1, UINT64_C (1) << 40, 0); /* and it is */
+  build_entry (&b, 2, 0x600, 0);
+  build_entry (&b, 3, QCOW2_L2_COMPRESSED, 0);
+  put_be64 (b.data + b.l1_offset + 8, 0xffff00);
+  save ("map", "v3-512-damaged");
+}
+
+/* With refcounts of each width. */
+static void
+widths (void)
+{
+  char name[32];
+  unsigned order;
+
+  for (order = 0; order <= 6; ++order) {
+    build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 20 * 512);
+    build_order (&b, order);
+    build_entry (&b, 3, build_data (&b, order), 0);
+    build_finish (&b);
+    snprintf (name, sizeof name, "v3-512-order-%u", order);
+    save ("map", name);
+  }
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 20 * 512);
+  build_finish (&b);
+  put_be64 (b.data + get_be64 (b.data + 48) + 8, -UINT64_C (512));
+  save ("map", "v3-512-refcount-block-wraps");
+}
+
+static void
+readable (void)
+{
+  build_start (&b, 2, 9, false, COMPRESSION_DEFLATE, 100000);
+  fill (2);
+  save ("map", "v2-512");
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 99 * 1024 + 100);
+  fill (3);
+  save ("map", "v3-512");
+
+  build_start (&b, 3, 9, false, COMPRESSION_ZSTD, 1 << 20);
+  fill (2);
+  save ("map", "v3-512-zstd");
+
+  build_start (&b, 3, 12, false, COMPRESSION_ZSTD, 3 << 20);
+  fill (1);
+  save ("map", "v3-4k-zstd");
+
+  build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, UINT64_C (1) << 31);
+  build_entry (&b, 7, QCOW2_L2_ZERO, 0);
+  save ("map", "v3-4k-large");
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
+  build_backing (&b, "raw");
+  fill (1);
+  save ("map", "v3-512-backing");
+
+  build_start (&b, 3, 14, true, COMPRESSION_DEFLATE, 20 << 20);
+  /* Its data is the refcount table's cluster: nobody minds here. */
+  build_entry (&b, 0, 0x4000, UINT32_MAX);
+  build_entry (&b, 1, 0x4000, 0x00ff000f0000fff0);
+  build_entry (&b, 2, 0, UINT64_C (0xff00ffff00000000));
+  build_entry (&b, 3, 0x4000, 0);
+  compressed (4, 9);
+  save ("map", "v3-16k-extended");
+  damaged ();
+  widths ();
+}
+
+/* --------------------------------------------------------------- snapshots */
+
+static void
 snapshots (void)
 {
   const uint64_t l1 = build_clusters (&b, 1);
@@ -90,14 +232,32 @@ snapshots (void)
 }
 
 static void
-extension (uint64_t at, uint32_t type, uint32_t len, const char *data)
+with_snapshots (void)
 {
-  put_be32 (b.data + at, type);
-  put_be32 (b.data + at + 4, len);
-  memcpy (b.data + at + 8, data, len);
+  uint64_t state = 1;
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 99 * 1024 + 100);
+  fill (3);
+  snapshots ();
+  save ("snapshot", "v3-512");
+
+  build_start (&b, 2, 10, false, COMPRESSION_DEFLATE, 1 << 18);
+  fill (1);
+  snapshots ();
+  save ("snapshot", "v2-1k");
+
+  build_start (&b, 3, 9, false, COMPRESSION_ZSTD, 300 * 512);
+  fill (1);
+  build_snapshot (&b, 100, &state);
+  build_entry (&b, 2, build_data (&b, 7), 0);
+  build_snapshot (&b, 50, &state);
+  build_finish (&b);
+  save ("snapshot", "v3-512-shared");
 }
 
-/* Images whose refcounts are right, so that they can be written. */
+/* ----------------------------------------------------------------- writing */
+
+/* Images whose refcounts are right. */
 static void
 sound (unsigned order)
 {
@@ -111,7 +271,7 @@ static void
 save_sound (const char *name)
 {
   build_finish (&b);
-  save (name);
+  save ("write", name);
 }
 
 static void
@@ -133,6 +293,29 @@ some_clusters (void)
     build_entry (&b, 5, 0, UINT64_C (0xf0f0f00000000000));
 }
 
+/* A bitmap of one cluster.  Spec: Bitmaps extension. */
+static void
+bitmap (void)
+{
+  uint8_t data[QCOW2_EXT_BITMAPS_BYTES] = { 0 };
+  const uint64_t bits = build_clusters (&b, 1);
+  const uint64_t table = build_clusters (&b, 1);
+  const uint64_t directory = build_clusters (&b, 1);
+
+  put_be64 (b.data + table, bits);
+  put_be64 (b.data + directory, table);
+  put_be32 (b.data + directory + 8, 1);
+  b.data[directory + 16] = 1;
+  b.data[directory + 17] = 16;
+  put_be16 (b.data + directory + 18, 4);
+  memcpy (b.data + directory + 24, "name", 4);
+  put_be32 (data, 1);
+  put_be64 (data + 8, 32);
+  put_be64 (data + 16, directory);
+  extension (112, QCOW2_EXT_BITMAPS, sizeof data, (char *) data);
+  put_be64 (b.data + 88, QCOW2_AUTOCLEAR_BITMAPS);
+}
+
 static void
 writable (void)
 {
@@ -141,12 +324,12 @@ writable (void)
   build_start (&b, 2, 9, false, COMPRESSION_DEFLATE, 100000);
   sound (4);
   some_clusters ();
-  save_sound ("write-v2-512.qcow2");
+  save_sound ("v2-512");
 
   build_start (&b, 3, 9, false, COMPRESSION_ZSTD, 200 * 512);
   sound (0);
   some_clusters ();
-  save_sound ("write-v3-512-order-0.qcow2");
+  save_sound ("v3-512-order-0");
 
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 300 * 512 + 100);
   sound (6);
@@ -154,26 +337,168 @@ writable (void)
   build_snapshot (&b, 50, &state);
   some_clusters ();
   build_snapshot (&b, 0, &state);
-  save_sound ("write-v3-512-order-6-snapshots.qcow2");
+  save_sound ("v3-512-order-6-snapshots");
 
   build_start (&b, 3, 10, false, COMPRESSION_DEFLATE, UINT64_C (1) << 30);
   sound (3);
   some_clusters ();
   put_be64 (b.data + 80, QCOW2_COMPAT_LAZY_REFCOUNTS);
   put_be64 (b.data + 88, UINT64_C (0x500));
-  save_sound ("write-v3-1k-lazy.qcow2");
+  save_sound ("v3-1k-lazy");
 
   build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, 1 << 20);
   sound (4);
   some_clusters ();
   build_snapshot (&b, 100, &state);
-  save_sound ("write-v3-4k-snapshot.qcow2");
+  save_sound ("v3-4k-snapshot");
 
   build_start (&b, 3, 14, true, COMPRESSION_DEFLATE, 900000);
   sound (1);
   build_entry (&b, 0, build_data (&b, 3), 0x00ff000f0000fff0);
   build_entry (&b, 2, 0, UINT64_C (0xff00ffff00000000));
-  save_sound ("write-v3-16k-extended.qcow2");
+  save_sound ("v3-16k-extended");
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 17);
+  sound (2);
+  build_backing (&b, "raw");
+  some_clusters ();
+  save_sound ("v3-512-backing");
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
+  sound (5);
+  some_clusters ();
+  bitmap ();
+  save_sound ("v3-512-bitmap");
+}
+
+/* All clusters that the refcount table has entries for are in use, or leaked:
+ * so that it must grow.
+ */
+static void
+full (void)
+{
+  const unsigned nr_blocks = 512 / 8, per_block = 512 / 8;
+  uint64_t blocks;
+  unsigned i;
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 18);
+  build_order (&b, 6);
+  build_entry (&b, 0, build_data (&b, 1) | QCOW2_ENTRY_COPIED, 0);
+  blocks = build_clusters (&b, nr_blocks);
+  for (i = 0; i < nr_blocks; ++i)
+    put_be64 (b.data + get_be64 (b.data + 48) + 8 * i, blocks + 512 * i);
+  for (i = 0; i < nr_blocks * per_block; ++i)
+    put_be64 (b.data + blocks + 8 * i, 1);
+  save ("write", "v3-512-full-refcount-table");
+}
+
+/* ----------------------------------------------------------------- headers */
+
+static void
+headers (void)
+{
+  build_start (&b, 2, 9, false, COMPRESSION_DEFLATE, 100000);
+  save_header ("v2");
+
+  build_start (&b, 3, 9, false, COMPRESSION_ZSTD, 100000);
+  save_header ("v3-zstd");
+
+  build_start (&b, 3, 14, true, COMPRESSION_DEFLATE, 100000);
+  save_header ("v3-extended");
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
+  snapshots ();
+  save_header ("v3-snapshots");
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
+  build_backing (&b, "raw");
+  extension (128, 0x12345678, 9, "123456789");
+  extension (152, QCOW2_EXT_BITMAPS, 24, "\0\0\0\1\0\0\0\0\0\0\0\0\0\0\0\40"
+             "\0\0\0\0\0\0\2");
+  save_header ("v3-backing");
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
+  put_be64 (b.data + 72, 0x60);
+  put_be32 (b.data + 112, QCOW2_EXT_FEATURE_NAMES);
+  put_be32 (b.data + 116, 96);
+  memcpy (b.data + 120, "\0\5name of it", 12);
+  memcpy (b.data + 168, "\0\6another", 9);
+  save_header ("v3-features");
+}
+
+/* ---------------------------------------------------------- compressed data */
+
+/* See target-codec.c. */
+static void
+save_data (const char *name, enum compression type, unsigned bits,
+           const uint8_t *data, size_t size)
+{
+  FILE *f = create ("corpus", "codec", name);
+  uint8_t plan[8] = { type, bits - 9 };
+
+  put_be16 (plan + 4, (size + 511) / 512 - 1);
+  put (f, plan, sizeof plan);
+  put (f, data, size);
+  end (f);
+}
+
+static void
+data (void)
+{
+  static uint8_t plain[1 << 16], packed[2 * BUILD_BOUND (1 << 16)];
+  uint64_t state = 1;
+  size_t n;
+
+  build_pattern (plain, sizeof plain, 1);
+  n = build_deflate (plain, 512, packed, -12, 6, true);
+  save_data ("deflate-512", COMPRESSION_DEFLATE, 9, packed, n);
+  n = build_deflate (plain, sizeof plain, packed, -15, 9, true);
+  save_data ("deflate-64k-window-15", COMPRESSION_DEFLATE, 16, packed, n);
+  n = build_deflate (plain, 4096, packed, -12, 1, false);
+  save_data ("deflate-4k-not-ended", COMPRESSION_DEFLATE, 12, packed, n);
+  n = build_zstd (plain, 512, packed, 3, false);
+  save_data ("zstd-512", COMPRESSION_ZSTD, 9, packed, n);
+  n = build_zstd (plain, sizeof plain, packed, 19, true);
+  save_data ("zstd-64k-checksum", COMPRESSION_ZSTD, 16, packed, n);
+  n = build_zstd (plain, 1024, packed, 1, false);
+  n += build_zstd (plain + 1024, 3072, packed + n, 9, true);
+  save_data ("zstd-4k-two-frames", COMPRESSION_ZSTD, 12, packed, n);
+
+  random_fill (&state, plain, 4096);
+  n = build_deflate (plain, 4096, packed, -12, 0, true);
+  save_data ("deflate-4k-stored", COMPRESSION_DEFLATE, 12, packed, n);
+  n = build_zstd (plain, 4096, packed, 1, false);
+  save_data ("zstd-4k-raw", COMPRESSION_ZSTD, 12, packed, n);
+  memset (plain, 0, sizeof plain);
+  n = build_deflate (plain, sizeof plain, packed, -12, 9, true);
+  save_data ("deflate-2m-too-short", COMPRESSION_DEFLATE, 21, packed, n);
+  n = build_zstd (plain, sizeof plain, packed, 3, false);
+  save_data ("zstd-64k-zeros", COMPRESSION_ZSTD, 16, packed, n);
+}
+
+/* ------------------------------------------------------------- regressions */
+
+/* The check of the write target added to offsets like these, and wrapped. */
+static void
+near_the_end_of_offsets (void)
+{
+  uint64_t state = 1, table;
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
+  some_clusters ();
+  build_snapshot (&b, 100, &state);
+  build_finish (&b);
+  table = get_be64 (b.data + 64);
+  put_be64 (b.data + table, UINT64_MAX - 7);
+  save_in ("regressions", "write", "snapshot-l1-offset-wraps");
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
+  some_clusters ();
+  bitmap ();
+  build_finish (&b);
+  table = get_be64 (b.data + 136); /* the directory */
+  put_be64 (b.data + table, UINT64_MAX - 3);
+  save_in ("regressions", "write", "bitmap-table-offset-wraps");
 }
 
 int
@@ -183,64 +508,12 @@ main (int argc, char *argv[])
     fprintf (stderr, "usage: make-corpus DIRECTORY\n");
     return 2;
   }
-  build_start (&b, 2, 9, false, COMPRESSION_DEFLATE, 100000);
-  fill (2);
-  save ("v2-512.qcow2");
-
-  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 99 * 1024 + 100);
-  fill (3);
-  snapshots ();
-  save ("v3-512-snapshots.qcow2");
-
-  build_start (&b, 3, 9, false, COMPRESSION_ZSTD, 1 << 20);
-  fill (2);
-  save ("v3-512-zstd.qcow2");
-
-  build_start (&b, 2, 10, false, COMPRESSION_DEFLATE, 1 << 18);
-  fill (1);
-  snapshots ();
-  save ("v2-1k-snapshots.qcow2");
-
-  build_start (&b, 3, 12, false, COMPRESSION_ZSTD, 3 << 20);
-  fill (1);
-  save ("v3-4k-zstd.qcow2");
-
-  build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, UINT64_C (1) << 31);
-  build_entry (&b, 7, QCOW2_L2_ZERO, 0);
-  save ("v3-4k-large.qcow2");
-
-  build_start (&b, 3, 14, true, COMPRESSION_DEFLATE, 20 << 20);
-  /* Its data is the refcount table's cluster: nobody minds here. */
-  build_entry (&b, 0, 0x4000, UINT32_MAX);
-  build_entry (&b, 1, 0x4000, 0x00ff000f0000fff0);
-  build_entry (&b, 2, 0, UINT64_C (0xff00ffff00000000));
-  build_entry (&b, 3, 0x4000, 0);
-  compressed (4, 9);
-  save ("v3-16k-extended.qcow2");
-
-  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
-  put_be64 (b.data + 72, 3); /* dirty and corrupt */
-  build_entry (&b, 1, UINT64_C (1) << 40, 0); /* and it is */
-  build_entry (&b, 2, 0x600, 0);
-  build_entry (&b, 3, QCOW2_L2_COMPRESSED, 0);
-  put_be64 (b.data + b.l1_offset + 8, 0xffff00);
-  save ("v3-512-damaged.qcow2");
-
-  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
-  extension (112, QCOW2_EXT_BACKING_FORMAT, 3, "raw");
-  extension (128, 0x23852875, 9, "123456789");
-  put_be64 (b.data + 8, 200);
-  put_be32 (b.data + 16, 8);
-  memcpy (b.data + 200, "base.raw", 8);
-  save ("v3-512-backing.qcow2");
-
-  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
-  put_be64 (b.data + 72, 0x60);
-  put_be32 (b.data + 112, QCOW2_EXT_FEATURE_NAMES);
-  put_be32 (b.data + 116, 96);
-  memcpy (b.data + 120, "\0\5name of it", 12);
-  memcpy (b.data + 168, "\0\6another", 9);
-  save ("v3-512-features.qcow2");
+  headers ();
+  readable ();
+  with_snapshots ();
   writable ();
+  full ();
+  data ();
+  near_the_end_of_offsets ();
   return 0;
 }

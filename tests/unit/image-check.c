@@ -30,16 +30,36 @@ struct img {
   uint64_t max_steps;
 };
 
-static uint32_t
-word32 (const struct img *m, uint64_t at)
+/* Offsets in an image may be anything: a sum that wraps would be the place of
+ * something else.  Nothing is at UINT64_MAX.
+ */
+static uint64_t
+sum (uint64_t a, uint64_t b)
 {
-  return m->size >= 4 && at <= m->size - 4 ? get_be32 (m->data + at) : 0;
+  return a > UINT64_MAX - b ? UINT64_MAX : a + b;
 }
 
 static uint64_t
 word64 (const struct img *m, uint64_t at)
 {
-  return m->size >= 8 && at <= m->size - 8 ? get_be64 (m->data + at) : 0;
+  uint8_t buf[8] = { 0 };
+
+  if (at < m->size)
+    memcpy (buf, m->data + at, m->size - at < 8 ? m->size - at : 8);
+  return get_be64 (buf);
+}
+
+static uint32_t
+word32 (const struct img *m, uint64_t at)
+{
+  return word64 (m, at) >> 32;
+}
+
+/* The i-th word of a table. */
+static uint64_t
+entry_of (const struct img *m, uint64_t table, uint64_t i)
+{
+  return word64 (m, sum (table, 8 * i));
 }
 
 static struct img
@@ -49,14 +69,14 @@ parse (const uint8_t *data, uint64_t size)
 
   m.version = word32 (&m, 4);
   m.bits = word32 (&m, 20);
-  if (m.bits < 9 || m.bits > 21)
-    abort ();
-  m.cluster_size = UINT64_C (1) << m.bits;
   m.l1_size = word32 (&m, 36);
   m.l1_offset = word64 (&m, 40);
   m.table_offset = word64 (&m, 48);
   m.table_clusters = word32 (&m, 56);
   m.order = m.version < 3 ? 4 : word32 (&m, 96);
+  if (m.bits < 9 || m.bits > 21 || m.order > 6)
+    abort ();
+  m.cluster_size = UINT64_C (1) << m.bits;
   m.extended = m.version >= 3 &&
     (word64 (&m, 72) & QCOW2_INCOMPAT_EXTENDED_L2) != 0;
   return m;
@@ -76,6 +96,7 @@ enum {
   IS_SINGLE, /* metadata that only one thing refers to */
   IS_TABLE,  /* an L2 table */
   IS_DATA,
+  IS_MIXED = IMAGE_REFS_MIXED,
 };
 
 /* A reference to each cluster that has some of these bytes. */
@@ -97,9 +118,12 @@ refer (struct image_refs *r, const struct img *m, uint64_t offset,
       r->beyond++;
       break;
     }
-    if (r->kind[c] != IS_FREE && (r->kind[c] != kind || kind == IS_SINGLE))
+    if (r->kind[c] == IS_FREE)
+      r->kind[c] = kind;
+    else if (r->kind[c] != kind || kind == IS_SINGLE) {
+      r->kind[c] = IS_MIXED;
       r->mixed++;
-    r->kind[c] = kind;
+    }
     r->count[c]++;
   }
 }
@@ -135,7 +159,7 @@ refer_l1 (struct image_refs *r, const struct img *m, uint64_t l1,
 
   refer (r, m, l1, l1_size * 8, IS_SINGLE);
   for (i = 0; i < l1_size && !takes_too_long (r, m); ++i) {
-    const uint64_t table = word64 (m, l1 + 8 * i) & QCOW2_ENTRY_OFFSET_MASK;
+    const uint64_t table = entry_of (m, l1, i) & QCOW2_ENTRY_OFFSET_MASK;
 
     r->steps++;
     if (table == 0)
@@ -150,9 +174,9 @@ refer_l1 (struct image_refs *r, const struct img *m, uint64_t l1,
 static uint64_t
 snapshot_entry_bytes (const struct img *m, uint64_t at)
 {
-  const uint32_t sizes = word32 (m, at + 12); /* two of 16 bits */
-  const uint64_t bytes = 40 + word32 (m, at + 36) + (sizes >> 16) +
-    (sizes & 0xffff);
+  const uint32_t sizes = word32 (m, sum (at, 12)); /* two of 16 bits */
+  const uint64_t bytes = UINT64_C (40) + word32 (m, sum (at, 36)) +
+    (sizes >> 16) + (sizes & 0xffff);
 
   return (bytes + 7) / 8 * 8;
 }
@@ -165,8 +189,9 @@ refer_snapshots (struct image_refs *r, const struct img *m)
   uint32_t nr = word32 (m, 60);
 
   for (; nr > 0 && !takes_too_long (r, m); --nr) {
-    refer_l1 (r, m, word64 (m, at), word32 (m, at + 8));
-    at += snapshot_entry_bytes (m, at);
+    r->steps++;
+    refer_l1 (r, m, word64 (m, at), word32 (m, sum (at, 8)));
+    at = sum (at, snapshot_entry_bytes (m, at));
   }
   refer (r, m, table, at - table, IS_SINGLE);
 }
@@ -194,27 +219,36 @@ refer_bitmaps (struct image_refs *r, const struct img *m)
   uint64_t directory, bytes, at, i, n;
 
   if (m->version < 3 || extension == 0 ||
-      !(word64 (m, 88) & QCOW2_AUTOCLEAR_BITMAPS))
+      !(word64 (m, 88) & QCOW2_AUTOCLEAR_BITMAPS) ||
+      word32 (m, extension - 4) < QCOW2_EXT_BITMAPS_BYTES)
     return;
   bytes = word64 (m, extension + 8);
   directory = at = word64 (m, extension + 16);
   refer (r, m, directory, bytes, IS_SINGLE);
-  for (n = word32 (m, extension); n > 0 && at < directory + bytes; --n) {
+  for (n = word32 (m, extension); n > 0 && at < sum (directory, bytes) &&
+         !takes_too_long (r, m); --n) {
     const uint64_t table = word64 (m, at);
-    const uint32_t entries = word32 (m, at + 8);
+    const uint32_t entries = word32 (m, sum (at, 8));
 
+    r->steps++;
     refer (r, m, table, (uint64_t) entries * 8, IS_SINGLE);
     for (i = 0; i < entries && !takes_too_long (r, m); ++i) {
-      const uint64_t host = word64 (m, table + 8 * i) &
-        QCOW2_ENTRY_OFFSET_MASK;
+      const uint64_t host = entry_of (m, table, i) & QCOW2_ENTRY_OFFSET_MASK;
 
       r->steps++;
       if (host != 0)
         refer (r, m, host, m->cluster_size, IS_SINGLE);
     }
-    at += (24 + (uint64_t) word32 (m, at + 20) +
-           (word32 (m, at + 16) & 0xffff) + 7) / 8 * 8;
+    at = sum (at, (UINT64_C (24) + word32 (m, sum (at, 20)) +
+                   (word32 (m, sum (at, 16)) & 0xffff) + 7) / 8 * 8);
   }
+}
+
+/* The refcount block that an entry of the refcount table names. */
+static uint64_t
+refcount_block (const struct img *m, uint64_t index)
+{
+  return entry_of (m, m->table_offset, index) & QCOW2_REFCOUNT_BLOCK_MASK;
 }
 
 static void
@@ -224,9 +258,10 @@ refer_refcounts (struct image_refs *r, const struct img *m)
   uint64_t i;
 
   refer (r, m, m->table_offset, bytes, IS_SINGLE);
-  for (i = 0; i < bytes; i += 8) {
-    const uint64_t block = word64 (m, m->table_offset + i);
+  for (i = 0; i < bytes / 8 && !takes_too_long (r, m); ++i) {
+    const uint64_t block = refcount_block (m, i);
 
+    r->steps++;
     if (block != 0)
       refer (r, m, block, m->cluster_size, IS_SINGLE);
   }
@@ -256,6 +291,17 @@ image_refs_count (struct image_refs *r, const uint8_t *data, uint64_t size)
   count_refs (r, &m);
 }
 
+bool
+image_refs_count_quietly (struct image_refs *r, const uint8_t *data,
+                          uint64_t size)
+{
+  struct img m = parse (data, size);
+
+  m.max_steps = MAX_QUIET_STEPS;
+  count_refs (r, &m);
+  return !takes_too_long (r, &m);
+}
+
 void
 image_refs_free (struct image_refs *r)
 {
@@ -270,21 +316,15 @@ stored_refcount (const struct img *m, uint64_t cluster)
 {
   const unsigned bits = 1U << m->order;
   const uint64_t per_block = m->cluster_size * 8 / bits;
-  const uint64_t place = m->table_offset + cluster / per_block * 8;
-  const uint64_t end = m->table_offset +
-    ((uint64_t) m->table_clusters << m->bits);
-  const uint64_t block = place < end ? word64 (m, place) : 0;
+  const uint64_t entries = (uint64_t) m->table_clusters << (m->bits - 3);
+  const uint64_t index = cluster / per_block;
+  const uint64_t block = index < entries ? refcount_block (m, index) : 0;
   const uint64_t bit = cluster % per_block * bits;
-  uint64_t at = block + bit / 8, value = 0;
-  unsigned n;
+  const uint64_t word = block == 0 ? 0 : word64 (m, sum (block, bit / 8));
 
-  if (block == 0 || at + (bits + 7) / 8 > m->size)
-    return 0;
   if (bits < 8)
-    return m->data[at] >> bit % 8 & ((1U << bits) - 1);
-  for (n = 0; n < bits / 8; ++n)
-    value = value << 8 | m->data[at++];
-  return value;
+    return word >> (56 + bit % 8) & ((1U << bits) - 1);
+  return word >> (64 - bits);
 }
 
 uint64_t
@@ -346,7 +386,7 @@ check_block (struct checking *c, uint64_t first, uint64_t block)
 
   for (i = 0; i < per_block; ++i) {
     if (first + i >= c->refs.nr && i % per_word == 0 &&
-        word64 (m, block + i / per_word * 8) == 0)
+        entry_of (m, block, i / per_word) == 0)
       i += per_word - 1;
     else
       check_refcount (c, first + i);
@@ -369,7 +409,7 @@ check_refcounts (struct checking *c)
     wrong (c, "%" PRIu64 " references are beyond the end of the file",
            c->refs.beyond);
   for (i = 0; i < entries; ++i) {
-    const uint64_t block = word64 (m, m->table_offset + 8 * i);
+    const uint64_t block = refcount_block (m, i);
 
     if (block == 0 && i * per_block >= c->refs.nr)
       continue;
@@ -393,14 +433,18 @@ check_host (struct checking *c, uint64_t place, uint64_t word)
   const struct img *m = &c->m;
   const uint64_t host = word & QCOW2_ENTRY_OFFSET_MASK;
   const bool copied = (word & QCOW2_ENTRY_COPIED) != 0;
+  bool is_own;
 
-  if (host % m->cluster_size != 0)
+  if (host % m->cluster_size != 0) {
     wrong (c, "entry 0x%016" PRIx64 " at 0x%" PRIx64 " is not aligned", word,
            place);
-  else if (host >> m->bits >= c->refs.nr)
+    return;
+  }
+  if (host >> m->bits >= c->refs.nr)
     return; /* counted as beyond the end */
-  else if (host == 0 ? copied : copied != (c->refs.count[host >> m->bits] ==
-                                           1))
+  is_own = host != 0 && c->refs.count[host >> m->bits] == 1;
+  c->result.uncopied += is_own && !copied;
+  if (is_own != copied)
     wrong (c, "entry 0x%016" PRIx64 " at 0x%" PRIx64 ": COPIED is %d, %"
            PRIu32 " references", word, place, copied,
            host == 0 ? 0 : c->refs.count[host >> m->bits]);
@@ -456,17 +500,17 @@ check_refcount_table (struct checking *c)
 {
   const struct img *m = &c->m;
   const uint64_t bytes = (uint64_t) m->table_clusters << m->bits;
+  const uint64_t end = c->refs.nr << m->bits; /* the last may be cut */
   uint64_t i;
 
   if (m->table_offset == 0 || m->table_offset % m->cluster_size != 0 ||
-      m->table_offset + bytes > m->size)
+      sum (m->table_offset, bytes) > end)
     wrong (c, "refcount table at 0x%" PRIx64, m->table_offset);
-  for (i = 0; i < bytes; i += 8) {
-    const uint64_t block = word64 (m, m->table_offset + i);
+  for (i = 0; i < bytes / 8; ++i) {
+    const uint64_t block = entry_of (m, m->table_offset, i);
 
-    if (block % m->cluster_size != 0 || block + m->cluster_size > m->size)
-      wrong (c, "refcount block 0x%" PRIx64 " of number %" PRIu64, block,
-             i / 8);
+    if (block % m->cluster_size != 0 || sum (block, m->cluster_size) > end)
+      wrong (c, "refcount block 0x%" PRIx64 " of number %" PRIu64, block, i);
   }
 }
 
