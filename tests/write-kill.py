@@ -4,11 +4,12 @@ flushed is there, everything else is as it was before or as a later request
 made it, and the image has leaks at most.  Snapshots and backing files are
 as before.
 
-QTEST_ROUNDS multiplies how often it is killed.
+QTEST_KILLS is how often it is killed.
 QTEST_ONLY takes a seed that a failure named, and does that alone."""
 
 import os
 import random
+import time
 
 import qtest
 import stamps
@@ -16,11 +17,13 @@ from qtest import path, run, check, fail, Server, StartError
 from qcow2make import Qcow2, Raw, fill, noise, COMPAT_LAZY
 from stamps import Units, Load
 
-ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))
+KILLS = int(os.environ.get("QTEST_KILLS", "160"))
 ONLY = os.environ.get("QTEST_ONLY")
-KILLS = 7
+KILLS_OF_IMAGE = 7
 
 kills = 0
+under_way = 0           # requests, when it was killed
+began = time.monotonic()
 
 
 class Killed:
@@ -39,20 +42,23 @@ class Killed:
 
     def session(self):
         """Until it is killed."""
-        global kills
+        global kills, under_way
         img = self.img
         try:
             srv = Server("file=" + img.path, *self.args, readonly=False)
         except StartError as e:
             fail("%s: %s" % (self.seed, e))
             return False
-        connections = self.rnd.choice((1, 3, 8))
+        connections = self.rnd.choice((1, 4, 4, 8))
         with srv:
             load = Load(self.seed, srv, self.units, self.rnd, connections, 8,
                         img.cs, img.cs // 32 if img.extl2 else img.cs,
                         trims=img.version >= 3 or img.backing is None,
                         compressed=self.comp, serial=self.serial)
             ok = load.run(5000, self.rnd.randrange(1, 700))
+            if self.rnd.random() < 0.5:     # while it works on the rest
+                time.sleep(self.rnd.random() / 1000)
+            under_way += sum(map(len, load.flights))
             srv.p.kill()
             srv.p.wait()
         kills += 1
@@ -121,26 +127,22 @@ class Killed:
 
 
 def exercise(seed, make, *args, **kw):
-    for turn in range(ROUNDS):
-        name = "%s-%d" % (seed, turn)
-        if ONLY not in (None, name):
-            continue
-        qtest.images += 1
-        img = make(path("k.qcow2"), name, **kw)
-        if img.backing is not None:
-            args += ("follow=beneath",)
-        it = Killed(name, img, args)
-        bad = len(qtest.failures)
-        for _ in range(KILLS):
-            if not it.session():
-                break
-            it.checked()
-            if not it.compared() or len(qtest.failures) > bad:
-                break
-            it.mend()
-        it.keep()
-        if len(qtest.failures) == bad:
-            it.end()
+    qtest.images += 1
+    img = make(path("k.qcow2"), seed, **kw)
+    if img.backing is not None:
+        args += ("follow=beneath",)
+    it = Killed(seed, img, args)
+    bad = len(qtest.failures)
+    for _ in range(KILLS_OF_IMAGE):
+        if not it.session():
+            break
+        it.checked()
+        if not it.compared() or len(qtest.failures) > bad:
+            break
+        it.mend()
+    it.keep()
+    if len(qtest.failures) == bad:
+        it.end()
 
 
 def plain(file, seed, clusters, cb=16, **kw):
@@ -170,22 +172,39 @@ def snapped(file, seed, clusters, cb=16, **kw):
     return img.write()
 
 
-exercise("plain", plain, clusters=8)
-exercise("small-clusters", plain, clusters=500, cb=9)
-exercise("small-cache", plain, "cache-size=64K", clusters=4000, cb=9)
-exercise("all-kinds", filled, clusters=20)
-exercise("zstd", filled, clusters=20, comp="zstd")
-exercise("version-2", filled, clusters=20, version=2)
-exercise("extl2", filled, clusters=34, extl2=True)
-exercise("backing", over, clusters=8)
-exercise("backing-extl2", over, clusters=6, extl2=True)
-exercise("snapshots", snapped, clusters=20)
-exercise("snapshots-extl2", snapped, clusters=34, extl2=True)
-exercise("lazy", filled, clusters=20, compat=COMPAT_LAZY)
-exercise("lazy-small", plain, clusters=500, cb=9, compat=COMPAT_LAZY)
-exercise("keep", filled, "discard=keep", clusters=20)
-exercise("refcounts-of-1-bit", filled, clusters=40, cb=12, refcount_order=0)
+EXERCISES = (
+    ("plain", plain, (), dict(clusters=8)),
+    ("small-clusters", plain, (), dict(clusters=500, cb=9)),
+    ("small-cache", plain, ("cache-size=64K",), dict(clusters=4000, cb=9)),
+    ("all-kinds", filled, (), dict(clusters=20)),
+    ("zstd", filled, (), dict(clusters=20, comp="zstd")),
+    ("version-2", filled, (), dict(clusters=20, version=2)),
+    ("version-2-backing", over, (), dict(clusters=8, version=2)),
+    ("extl2", filled, (), dict(clusters=34, extl2=True)),
+    ("backing", over, (), dict(clusters=8)),
+    ("backing-extl2", over, (), dict(clusters=6, extl2=True)),
+    ("snapshots", snapped, (), dict(clusters=20)),
+    ("snapshots-extl2", snapped, (), dict(clusters=34, extl2=True)),
+    ("lazy", filled, (), dict(clusters=20, compat=COMPAT_LAZY)),
+    ("lazy-small", plain, (), dict(clusters=500, cb=9, compat=COMPAT_LAZY)),
+    ("keep", filled, ("discard=keep",), dict(clusters=20)),
+    ("refcounts-of-1-bit", filled, (),
+     dict(clusters=40, cb=12, refcount_order=0)),
+)
+
+turn = 0
+while kills < KILLS and not qtest.failures:
+    for name, make, args, kw in EXERCISES:
+        seed = "%s-%d" % (name, turn)
+        if ONLY in (None, seed) and kills < KILLS:
+            exercise(seed, make, *args, **kw)
+    turn += 1
+    if ONLY is not None and kills > 0:
+        break
 qtest.comparisons += stamps.reads_checked
-print("killed: %d times, requests: %d, units looked at: %d" % (
-    kills, stamps.requests, stamps.reads_checked))
+seconds = time.monotonic() - began
+print("killed: %d times in %.0f s (%.0f a minute), with %d requests under "
+      "way; requests: %d, units looked at: %d" % (
+          kills, seconds, kills * 60 / seconds, under_way, stamps.requests,
+          stamps.reads_checked))
 qtest.finish("writing, then killed")

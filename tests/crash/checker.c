@@ -349,18 +349,18 @@ use_refcount_blocks (struct checker *c)
   }
 }
 
-/* The refcount of a cluster as the image has it.  False if its block is
- * unaligned, or where no file can reach.
+/* The word with the refcount of a cluster, as the image has it.  False if its
+ * block is unaligned, or where no file can reach.
  */
 static bool
-stored_refcount (struct checker *c, uint64_t cluster, uint64_t *refcount)
+stored_word (struct checker *c, uint64_t cluster, uint64_t *word)
 {
   const unsigned block_bits = c->bits + 3 - c->order;
   const uint64_t i = cluster & ((UINT64_C (1) << block_bits) - 1);
   const uint64_t index = cluster >> block_bits;
   uint64_t block;
 
-  *refcount = 0;
+  *word = 0;
   if (index >= c->table_entries)
     return true;
   if (index != c->last_block) {
@@ -371,8 +371,18 @@ stored_refcount (struct checker *c, uint64_t cluster, uint64_t *refcount)
   if (block % c->cluster_size != 0 || block >> 63 != 0)
     return false;
   if (block != 0 && block < c->size)
-    *refcount = entry_get_refcount (c->order, word_at (c, block +
-      ((i << c->order) / 64) * 8), i);
+    *word = word_at (c, block + ((i << c->order) / 64) * 8);
+  return true;
+}
+
+static bool
+stored_refcount (struct checker *c, uint64_t cluster, uint64_t *refcount)
+{
+  uint64_t word;
+
+  if (!stored_word (c, cluster, &word))
+    return false;
+  *refcount = entry_get_refcount (c->order, word, cluster);
   return true;
 }
 
@@ -397,16 +407,17 @@ compare_refcounts (struct checker *c)
 static void
 count_beyond (struct checker *c)
 {
-  const unsigned block_bits = c->bits + 3 - c->order;
-  uint64_t i, refcount;
+  const uint64_t per_block = UINT64_C (1) << (c->bits + 3 - c->order);
+  const uint64_t per_word = 64 >> c->order;
+  uint64_t i = c->nr, word;
 
-  for (i = c->nr; i < c->table_entries << block_bits; ++i) {
-    const uint64_t place = c->table + 8 * (i >> block_bits);
-
-    if (word_at (c, place) == 0)
-      i |= (UINT64_C (1) << block_bits) - 1;
-    else if (stored_refcount (c, i, &refcount) && refcount > 0)
-      c->result->beyond++;
+  while (i < c->table_entries * per_block) {
+    if (word_at (c, c->table + i / per_block * 8) == 0)
+      i = (i | (per_block - 1)) + 1;
+    else if (!stored_word (c, i, &word) || word == 0)
+      i = (i | (per_word - 1)) + 1;
+    else
+      c->result->beyond += entry_get_refcount (c->order, word, i++) > 0;
   }
 }
 
@@ -426,6 +437,16 @@ check_copied (struct checker *c, const char *what, uint64_t place,
              "%" PRIu64, what, place, word, refcount);
 }
 
+/* Zeros, and no subcluster of data. */
+static bool
+is_zero_alloc (const struct checker *c, uint64_t word, uint64_t bitmap)
+{
+  const struct l2_entry e = entry_decode_l2 (&c->format, word, bitmap);
+
+  return e.kind == CLUSTER_ZERO_ALLOC ||
+    (e.kind == CLUSTER_SUBCLUSTERS && e.allocated == 0 && e.zero != 0);
+}
+
 static void
 check_active_copied (struct checker *c)
 {
@@ -443,8 +464,12 @@ check_active_copied (struct checker *c)
       const uint64_t place = l2 + j * entry_size;
       const uint64_t entry = word_at (c, place);
 
-      if (!(entry & QCOW2_L2_COMPRESSED) && (entry & QCOW2_ENTRY_OFFSET_MASK))
-        check_copied (c, "L2", place, entry);
+      if ((entry & QCOW2_L2_COMPRESSED) || !(entry & QCOW2_ENTRY_OFFSET_MASK))
+        continue;
+      check_copied (c, "L2", place, entry);
+      if (!(entry & QCOW2_ENTRY_COPIED) &&
+          is_zero_alloc (c, entry, bitmap_at (c, place)))
+        c->result->shared_zeros++;
     }
   }
 }

@@ -26,6 +26,8 @@ struct check_result {
   uint64_t errors;      /* likewise: the check itself fails, which is worse */
   uint64_t beyond;      /* refcounts of clusters beyond the end of the file:
                          * leaks once it grows */
+  uint64_t shared_zeros; /* of the live disk: zero clusters that keep a host
+                          * cluster which they can't write, as it is shared */
   uint64_t strict;      /* what only this checker takes offence at */
   char why[256];        /* what was found first, but for leaks */
 };

@@ -12,6 +12,7 @@
 #include "checker.h"
 #include "content.h"
 #include "crash-storage.h"
+#include "no-memory.h"
 #include "random.h"
 
 struct crash {
@@ -21,8 +22,12 @@ struct crash {
 
 /* A test needs memory, and its own failures are not the question. */
 static void *
-must_have (void *p)
+more_memory (void *p, size_t size)
 {
+  const bool was = memory_pause ();
+
+  p = realloc (p, size);
+  memory_resume (was);
   if (p == NULL) {
     fprintf (stderr, "out of memory\n");
     abort ();
@@ -42,7 +47,7 @@ reserve (struct crash_disk *d, uint64_t size)
     return;
   while (capacity < size)
     capacity = capacity < 65536 ? 65536 : 2 * capacity;
-  d->bytes = must_have (realloc (d->bytes, capacity));
+  d->bytes = more_memory (d->bytes, capacity);
   memset (d->bytes + d->capacity, 0, capacity - d->capacity);
   d->capacity = capacity;
 }
@@ -81,7 +86,7 @@ crash_disk_reset (struct crash_disk *d, const void *bytes, uint64_t size)
   d->changes = d->calls = d->failures = 0;
   d->fault = (struct crash_fault) { 0 };
   d->failed_kinds = 0;
-  d->failed_metadata_write = false;
+  d->failed_metadata_write = d->failed_other = false;
   d->logging = true;
 }
 
@@ -159,7 +164,7 @@ begin_op (struct crash_disk *d, struct crash_op op)
     return 0;
   if (d->nr == d->nr_allocated) {
     d->nr_allocated = 2 * d->nr_allocated + 64;
-    d->op = must_have (realloc (d->op, d->nr_allocated * sizeof *d->op));
+    d->op = more_memory (d->op, d->nr_allocated * sizeof *d->op);
   }
   op.size = d->size;
   op.end = UINT64_MAX;
@@ -247,7 +252,7 @@ gather (const struct iovec *iov, int nr, uint8_t **data)
 
   for (i = 0; i < nr; ++i)
     count += iov[i].iov_len;
-  *data = must_have (malloc (count > 0 ? count : 1));
+  *data = more_memory (NULL, count > 0 ? count : 1);
   count = 0;
   for (i = 0; i < nr; ++i) {
     memcpy (*data + count, iov[i].iov_base, iov[i].iov_len);
@@ -256,26 +261,39 @@ gather (const struct iovec *iov, int nr, uint8_t **data)
   return count;
 }
 
-/* True if these bytes, whole sectors, are not those of a disk, and are meant
- * for a cluster that the image uses: what is to become a table is not one as
- * long as nothing points to it.
+/* True if among these bytes is a sector of a disk, which no table has. */
+static bool
+is_data (const uint8_t *data, size_t count)
+{
+  const uint64_t magic = CONTENT_MAGIC;
+
+  return memmem (data, count, &magic, sizeof magic) != NULL;
+}
+
+#define DATA_ROLES (ROLE_DATA | ROLE_COMPRESSED)
+
+/* True if these bytes are fields of the header; or if they are, as whole
+ * sectors, not those of a disk, and meant for a table that the image uses:
+ * what is to become one is none as long as nothing points to it.
  */
 static bool
 is_metadata (const struct crash_disk *d, const uint8_t *data, size_t count,
              uint64_t offset)
 {
-  const uint64_t magic = CONTENT_MAGIC;
   uint64_t nr, cluster;
   uint16_t *roles;
-  bool used;
+  bool used, was;
 
+  if (offset + count < SECTOR) /* fields of the header */
+    return true;
   if (count % SECTOR != 0 || offset % SECTOR != 0 ||
-      content_is_zero (data, count) ||
-      memmem (data, count, &magic, sizeof magic) != NULL)
+      content_is_zero (data, count) || is_data (data, count))
     return false;
+  was = memory_pause ();
   roles = check_roles (d->bytes, d->size, &nr);
+  memory_resume (was);
   cluster = nr > 0 ? offset >> get_be32 (d->bytes + 20) : 0;
-  used = cluster < nr && roles[cluster] != 0;
+  used = cluster < nr && (roles[cluster] & ~DATA_ROLES) != 0;
   free (roles);
   return used;
 }
@@ -309,6 +327,19 @@ apply_write (struct crash_disk *d, uint8_t *data, size_t count,
     });
 }
 
+static void
+note_failed_write (struct crash_disk *d, const uint8_t *data, size_t count,
+                   uint64_t offset, bool durable)
+{
+  d->failed_other |= durable || !is_data (data, count);
+  if (durable && d->fault.err == EIO)
+    d->failed_kinds |= FAULT_FLUSH; /* it is one, too */
+  if (is_metadata (d, data, count, offset)) {
+    d->failed_metadata_write = true;
+    d->failed_offset = offset;
+  }
+}
+
 static ssize_t
 crash_pwritev (struct storage *s, const struct iovec *iov, int nr,
                uint64_t offset, bool durable)
@@ -323,10 +354,8 @@ crash_pwritev (struct storage *s, const struct iovec *iov, int nr,
   pthread_mutex_lock (&d->lock);
   if (is_fault (d, FAULT_WRITE)) {
     fails = !d->fault.is_short;
-    if (fails && is_metadata (d, data, count, offset)) {
-      d->failed_metadata_write = true;
-      d->failed_offset = offset;
-    }
+    if (fails)
+      note_failed_write (d, data, count, offset, durable);
     count = fails ? failed_part (d, count, offset)
       : count / 2 > 0 ? count / 2 : 1;
   }
@@ -350,6 +379,7 @@ crash_flush (struct storage *s)
   dawdle (d);
   pthread_mutex_lock (&d->lock);
   fails = is_fault (d, FAULT_FLUSH);
+  d->failed_other |= fails;
   i = begin_op (d, (struct crash_op) { .kind = CRASH_FLUSH, .failed = fails });
   pthread_mutex_unlock (&d->lock);
   end_op (d, i);
@@ -385,6 +415,19 @@ crash_zero (struct storage *s, uint64_t offset, uint64_t count, bool punch)
   pthread_mutex_unlock (&d->lock);
   end_op (d, i);
   return 0;
+}
+
+/* Space for what is written is always there. */
+static int
+crash_allocate (struct storage *s, uint64_t offset, uint64_t count)
+{
+  struct crash_disk *d = ((struct crash *) s)->disk;
+  bool fails;
+
+  pthread_mutex_lock (&d->lock);
+  fails = is_fault (d, FAULT_ALLOCATE);
+  pthread_mutex_unlock (&d->lock);
+  return fails ? fail (d) : 0;
 }
 
 static int
@@ -423,6 +466,7 @@ static const struct storage_ops crash_ops = {
   .pwritev = crash_pwritev,
   .flush = crash_flush,
   .zero = crash_zero,
+  .allocate = crash_allocate,
   .resize = crash_resize,
   .close = crash_close,
 };
@@ -438,10 +482,11 @@ static struct storage *
 open_with (struct crash_disk *d, const char *name,
            const struct storage_ops *ops)
 {
-  struct crash *c = must_have (calloc (1, sizeof *c));
+  struct crash *c = more_memory (NULL, sizeof *c);
 
+  memset (c, 0, sizeof *c);
   c->storage.ops = ops;
-  c->storage.name = must_have (strdup (name));
+  c->storage.name = strcpy (more_memory (NULL, strlen (name) + 1), name);
   c->storage.size = d->size;
   c->disk = d;
   d->closed = false;

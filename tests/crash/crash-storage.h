@@ -41,7 +41,8 @@ enum {
   FAULT_ZERO = 1 << 2,
   FAULT_RESIZE = 1 << 3,
   FAULT_FLUSH = 1 << 4,
-  FAULT_ANY = (1 << 5) - 1,
+  FAULT_ALLOCATE = 1 << 5,
+  FAULT_ANY = (1 << 6) - 1,
 };
 
 struct crash_fault {
@@ -73,6 +74,7 @@ struct crash_disk {
   unsigned failed_kinds;       /* FAULT_* */
   bool failed_metadata_write;  /* of an image's tables in use: */
   uint64_t failed_offset;      /* the last such */
+  bool failed_other;           /* a flush, or a write that was not just data */
   bool closed;
 };
 

@@ -15,6 +15,10 @@
 #include "format.h"
 #include "random.h"
 
+#define HEADER_INCOMPATIBLE 72
+#define HEADER_AUTOCLEAR 88
+#define BITMAP_IN_USE 1U
+
 /* After so many violations of one workload the others would be the same. */
 #define MAX_VIOLATIONS 3
 
@@ -61,8 +65,8 @@ same_header (const struct made *m, const uint8_t *bytes)
 {
   static const struct { unsigned start, end; } may_change[] = {
     { 36, 60 }, /* L1 and refcount tables */
-    { 72, 80 }, /* incompatible features */
-    { 88, 96 }, /* autoclear features */
+    { HEADER_INCOMPATIBLE, HEADER_INCOMPATIBLE + 8 },
+    { HEADER_AUTOCLEAR, HEADER_AUTOCLEAR + 8 },
   };
   const uint64_t size = m->cluster_size < 4096 ? m->cluster_size : 4096;
   uint64_t at = 0;
@@ -76,6 +80,61 @@ same_header (const struct made *m, const uint8_t *bytes)
     at = may_change[i].end;
   }
   return memcmp (bytes + at, m->bytes + at, size - at) == 0;
+}
+
+/* Version 2 has no such bits. */
+static uint64_t
+autoclear (const struct made *m, const uint8_t *header)
+{
+  return m->version == 2 ? 0 : get_be64 (header + HEADER_AUTOCLEAR);
+}
+
+/* Whether nothing has changed but what announces changes. */
+static bool
+is_unchanged (const struct made *m, const struct disk_state *s)
+{
+  const struct { uint64_t start, end; } announces[] = {
+    { HEADER_INCOMPATIBLE, HEADER_INCOMPATIBLE + 8 },
+    { HEADER_AUTOCLEAR, HEADER_AUTOCLEAR + 8 },
+    { m->bitmap_flags, m->bitmap_flags + 4 },
+  };
+  const unsigned nr = m->bitmaps ? 3 : 2;
+  uint64_t at = 0;
+  unsigned i;
+
+  if (s->size < m->size)
+    return false;
+  for (i = 0; i < nr; ++i) {
+    if (memcmp (s->bytes + at, m->bytes + at, announces[i].start - at) != 0)
+      return false;
+    at = announces[i].end;
+  }
+  return memcmp (s->bytes + at, m->bytes + at, m->size - at) == 0 &&
+    content_is_zero (s->bytes + m->size, s->size - m->size);
+}
+
+/* What others rely on while it says so is withdrawn before anything changes:
+ * unknown autoclear bits (I8), bitmaps that are up to date, and that an image
+ * with lazy refcounts has right ones: no leaks but those from before.
+ */
+static bool
+check_announced (struct explore *e, const struct made *m,
+                 const struct disk_state *s, const struct check_result *r,
+                 uint64_t leaks)
+{
+  const uint64_t unknown = autoclear (m, m->bytes) & ~QCOW2_AUTOCLEAR_BITMAPS;
+
+  if ((unknown == 0 && !m->bitmaps && !m->lazy) || is_unchanged (m, s))
+    return true;
+  if (autoclear (m, s->bytes) & unknown)
+    return violation (e, "changed, with an unknown autoclear bit set");
+  if (m->bitmaps && (autoclear (m, s->bytes) & QCOW2_AUTOCLEAR_BITMAPS) &&
+      !(get_be32 (s->bytes + m->bitmap_flags) & BITMAP_IN_USE))
+    return violation (e, "changed, with a bitmap that is not in use");
+  if (m->lazy && !r->dirty && r->leaks + r->beyond > leaks)
+    return violation (e, "%" PRIu64 " leaks, and not dirty",
+                      r->leaks + r->beyond);
+  return true;
 }
 
 static bool
@@ -133,20 +192,37 @@ note_leaks (struct explore *e, uint64_t leaks)
     ;
 }
 
-/* The metadata of a state (I3). */
+/* With lazy refcounts those of a dirty image may be wrong.  Where they are
+ * not, a repair has nothing else to do, and the image is written again.
+ */
+static void
+mend (struct explore *e, struct disk_state *s, struct check_result *r)
+{
+  uint8_t *bits = s->bytes + HEADER_INCOMPATIBLE;
+
+  atomic_fetch_add (&e->stats->dirty, 1);
+  if (!check_is_sound (r)) {
+    check_image (s->bytes, s->size, CHECK_ANY_REFCOUNTS, r);
+    return;
+  }
+  atomic_fetch_add (&e->stats->mended, 1);
+  put_be64 (bits, get_be64 (bits) & ~QCOW2_INCOMPAT_DIRTY);
+}
+
+/* The metadata of a state (I3).  leaks: that were there before. */
 static bool
 check_metadata (struct explore *e, const struct made *m,
-                const struct disk_state *s, struct check_result *r)
+                struct disk_state *s, uint64_t leaks, struct check_result *r)
 {
   const unsigned ask = e->options->ask_every;
 
   check_image (s->bytes, s->size, 0, r);
-  if (m->lazy && r->opens && r->dirty) {
-    atomic_fetch_add (&e->stats->dirty, 1);
-    check_image (s->bytes, s->size, CHECK_ANY_REFCOUNTS, r);
-  }
-  else if (ask != 0 && e->number % ask == 0 && !ask_qemu_img (e, m, s, r))
+  if (ask != 0 && e->number % ask == 0 && !ask_qemu_img (e, m, s, r))
     return false;
+  if (r->opens && !check_announced (e, m, s, r, leaks))
+    return false;
+  if (m->lazy && r->opens && r->dirty)
+    mend (e, s, r);
   if (!check_is_sound (r))
     return violation (e, "%s (%" PRIu64 " corruptions, %" PRIu64 " errors, "
                       "%" PRIu64 " others)", r->why, r->corruptions,
@@ -200,7 +276,7 @@ check_second_state (struct explore *e, struct cut *c, struct landed l)
   cut_state (c, l, &e->state2);
   atomic_fetch_add (&e->stats->second, 1);
   e->number++;
-  if (!check_metadata (e, r->m, &e->state2, &result))
+  if (!check_metadata (e, r->m, &e->state2, e->leaks, &result))
     return false;
   /* The first run is over, and its storage free. */
   if (!guest_start (&e->guest, e->state2.bytes, e->state2.size))
@@ -269,6 +345,7 @@ go_on (struct explore *e, const struct check_result *before)
   struct check_result after;
   struct script s;
 
+  e->leaks = before->leaks + before->beyond;
   guest_believe (r);
   if (!guest_make_writable (r)) {
     if (r->why[0] != '\0')
@@ -282,11 +359,10 @@ go_on (struct explore *e, const struct check_result *before)
   check_image (r->disk->bytes, r->disk->size, 0, &after);
   if (!check_is_sound (&after))
     return violation (e, "written and closed after the cut: %s", after.why);
-  if (after.leaks + after.beyond > before->leaks + before->beyond)
+  if (after.leaks + after.beyond > e->leaks)
     return violation (e, "written and closed after the cut: %" PRIu64
                       " leaks, there were %" PRIu64,
-                      after.leaks + after.beyond,
-                      before->leaks + before->beyond);
+                      after.leaks + after.beyond, e->leaks);
   if (o->cut2 != EXPLORE_ANY ||
       (o->second_every != 0 && e->number % o->second_every == 0))
     return cut_again (e);
@@ -305,7 +381,7 @@ check_state (struct explore *e, struct cut *c, const struct history *h,
   cut_state (c, l, &e->state);
   atomic_fetch_add (&e->stats->states, 1);
   e->number++;
-  if (!check_metadata (e, e->again.m, &e->state, &result))
+  if (!check_metadata (e, e->again.m, &e->state, e->again.m->leaks, &result))
     return false;
   if (!guest_start (&e->again, e->state.bytes, e->state.size))
     return violation (e, "%s", e->again.why);
@@ -447,7 +523,7 @@ run_workload (struct explore *e, const struct made *m,
               const struct script *s)
 {
   struct guest *r = &e->guest;
-  struct check_result result;
+  struct check_result before, result;
 
   if (!guest_start (r, m->bytes, m->size) || !guest_read (r))
     return violation (e, "%s", r->why);
@@ -467,6 +543,10 @@ run_workload (struct explore *e, const struct made *m,
                       result.leaks + result.beyond);
   if (!same_header (m, r->disk->bytes))
     return violation (e, "the header has changed");
+  check_image (m->bytes, m->size, 0, &before);
+  if (result.shared_zeros > before.shared_zeros)
+    return violation (e, "after closing it: %" PRIu64 " zero clusters keep "
+                      "what they can't write", result.shared_zeros);
   return true;
 }
 
@@ -518,6 +598,8 @@ explore (struct explore *e, const struct made *m, const struct script *s,
     free_log (&log);
   }
   atomic_fetch_add (&e->stats->workloads, 1);
+  if (p->threads > 1)
+    atomic_fetch_add (&e->stats->threaded, 1);
   guest_free (&e->guest);
   guest_free (&e->again);
   return e->violations - violations;

@@ -14,12 +14,14 @@
 /* Shared by all workers. */
 struct explore_stats {
   _Atomic uint64_t workloads;
+  _Atomic uint64_t threaded; /* of them, by threads */
   _Atomic uint64_t calls;   /* of storage, that changed something */
   _Atomic uint64_t cuts;
   _Atomic uint64_t states;  /* after a first cut */
   _Atomic uint64_t second;  /* after a second one */
   _Atomic uint64_t asked;   /* states that qemu-img judged, too */
   _Atomic uint64_t dirty;   /* states with the dirty bit */
+  _Atomic uint64_t mended;  /* of them: a repair only clears it */
   _Atomic uint64_t leaking; /* states with leaks */
   _Atomic uint64_t most_leaks;
   _Atomic uint64_t violations;
@@ -63,6 +65,7 @@ struct explore {
   uint64_t violations;   /* of this worker */
   struct guest guest, again;
   struct disk_state state, state2;
+  uint64_t leaks;        /* of the state that is written again */
   uint64_t number;       /* of states, for what is done to some of them */
   char directory[64];    /* for what qemu-img is to see */
 };

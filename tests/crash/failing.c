@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Failing storage: each call of a workload's storage fails in turn, once or
- * with all that follow, or does less than it should.  The request that needed
- * it says so, or nothing is lost; after failures that memory can't be trusted
- * after, nothing is written any more (I10); no flush lies, and whatever is on
- * the disk is sound.
+ * with all that follow, or does less than it should; and so does each
+ * allocation of memory.  The request that needed it says so, or nothing is
+ * lost; done again it goes well, but after failures that memory can't be
+ * trusted after: then nothing is written any more (I10).  No flush lies, and
+ * whatever is on the disk is sound.
  */
 
 #include <config.h>
@@ -12,6 +13,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,11 +25,14 @@
 
 #include "checker.h"
 #include "content.h"
+#include "error.h"
 #include "guest.h"
+#include "no-memory.h"
 #include "power-cut.h"
 #include "random.h"
 
 #define TEXT 1024
+#define MAX_JOBS 64
 
 struct place {
   char image[96];
@@ -36,6 +41,12 @@ struct place {
   unsigned kind;
 };
 
+/* What needs space. */
+#define FAULT_SPACE (FAULT_WRITE | FAULT_RESIZE | FAULT_ALLOCATE)
+
+/* Not the storage but the allocation of memory. */
+#define FAULT_MEMORY (1U << 31)
+
 /* The ways in which calls fail. */
 static const struct {
   const char *name;
@@ -43,8 +54,8 @@ static const struct {
 } kinds[] = {
   { "eio", { .kinds = FAULT_ANY, .err = EIO } },
   { "eio-forever", { .kinds = FAULT_ANY, .err = EIO, .forever = true } },
-  { "enospc", { .kinds = FAULT_WRITE | FAULT_RESIZE, .err = ENOSPC } },
-  { "enospc-forever", { .kinds = FAULT_WRITE | FAULT_RESIZE, .err = ENOSPC,
+  { "enospc", { .kinds = FAULT_SPACE, .err = ENOSPC } },
+  { "enospc-forever", { .kinds = FAULT_SPACE, .err = ENOSPC,
                         .forever = true } },
   { "eio-partly", { .kinds = FAULT_WRITE, .err = EIO, .partly = true } },
   { "enospc-partly", { .kinds = FAULT_WRITE, .err = ENOSPC, .partly = true,
@@ -57,15 +68,17 @@ static const struct {
   { "short-forever", { .kinds = FAULT_READ | FAULT_WRITE, .is_short = true,
                        .forever = true } },
   { "eintr", { .kinds = FAULT_READ | FAULT_WRITE, .err = EINTR } },
+  { "memory", { .kinds = FAULT_MEMORY, .err = ENOMEM } },
 };
 
 #define NR_KINDS (sizeof kinds / sizeof kinds[0])
 
 static struct shared_state {
-  _Atomic uint64_t workloads, runs, states, failed_requests, violations;
+  _Atomic uint64_t workloads, states, failed_requests, violations;
+  _Atomic uint64_t runs[NR_KINDS];
   _Atomic uint64_t next;
   _Atomic bool stop;
-  struct place place[64];
+  struct place place[MAX_JOBS];
 } *shared;
 
 static struct {
@@ -73,7 +86,9 @@ static struct {
   uint64_t call; /* 0: all */
   uint64_t seed;
   unsigned seconds, jobs;
-} options = { .seed = 1, .seconds = 0, .jobs = 1 };
+  unsigned calls; /* of each workload and kind, at most */
+  bool quiet;
+} options = { .seed = 1, .jobs = 1, .calls = 200 };
 
 static struct place *place;
 static struct disk_state state;
@@ -81,8 +96,9 @@ static struct disk_state state;
 static const char *
 line (const struct place *p, char *buf, size_t size)
 {
-  snprintf (buf, size, "failing --image %s --script '%s' --kind %s --call %"
-            PRIu64, p->image, p->script, kinds[p->kind].name, p->fault.call);
+  snprintf (buf, size, "failing --image %s --seed %" PRIu64 " --script '%s' "
+            "--kind %s --call %" PRIu64, p->image, options.seed, p->script,
+            kinds[p->kind].name, p->fault.call);
   return buf;
 }
 
@@ -174,8 +190,8 @@ check_again (const struct made *m, struct guest *reader, struct guest *g)
   };
   const struct request flush = { .kind = REQUEST_FLUSH };
 
-  check_image (g->disk->bytes, g->disk->size, m->lazy ? CHECK_ANY_REFCOUNTS : 0,
-               &before);
+  check_image (g->disk->bytes, g->disk->size,
+               m->lazy ? CHECK_ANY_REFCOUNTS : 0, &before);
   if (!check_is_sound (&before))
     return violation ("afterwards: %s", before.why);
   if (!guest_start (reader, g->disk->bytes, g->disk->size) ||
@@ -196,48 +212,139 @@ check_again (const struct made *m, struct guest *reader, struct guest *g)
   return true;
 }
 
-/* The workload with this fault; *calls is how many calls there were that
- * could have failed.
+/* One run with a fault. */
+struct attempt {
+  const struct made *m;
+  const struct crash_fault *fault;
+  struct guest g, reader;
+  uint64_t calls;     /* that could have failed */
+  uint64_t failures;
+};
+
+static void
+start_attempt (struct attempt *r, const struct made *m,
+               const struct crash_fault *fault)
+{
+  r->m = m;
+  r->fault = fault;
+  guest_init (&r->g, m);
+  guest_init (&r->reader, m);
+  r->g.failing = true;
+  r->g.retry = !fault->forever;
+  memcpy (r->g.buf, m->content, m->disk_size);
+  guest_believe (&r->g);
+  memory_calls = 0;
+  memory_fail_at = 0;
+  if (fault->kinds == FAULT_MEMORY)
+    memory_fail_at = fault->call;
+  else
+    r->g.next_fault = *fault;
+}
+
+static void
+count_failures (struct attempt *r)
+{
+  r->calls = r->g.disk->calls;
+  r->failures = r->g.disk->failures;
+  if (r->fault->kinds == FAULT_MEMORY) {
+    r->calls = memory_calls;
+    r->failures = memory_fail_at != 0 && memory_calls >= memory_fail_at;
+  }
+}
+
+/* A call that does less than it should, or was interrupted, goes on. */
+static bool
+nothing_may_fail (const struct attempt *r)
+{
+  return r->failures == 0 || r->fault->is_short || r->fault->err == EINTR;
+}
+
+/* Close it, which may fail if something fails then, or has before for good. */
+static bool
+close_attempt (struct attempt *r)
+{
+  uint64_t before;
+
+  count_failures (r);
+  before = r->failures;
+  if (r->g.im == NULL || guest_close (&r->g) == 0)
+    return true;
+  count_failures (r);
+  if (nothing_may_fail (r) || (before > 0 && !r->fault->forever &&
+                               !r->g.given_up && !r->g.blind))
+    return violation ("it can't be closed: %s", error_message ());
+  return true;
+}
+
+static bool
+do_attempt (struct attempt *r, const struct script *s)
+{
+  struct guest *g = &r->g;
+  bool ok = true;
+
+  if (guest_start (g, r->m->bytes, r->m->size) && guest_make_writable (g))
+    ok = guest_script (g, s);
+  else {
+    count_failures (r);
+    ok = !nothing_may_fail (r);
+  }
+  count_failures (r);
+  if (ok && g->im != NULL && r->failures > 0 && !g->blind)
+    ok = guest_compare (g);
+  if (!ok)
+    (void) violation ("%s", g->why[0] != '\0' ? g->why : "it does not open");
+  ok = close_attempt (r) && ok;
+  count_failures (r);
+  if (nothing_may_fail (r) && g->failed_requests > 0)
+    ok = violation ("a request failed");
+  return ok;
+}
+
+/* A run that gets no further for so long hangs: a lock was not released. */
+#define HANG_SECONDS 60
+
+/* Where nothing more fails and all ends well, nothing is leaked; but for what
+ * there was no memory to take note of.
  */
+static bool
+check_leaks (const struct attempt *r)
+{
+  const struct crash_disk *d = r->g.disk;
+  struct check_result result;
+
+  if (r->fault->forever || r->fault->kinds == FAULT_MEMORY || r->g.given_up ||
+      r->g.unclean)
+    return true;
+  check_image (d->bytes, d->size, 0, &result);
+  return result.leaks + result.beyond <= r->m->leaks ||
+    violation ("%" PRIu64 " leaks", result.leaks + result.beyond);
+}
+
+/* The workload with this fault. */
 static bool
 run_once (const struct made *m, const struct script *s,
           const struct crash_fault *fault, uint64_t *calls, bool *hit)
 {
-  struct guest g, reader;
-  bool ok = true;
+  struct attempt r = { 0 };
+  bool ok;
 
-  guest_init (&g, m);
-  guest_init (&reader, m);
-  g.failing = true;
-  memcpy (g.buf, m->content, m->disk_size);
-  guest_believe (&g);
-  g.next_fault = *fault;
-  atomic_fetch_add (&shared->runs, 1);
-  if (guest_start (&g, m->bytes, m->size) && guest_make_writable (&g))
-    ok = guest_script (&g, s);
-  else
-    ok = g.disk->failures > 0 && !fault->is_short;
-  if (ok && g.im != NULL && g.disk->failures > 0 && !g.blind)
-    ok = guest_compare (&g);
-  if (!ok)
-    (void) violation ("%s", g.why[0] != '\0' ? g.why : "it does not open");
-  if (g.im != NULL && guest_close (&g) == -1 &&
-      (g.disk->failures == 0 || fault->is_short))
-    ok = violation ("it can't be closed");
-  *calls = g.disk->calls;
-  *hit = g.disk->failures > 0;
-  if (fault->is_short && g.failed_requests > 0)
-    ok = violation ("a request failed");
-  atomic_fetch_add (&shared->failed_requests, g.failed_requests);
-  ok = ok && check_disk (m, &reader, &g) && check_again (m, &reader, &g);
-  guest_free (&g);
-  guest_free (&reader);
+  alarm (HANG_SECONDS);
+  start_attempt (&r, m, fault);
+  ok = do_attempt (&r, s);
+  memory_fail_at = 0;
+  atomic_fetch_add (&shared->runs[place->kind], r.failures > 0);
+  atomic_fetch_add (&shared->failed_requests, r.g.failed_requests);
+  ok = ok && check_leaks (&r) && check_disk (m, &r.reader, &r.g) &&
+    check_again (m, &r.reader, &r.g);
+  *calls = r.calls;
+  *hit = r.failures > 0;
+  guest_free (&r.g);
+  guest_free (&r.reader);
+  alarm (0);
   return ok;
 }
 
 /* Each call in turn; of long workloads some. */
-#define MAX_CALLS 200
-
 static void
 run_kind (const struct made *m, const struct script *s, unsigned kind)
 {
@@ -253,7 +360,7 @@ run_kind (const struct made *m, const struct script *s, unsigned kind)
   for (call = 1; call <= calls && violations < 3; ++call) {
     if (atomic_load (&shared->stop))
       return;
-    if (calls > MAX_CALLS && random_below (&random, calls) > MAX_CALLS)
+    if (calls > options.calls && random_below (&random, calls) > options.calls)
       continue;
     fault.call = place->fault.call = call;
     if (!run_once (m, s, &fault, &n, &hit))
@@ -267,14 +374,15 @@ run_kind (const struct made *m, const struct script *s, unsigned kind)
   }
 }
 
+/* Systematic ones, pairs and random ones by turns. */
 static bool
 choose_script (const struct made *m, uint64_t number, struct script *s)
 {
   if (options.script != NULL)
     return number == 0 && script_parse (s, options.script);
-  if (number % 4 == 3 && script_systematic (s, m, number / 4 % 11))
-    return true;
   if (number % 2 == 0)
+    return script_systematic (s, m, script_scattered (m, number / 2));
+  if (number % 4 == 1)
     script_pair (s, m, mix (number + options.seed));
   else
     script_random (s, m, mix (number + options.seed), 12);
@@ -331,6 +439,38 @@ work (unsigned i)
   exit (0);
 }
 
+/* The parent. */
+
+static uint64_t
+all_runs (void)
+{
+  uint64_t n = 0;
+  unsigned i;
+
+  for (i = 0; i < NR_KINDS; ++i)
+    n += shared->runs[i];
+  return n;
+}
+
+static void
+print_stats (bool last)
+{
+  unsigned i;
+
+  printf ("%s%" PRIu64 " workloads, run %" PRIu64 " times with a failure, %"
+          PRIu64 " requests failed; %" PRIu64 " states of the disk looked at; "
+          "%" PRIu64 " violations\n", last ? "" : "  ",
+          (uint64_t) shared->workloads, all_runs (),
+          (uint64_t) shared->failed_requests, (uint64_t) shared->states,
+          (uint64_t) shared->violations);
+  for (i = 0; last && i < NR_KINDS; ++i)
+    printf ("%s%s %" PRIu64, i > 0 ? ", " : "calls that failed: ",
+            kinds[i].name, (uint64_t) shared->runs[i]);
+  if (last)
+    printf ("\n");
+  fflush (stdout);
+}
+
 static void
 bury (unsigned i, int status)
 {
@@ -341,17 +481,17 @@ bury (unsigned i, int status)
   if (WIFEXITED (status) && WEXITSTATUS (status) == 2)
     exit (2);
   atomic_fetch_add (&shared->violations, 1);
-  fprintf (stderr, "%s: killed by signal %d\n",
-           line (&shared->place[i], buf, sizeof buf), WTERMSIG (status));
+  fprintf (stderr, "%s: %s %d\n", line (&shared->place[i], buf, sizeof buf),
+           WIFSIGNALED (status) ? "killed by signal" : "exit status",
+           WIFSIGNALED (status) ? WTERMSIG (status) : WEXITSTATUS (status));
 }
 
 static void
-supervise (void)
+start_workers (pid_t *pids)
 {
-  pid_t pids[64];
   unsigned i;
-  int status;
 
+  fflush (stdout);
   for (i = 0; i < options.jobs; ++i) {
     pids[i] = fork ();
     if (pids[i] == -1) {
@@ -361,10 +501,28 @@ supervise (void)
     if (pids[i] == 0)
       work (i);
   }
-  if (options.seconds != 0) {
-    sleep (options.seconds);
-    atomic_store (&shared->stop, true);
+}
+
+#define PROGRESS_SECONDS 10
+
+static void
+supervise (void)
+{
+  pid_t pids[MAX_JOBS];
+  unsigned i, left = options.seconds;
+  int status;
+
+  start_workers (pids);
+  while (left > 0) {
+    const unsigned n = left < PROGRESS_SECONDS ? left : PROGRESS_SECONDS;
+
+    sleep (n);
+    left -= n;
+    if (!options.quiet && left > 0)
+      print_stats (false);
   }
+  if (options.seconds != 0)
+    atomic_store (&shared->stop, true);
   for (i = 0; i < options.jobs; ++i) {
     if (waitpid (pids[i], &status, 0) == pids[i])
       bury (i, status);
@@ -379,6 +537,8 @@ static const struct option long_options[] = {
   { "kind", required_argument, NULL, 'k' },
   { "call", required_argument, NULL, 'c' },
   { "seed", required_argument, NULL, 'r' },
+  { "calls", required_argument, NULL, 'n' },
+  { "quiet", no_argument, NULL, 'q' },
   { NULL, 0, NULL, 0 }
 };
 
@@ -392,10 +552,13 @@ set_option (int opt, const char *arg)
   case 'x': options.script = arg; break;
   case 'k': options.kind = arg; break;
   case 'c': options.call = strtoull (arg, NULL, 0); break;
+  case 'n': options.calls = strtoul (arg, NULL, 0); break;
+  case 'q': options.quiet = true; break;
   case 'r': options.seed = strtoull (arg, NULL, 0); break;
   default:
     fprintf (stderr, "failing [--seconds N] [--jobs N] [--image NAME] "
-             "[--script REQUESTS] [--kind NAME] [--call N] [--seed N]\n");
+             "[--script REQUESTS] [--kind NAME] [--call N] [--seed N] "
+             "[--calls N] [--quiet]\n");
     exit (2);
   }
 }
@@ -407,7 +570,7 @@ main (int argc, char *argv[])
 
   while ((opt = getopt_long (argc, argv, "", long_options, NULL)) != -1)
     set_option (opt, optarg);
-  if (options.jobs < 1 || options.jobs > 64)
+  if (options.jobs < 1 || options.jobs > MAX_JOBS)
     options.jobs = 1;
   shared = mmap (NULL, sizeof *shared, PROT_READ | PROT_WRITE,
                  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -415,11 +578,10 @@ main (int argc, char *argv[])
     perror ("mmap");
     return 2;
   }
+  /* The memory of disks is used again and again. */
+  (void) mallopt (M_MMAP_THRESHOLD, 32 << 20);
+  (void) mallopt (M_TRIM_THRESHOLD, 1 << 30);
   supervise ();
-  printf ("%" PRIu64 " workloads, run %" PRIu64 " times with a failure, %"
-          PRIu64 " requests failed; %" PRIu64 " states of the disk looked at; "
-          "%" PRIu64 " violations\n", (uint64_t) shared->workloads,
-          (uint64_t) shared->runs, (uint64_t) shared->failed_requests,
-          (uint64_t) shared->states, (uint64_t) shared->violations);
+  print_stats (true);
   return shared->violations > 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -11,8 +11,9 @@
 
 #include "content.h"
 #include "error.h"
-#include "read.h"
 #include "guest.h"
+#include "no-memory.h"
+#include "read.h"
 
 /* As small as it can be, so that tables leave it. */
 #define CACHE_SIZE CACHE_MIN_BYTES
@@ -93,7 +94,7 @@ guest_start (struct guest *r, const void *bytes, uint64_t size)
   crash_disk_reset (r->disk, bytes, size);
   r->disk->fault = r->next_fault;
   r->failed_requests = 0;
-  r->sticky = r->blind = false;
+  r->sticky = r->blind = r->given_up = r->unclean = false;
   r->why[0] = '\0';
   return open_image (r);
 }
@@ -178,9 +179,13 @@ guest_make_writable (struct guest *r)
     .invalidate_bitmaps = r->m->bitmaps,
     .keep_discarded = r->m->keep,
   };
+  int ret;
 
   r->why[0] = '\0';
-  if (image_make_writable (r->im, &options) == 0) {
+  memory_armed = true;
+  ret = image_make_writable (r->im, &options);
+  memory_armed = false;
+  if (ret == 0) {
     r->writable = true;
     return true;
   }
@@ -279,7 +284,7 @@ prepare (struct guest *r, const struct request *q, uint32_t number,
 }
 
 static int
-call (struct guest *r, const struct request *q, const uint8_t *data)
+call_core (struct guest *r, const struct request *q, const uint8_t *data)
 {
   const struct guest_off at = { q->offset };
   const unsigned fua = q->fua ? IMAGE_FUA : 0;
@@ -299,6 +304,20 @@ call (struct guest *r, const struct request *q, const uint8_t *data)
     break;
   }
   abort ();
+}
+
+static int
+call (struct guest *r, const struct request *q, const uint8_t *data)
+{
+  int ret;
+
+  memory_armed = true;
+  ret = call_core (r, q, data);
+  memory_armed = false;
+  if (ret == -1)
+    r->given_up |= strstr (error_message (), "nothing is written any more")
+      != NULL;
+  return ret;
 }
 
 /* I10: reads go on, unless reading itself fails. */
@@ -588,8 +607,8 @@ do_change (struct guest *r, const struct request *q)
   return ok;
 }
 
-bool
-guest_request (struct guest *r, const struct request *q)
+static bool
+do_request (struct guest *r, const struct request *q)
 {
   switch (q->kind) {
   case REQUEST_FLUSH:
@@ -602,6 +621,24 @@ guest_request (struct guest *r, const struct request *q)
     return do_change (r, q);
   }
   abort ();
+}
+
+bool
+guest_request (struct guest *r, const struct request *q)
+{
+  const unsigned failed = r->failed_requests;
+
+  if (!do_request (r, q))
+    return false;
+  if (!r->retry || r->failed_requests == failed || r->im == NULL || r->blind)
+    return true;
+  /* It goes well now, or none will any more (I10). */
+  if (!do_request (r, q))
+    return false;
+  if (r->failed_requests > failed + 1 && !r->given_up)
+    return wrong (r, "it fails again: %s", error_message ());
+  return !r->given_up || r->disk->failed_other ||
+    wrong (r, "given up, though neither metadata nor a flush had failed");
 }
 
 bool
@@ -716,9 +753,13 @@ guest_close (struct guest *r)
 {
   const uint64_t issued = history_moment (r->history,
                                           crash_disk_now (r->disk));
-  const int ret = image_close (r->im);
+  int ret;
 
+  memory_armed = true;
+  ret = image_close (r->im);
+  memory_armed = false;
   r->im = NULL;
+  r->unclean = ret == -1;
   if (ret == 0 && r->writable)
     history_flushed (r->history, issued, crash_disk_now (r->disk));
   return ret;

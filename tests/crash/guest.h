@@ -38,9 +38,12 @@ struct guest {
    */
   bool failing;
   struct crash_fault next_fault; /* from guest_start on */
+  bool retry;  /* what failed is done again, and must go well then */
   unsigned failed_requests;
   bool blind;  /* a read failed: how the disk reads is not known any more */
   bool sticky; /* I10: from now on all writes must fail */
+  bool given_up; /* so core/ says */
+  bool unclean;  /* the image could not be closed well */
 
   char why[1024];
 };

@@ -43,20 +43,17 @@ add_value (struct history *h, uint32_t request, uint64_t sector,
 void
 history_init (struct history *h, const void *disk, uint64_t nr)
 {
-  uint64_t i;
-
   memset (h, 0, sizeof *h);
   h->nr_sectors = nr;
   h->newest = must_have (calloc (nr + 1, sizeof *h->newest));
-  (void) history_begin (h, 0);
-  h->request[0].answered = h->request[0].stable = 0;
-  for (i = 0; i < nr; ++i)
-    add_value (h, 0, i, content_hash ((const uint8_t *) disk + i * SECTOR));
+  h->initial = must_have (malloc (nr * SECTOR + 1));
+  memcpy (h->initial, disk, nr * SECTOR);
 }
 
 void
 history_free (struct history *h)
 {
+  free (h->initial);
   free (h->newest);
   free (h->value);
   free (h->request);
@@ -80,7 +77,8 @@ history_begin (struct history *h, uint64_t now)
 {
   GROW (h->request, h->nr_requests, h->requests_allocated);
   h->request[h->nr_requests] = (struct history_request) {
-    .issued = history_moment (h, now), .answered = HISTORY_NEVER, .stable = HISTORY_NEVER,
+    .issued = history_moment (h, now), .answered = HISTORY_NEVER,
+    .stable = HISTORY_NEVER,
   };
   return h->nr_requests++;
 }
@@ -123,9 +121,24 @@ history_flushed (struct history *h, uint64_t issued, uint64_t now)
 }
 
 static bool
-allows_hash (const struct history *h, uint64_t sector, uint64_t hash,
-             uint64_t moment)
+is_initial (const struct history *h, uint64_t sector, const void *content)
 {
+  return memcmp (h->initial + sector * SECTOR, content, SECTOR) == 0;
+}
+
+static uint64_t
+hash_if_changed (const struct history *h, uint64_t sector,
+                 const void *content)
+{
+  return h->newest[sector] == 0 ? 0 : content_hash (content);
+}
+
+bool
+history_allows (const struct history *h, uint64_t sector, const void *content,
+                uint64_t moment)
+{
+  const uint64_t hash = hash_if_changed (h, sector, content);
+  const uint64_t limit = moment << TICK_BITS | LAST_TICK;
   uint64_t floor = 0; /* what was answered up to then is superseded */
   const struct history_request *stable = NULL; /* by this one */
   uint32_t v;
@@ -134,40 +147,32 @@ allows_hash (const struct history *h, uint64_t sector, uint64_t hash,
     const struct history_value *x = &h->value[v - 1];
     const struct history_request *r = &h->request[x->request];
 
-    if (r->issued > moment)
+    if (r->issued > limit)
       continue;
     if (stable != NULL && stable != r && r->answered <= floor)
       continue;
     if (x->hash == hash)
       return true;
-    if (r->stable <= moment && (stable == NULL || r->issued > floor)) {
+    if (r->stable <= limit && (stable == NULL || r->issued > floor)) {
       floor = r->issued;
       stable = r;
     }
   }
-  return false;
-}
-
-bool
-history_allows (const struct history *h, uint64_t sector, const void *content,
-                uint64_t moment)
-{
-  return allows_hash (h, sector, content_hash (content),
-                      moment << TICK_BITS | LAST_TICK);
+  return stable == NULL && is_initial (h, sector, content);
 }
 
 bool
 history_has_ever (const struct history *h, uint64_t sector,
                   const void *content)
 {
-  const uint64_t hash = content_hash (content);
+  const uint64_t hash = hash_if_changed (h, sector, content);
   uint32_t v;
 
   for (v = h->newest[sector]; v != 0; v = h->value[v - 1].older) {
     if (h->value[v - 1].hash == hash)
       return true;
   }
-  return false;
+  return is_initial (h, sector, content);
 }
 
 uint64_t
@@ -185,8 +190,11 @@ history_check (const struct history *h, const void *disk, uint64_t moment)
 void
 history_explain (const struct history *h, uint64_t sector, uint64_t moment)
 {
+  char name[160];
   uint32_t v;
 
+  fprintf (stderr, "    at first it held %s\n",
+           content_name (h->initial + sector * SECTOR, name, sizeof name));
   for (v = h->newest[sector]; v != 0; v = h->value[v - 1].older) {
     const struct history_request *r = &h->request[h->value[v - 1].request];
 

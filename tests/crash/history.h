@@ -27,15 +27,16 @@ struct history_request {
 struct history_value {
   uint64_t hash;
   uint32_t request;
-  uint32_t older; /* of the same sector, + 1; 0: none */
+  uint32_t older; /* of the same sector, + 1; 0: the initial one */
 };
 
 struct history {
   uint64_t nr_sectors;
-  uint32_t *newest; /* value + 1 of each */
+  uint8_t *initial; /* the disk as it was at first: stable */
+  uint32_t *newest; /* value + 1 of each; 0: the initial one */
   struct history_value *value;
   uint32_t nr_values, values_allocated;
-  struct history_request *request; /* the first one is the disk as it was */
+  struct history_request *request;
   uint32_t nr_requests, requests_allocated;
   uint64_t ticks;
 };

@@ -434,7 +434,7 @@ is_possible (const struct maker *k, enum cluster_state state)
   case MADE_COMPRESSED:
     return k->compressed;
   case MADE_PACKED:
-    return k->compressed && m->refcount_order > 2;
+    return k->compressed && m->refcount_order >= 2;
   case MADE_SUB_MIXED:
   case MADE_SUB_EMPTY:
   case MADE_SUB_ZERO:
@@ -446,11 +446,33 @@ is_possible (const struct maker *k, enum cluster_state state)
   case MADE_SHARED_ZERO:
     return k->snap && m->version >= 3;
   case MADE_SHARED_COMPRESSED:
-    return k->snap && k->compressed && m->refcount_order > 2;
+    return k->snap && k->compressed && m->refcount_order >= 3;
   case MADE_SHARED_SUB:
     return k->snap && m->extended;
   }
   return false;
+}
+
+/* What is packed is made after all else, so that it does share host clusters.
+ */
+static bool
+is_packed (enum cluster_state state)
+{
+  return state == MADE_PACKED || state == MADE_SHARED_COMPRESSED;
+}
+
+static void
+make_row (struct maker *k, const enum cluster_state *order, unsigned nr,
+          uint64_t first, unsigned step, bool packed)
+{
+  unsigned i;
+
+  for (i = 0; i < nr; ++i) {
+    const uint64_t cluster = first + i * step;
+
+    if (cluster < k->m->nr_clusters && is_packed (order[i]) == packed)
+      make_cluster (k, cluster, order[i]);
+  }
 }
 
 /* All states beside each other, in any order; then all with room between
@@ -461,7 +483,6 @@ make_clusters (struct maker *k)
 {
   enum cluster_state order[MADE_STATES];
   unsigned nr = 0, i;
-  uint64_t cluster;
 
   for (i = 0; i < MADE_STATES; ++i) {
     if (is_possible (k, i))
@@ -474,12 +495,9 @@ make_clusters (struct maker *k)
     order[j] = order[i - 1];
     order[i - 1] = t;
   }
-  for (cluster = 0; cluster < nr && cluster < k->m->nr_clusters; ++cluster)
-    make_cluster (k, cluster, order[cluster]);
-  for (i = 0; i < nr; ++i) {
-    cluster = nr + 1 + 2 * i;
-    if (cluster < k->m->nr_clusters)
-      make_cluster (k, cluster, order[i]);
+  for (i = 0; i < 2; ++i) {
+    make_row (k, order, nr, 0, 1, i == 1);
+    make_row (k, order, nr, nr + 1, 2, i == 1);
   }
 }
 
@@ -619,6 +637,7 @@ make_bitmap (struct maker *k)
   put_be64 (p, k->bitmap_table);
   put_be32 (p + 8, 1);
   put_be32 (p + 12, 2); /* auto */
+  k->m->bitmap_flags = k->bitmap_directory + 12;
   p[16] = 1;
   p[17] = 16;
   put_be16 (p + 18, 5);
@@ -1004,5 +1023,13 @@ const char *const made_names[] = {
   "v3-c4k-holes-keep",
   "v2-c512-holes-nozero",
   "v3-c16k-ext-holes-nozero-back",
+  "v2-c1k-comp-snap-shortback",
+  "v2-c512-full-snap",
+  "v3-c512-full-comp-back",
+  "v3-c2k-r2-snapall-holes-tail",
+  "v2-c512-many-snapall",
+  "v3-c512-many-lazy-holes",
+  "v3-c16k-ext-lazy-snap-comp-holes",
+  "v3-c64k-ext-snap-comp-back",
   NULL
 };

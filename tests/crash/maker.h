@@ -49,6 +49,7 @@ struct made {
   enum compression compression;
   bool lazy;
   bool bitmaps;
+  uint64_t bitmap_flags; /* where those of the bitmap are, in the file */
   bool keep;    /* to be written without punching holes */
   bool no_zero; /* on a storage that can't zero or punch */
 

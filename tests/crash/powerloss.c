@@ -25,6 +25,9 @@
 
 #define MAX_JOBS 256
 
+/* Of --mix. */
+#define MIXED_THREADS 4
+
 /* A worker that gets no further for so long hangs. */
 #define HANG_SECONDS 120
 
@@ -38,7 +41,6 @@ struct shared_state {
   struct explore_stats stats;
   _Atomic uint64_t next; /* workload */
   _Atomic bool stop;
-  _Atomic uint64_t systematic_left;
   struct worker worker[MAX_JOBS];
 };
 
@@ -50,13 +52,14 @@ static struct {
   const char *script;
   unsigned seconds;
   unsigned jobs;
-  unsigned random;    /* requests of a random script */
+  unsigned random;    /* requests of a random script, or of each thread */
+  unsigned mix;       /* one workload by threads for so many; 0: none */
   uint64_t workloads; /* at most */
   bool quiet;
 } options = {
   .explore = {
-    .seed = 1, .cut = EXPLORE_ANY, .cut2 = EXPLORE_ANY, .threads = 1, .cuts = 150, .torn = 4,
-    .second_every = 150,
+    .seed = 1, .cut = EXPLORE_ANY, .cut2 = EXPLORE_ANY, .threads = 1,
+    .cuts = 150, .torn = 4, .second_every = 150,
   },
   .jobs = 1,
   .random = 60,
@@ -73,14 +76,15 @@ usage (FILE *f)
 "  --jobs N       processes\n"
 "  --image NAME   this image, or with a `*' at the end all whose names begin\n"
 "                 so; --list names them, and others can be made up\n"
-"  --script TEXT  this script: requests, systematic:N, pair:SEED or\n"
-"                 random:SEED:REQUESTS\n"
+"  --script TEXT  this script: requests, systematic:N, pair:SEED,\n"
+"                 random:SEED:REQUESTS or churn:SEED:REQUESTS\n"
 "  --seed N       of all that is random\n"
 "  --cut N        only the cut at this call of the storage\n"
 "  --subset WHICH only this subset of the pending calls: none, all, prefix:N,\n"
 "                 only:N, not:N, mask:BITS, torn:SEED\n"
 "  --cut2, --subset2   likewise, when the image is written to again\n"
 "  --threads N    deal the requests to so many threads; such runs differ\n"
+"  --mix N        after each N workloads one by four threads\n"
 "  --cuts N       at most so many cuts of each workload (default 150)\n"
 "  --torn N       random subsets for each cut (default 4)\n"
 "  --second N     cut one state of N a second time (default 150)\n"
@@ -136,6 +140,7 @@ wanted_images (const char **names, unsigned max)
 static bool
 script_from_text (struct script *s, const struct made *m, const char *text)
 {
+  const bool churns = strncmp (text, "churn:", 6) == 0;
   char *end;
   uint64_t seed;
 
@@ -145,10 +150,10 @@ script_from_text (struct script *s, const struct made *m, const char *text)
     script_pair (s, m, strtoull (text + 5, NULL, 0));
     return true;
   }
-  if (strncmp (text, "random:", 7) == 0) {
-    seed = strtoull (text + 7, &end, 0);
-    script_random (s, m, seed, *end == ':' ? strtoul (end + 1, NULL, 0)
-                   : options.random);
+  if (churns || strncmp (text, "random:", 7) == 0) {
+    seed = strtoull (strchr (text, ':') + 1, &end, 0);
+    (churns ? script_churn : script_random)
+      (s, m, seed, *end == ':' ? strtoul (end + 1, NULL, 0) : options.random);
     return true;
   }
   return script_parse (s, text);
@@ -167,50 +172,37 @@ script_text (const struct script *s, const char *text, char *buf, size_t size)
   snprintf (buf, size, "%s", text);
 }
 
-/* The systematic scripts of an image, in an order that mixes them, so that
- * a short run sees some of all.
+/* Of four workloads of an image three are systematic, as long as there are
+ * such, and one is random.
  */
-static uint64_t
-count_systematic (const struct made *m)
+static bool
+is_systematic (uint64_t number)
 {
-  struct script *s = malloc (sizeof *s);
-  uint64_t n = 0;
-
-  if (s == NULL)
-    abort ();
-  while (script_systematic (s, m, n))
-    n++;
-  free (s);
-  return n;
+  return number % 4 != 3;
 }
 
 static uint64_t
-scattered (uint64_t i, uint64_t n)
+systematic_number (uint64_t number)
 {
-  uint64_t step = n * 5 / 8 | 1, a, b, t;
-
-  for (;; step += 2) {
-    for (a = step, b = n; b != 0; t = a % b, a = b, b = t)
-      ;
-    if (a == 1)
-      return i * step % n;
-  }
+  return number - number / 4;
 }
 
 /* Workload number `number' of an image. */
 static void
-choose_script (const struct made *m, uint64_t number, char *text, size_t size)
+choose_script (const struct made *m, uint64_t number, unsigned threads,
+               char *text, size_t size)
 {
-  const uint64_t systematic = count_systematic (m);
+  const uint64_t systematic = script_systematic_nr (m);
   const uint64_t seed = mix (options.explore.seed + mix (number)) >> 40;
 
-  if (options.explore.threads > 1)
-    snprintf (text, size, "random:%" PRIu64 ":%u", seed,
-              options.random * options.explore.threads);
-  else if (number < systematic)
+  if (threads > 1)
+    snprintf (text, size, "%s:%" PRIu64 ":%u",
+              seed % 2 == 0 ? "random" : "churn", seed,
+              options.random * threads);
+  else if (is_systematic (number) && systematic_number (number) < systematic)
     snprintf (text, size, "systematic:%" PRIu64,
-              scattered (number, systematic));
-  else if (number % 3 != 0)
+              script_scattered (m, systematic_number (number)));
+  else if (seed % 3 != 0)
     snprintf (text, size, "pair:%" PRIu64, seed);
   else
     snprintf (text, size, "random:%" PRIu64 ":%u", seed,
@@ -219,52 +211,105 @@ choose_script (const struct made *m, uint64_t number, char *text, size_t size)
 
 /* Workers. */
 
-static void
-run_one (struct explore *e, const char *name, uint64_t number)
+/* With a time limit large images have their turn less often. */
+#define LARGE_BYTES (UINT64_C (1) << 20)
+#define LARGE_EVERY 8
+
+static bool
+is_its_turn (const struct made *m, uint64_t *number)
 {
+  const uint64_t round = *number;
+
+  if (options.seconds == 0 || options.script != NULL ||
+      m->size + m->disk_size < LARGE_BYTES)
+    return true;
+  *number /= LARGE_EVERY;
+  return round % LARGE_EVERY == 0;
+}
+
+static void
+run_script (struct explore *e, const struct made *m, uint64_t number,
+            unsigned threads)
+{
+  struct explore_options with = options.explore;
   struct script *s = malloc (sizeof *s);
   char text[EXPLORE_SCRIPT_TEXT], line[EXPLORE_SCRIPT_TEXT];
-  struct made m;
 
   if (s == NULL)
     abort ();
-  if (!made_image (&m, name)) {
-    fprintf (stderr, "powerloss: there is no image %s\n", name);
-    exit (2);
-  }
   if (options.script != NULL)
     snprintf (text, sizeof text, "%s", options.script);
   else
-    choose_script (&m, number, text, sizeof text);
-  if (!script_from_text (s, &m, text)) {
+    choose_script (m, number, threads, text, sizeof text);
+  if (!script_from_text (s, m, text)) {
     fprintf (stderr, "powerloss: there is no script %s\n", text);
     exit (2);
   }
   script_text (s, text, line, sizeof line);
-  (void) explore (e, &m, s, line);
-  made_free (&m);
+  with.threads = threads;
+  e->options = &with;
+  (void) explore (e, m, s, line);
   free (s);
 }
 
-/* True if no systematic script of any image is left at this number. */
-static bool
-is_beyond_systematic (const char *const *names, unsigned nr, uint64_t number)
+static void
+run_one (struct explore *e, const char *name, uint64_t number,
+         unsigned threads)
 {
-  static uint64_t most;
+  struct made m;
+
+  if (!made_image (&m, name)) {
+    fprintf (stderr, "powerloss: there is no image %s\n", name);
+    exit (2);
+  }
+  if (is_its_turn (&m, &number))
+    run_script (e, &m, number, threads);
+  made_free (&m);
+}
+
+/* The most systematic scripts that an image has. */
+static uint64_t
+most_systematic (const char *const *names, unsigned nr)
+{
+  uint64_t most = 0;
   struct made m;
   unsigned i;
 
-  for (i = 0; most == 0 && i < nr; ++i) {
+  for (i = 0; i < nr; ++i) {
     uint64_t n;
 
     if (!made_image (&m, names[i]))
       continue;
-    n = count_systematic (&m);
+    n = script_systematic_nr (&m);
     made_free (&m);
     if (most < n)
       most = n;
   }
-  return number >= most;
+  return most;
+}
+
+/* Whether to stop before workload n. */
+static bool
+is_enough (uint64_t n, unsigned nr, uint64_t systematic)
+{
+  if (n >= options.workloads)
+    return true;
+  if (options.script != NULL)
+    return n >= nr;
+  return options.seconds == 0 && systematic_number (n / nr) >= systematic;
+}
+
+/* For what qemu-img is to see. */
+static void
+work_directory (const struct explore *e, const char *command)
+{
+  char text[256];
+
+  if (options.explore.ask_every == 0)
+    return;
+  snprintf (text, sizeof text, "%s %s", command, e->directory);
+  if (system (text) != 0)
+    exit (2);
 }
 
 static void
@@ -272,38 +317,25 @@ work (unsigned i)
 {
   const char *names[64];
   const unsigned nr = wanted_images (names, 64);
+  const uint64_t systematic = most_systematic (names, nr);
   struct explore e = {
-    .options = &options.explore, .stats = &shared->stats,
-    .place = &shared->worker[i].place,
+    .stats = &shared->stats, .place = &shared->worker[i].place,
   };
 
   snprintf (e.directory, sizeof e.directory, "powerloss-%ld-%u.tmp",
             (long) getpid (), i);
-  if (options.explore.ask_every != 0) {
-    char command[256];
-
-    snprintf (command, sizeof command, "mkdir -p %s", e.directory);
-    if (system (command) != 0)
-      exit (2);
-  }
+  work_directory (&e, "mkdir -p");
   while (!atomic_load (&shared->stop)) {
     const uint64_t n = atomic_fetch_add (&shared->next, 1);
 
-    if (n >= options.workloads ||
-        (options.seconds == 0 && options.script == NULL &&
-         is_beyond_systematic (names, nr, n / nr)) ||
-        (options.script != NULL && n >= nr))
+    if (is_enough (n, nr, systematic))
       break;
-    run_one (&e, names[n % nr], n / nr);
+    run_one (&e, names[n % nr], n / nr, options.explore.threads);
+    if (options.mix != 0 && n % options.mix == 0)
+      run_one (&e, names[n / options.mix % nr], n, MIXED_THREADS);
   }
   explore_free (&e);
-  if (options.explore.ask_every != 0) {
-    char command[256];
-
-    snprintf (command, sizeof command, "rm -rf %s", e.directory);
-    if (system (command) != 0)
-      exit (2);
-  }
+  work_directory (&e, "rm -rf");
   atomic_store (&shared->worker[i].idle, true);
   exit (0);
 }
@@ -317,15 +349,18 @@ print_stats (double seconds, bool last)
   const uint64_t states = s->states + s->second;
 
   printf ("%s%" PRIu64 " states (%" PRIu64 " after a second cut) of %" PRIu64
-          " workloads, %" PRIu64 " cuts, in %.0f s: %.0f states/s; %" PRIu64
-          " violations\n", last ? "" : "  ", states, (uint64_t) s->second,
-          (uint64_t) s->workloads, (uint64_t) s->cuts, seconds,
+          " workloads (%" PRIu64 " by threads), %" PRIu64 " cuts, in %.0f s: "
+          "%.0f states/s; %" PRIu64 " violations\n", last ? "" : "  ", states,
+          (uint64_t) s->second, (uint64_t) s->workloads,
+          (uint64_t) s->threaded, (uint64_t) s->cuts, seconds,
           states / (seconds > 0 ? seconds : 1), (uint64_t) s->violations);
   if (last && s->leaking > 0)
     printf ("%" PRIu64 " states with leaks, of %" PRIu64 " clusters at most\n",
             (uint64_t) s->leaking, (uint64_t) s->most_leaks);
   if (last && s->dirty > 0)
-    printf ("%" PRIu64 " states marked as dirty\n", (uint64_t) s->dirty);
+    printf ("%" PRIu64 " states marked as dirty, %" PRIu64 " of them with "
+            "right refcounts all the same\n", (uint64_t) s->dirty,
+            (uint64_t) s->mended);
   if (last && s->asked > 0)
     printf ("%" PRIu64 " states judged by qemu-img as well\n",
             (uint64_t) s->asked);
@@ -443,8 +478,9 @@ supervise (void)
 
 enum {
   OPT_SECONDS = 256, OPT_JOBS, OPT_IMAGE, OPT_SCRIPT, OPT_SEED, OPT_CUT,
-  OPT_SUBSET, OPT_CUT2, OPT_SUBSET2, OPT_THREADS, OPT_CUTS, OPT_TORN, OPT_SECOND, OPT_RANDOM,
-  OPT_WORKLOADS, OPT_ASK, OPT_VERBOSE, OPT_QUIET, OPT_LIST, OPT_HELP,
+  OPT_SUBSET, OPT_CUT2, OPT_SUBSET2, OPT_THREADS, OPT_MIX, OPT_CUTS, OPT_TORN,
+  OPT_SECOND, OPT_RANDOM, OPT_WORKLOADS, OPT_ASK, OPT_VERBOSE, OPT_QUIET,
+  OPT_LIST, OPT_HELP,
 };
 
 static const struct option long_options[] = {
@@ -458,6 +494,7 @@ static const struct option long_options[] = {
   { "cut2", required_argument, NULL, OPT_CUT2 },
   { "subset2", required_argument, NULL, OPT_SUBSET2 },
   { "threads", required_argument, NULL, OPT_THREADS },
+  { "mix", required_argument, NULL, OPT_MIX },
   { "cuts", required_argument, NULL, OPT_CUTS },
   { "torn", required_argument, NULL, OPT_TORN },
   { "second", required_argument, NULL, OPT_SECOND },
@@ -520,6 +557,7 @@ set_option (int opt, const char *arg)
   case OPT_CUT2: e->cut2 = strtoull (arg, NULL, 0); break;
   case OPT_SUBSET2: subset (arg, &e->landed2, &e->have_landed2); break;
   case OPT_THREADS: e->threads = positive (arg); break;
+  case OPT_MIX: options.mix = positive (arg); break;
   case OPT_CUTS: e->cuts = positive (arg); break;
   case OPT_TORN: e->torn = strtoul (arg, NULL, 0); break;
   case OPT_SECOND: e->second_every = strtoul (arg, NULL, 0); break;

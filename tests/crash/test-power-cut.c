@@ -295,7 +295,8 @@ test_history (void)
   CHECK (allows (&h, 0, 'X', 6));
   CHECK (!allows (&h, 0, 'Y', 6));
   CHECK (!allows (&h, 1, 'X', 6));
-  history_flushed (&h, history_moment (&h, 4), 7); /* began before the answer */
+  /* It began before the answer. */
+  history_flushed (&h, history_moment (&h, 4), 7);
   CHECK (allows (&h, 0, 'a', 8));
   history_flushed (&h, history_moment (&h, 5), 9);
   CHECK (allows (&h, 0, 'a', 8));
@@ -305,7 +306,7 @@ test_history (void)
   r = history_begin (&h, 10);
   give (&h, r, 0, 'Y');
   history_fail (&h, r, 11);
-  history_flushed (&h, history_moment (&h, 12), 13); /* promises nothing of it */
+  history_flushed (&h, history_moment (&h, 12), 13); /* promises nothing */
   CHECK (allows (&h, 0, 'X', 14));
   CHECK (allows (&h, 0, 'Y', 14));
   r = history_begin (&h, 15);

@@ -235,10 +235,10 @@ static const struct request kinds[] = {
   { .kind = REQUEST_ZERO, .may_trim = true, .fua = true },
   { .kind = REQUEST_TRIM, .fua = true },
   { .kind = REQUEST_ZERO, .may_trim = true, .fast = true },
+  { .kind = REQUEST_ZERO, .fua = true },
 };
 
 #define NR_KINDS (sizeof kinds / sizeof kinds[0])
-#define NR_PLAIN_KINDS 5 /* those without FUA, mostly */
 #define NR_REQUESTS (NR_KINDS * NR_PARTS)
 
 static void
@@ -284,7 +284,9 @@ add_allocations (struct script *s, const struct made *m, unsigned nr,
   }
 }
 
-/* One request, and the use of what it may have freed. */
+/* One request, which is then made durable, and the use of what it may have
+ * freed.
+ */
 static void
 script_single (struct script *s, const struct made *m, uint64_t cluster,
                unsigned request)
@@ -308,6 +310,8 @@ enum scenario {
   SCENARIO_FAR_TABLES,
   SCENARIO_REOPEN,
   SCENARIO_OVERWRITE,
+  SCENARIO_DURABLE,
+  SCENARIO_CHURN,
   NR_SCENARIOS
 };
 
@@ -458,6 +462,46 @@ overwrite (struct script *s, const struct made *m)
   }
 }
 
+/* FUA in place, where the mapping is not durable yet; on each kind of
+ * cluster.
+ */
+static void
+durable (struct script *s, const struct made *m)
+{
+  unsigned state;
+
+  for (state = 0; state < MADE_STATES; ++state) {
+    const uint64_t at = find_cluster (m, state, 0) * m->cluster_size;
+
+    add_write (s, m, at, m->cluster_size);
+    add (s, m, (struct request) {
+        .kind = REQUEST_WRITE, .offset = at + m->cluster_size / 2,
+        .count = SECTOR, .fua = true,
+      });
+  }
+}
+
+/* Half of the disk again and again, so that the reserve is used up and filled
+ * with what was freed.
+ */
+static void
+churn (struct script *s, const struct made *m)
+{
+  const uint64_t half = m->nr_clusters / 2 * m->cluster_size;
+  unsigned i;
+
+  for (i = 0; i < 8; ++i) {
+    add_write (s, m, 0, half);
+    if (i % 3 == 0)
+      add_flush (s);
+    add_trim (s, m, 0, half);
+    if (i % 2 == 0)
+      add_flush (s);
+    add_write (s, m, half + i * m->cluster_size, m->cluster_size / 2);
+  }
+  add_flush (s);
+}
+
 static void
 script_scenario (struct script *s, const struct made *m, enum scenario n)
 {
@@ -496,9 +540,29 @@ script_scenario (struct script *s, const struct made *m, enum scenario n)
   case SCENARIO_OVERWRITE:
     overwrite (s, m);
     return;
+  case SCENARIO_DURABLE:
+    durable (s, m);
+    return;
+  case SCENARIO_CHURN:
+    if (m->disk_size <= 4 << 20)
+      churn (s, m);
+    return;
   case NR_SCENARIOS:
     return;
   }
+}
+
+uint64_t
+script_systematic_nr (const struct made *m)
+{
+  uint64_t nr = NR_SCENARIOS;
+  unsigned state;
+
+  for (state = 0; state < MADE_STATES; ++state) {
+    if (find_cluster (m, state, 0) < m->nr_clusters)
+      nr += NR_REQUESTS;
+  }
+  return nr;
 }
 
 bool
@@ -526,6 +590,44 @@ script_systematic (struct script *s, const struct made *m, uint64_t number)
     number -= NR_REQUESTS;
   }
   return false;
+}
+
+static uint64_t
+name_hash (const struct made *m)
+{
+  uint64_t hash = 0;
+  const char *p;
+
+  for (p = m->name; *p != '\0'; ++p)
+    hash = mix (hash + *p);
+  return hash >> 40;
+}
+
+/* i of n as a place among n, so that the first few are from all over. */
+static uint64_t
+scatter (uint64_t i, uint64_t n)
+{
+  uint64_t step = n * 5 / 8 | 1, a, b, t;
+
+  for (;; step += 2) {
+    for (a = step, b = n; b != 0; t = a % b, a = b, b = t)
+      ;
+    if (a == 1)
+      return i % n * step % n;
+  }
+}
+
+/* Every other one is a scenario at first; each image begins elsewhere. */
+uint64_t
+script_scattered (const struct made *m, uint64_t number)
+{
+  const uint64_t requests = script_systematic_nr (m) - NR_SCENARIOS;
+  const uint64_t shift = name_hash (m);
+
+  if (number < 2 * NR_SCENARIOS && number % 2 == 0)
+    return (number / 2 + shift) % NR_SCENARIOS;
+  number -= number < 2 * NR_SCENARIOS ? number / 2 + 1 : NR_SCENARIOS;
+  return NR_SCENARIOS + scatter (number + shift, requests);
 }
 
 void
@@ -618,4 +720,30 @@ script_random (struct script *s, const struct made *m, uint64_t seed,
   s->nr = 0;
   for (i = 0; i < nr; ++i)
     add (s, m, random_request (m, &random));
+}
+
+void
+script_churn (struct script *s, const struct made *m, uint64_t seed,
+              unsigned nr)
+{
+  const uint64_t near = m->nr_clusters < 64 ? m->nr_clusters : 64;
+  uint64_t random = mix (seed + 5);
+  unsigned i;
+
+  s->nr = 0;
+  for (i = 0; i < nr; ++i) {
+    const uint64_t at = random_below (&random, near) * m->cluster_size;
+    const uint64_t count = (1 + random_below (&random, 16)) * m->cluster_size;
+    const unsigned n = random_below (&random, 100);
+
+    if (n < 40)
+      add_write (s, m, at, count);
+    else if (n < 70)
+      add_trim (s, m, at, count);
+    else if (n < 90)
+      add_write (s, m, at + random_below (&random, m->cluster_size / SECTOR)
+                 * SECTOR, SECTOR);
+    else
+      add_flush (s);
+  }
 }

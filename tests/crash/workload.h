@@ -49,12 +49,26 @@ extern bool script_parse (struct script *s, const char *text);
 extern void script_random (struct script *s, const struct made *m,
                            uint64_t seed, unsigned nr);
 
+/* The same, but mostly writes and trims of many whole clusters, so that what
+ * was freed is soon used again.
+ */
+extern void script_churn (struct script *s, const struct made *m,
+                          uint64_t seed, unsigned nr);
+
 /* The number-th of all systematic scripts for this image: each request on a
  * cluster of each state, and what is known to be dangerous.  False if there
  * are no more.
  */
 extern bool script_systematic (struct script *s, const struct made *m,
                                uint64_t number);
+
+/* How many there are for this image. */
+extern uint64_t script_systematic_nr (const struct made *m);
+
+/* The number of the number-th of them in an order that mixes them, so that a
+ * short run sees some of all.
+ */
+extern uint64_t script_scattered (const struct made *m, uint64_t number);
 
 /* Pairs of requests on the same cluster, at random. */
 extern void script_pair (struct script *s, const struct made *m,

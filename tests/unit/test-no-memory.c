@@ -1,107 +1,23 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Each allocation of core/ fails in turn: what was called returns ENOMEM,
- * nothing crashes, and nothing is lost.  The linker puts the functions
- * below in the place of the allocators (--wrap).
+ * nothing crashes, and nothing is lost.
  */
 
 #include <config.h>
 
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <unistd.h>
-
-#include <zlib.h>
-#include <zstd.h>
 
 #include "build.h"
 #include "check.h"
 #include "extents.h"
 #include "image.h"
 #include "image-check.h"
+#include "no-memory.h"
 #include "read.h"
 #include "rig.h"
-
-/* The allocation that fails, counted from 1; 0: none. */
-static unsigned fail_at;
-static unsigned nr_allocations;
-static bool armed;
-
-static bool
-must_fail (void)
-{
-  if (!armed || ++nr_allocations != fail_at)
-    return false;
-  errno = ENOMEM;
-  return true;
-}
-
-#define WRAP(type, name, parameters, arguments, failed) \
-  extern type __real_##name parameters;                 \
-  extern type __wrap_##name parameters;                 \
-  type                                                  \
-  __wrap_##name parameters                              \
-  {                                                     \
-    if (must_fail ())                                   \
-      return failed;                                    \
-    return __real_##name arguments;                     \
-  }
-
-struct libdeflate_decompressor;
-
-WRAP (void *, malloc, (size_t size), (size), NULL)
-WRAP (void *, calloc, (size_t nr, size_t size), (nr, size), NULL)
-WRAP (void *, realloc, (void *p, size_t size), (p, size), NULL)
-WRAP (char *, strdup, (const char *s), (s), NULL)
-WRAP (char *, strndup, (const char *s, size_t n), (s, n), NULL)
-WRAP (char *, realpath, (const char *s, char *to), (s, to), NULL)
-WRAP (char *, __realpath_chk, (const char *s, char *to, size_t n),
-      (s, to, n), NULL)
-WRAP (void *, mmap, (void *a, size_t len, int prot, int flags, int fd,
-                     off_t offset),
-      (a, len, prot, flags, fd, offset), MAP_FAILED)
-WRAP (ZSTD_DCtx *, ZSTD_createDCtx, (void), (), NULL)
-WRAP (int, inflateInit2_, (z_streamp z, int bits, const char *version,
-                           int size),
-      (z, bits, version, size), Z_MEM_ERROR)
-#ifdef HAVE_LIBDEFLATE
-WRAP (struct libdeflate_decompressor *, libdeflate_alloc_decompressor,
-      (void), (), NULL)
-#endif
-
-extern int __wrap_asprintf (char **to, const char *fmt, ...)
-  __attribute__ ((__format__ (__printf__, 2, 3)));
-extern int __wrap___asprintf_chk (char **to, int flag, const char *fmt, ...)
-  __attribute__ ((__format__ (__printf__, 3, 4)));
-
-int
-__wrap_asprintf (char **to, const char *fmt, ...)
-{
-  va_list ap;
-  int r;
-
-  if (must_fail ())
-    return -1;
-  va_start (ap, fmt);
-  r = vasprintf (to, fmt, ap);
-  va_end (ap);
-  return r;
-}
-
-int
-__wrap___asprintf_chk (char **to, int flag, const char *fmt, ...)
-{
-  va_list ap;
-  int r;
-
-  if (must_fail ())
-    return -1;
-  va_start (ap, fmt);
-  r = vasprintf (to, fmt, ap);
-  va_end (ap);
-  return r;
-}
 
 static struct builder image, base;
 static bool from_file;
@@ -132,26 +48,26 @@ open_it (void)
   struct image *im;
 
   if (from_file) {
-    armed = true;
+    memory_armed = true;
     im = image_open (&options);
   }
   else {
     s = build_storage (&image, NULL);
-    armed = true;
+    memory_armed = true;
     im = image_open_storage (s, CACHE_MIN_BYTES);
   }
-  armed = false;
+  memory_armed = false;
   return im;
 }
 
 static void
 check_one_failure (const char *what, int r, unsigned *failed)
 {
-  armed = false;
+  memory_armed = false;
   if (r == -1) {
     if (error_errno () != ENOMEM)
       check_failed (__FILE__, __LINE__, "%s: allocation %u: errno %d: %s",
-                    what, fail_at, error_errno (), error_message ());
+                    what, memory_fail_at, error_errno (), error_message ());
     CHECK_HAS (error_message (), "memory");
     ++*failed;
   }
@@ -167,37 +83,37 @@ run (void)
   uint8_t buf[8192];
   unsigned failed = 0, i;
 
-  nr_allocations = 0;
+  memory_calls = 0;
   error_set (0, "none");
   im = open_it ();
   if (im == NULL) {
     check_one_failure ("open", -1, &failed);
     return false;
   }
-  armed = true;
+  memory_armed = true;
   check_one_failure ("list", image_list (im, ignore_export, NULL), &failed);
-  armed = true;
+  memory_armed = true;
   disk = image_open_disk (im, "");
   check_one_failure ("open disk", disk == NULL ? -1 : 0, &failed);
   if (disk == NULL)
     disk = image_open_disk (im, "");
   for (i = 0; i < 4; ++i) {
-    armed = true;
+    memory_armed = true;
     check_one_failure ("read", layer_read (disk, buf, 100 << i,
                                            (struct guest_off) { i * 4096 }),
                        &failed);
     /* Memory that was short for a moment is no damage. */
-    armed = false;
+    memory_armed = false;
     CHECK_OK (layer_read (disk, buf, 4096, (struct guest_off) { i * 4096 }));
   }
-  armed = true;
+  memory_armed = true;
   check_one_failure ("extents", layer_extents
                      (disk, disk->size, (struct guest_off) { 0 }, false,
                       ignore_extent, NULL), &failed);
   image_close_disk (disk);
   image_close (im);
   CHECK (failed <= 1);
-  return nr_allocations < fail_at;
+  return memory_calls < memory_fail_at;
 }
 
 static void
@@ -271,10 +187,10 @@ test (enum compression type, bool file)
   make (type);
   if (file)
     name_backing ();
-  for (fail_at = 1; !run (); ++fail_at)
+  for (memory_fail_at = 1; !run (); ++memory_fail_at)
     ;
-  CHECK (fail_at > 12);
-  printf ("%u allocations\n", fail_at - 1);
+  CHECK (memory_fail_at > 12);
+  printf ("%u allocations\n", memory_fail_at - 1);
   if (file) {
     remove ("test-no-memory.base");
     remove ("test-no-memory.top");
@@ -337,7 +253,7 @@ do_step (const struct step *s)
 
   if (s->what == WRITE || s->what == FUA)
     build_pattern (buf, s->count, s->offset + s->count);
-  armed = true;
+  memory_armed = true;
   switch (s->what) {
   case WRITE:
     r = image_write (rig.im, buf, s->count, at, 0);
@@ -358,7 +274,7 @@ do_step (const struct step *s)
     r = image_flush (rig.im);
     break;
   }
-  armed = false;
+  memory_armed = false;
   if (r == 0 && s->what == TRIM) {
     const uint64_t from = (s->offset + rig.granule - 1) & -rig.granule;
     const uint64_t to = (s->offset + s->count) & -rig.granule;
@@ -378,7 +294,7 @@ make_writable (unsigned *failed)
   const struct writer_options options = { 0 };
   int r;
 
-  armed = true;
+  memory_armed = true;
   r = image_make_writable (rig.im, &options);
   check_one_failure ("make writable", r, failed);
   CHECK_OK (image_make_writable (rig.im, &options));
@@ -393,7 +309,7 @@ run_writing (const struct builder *b, const uint8_t *under,
   struct storage *s[2];
   uint64_t size;
 
-  nr_allocations = 0;
+  memory_calls = 0;
   error_set (0, "none");
   rig_init (&rig, "no memory", b);
   s[0] = memory_disk_open (&rig.disk, "test", NULL);
@@ -415,28 +331,29 @@ run_writing (const struct builder *b, const uint8_t *under,
   }
   rig_compare (&rig);
   image_close_disk (rig.live);
-  armed = true;
+  memory_armed = true;
   check_one_failure ("close", image_close (rig.im), &failed);
   CHECK (failed <= 1);
   size = atomic_load (&rig.disk.size);
   if (image_check ("no memory", rig.disk.data, size).leaks > 0)
-    CHECK (nr_allocations >= fail_at);
+    CHECK (memory_calls >= memory_fail_at);
   rig_free (&rig);
-  return nr_allocations < fail_at;
+  return memory_calls < memory_fail_at;
 }
 
 static void
 test_writing (const struct builder *b, const uint8_t *under,
               const struct step *steps, unsigned nr)
 {
-  for (fail_at = 1; !run_writing (b, under, steps, nr); ++fail_at) {
+  for (memory_fail_at = 1; !run_writing (b, under, steps, nr);
+       ++memory_fail_at) {
     if (check_any_failed ()) {
-      fprintf (stderr, "allocation %u\n", fail_at);
+      fprintf (stderr, "allocation %u\n", memory_fail_at);
       break;
     }
   }
-  printf ("%u allocations for writing\n", fail_at - 1);
-  CHECK (fail_at > 10);
+  printf ("%u allocations for writing\n", memory_fail_at - 1);
+  CHECK (memory_fail_at > 10);
 }
 
 static void
