@@ -6,14 +6,13 @@
 
 #include <config.h>
 
-#include <errno.h>
-#include <pthread.h>
 #include <stdlib.h>
 
 #include "check.h"
 #include "random.h"
 #include "read.h"
 #include "rig.h"
+#include "turns.h"
 
 #define CLUSTER (UINT64_C (1) << 16)
 #define CLUSTERS 64
@@ -21,80 +20,44 @@
 static struct rig rig;
 static uint8_t base[CLUSTERS * CLUSTER];
 
-/* The gate: calls of these kinds that touch this range of the host wait while
- * it is closed.
+/* The gate: the next call of these kinds that touches this range of the host
+ * stops there.
  */
 static struct {
-  pthread_mutex_t lock;
-  pthread_cond_t changed;
-  bool closed;
   unsigned kinds;
   uint64_t from, to;
-  unsigned waiting;
-} gate = {
-  .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER,
-};
+} gate;
 
 static void
 pass_gate (void *opaque, const struct memory_call *call)
 {
-  pthread_mutex_lock (&gate.lock);
-  if ((call->kind & gate.kinds) && call->offset < gate.to &&
-      call->offset + call->count >= gate.from) {
-    gate.waiting++;
-    pthread_cond_broadcast (&gate.changed);
-    while (gate.closed)
-      pthread_cond_wait (&gate.changed, &gate.lock);
-    gate.waiting--;
-  }
-  pthread_mutex_unlock (&gate.lock);
+  if (!(call->kind & gate.kinds) || call->offset >= gate.to ||
+      call->offset + call->count < gate.from)
+    return;
+  gate.kinds = 0;
+  turns_stop ("gate");
 }
 
 static void
 close_gate (unsigned kinds, uint64_t from, uint64_t count)
 {
-  pthread_mutex_lock (&gate.lock);
-  gate.closed = true;
   gate.kinds = kinds;
   gate.from = from;
   gate.to = from + count;
-  pthread_mutex_unlock (&gate.lock);
-}
-
-static void
-wait_at_gate (void)
-{
-  pthread_mutex_lock (&gate.lock);
-  while (gate.waiting == 0)
-    pthread_cond_wait (&gate.changed, &gate.lock);
-  /* Only this one is held up. */
-  gate.kinds = 0;
-  pthread_mutex_unlock (&gate.lock);
-}
-
-static void
-open_gate (void)
-{
-  pthread_mutex_lock (&gate.lock);
-  gate.closed = false;
-  gate.kinds = 0;
-  pthread_cond_broadcast (&gate.changed);
-  pthread_mutex_unlock (&gate.lock);
 }
 
 /* A request of another thread; the model is not changed. */
 enum what { READ, WRITE, ZERO, ZERO_TRIM, TRIM, FLUSH };
 
 struct other {
-  pthread_t thread;
+  unsigned thread;
   enum what what;
   uint64_t offset, count, seed;
   uint8_t *buf;
   int r;
-  _Atomic bool done;
 };
 
-static void *
+static void
 other_main (void *opaque)
 {
   struct other *o = opaque;
@@ -121,25 +84,33 @@ other_main (void *opaque)
     o->r = image_flush (rig.im);
     break;
   }
-  o->done = true;
-  return NULL;
 }
 
+/* Have it go on as far as it can. */
 static void
-start (struct other *o, enum what what, uint64_t offset, uint64_t count,
-       uint64_t seed)
+go_on (const struct other *o, enum turn expected)
+{
+  CHECK_EQ (turns_run (o->thread, TURNS_NO_STOP, false), expected);
+}
+
+/* A request that comes to the gate, or is blocked. */
+static void
+start (struct other *o, unsigned thread, enum turn expected, enum what what,
+       uint64_t offset, uint64_t count, uint64_t seed)
 {
   *o = (struct other) {
-    .what = what, .offset = offset, .count = count, .seed = seed,
-    .buf = malloc (count + 1),
+    .thread = thread, .what = what, .offset = offset, .count = count,
+    .seed = seed, .buf = malloc (count + 1),
   };
-  pthread_create (&o->thread, NULL, other_main, o);
+  turns_give (thread, other_main, o);
+  go_on (o, expected);
 }
 
 static void
 join (struct other *o)
 {
-  pthread_join (o->thread, NULL);
+  if (turns_state (o->thread) != TURN_OVER)
+    go_on (o, TURN_OVER);
   CHECK_OK (o->r);
 }
 
@@ -216,14 +187,12 @@ test_slow_reader (void)
   memcpy (old, rig.content + 5 * CLUSTER, sizeof old);
   host = rig_host (&rig, 5 * CLUSTER);
   close_gate (MEMORY_READ, host, CLUSTER);
-  start (&o, READ, 5 * CLUSTER, sizeof old, 0);
-  wait_at_gate ();
+  start (&o, 0, TURN_READY, READ, 5 * CLUSTER, sizeof old, 0);
   rig_trim (&rig, 5 * CLUSTER, CLUSTER);
   rig_flush (&rig);
   use_up_space (100);
   use_up_space (200);
   CHECK (rig.disk.data[host] == old[0]);
-  open_gate ();
   join (&o);
   CHECK (memcmp (o.buf, old, sizeof old) == 0);
   free (o.buf);
@@ -246,8 +215,7 @@ check_slow_writer (enum what what)
   open_image (false, false);
   host = rig_host (&rig, 5 * CLUSTER);
   close_gate (MEMORY_WRITE, host, CLUSTER);
-  start (&o, WRITE, 5 * CLUSTER + 512, 4096, 77);
-  wait_at_gate ();
+  start (&o, 0, TURN_READY, WRITE, 5 * CLUSTER + 512, 4096, 77);
   if (what == TRIM)
     rig_trim (&rig, 5 * CLUSTER, CLUSTER);
   else
@@ -257,7 +225,6 @@ check_slow_writer (enum what what)
   /* Nor may this one get it and be written to in part. */
   rig_write (&rig, 5 * CLUSTER, 512, 4);
   rig_flush (&rig);
-  open_gate ();
   join (&o);
   free (o.buf);
   rig_compare (&rig);
@@ -279,17 +246,13 @@ check_two_writes (bool extended, bool backing, uint64_t first, uint64_t second)
   open_image (extended, backing);
   rig_write (&rig, 41 * CLUSTER, 1, 1); /* the table is there */
   close_gate (MEMORY_WRITE, atomic_load (&rig.disk.size) / 2, UINT64_MAX / 2);
-  start (&a, WRITE, at + first, 3000, 5);
-  wait_at_gate ();
-  start (&b, WRITE, at + second, 3000, 6);
-  usleep (10000);
-  CHECK (!b.done);
+  start (&a, 0, TURN_READY, WRITE, at + first, 3000, 5);
+  start (&b, 1, TURN_BLOCKED, WRITE, at + second, 3000, 6);
   /* Others are not held up. */
   rig_write (&rig, 44 * CLUSTER, CLUSTER, 1);
   rig_write (&rig, 3 * CLUSTER, CLUSTER, 1);
   rig_compare_range (&rig, 0, 40 * CLUSTER);
   rig_compare_range (&rig, 41 * CLUSTER, CLUSTER);
-  open_gate ();
   join (&a);
   join (&b);
   apply (&a);
@@ -334,12 +297,8 @@ check_one_table (bool shared)
   rig_open (&rig);
   rig.control.hook = pass_gate;
   close_gate (MEMORY_ALLOCATE, 0, UINT64_MAX);
-  start (&a, WRITE, 64 * 512 + 100, 300, 5);
-  wait_at_gate ();
-  start (&b, WRITE, 80 * 512 + 100, 300, 6);
-  usleep (10000);
-  CHECK (!b.done);
-  open_gate ();
+  start (&a, 0, TURN_READY, WRITE, 64 * 512 + 100, 300, 5);
+  start (&b, 1, TURN_BLOCKED, WRITE, 80 * 512 + 100, 300, 6);
   join (&a);
   join (&b);
   apply (&a);
@@ -361,11 +320,10 @@ check_zero_beside_write (bool extended, bool backing, enum what what)
   open_image (extended, backing);
   rig_write (&rig, 41 * CLUSTER, 1, 1);
   close_gate (MEMORY_WRITE, atomic_load (&rig.disk.size) / 2, UINT64_MAX / 2);
-  start (&a, WRITE, at + 4096, 3000, 5);
-  wait_at_gate ();
-  start (&b, what, at + 32768, 16384, 0);
-  usleep (5000);
-  open_gate ();
+  start (&a, 0, TURN_READY, WRITE, at + 4096, 3000, 5);
+  /* Nothing is to be done to what reads as zeros, nor to part of a granule. */
+  start (&b, 1, backing && (what != TRIM || extended) ? TURN_BLOCKED
+         : TURN_OVER, what, at + 32768, 16384, 0);
   join (&a);
   join (&b);
   apply (&a);
@@ -388,11 +346,8 @@ check_zero_over_write (bool extended, bool backing, enum what what)
   open_image (extended, backing);
   rig_write (&rig, 41 * CLUSTER, 1, 1);
   close_gate (MEMORY_WRITE, atomic_load (&rig.disk.size) / 2, UINT64_MAX / 2);
-  start (&a, WRITE, at + 4096, 3000, 5);
-  wait_at_gate ();
-  start (&b, what, at, CLUSTER, 0);
-  usleep (5000);
-  open_gate ();
+  start (&a, 0, TURN_READY, WRITE, at + 4096, 3000, 5);
+  start (&b, 1, backing ? TURN_BLOCKED : TURN_OVER, what, at, CLUSTER, 0);
   join (&a);
   join (&b);
   apply (&b);
@@ -429,26 +384,20 @@ test_flush_beside (void)
 
   open_image (false, false);
   close_gate (MEMORY_WRITE, rig_host (&rig, 5 * CLUSTER), CLUSTER);
-  start (&a, WRITE, 5 * CLUSTER, 4096, 5);
-  wait_at_gate ();
+  start (&a, 0, TURN_READY, WRITE, 5 * CLUSTER, 4096, 5);
   rig_write (&rig, 50 * CLUSTER, 4096, 9);
   rig_flush (&rig);
-  CHECK (!a.done);
-  open_gate ();
   join (&a);
   apply (&a);
   free (a.buf);
 
   rig_write (&rig, 51 * CLUSTER, 4096, 9);
   close_gate (MEMORY_FLUSH, 0, UINT64_MAX);
-  start (&f, FLUSH, 0, 0, 0);
-  wait_at_gate ();
+  start (&f, 0, TURN_READY, FLUSH, 0, 0, 0);
   rig_write (&rig, 52 * CLUSTER, 4096, 9);
   rig_write (&rig, 3 * CLUSTER, 4096, 9);
   rig_trim (&rig, 6 * CLUSTER, CLUSTER);
   rig_compare (&rig);
-  CHECK (!f.done);
-  open_gate ();
   join (&f);
   free (f.buf);
   close_image ();
@@ -466,14 +415,10 @@ test_flush_flush (void)
   open_image (false, false);
   rig_write (&rig, 3 * CLUSTER, 4096, 1);
   close_gate (MEMORY_FLUSH, 0, UINT64_MAX);
-  start (&f, FLUSH, 0, 0, 0);
-  wait_at_gate ();
+  start (&f, 0, TURN_READY, FLUSH, 0, 0, 0);
   flushes = rig.control.flushes;
   rig_write (&rig, 4 * CLUSTER, 4096, 2);
-  start (&g, FLUSH, 0, 0, 0);
-  usleep (5000);
-  CHECK (!g.done);
-  open_gate ();
+  start (&g, 1, TURN_BLOCKED, FLUSH, 0, 0, 0);
   join (&f);
   join (&g);
   CHECK_EQ (rig.control.flushes, flushes + 1);
@@ -494,10 +439,8 @@ test_read_beside_fill (void)
   open_image (false, true);
   rig_write (&rig, 41 * CLUSTER, 1, 1);
   close_gate (MEMORY_WRITE, atomic_load (&rig.disk.size) / 2, UINT64_MAX / 2);
-  start (&a, WRITE, at + 4096, 3000, 5);
-  wait_at_gate ();
+  start (&a, 0, TURN_READY, WRITE, at + 4096, 3000, 5);
   rig_compare_range (&rig, at, CLUSTER); /* still the backing file's */
-  open_gate ();
   join (&a);
   apply (&a);
   rig_compare_range (&rig, at, CLUSTER);
@@ -520,5 +463,6 @@ main (void)
   test_flush_beside ();
   test_flush_flush ();
   test_read_beside_fill ();
+  turns_end ();
   return check_result ();
 }
