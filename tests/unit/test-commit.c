@@ -278,6 +278,24 @@ test_no_space (void)
   }
 }
 
+/* Data that a failed flush should have made durable is left to the next one,
+ * even if no change is: their table was freed meanwhile.
+ */
+static void
+test_still_unflushed (void)
+{
+  start (1 << 20);
+  set (0, 0, 1, CACHE_SECOND, false);
+  commit_note_data (&commit);
+  memory_fail (&control, MEMORY_WRITE, 1, ENOSPC);
+  CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
+  cache_forget (cache, ID, slice_at (0), SLICE, SLICE);
+  calls ();
+  CHECK_OK (commit_flush (&commit));
+  CHECK_STR (calls (), "F ");
+  end ();
+}
+
 /* I10: anything else sticks: of a write as of a flush. */
 static void
 check_stuck (int r)
@@ -560,16 +578,22 @@ group_main (void *opaque)
 }
 
 static void
-run_group (struct group *g, double length)
+run_threads (void *(*fn) (void *), struct group *g)
 {
   pthread_t thread[THREADS];
   unsigned i;
 
-  g->until = seconds () + length;
   for (i = 0; i < THREADS; ++i)
-    pthread_create (&thread[i], NULL, group_main, g);
+    pthread_create (&thread[i], NULL, fn, g);
   for (i = 0; i < THREADS; ++i)
     pthread_join (thread[i], NULL);
+}
+
+static void
+run_group (struct group *g, double length)
+{
+  g->until = seconds () + length;
+  run_threads (group_main, g);
 }
 
 static void
@@ -600,6 +624,53 @@ test_group_fails (void)
   run_group (&g, 10);
   CHECK_EQ (g.failed, THREADS);
   CHECK_EQ (control.failed, 1);
+  end ();
+}
+
+/* There is no space, and no change can be written: no flush says that it was,
+ * whoever did the work.
+ */
+static void
+write_slowly (void *opaque, const struct memory_call *call)
+{
+  if (call->kind == MEMORY_WRITE)
+    usleep (200);
+}
+
+static void *
+no_space_main (void *opaque)
+{
+  struct group *g = opaque;
+  const unsigned me = g->seed++;
+  unsigned i;
+
+  for (i = 1; i <= 20; ++i) {
+    set (me, 0, i, CACHE_SECOND, false);
+    if (commit_flush (&commit) == 0)
+      g->flushes++;
+    else
+      CHECK_ERROR (ENOSPC, "No space left");
+  }
+  return NULL;
+}
+
+static void
+test_group_no_space (void)
+{
+  struct group g = { 0 };
+  unsigned i;
+
+  start (1 << 20);
+  control.log = NULL;
+  control.hook = write_slowly;
+  memory_fail_ever_after (&control, MEMORY_WRITE, 1, ENOSPC);
+  run_threads (no_space_main, &g);
+  CHECK_EQ (g.flushes, 0);
+  CHECK (control.failed < 20 * THREADS); /* some shared one */
+  memory_fail_no_more (&control);
+  CHECK_OK (commit_flush (&commit));
+  for (i = 0; i < THREADS; ++i)
+    CHECK_EQ (on_disk (i, 0), 20);
   end ();
 }
 
@@ -684,6 +755,7 @@ main (void)
   test_runs ();
   test_durable ();
   test_no_space ();
+  test_still_unflushed ();
   test_sticks ();
   test_freed ();
   test_freed_lists ();
@@ -692,6 +764,7 @@ main (void)
   test_crowded ();
   test_group ();
   test_group_fails ();
+  test_group_no_space ();
   test_recycle ();
   memory_log_free (&call_log);
   return check_result ();

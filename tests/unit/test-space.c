@@ -207,6 +207,30 @@ test_batches (void)
   close_and_end (1000);
 }
 
+/* A refcount said to be durable is, wherever in a reserve of several batches
+ * the cluster lies.
+ */
+static void
+test_durable (void)
+{
+  unsigned i, durable = 0;
+
+  start (12, false);
+  for (i = 0; i < 2000; ++i) {
+    const struct space_clusters c = take (i * 100, 1);
+
+    if (c.durable) {
+      CHECK_EQ (image_refcount (disk.data, atomic_load (&disk.size),
+                                c.host.v >> 12), 1);
+      durable++;
+    }
+    if (i % 600 == 0)
+      CHECK_OK (commit_flush (&commit));
+  }
+  CHECK (durable > 400 && durable < 1900);
+  close_and_end (2000);
+}
+
 /* Close cuts off what is free at the end. */
 static void
 test_close (void)
@@ -461,6 +485,30 @@ test_reclaim_shared (void)
   end ();
 }
 
+/* A table that is freed is metadata no more, nor in the cache: its cluster may
+ * be the next table's.
+ */
+static void
+test_reclaim_table (void)
+{
+  const struct freed table = { .host.v = 6 << 16, .nr = 1, .is_table = true };
+  struct cache_ref ref;
+
+  start (16, false);
+  CHECK_OK (overlap_add (&overlap, "test", table.host, 1, METADATA_L2));
+  CHECK_OK (cache_get (cache, storage, 0, table.host, CACHE_SLOT_BYTES, 1,
+                       &ref));
+  CHECK (cache_word (&ref, 0) != 0);
+  CHECK_OK (commit_free (&commit, &table, 1));
+  CHECK_OK (commit_flush (&commit));
+  space_reclaim (&space);
+  CHECK_EQ (overlap_find (&overlap, table.host, 1), METADATA_NONE);
+  CHECK_OK (cache_get (cache, storage, 0, table.host, CACHE_SLOT_BYTES, 1,
+                       &ref));
+  CHECK_EQ (cache_word (&ref, 0), 0); /* it was punched */
+  end ();
+}
+
 /* Neighbours are punched as one. */
 static void
 test_reclaim_joined (void)
@@ -652,6 +700,7 @@ main (void)
   check_time_limit (200 + 2 * test_seconds (1));
   test_take ();
   test_batches ();
+  test_durable ();
   test_close ();
   test_sequential ();
   test_shared_sequence ();
@@ -659,6 +708,7 @@ main (void)
   test_give_back_many ();
   test_reclaim ();
   test_reclaim_shared ();
+  test_reclaim_table ();
   test_reclaim_joined ();
   test_fixed_size ();
   test_windows_no_space ();

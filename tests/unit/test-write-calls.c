@@ -192,6 +192,9 @@ test_fua (void)
     begin ();
     rig_flush (&rig);
     CHECK_EQ (count (MEMORY_CHANGES), 0);
+    CHECK_OK (rig_try_trim (&rig, UINT64_C (4) << forms[f].bits,
+                            UINT64_C (1) << forms[f].bits, IMAGE_FUA));
+    CHECK (count (MEMORY_FLUSH) >= 1);
     end ();
   }
 }

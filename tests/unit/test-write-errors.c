@@ -180,6 +180,62 @@ test_overlap (void)
   }
 }
 
+/* The same where the cluster would not be written, but given up: by a write
+ * that replaces it, and by a trim.
+ */
+static void
+test_overlap_given_up (void)
+{
+  unsigned trim;
+
+  for (trim = 0; trim < 2; ++trim) {
+    struct builder b;
+    int r;
+
+    build (&b, NO_SNAPSHOT, false);
+    build_finish (&b);
+    put_be64 (b.data + build_l2_place (&b, 7), get_be64 (b.data + 48));
+    rig_init (&rig, "given up", &b);
+    build_free (&b);
+    rig_open (&rig);
+    r = trim ? rig_try_trim (&rig, 7 * CLUSTER, CLUSTER, 0)
+      : rig_try_write (&rig, 7 * CLUSTER, 100, 1, 0);
+    CHECK_EQ (r, (uint64_t) -1);
+    CHECK_ERROR (EIO, "damaged: data would be taken away that is the refcount "
+                 "table");
+    CHECK_EQ (on_disk (72), QCOW2_INCOMPAT_CORRUPT);
+    rig_compare (&rig);
+    CHECK_EQ (rig_close_only (&rig), (uint64_t) -1);
+    rig_free (&rig);
+  }
+}
+
+/* The refcount of a cluster of data is 0, so that it becomes an L2 table: which
+ * is protected from then on.
+ */
+static void
+test_overlap_new_table (void)
+{
+  struct builder b;
+  uint64_t host, block;
+
+  build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, 1024 * CLUSTER);
+  build_l2_place (&b, 7);
+  host = build_data (&b, 7);
+  build_entry (&b, 7, host, 0);
+  build_finish (&b);
+  block = get_be64 (b.data + get_be64 (b.data + 48));
+  put_be16 (b.data + block + host / CLUSTER * 2, 0);
+  rig_init (&rig, "new table", &b);
+  build_free (&b);
+  rig_open (&rig);
+  rig_write (&rig, 600 * CLUSTER, 10, 1);
+  CHECK_EQ (rig_try_write (&rig, 7 * CLUSTER, 100, 1, 0), (uint64_t) -1);
+  CHECK_ERROR (EIO, "damaged: data would be written over an L2 table");
+  CHECK_EQ (rig_close_only (&rig), (uint64_t) -1);
+  rig_free (&rig);
+}
+
 /* Metadata that overlaps other metadata is found when it is opened. */
 static void
 test_overlap_tables (void)
@@ -240,6 +296,7 @@ static void
 test_lazy_refcounts (void)
 {
   struct builder b;
+  size_t last, i;
 
   build (&b, NO_SNAPSHOT, false);
   put_be64 (b.data + 80, QCOW2_COMPAT_LAZY_REFCOUNTS);
@@ -255,9 +312,20 @@ test_lazy_refcounts (void)
   CHECK_EQ (call_log.call[0].kind, MEMORY_WRITE); /* the header ... */
   CHECK (call_log.call[0].offset < 512);
   CHECK_EQ (call_log.call[1].kind, MEMORY_FLUSH); /* ... durably */
-  memory_log_free (&call_log);
   check_refused ("marked as dirty");
+
+  /* It is cleared when all else is durable. */
+  memory_log_clear (&call_log);
+  rig.control.log = &call_log;
   end (); /* which wants it to be cleared */
+  last = call_log.nr - 1;
+  CHECK_EQ (call_log.call[last].kind, MEMORY_FLUSH);
+  CHECK_EQ (call_log.call[last - 1].kind, MEMORY_WRITE);
+  CHECK (call_log.call[last - 1].offset < 512);
+  for (i = last - 1; i > 0 && call_log.call[i - 1].kind != MEMORY_FLUSH; --i)
+    CHECK (call_log.call[i - 1].kind != MEMORY_WRITE);
+  CHECK (i > 0);
+  memory_log_free (&call_log);
 }
 
 static void
@@ -563,6 +631,28 @@ test_failing_calls (void)
   }
 }
 
+/* I10: a durable write in place that fails sticks, as a flush would, unless it
+ * was for want of space.
+ */
+static void
+test_fua_fails (void)
+{
+  start (NO_SNAPSHOT, false);
+  memory_fail_ever_after (&rig.control, MEMORY_WRITE, 1, ENOSPC);
+  CHECK_EQ (rig_try_write (&rig, 0, 512, 1, IMAGE_FUA), (uint64_t) -1);
+  CHECK_ERROR (ENOSPC, "No space left");
+  memory_fail_no_more (&rig.control);
+  CHECK_OK (rig_try_write (&rig, 0, 512, 1, IMAGE_FUA));
+
+  memory_fail (&rig.control, MEMORY_WRITE, 1, EIO);
+  CHECK_EQ (rig_try_write (&rig, 0, 512, 2, IMAGE_FUA), (uint64_t) -1);
+  memory_fail_no_more (&rig.control);
+  CHECK_EQ (rig_try_write (&rig, 0, 512, 3, 0), (uint64_t) -1);
+  CHECK_ERROR (EIO, "nothing is written any more");
+  CHECK_EQ (rig_close_only (&rig), (uint64_t) -1);
+  rig_free (&rig);
+}
+
 /* Short writes, and interrupted reads, are no failures. */
 static void
 test_short (void)
@@ -653,6 +743,8 @@ main (void)
   check_time_limit (200);
   build_pattern (base, sizeof base, 77);
   test_overlap ();
+  test_overlap_given_up ();
+  test_overlap_new_table ();
   test_overlap_tables ();
   test_autoclear ();
   test_lazy_refcounts ();
@@ -661,6 +753,7 @@ main (void)
   test_full (true);
   test_close_full ();
   test_fixed_size ();
+  test_fua_fails ();
   test_short ();
   test_fill_fails ();
   test_damaged_entry ();

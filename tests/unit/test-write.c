@@ -43,6 +43,7 @@ struct form {
 
 static struct form form;
 static struct rig rig;
+static uint64_t cache_bytes = CACHE_MIN_BYTES;
 static uint8_t *base;
 static uint64_t cluster_size, disk_size;
 
@@ -157,6 +158,7 @@ make (const struct form *f, bool tail)
   build_finish (&b);
   rig_init (&rig, what, &b);
   build_free (&b);
+  rig.cache_size = cache_bytes;
   if (f->backing) {
     /* It ends within the disk, and not at a cluster. */
     base = malloc (disk_size);
@@ -346,15 +348,16 @@ test_tail (void)
 static void
 test_past_end (void)
 {
-  unsigned f, i;
-  uint64_t past;
+  uint64_t past, host, i;
+  unsigned f;
 
   for (f = 0; f < NR_FORMS; ++f) {
     make (&forms[f], true);
     past = disk_size % cluster_size;
     rig_write (&rig, disk_size - 5, 5, 1);
-    for (i = past; past != 0 && i < cluster_size; ++i)
-      CHECK_EQ (rig.disk.data[rig_host (&rig, disk_size - past) + i], 0);
+    host = rig_host (&rig, disk_size - 1) + 1;
+    for (i = host; past != 0 && i < host + cluster_size - past; ++i)
+      CHECK_EQ (rig.disk.data[i], 0);
     rig_close (&rig);
     unmake ();
   }
@@ -487,15 +490,12 @@ test_subclusters (void)
 static void
 test_replaced (void)
 {
-  uint64_t at, word, place, host, count;
+  uint64_t at, host, count;
 
   make (&forms[4], false);
   at = at_kind (COMPRESSED);
-  place = get_be64 (rig.disk.data + get_be64 (rig.disk.data + 40)) &
-    QCOW2_ENTRY_OFFSET_MASK;
-  word = get_be64 (rig.disk.data + place + at / cluster_size * 8);
-  CHECK (word & QCOW2_L2_COMPRESSED);
-  host = (word & ((UINT64_C (1) << (70 - form.bits)) - 1)) & -cluster_size;
+  CHECK_EQ (rig_kind (&rig, at), RUN_COMPRESSED);
+  host = rig_host (&rig, at) & -cluster_size;
   count = rig_refcount (&rig, host);
   CHECK (count == 2); /* it shares it */
   rig_write (&rig, at + 10, 10, 1);
@@ -512,7 +512,98 @@ test_replaced (void)
   unmake ();
 }
 
-/* M5: entries of a table that a snapshot has as well say that their clusters
+static struct memory_log call_log = MEMORY_LOG_INIT;
+
+/* The waits of a request and a flush, with a cache in which changes have room
+ * until then.
+ */
+static unsigned
+flushes_of (uint64_t offset, uint64_t count, bool trim)
+{
+  unsigned nr = 0;
+  size_t i;
+
+  rig.control.log = &call_log;
+  memory_log_clear (&call_log);
+  if (trim)
+    rig_trim (&rig, offset, count);
+  else
+    rig_write (&rig, offset, count, 1);
+  rig_flush (&rig);
+  rig.control.log = NULL;
+  for (i = 0; i < call_log.nr; ++i)
+    nr += call_log.call[i].kind == MEMORY_FLUSH;
+  return nr;
+}
+
+/* I5: where the mapping would expose something else than zeros, or is a table
+ * that was copied, what it points to is durable before it.
+ */
+static void
+test_ordered (void)
+{
+  uint64_t free_place;
+
+  make (&forms[5], false); /* over a backing file */
+  free_place = at_kind (NO_TABLE) + cluster_size;
+  rig_write (&rig, free_place, 512, 1); /* there is a durable reserve then */
+  rig_flush (&rig);
+  CHECK_EQ (flushes_of (at_kind (NOTHING) + 700, 600, false), 2);
+  CHECK_EQ (flushes_of (at_kind (NOTHING) + 700, 600, false), 1);
+  CHECK_EQ (flushes_of (at_kind (COMPRESSED), 512, false), 2);
+  CHECK_EQ (flushes_of (at_kind (DATA), cluster_size, true), 1);
+  rig_close (&rig);
+  unmake ();
+
+  make (&forms[6], false); /* a snapshot has the table */
+  CHECK_EQ (flushes_of (at_kind (DATA), cluster_size, true), 2);
+  CHECK_EQ (flushes_of (at_kind (ZERO_KEPT), cluster_size, true), 1);
+  CHECK_EQ (flushes_of (at_kind (DATA_BESIDE), 512, false), 2);
+  rig_close (&rig);
+  unmake ();
+}
+
+/* I4, I6: old data stays as it is until the flush has made the new mapping
+ * durable; then there is a hole, and the next flush lowers the refcount.
+ */
+static void
+check_given_up (const struct form *f, enum kind kind, bool trim)
+{
+  uint64_t host, last = 0, punched = 0;
+  size_t i;
+
+  make (f, false);
+  host = rig_host (&rig, at_kind (kind)) & -cluster_size;
+  CHECK_EQ (rig_refcount (&rig, host), 1);
+  (void) flushes_of (at_kind (kind), cluster_size, trim);
+  for (i = 0; i < call_log.nr; ++i) {
+    const struct memory_call *c = &call_log.call[i];
+
+    if (c->kind == MEMORY_FLUSH)
+      last = i;
+    if (c->kind == MEMORY_ZERO && c->offset <= host &&
+        host < c->offset + c->count && punched == 0)
+      punched = i;
+  }
+  CHECK (punched > last);
+  CHECK_EQ (rig_refcount (&rig, host), 1);
+  rig_flush (&rig);
+  CHECK_EQ (rig_refcount (&rig, host), 0);
+  rig_close (&rig);
+  unmake ();
+}
+
+static void
+test_given_up_last (void)
+{
+  check_given_up (&forms[4], DATA, true);
+  check_given_up (&forms[3], DATA, true);
+  check_given_up (&forms[3], COMPRESSED, false); /* alone where it is */
+  check_given_up (&forms[3], COMPRESSED, true);
+  memory_log_free (&call_log);
+}
+
+/* Entries of a table that a snapshot has as well say that their clusters
  * are nobody else's: that counts for nothing, neither in place nor in the
  * table's copy.
  */
@@ -729,18 +820,22 @@ int
 main (void)
 {
   check_time_limit (300);
-  test_all ();
-  test_tail ();
   test_past_end ();
   test_zero_data ();
   test_write_kept ();
   test_subclusters ();
   test_replaced ();
+  cache_bytes = 1 << 20;
+  test_ordered ();
+  test_given_up_last ();
+  cache_bytes = CACHE_MIN_BYTES;
   test_stale_copied ();
   test_fast ();
   test_keep_discarded ();
   test_trim_all ();
   test_no_growth ();
   test_zero_large ();
+  test_tail ();
+  test_all ();
   return check_result ();
 }
