@@ -26,6 +26,7 @@ struct host_off { uint64_t v; };
 
 #define QCOW2_HEADER_LENGTH_V2 72
 #define QCOW2_HEADER_LENGTH_V3 104 /* the least that v3 allows */
+#define QCOW2_HEADER_LENGTH_NEW 112 /* of what we make: all known fields */
 
 #define QCOW2_INCOMPAT_DIRTY (UINT64_C (1) << 0)
 #define QCOW2_INCOMPAT_CORRUPT (UINT64_C (1) << 1)
@@ -49,6 +50,8 @@ struct host_off { uint64_t v; };
 #define QCOW2_FEATURE_ENTRY_SIZE 48
 #define QCOW2_FEATURE_NAME_SIZE 46
 #define QCOW2_FEATURE_INCOMPATIBLE 0
+#define QCOW2_FEATURE_COMPATIBLE 1
+#define QCOW2_FEATURE_AUTOCLEAR 2
 
 /* Limits.  Where the spec sets none they are QEMU's, so that whatever
  * QEMU opens opens here too (I11: nothing unbounded).

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "error.h"
 #include "header.h"
@@ -477,4 +478,117 @@ header_encode_refcount_table (struct host_off table, uint32_t clusters,
   put_be64 (buf, table.v);
   put_be32 (buf + FIELD_REFCOUNT_TABLE_CLUSTERS - FIELD_REFCOUNT_TABLE_OFFSET,
             clusters);
+}
+
+/* ---------------------------------------------------------------- a new one */
+
+/* What may be met in an image that this code has made, and what others may
+ * put there, by the names that QEMU has for it.  Spec: Feature name table.
+ */
+static const struct {
+  uint8_t type, bit;
+  const char *name;
+} features[] = {
+  { QCOW2_FEATURE_INCOMPATIBLE, 0, "dirty bit" },
+  { QCOW2_FEATURE_INCOMPATIBLE, 1, "corrupt bit" },
+  { QCOW2_FEATURE_INCOMPATIBLE, 2, "external data file" },
+  { QCOW2_FEATURE_INCOMPATIBLE, 3, "compression type" },
+  { QCOW2_FEATURE_INCOMPATIBLE, 4, "extended L2 entries" },
+  { QCOW2_FEATURE_COMPATIBLE, 0, "lazy refcounts" },
+  { QCOW2_FEATURE_AUTOCLEAR, 0, "bitmaps" },
+  { QCOW2_FEATURE_AUTOCLEAR, 1, "raw external data" },
+};
+
+#define NR_FEATURES (sizeof features / sizeof features[0])
+
+/* The bytes of an extension whose data has this length. */
+static inline size_t
+extension_bytes (size_t len)
+{
+  return 8 + (len + 7) / 8 * 8;
+}
+
+/* Start an extension at *at; returns where its data goes. */
+static uint8_t *
+encode_extension (uint8_t *buf, size_t *at, uint32_t type, uint32_t len)
+{
+  uint8_t *p = buf + *at;
+
+  put_be32 (p, type);
+  put_be32 (p + 4, len);
+  *at += extension_bytes (len);
+  return p + 8;
+}
+
+static void
+encode_feature_names (uint8_t *buf, size_t *at)
+{
+  uint8_t *p = encode_extension (buf, at, QCOW2_EXT_FEATURE_NAMES,
+                                 NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE);
+  unsigned i;
+
+  for (i = 0; i < NR_FEATURES; ++i, p += QCOW2_FEATURE_ENTRY_SIZE) {
+    p[0] = features[i].type;
+    p[1] = features[i].bit;
+    memcpy (p + 2, features[i].name, strlen (features[i].name));
+  }
+}
+
+static void
+encode_v3_fields (const struct header *h, uint8_t *buf)
+{
+  header_encode_features (h, buf + HEADER_FEATURES_OFFSET);
+  put_be32 (buf + FIELD_REFCOUNT_ORDER, h->refcount_order);
+  put_be32 (buf + FIELD_HEADER_LENGTH, QCOW2_HEADER_LENGTH_NEW);
+  buf[FIELD_COMPRESSION_TYPE] = h->compression;
+}
+
+static void
+encode_fields (const struct header *h, uint8_t *buf)
+{
+  put_be32 (buf + FIELD_MAGIC, QCOW2_MAGIC);
+  put_be32 (buf + FIELD_VERSION, h->version);
+  put_be32 (buf + FIELD_CLUSTER_BITS, h->cluster_bits);
+  put_be64 (buf + FIELD_SIZE, h->disk_size);
+  put_be32 (buf + FIELD_L1_SIZE, h->l1_size);
+  put_be64 (buf + FIELD_L1_OFFSET, h->l1_offset.v);
+  header_encode_refcount_table (h->refcount_table_offset,
+                                h->refcount_table_clusters,
+                                buf + HEADER_REFCOUNT_TABLE_OFFSET);
+  if (h->version >= 3)
+    encode_v3_fields (h, buf);
+}
+
+int
+header_encode (const char *name, const struct header *h, uint8_t *buf,
+               size_t len)
+{
+  const size_t name_len = strlen (h->backing_name);
+  const size_t format_len = strlen (h->backing_format);
+  size_t at = h->version >= 3 ? QCOW2_HEADER_LENGTH_NEW
+    : QCOW2_HEADER_LENGTH_V2;
+  size_t needed = at + extension_bytes (0) + name_len;
+
+  if (format_len > 0)
+    needed += extension_bytes (format_len);
+  if (needed > len) {
+    error_set (EINVAL, "%s: a backing file name of %zu bytes has no room in "
+               "the first cluster, of %zu bytes", name, name_len, len);
+    return -1;
+  }
+  encode_fields (h, buf);
+  if (format_len > 0)
+    memcpy (encode_extension (buf, &at, QCOW2_EXT_BACKING_FORMAT, format_len),
+            h->backing_format, format_len);
+  /* Only a help to readers, so not where it would not fit. */
+  if (h->version >= 3 &&
+      needed + extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE) <= len)
+    encode_feature_names (buf, &at);
+  encode_extension (buf, &at, QCOW2_EXT_END, 0);
+  if (name_len > 0) {
+    memcpy (buf + at, h->backing_name, name_len);
+    put_be64 (buf + FIELD_BACKING_OFFSET, at);
+    put_be32 (buf + FIELD_BACKING_SIZE, name_len);
+  }
+  return 0;
 }

@@ -84,6 +84,14 @@ extern void
 header_encode_refcount_table (struct host_off table, uint32_t clusters,
                               uint8_t buf[HEADER_REFCOUNT_TABLE_BYTES]);
 
+/* The bytes of a new image's header, with its extensions and its backing
+ * file's name: buf, of len bytes (a cluster), is zeros.  version, feature bits
+ * and compression must agree.  Returns -1 with the error set to EINVAL if the
+ * names need more room.
+ */
+extern int header_encode (const char *name, const struct header *h,
+                          uint8_t *buf, size_t len);
+
 /* How many bytes of the guest's disk one entry of an L1 table maps. */
 extern unsigned header_l1_shift (const struct header *h);
 

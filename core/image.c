@@ -3,6 +3,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -103,6 +104,63 @@ struct image *
 image_open_storage (struct storage *s, uint64_t cache_size)
 {
   return image_open_storages (&s, 1, cache_size);
+}
+
+/* The image itself must not be below it: when it is made that would be lost.
+ * Returns -1 with the error set.
+ */
+static int
+check_not_below (const struct chain *c, const char *file)
+{
+  struct storage *s = storage_file_open (AT_FDCWD, file, 0, file);
+  unsigned i;
+  int r = 0;
+
+  for (i = 0; s != NULL && i < c->nr; ++i) {
+    if (storage_file_same (c->file[i]->layer.storage, s)) {
+      error_set (EINVAL, "%s: can't be its own backing file", file);
+      r = -1;
+    }
+  }
+  storage_close (s);
+  return r;
+}
+
+static int
+qcow2_size (const struct chain_options *options, uint64_t *size)
+{
+  const struct image_options backing = {
+    .chain.file = options->backing,
+    .chain.follow = options->follow,
+    .chain.force_share = options->force_share,
+    .cache_size = CACHE_MIN_BYTES,
+  };
+  struct image *im = image_open (&backing);
+  struct layer *disk = NULL;
+
+  if (im != NULL && check_not_below (&im->chain, options->file) == 0)
+    disk = image_open_disk (im, "");
+
+  if (disk != NULL)
+    *size = disk->size;
+  image_close_disk (disk);
+  (void) image_close (im); /* it was only read */
+  return disk != NULL ? 0 : -1;
+}
+
+int
+image_backing_size (const struct chain_options *options, uint64_t *size)
+{
+  struct storage *s;
+
+  if (strcmp (options->backing_format, "raw") != 0)
+    return qcow2_size (options, size);
+  s = storage_file_open (AT_FDCWD, options->backing, 0, options->backing);
+  if (s == NULL)
+    return -1;
+  *size = (atomic_load (&s->size) + 511) & ~UINT64_C (511);
+  storage_close (s);
+  return 0;
 }
 
 int

@@ -45,6 +45,12 @@ extern struct image *image_open_storages (struct storage *const *storages,
 extern struct image *image_open_storage (struct storage *s,
                                          uint64_t cache_size);
 
+/* The size, in bytes, of the disk that options->backing holds, of the format
+ * options->backing_format: rounded up to 512.  Returns -1 with the error set.
+ */
+extern int image_backing_size (const struct chain_options *options,
+                               uint64_t *size);
+
 /* All disks must be closed, and no request be running.  What was written is
  * made durable, and the image left as it should be: no leaks, not dirty.
  * Returns -1 with the error set if that failed; the image is gone all the

@@ -121,13 +121,25 @@ set_cache_size (const char *value)
   return 0;
 }
 
+static int
+set_backing (const char *key, const char *value)
+{
+  if (set_path (key, value, &backing) == -1)
+    return -1;
+  return creation_set_backing (value);
+}
+
 int
 params_set (const char *key, const char *value)
 {
+  const int r = creation_set (key, value);
+
+  if (r != 0)
+    return r == -1 ? -1 : 0;
   if (strcmp (key, "file") == 0)
     return set_path (key, value, &file);
   if (strcmp (key, "backing") == 0)
-    return set_path (key, value, &backing);
+    return set_backing (key, value);
   if (strcmp (key, "follow") == 0)
     return set_follow (value);
   if (strcmp (key, "backing-format") == 0)
@@ -154,7 +166,7 @@ params_complete (void)
   options.chain.file = file;
   options.chain.backing = backing;
   options.chain.backing_format = backing_format;
-  return 0;
+  return creation_complete (&options.chain);
 }
 
 const struct image_options *
@@ -175,4 +187,5 @@ params_free (void)
   free (file);
   free (backing);
   free (backing_format);
+  creation_free ();
 }

@@ -5,6 +5,7 @@
 #ifndef QCOW2_PARAMS_H
 #define QCOW2_PARAMS_H
 
+#include "creation.h"
 #include "image.h"
 
 /* What nbdkit's .config takes: one parameter.  Returns -1 with
@@ -37,6 +38,7 @@ extern void params_free (void);
   "discard=unmap|keep         Whether trimmed clusters give their space\n" \
   "                           back to the host (default) or not.\n"       \
   "bitmaps=invalidate         Write even an image with persistent bitmaps,\n" \
-  "                           which are lost by it."
+  "                           which are lost by it.\n"                     \
+  CREATION_HELP
 
 #endif /* QCOW2_PARAMS_H */

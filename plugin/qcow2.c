@@ -15,6 +15,7 @@
 #include <nbdkit-plugin.h>
 
 #include "codec.h"
+#include "creation.h"
 #include "error.h"
 #include "extents.h"
 #include "image.h"
@@ -90,11 +91,20 @@ qcow2_get_ready (void)
   debug_hooks.map = qcow2_debug_map > 0;
   debug_hooks.cache = qcow2_debug_cache > 0;
 
+  if (creation_run (&params_options ()->chain) == -1)
+    return -1;
   image = image_open (params_options ());
   if (image == NULL) {
     nbdkit_error ("%s", error_message ());
     return -1;
   }
+  return 0;
+}
+
+static int
+qcow2_after_fork (void)
+{
+  creation_keep ();
   return 0;
 }
 
@@ -404,6 +414,7 @@ static struct nbdkit_plugin plugin = {
   .config_help = PARAMS_HELP,
   .dump_plugin = qcow2_dump_plugin,
   .get_ready = qcow2_get_ready,
+  .after_fork = qcow2_after_fork,
   .unload = qcow2_unload,
   .list_exports = qcow2_list_exports,
   .default_export = qcow2_default_export,

@@ -7,8 +7,10 @@
 . ./functions.sh
 
 "$NBDKIT" "$PLUGIN" --help > "$tmp/help"
-keys="$(sed -n 's/^\([a-z-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
-want='backing backing-format bitmaps cache-size discard file follow force-share '
+keys="$(sed -n 's/^\([a-z0-9-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
+want='backing backing-format bitmaps cache-size cluster-size compat '
+want+='compression-type create discard extended-l2 file follow force-share '
+want+='lazy-refcounts preallocation refcount-bits size '
 test "$keys" = "$want" || {
     cat "$tmp/help"
     die "the keys are: $keys"

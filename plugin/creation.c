@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <nbdkit-plugin.h>
+
+#include "create.h"
+#include "creation.h"
+#include "error.h"
+
+static struct create_options options = CREATE_DEFAULTS;
+static bool wanted, overwrite;
+static bool has_size;
+static const char *first_key; /* of a parameter that only creating needs */
+
+static char *recorded;        /* the backing's name */
+static char *backing;         /* its path, if that is another */
+static char *remove_at_exit;  /* the new image, until nbdkit has started */
+
+/* --------------------------------------------------------------- parameters */
+
+/* A value that is one of several words: its place in the list. */
+static int
+choose (const char *key, const char *value, const char *const *words,
+        const char *accepted)
+{
+  int i;
+
+  for (i = 0; words[i] != NULL; ++i) {
+    if (strcmp (value, words[i]) == 0)
+      return i;
+  }
+  nbdkit_error ("%s=%s: must be %s", key, value, accepted);
+  return -1;
+}
+
+static int
+set_create (const char *key, const char *value)
+{
+  int r;
+
+  if (strcmp (value, "overwrite") == 0) {
+    wanted = overwrite = true;
+    return 1;
+  }
+  r = nbdkit_parse_bool (value);
+  if (r == -1)
+    return -1;
+  wanted = r;
+  overwrite = false;
+  return 1;
+}
+
+static int
+set_size (const char *key, const char *value)
+{
+  const int64_t size = nbdkit_parse_size (value);
+
+  if (size == -1)
+    return -1;
+  options.size = size;
+  has_size = true;
+  return 1;
+}
+
+static int
+set_cluster_size (const char *key, const char *value)
+{
+  const int64_t size = nbdkit_parse_size (value);
+
+  if (size == -1)
+    return -1;
+  options.cluster_size = size;
+  return 1;
+}
+
+static int
+set_compat (const char *key, const char *value)
+{
+  static const char *const words[] = { "0.10", "1.1", "v2", "v3", NULL };
+  const int i = choose (key, value, words, "0.10 or 1.1");
+
+  if (i == -1)
+    return -1;
+  options.version = 2 + i % 2;
+  return 1;
+}
+
+static int
+set_refcount_bits (const char *key, const char *value)
+{
+  return nbdkit_parse_unsigned (key, value, &options.refcount_bits) == -1
+    ? -1 : 1;
+}
+
+static int
+set_bool (const char *value, bool *b)
+{
+  const int r = nbdkit_parse_bool (value);
+
+  if (r == -1)
+    return -1;
+  *b = r;
+  return 1;
+}
+
+static int
+set_lazy_refcounts (const char *key, const char *value)
+{
+  return set_bool (value, &options.lazy_refcounts);
+}
+
+static int
+set_extended_l2 (const char *key, const char *value)
+{
+  return set_bool (value, &options.extended_l2);
+}
+
+static int
+set_compression_type (const char *key, const char *value)
+{
+  static const char *const words[] = { "zlib", "zstd", NULL };
+  const int i = choose (key, value, words, "zlib or zstd");
+
+  if (i == -1)
+    return -1;
+  options.compression = i == 0 ? COMPRESSION_DEFLATE : COMPRESSION_ZSTD;
+  return 1;
+}
+
+static int
+set_preallocation (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [PREALLOCATION_OFF] = "off", [PREALLOCATION_METADATA] = "metadata",
+    [PREALLOCATION_FALLOC] = "falloc", [PREALLOCATION_FULL] = "full", NULL,
+  };
+  const int i = choose (key, value, words, "off, metadata, falloc or full");
+
+  if (i == -1)
+    return -1;
+  options.preallocation = i;
+  return 1;
+}
+
+int
+creation_set (const char *key, const char *value)
+{
+  static const struct {
+    const char *key;
+    int (*set) (const char *key, const char *value);
+  } keys[] = {
+    { "create", set_create },
+    { "size", set_size },
+    { "cluster-size", set_cluster_size },
+    { "compat", set_compat },
+    { "refcount-bits", set_refcount_bits },
+    { "lazy-refcounts", set_lazy_refcounts },
+    { "extended-l2", set_extended_l2 },
+    { "compression-type", set_compression_type },
+    { "preallocation", set_preallocation },
+  };
+  size_t i;
+
+  for (i = 0; i < sizeof keys / sizeof keys[0]; ++i) {
+    if (strcmp (key, keys[i].key) != 0)
+      continue;
+    if (i > 0 && first_key == NULL)
+      first_key = keys[i].key;
+    return keys[i].set (key, value);
+  }
+  return 0;
+}
+
+int
+creation_set_backing (const char *value)
+{
+  recorded = strdup (value);
+  if (recorded != NULL)
+    return 0;
+  nbdkit_error ("out of memory");
+  return -1;
+}
+
+/* -------------------------------------------------------------- the backing */
+
+/* Where the name leads that is recorded in an image at this path. */
+static char *
+path_from (const char *file, const char *name)
+{
+  const char *slash = strrchr (file, '/');
+  char *path;
+
+  if (name[0] == '/' || slash == NULL)
+    return strdup (name);
+  if (asprintf (&path, "%.*s/%s", (int) (slash - file), file, name) == -1)
+    return NULL;
+  return path;
+}
+
+static int
+complete_backing (struct chain_options *chain)
+{
+  const size_t n = strcspn (recorded, ":/");
+
+  if (recorded[n] == ':') { /* QEMU would take it for a protocol */
+    nbdkit_error ("backing=%s: a name with a colon must be recorded as a path, "
+                  "such as ./%s", recorded, recorded);
+    return -1;
+  }
+  if (chain->backing_format == NULL) {
+    nbdkit_error ("backing-format= is missing: a new image records the format "
+                  "of its backing file");
+    return -1;
+  }
+  backing = path_from (chain->file, recorded);
+  if (backing == NULL) {
+    nbdkit_error ("out of memory");
+    return -1;
+  }
+  chain->backing = backing;
+  options.backing = recorded;
+  options.backing_format = chain->backing_format;
+  return 0;
+}
+
+int
+creation_complete (struct chain_options *chain)
+{
+  if (!wanted) {
+    if (first_key == NULL)
+      return 0;
+    nbdkit_error ("%s= is only for a new image: say create=true as well",
+                  first_key);
+    return -1;
+  }
+  if (recorded != NULL)
+    return complete_backing (chain);
+  if (chain->backing_format != NULL) {
+    nbdkit_error ("backing-format= without backing=");
+    return -1;
+  }
+  if (has_size)
+    return 0;
+  nbdkit_error ("size= is missing: how large is the new disk to be?");
+  return -1;
+}
+
+/* ------------------------------------------------------------------- making */
+
+/* nbdkit forks when all has gone well so far. */
+void
+creation_keep (void)
+{
+  free (remove_at_exit);
+  remove_at_exit = NULL;
+}
+
+/* nbdkit exits when it can't start, without a word to its plugins. */
+static void __attribute__ ((destructor))
+remove_image (void)
+{
+  if (remove_at_exit != NULL)
+    unlink (remove_at_exit);
+  creation_keep ();
+}
+
+static int
+remember (const char *file)
+{
+  struct stat st;
+
+  if (stat (file, &st) == -1 || !S_ISREG (st.st_mode))
+    return 0; /* a device can't be removed */
+  remove_at_exit = realpath (file, NULL); /* a symbolic link stays */
+  if (remove_at_exit != NULL &&
+      pthread_atfork (NULL, creation_keep, creation_keep) == 0)
+    return 0;
+  nbdkit_error ("out of memory");
+  unlink (file);
+  return -1;
+}
+
+/* The backing file must be one, before anything is overwritten.  Its disk's
+ * size is the new one's if none was given.
+ */
+static int
+look_at_backing (const struct chain_options *chain)
+{
+  struct stat file, base;
+  uint64_t size;
+
+  if (image_backing_size (chain, &size) == -1) {
+    nbdkit_error ("%s", error_message ());
+    return -1;
+  }
+  if (stat (chain->file, &file) == 0 && stat (chain->backing, &base) == 0 &&
+      file.st_dev == base.st_dev && file.st_ino == base.st_ino) {
+    nbdkit_error ("%s: can't be its own backing file", chain->file);
+    return -1;
+  }
+  if (!has_size)
+    options.size = size;
+  return 0;
+}
+
+int
+creation_run (const struct chain_options *chain)
+{
+  if (!wanted)
+    return 0;
+  if (options.backing != NULL && look_at_backing (chain) == -1)
+    return -1;
+  if (create_file (chain->file, overwrite, &options) == -1) {
+    nbdkit_error ("%s", error_message ());
+    return -1;
+  }
+  return remember (chain->file);
+}
+
+void
+creation_free (void)
+{
+  free (recorded);
+  free (backing);
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* create=true: the parameters of a new image, and making it. */
+
+#ifndef QCOW2_CREATION_H
+#define QCOW2_CREATION_H
+
+#include "image.h"
+
+/* One parameter: 1 if it is about creating, 0 if it is not, -1 with
+ * nbdkit_error called.
+ */
+extern int creation_set (const char *key, const char *value);
+
+/* The value of backing=, as the user wrote it. */
+extern int creation_set_backing (const char *value);
+
+/* All parameters are known: chain's file, backing and backing_format.
+ * If an image is to be made, a relative backing name is made relative to the
+ * directory of the image, as it is recorded.  Returns -1 with nbdkit_error
+ * called.
+ */
+extern int creation_complete (struct chain_options *chain);
+
+/* Make the image, if one is to be made.  Should nbdkit fail to start after
+ * that, it is removed.  Returns -1 with nbdkit_error called.
+ */
+extern int creation_run (const struct chain_options *chain);
+
+/* nbdkit has started: the image stays. */
+extern void creation_keep (void);
+
+extern void creation_free (void);
+
+#define CREATION_HELP                                                   \
+  "create=true|overwrite      Make the image first; overwrite: even over\n" \
+  "                           what is there.\n"                           \
+  "size=<SIZE>                Its disk's size; default: the backing's.\n" \
+  "cluster-size=<SIZE>        From 512 to 2M (default 64K).\n"            \
+  "compat=0.10|1.1            Version 2 or 3 (default) of the format.\n"  \
+  "refcount-bits=<N>          From 1 to 64 (default 16).\n"               \
+  "lazy-refcounts=<BOOL>      (default false)\n"                          \
+  "extended-l2=<BOOL>         Have subclusters (default false).\n"        \
+  "compression-type=zlib|zstd (default zlib)\n"                           \
+  "preallocation=off|metadata|falloc|full\n"                              \
+  "                           (default off)"
+
+#endif /* QCOW2_CREATION_H */

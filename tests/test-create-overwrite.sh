@@ -1,0 +1,174 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# What is there already stays, unless it may be overwritten; then it is
+# replaced as a whole, unless somebody uses it, or the new image needs it.
+
+. ./functions.sh
+
+requires_python_nbd
+requires_qemu
+
+mkdir "$tmp/in"
+cd "$tmp/in"
+
+# keep NAME; same NAME WHAT: it is as it was then, and no file is new.
+keep () { fingerprint "$1" > "$tmp/kept"; }
+same ()
+{
+    fingerprint "$1" | cmp -s - "$tmp/kept" || die "$2: $1 was touched"
+    test "$(ls -A | tr '\n' ' ')" = "$files" || die "$2: files: $(ls -A)"
+}
+create () { "$NBDKIT" -U - "$PLUGIN" "$@" --run true; }
+
+# --- Not without being told.
+qemu-img create -q -f qcow2 image.qcow2 1M
+qemu-io -f qcow2 -c 'write -P 7 0 64k' image.qcow2 >/dev/null
+echo something > other
+: > empty
+files='empty image.qcow2 other '
+for name in image.qcow2 other empty; do
+    keep $name
+    expect_refusal "$name: it exists already: create=overwrite" \
+        "$PLUGIN" $name create=true size=1M
+    same $name exists
+    # Nor because something else is wrong.
+    expect_refusal 'cluster size 3' \
+        "$PLUGIN" $name create=overwrite size=1M cluster-size=3
+    same $name 'wrong option'
+    expect_refusal '/missing: No such file' "$PLUGIN" $name \
+        create=overwrite size=1M backing=missing backing-format=qcow2
+    same $name 'missing backing file'
+    expect_refusal 'in/other: .*(not a qcow2|magic|short|small)|its own' \
+        "$PLUGIN" $name create=overwrite size=1M backing=other \
+        backing-format=qcow2
+    same $name 'broken backing file'
+done
+
+# --- Whoever uses it keeps it.
+keep image.qcow2
+qemu_holds image.qcow2
+expect_refusal 'another process is using it' \
+    "$PLUGIN" image.qcow2 create=overwrite size=2M
+qemu_lets_go
+same image.qcow2 'qemu-nbd writes it'
+qemu_holds image.qcow2 -r
+expect_refusal 'another process is using it' \
+    "$PLUGIN" image.qcow2 create=overwrite size=2M
+qemu_lets_go
+same image.qcow2 'qemu-nbd reads it'
+# A server without a client, a reader, and one that is written.
+for mode in '' -r; do
+    start_nbdkit $mode "$PLUGIN" image.qcow2
+    for client in no yes; do
+        test $client = no || connect_client
+        expect_refusal 'another process is using it' \
+            "$PLUGIN" image.qcow2 create=overwrite size=2M
+        test $client = no || disconnect_client
+    done
+    stop_nbdkit "$pid"
+done
+keep image.qcow2
+qemu-img create -q -f qcow2 -b in/image.qcow2 -F qcow2 ../overlay.qcow2
+start_nbdkit "$PLUGIN" ../overlay.qcow2 follow=beneath
+expect_refusal 'another process is using it' \
+    "$PLUGIN" image.qcow2 create=overwrite size=2M
+stop_nbdkit "$pid"
+same image.qcow2 'it is a backing file'
+
+# --- It is not its own backing file.
+for name in image.qcow2 ./image.qcow2 "$PWD/image.qcow2"; do
+    for size in '' size=1M; do
+        expect_refusal "can't be its own backing file" "$PLUGIN" image.qcow2 \
+            create=overwrite $size backing="$name" backing-format=qcow2
+    done
+done
+expect_refusal "can't be its own backing file" "$PLUGIN" other \
+    create=overwrite backing=other backing-format=raw
+same image.qcow2 'its own backing file'
+
+# --- It is replaced: an old one that is open elsewhere stays as it was.
+ln image.qcow2 ../old
+exec 5< image.qcow2
+create image.qcow2 create=overwrite size=3M
+check_clean image.qcow2
+qemu-img info image.qcow2 | grep -q 'virtual size: 3 MiB'
+test "$(stat -c %i image.qcow2)" != "$(stat -c %i ../old)"
+cmp - ../old <&5
+exec 5<&-
+qemu-io -f qcow2 -r -c 'read -P 7 0 64k' ../old | grep -q 'read 65536'
+qemu-io -f qcow2 -r -c 'read -P 0 0 64k' image.qcow2 | grep -q 'read 65536'
+for name in other empty; do
+    create $name create=overwrite size=1M cluster-size=512
+    check_clean $name
+done
+test "$(ls -A | tr '\n' ' ')" = "$files"
+
+# --- It is for the same users as before.
+for mode in 600 640 666 4755; do
+    for mask in 022 077; do
+        chmod $mode image.qcow2
+        ( umask $mask; create image.qcow2 create=overwrite size=1M )
+        test "$(stat -c %a image.qcow2)" = ${mode#4}
+    done
+done
+if test "$(id -u)" -eq 0; then
+    chown 12:34 image.qcow2
+    chmod 660 image.qcow2
+    create image.qcow2 create=overwrite size=1M
+    test "$(stat -c '%u %g %a' image.qcow2)" = '12 34 660'
+    chown 0:0 image.qcow2
+fi
+chmod 644 image.qcow2
+
+# --- A symbolic link stays one, and its file gets replaced.
+mkdir ../links
+ln -s ../in/image.qcow2 ../links/link
+ln -s link ../links/twice
+for link in link twice; do
+    keep image.qcow2
+    expect_refusal 'it exists already' "$PLUGIN" ../links/$link \
+        create=true size=1M
+    same image.qcow2 'through a link'
+    create ../links/$link create=overwrite size=5M
+    test -L ../links/$link
+    qemu-img info image.qcow2 | grep -q 'virtual size: 5 MiB'
+    check_clean image.qcow2
+    qemu-img create -q -f qcow2 image.qcow2 1M
+done
+test "$(ls -A ../links | tr '\n' ' ')" = 'link twice '
+test "$(ls -A | tr '\n' ' ')" = "$files"
+
+# --- Served at once, with nothing of what was there.
+qemu-io -f qcow2 -c 'write -P 7 0 1M' image.qcow2 >/dev/null
+start_nbdkit "$PLUGIN" image.qcow2 create=overwrite size=2M
+"$PYTHON" - "$sock" <<'PY'
+import sys, nbd
+h = nbd.NBD()
+h.connect_unix(sys.argv[1])
+assert h.get_size() == 2 << 20
+assert h.pread(2 << 20, 0) == bytes(2 << 20)
+h.pwrite(b"x" * 1000, 100000)
+h.flush()
+h.shutdown()
+PY
+stop_nbdkit "$pid"
+check_clean image.qcow2
+
+# --- Two at once: one of them makes it, and no file is left of the other.
+for i in 1 2 3 4 5; do
+    for j in 1 2 3 4; do
+        { create twice.qcow2 create=true size=${j}M 2>../log$j &&
+            echo $j; } &
+        _pids+=($!)
+    done > ../made
+    for p in "${_pids[@]}"; do wait "$p" || true; done
+    _pids=()
+    test "$(wc -l < ../made)" = 1 || die "made by: $(cat ../made)"
+    qemu-img info twice.qcow2 | grep -q "virtual size: $(cat ../made) MiB"
+    for j in 1 2 3 4; do
+        test $j = "$(cat ../made)" || grep -q 'exists' ../log$j
+    done
+    rm twice.qcow2
+    test "$(ls -A | tr '\n' ' ')" = "$files"
+done

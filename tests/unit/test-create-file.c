@@ -1,0 +1,402 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* create-file.c: each system call and allocation that it makes fails in turn,
+ * or is the last before the process ends.  What is at the path then is what
+ * was there before, or all of the new image.
+ */
+
+#include <config.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "create.h"
+#include "image.h"
+#include "image-check.h"
+
+/* ------------------------------------------------------------------ faults */
+
+/* The number of the call that fails, from 1 on; 0: none. */
+static unsigned fail_at, nr_calls;
+static int fail_errno;
+static bool die; /* instead */
+
+static bool
+fails (void)
+{
+  if (fail_at == 0 || ++nr_calls != fail_at)
+    return false;
+  if (die)
+    _exit (99);
+  errno = fail_errno;
+  return true;
+}
+
+#define WRAP(type, name, failure, params, args)         \
+  extern type __real_##name params;                     \
+  extern type __wrap_##name params;                     \
+  type                                                  \
+  __wrap_##name params                                  \
+  {                                                     \
+    return fails () ? failure : __real_##name args;     \
+  }
+
+WRAP (off_t, lseek, -1, (int fd, off_t at, int whence), (fd, at, whence))
+WRAP (ssize_t, pwrite, -1, (int fd, const void *buf, size_t n, off_t at),
+      (fd, buf, n, at))
+WRAP (int, fdatasync, -1, (int fd), (fd))
+WRAP (int, fsync, -1, (int fd), (fd))
+WRAP (int, fallocate, -1, (int fd, int mode, off_t at, off_t n),
+      (fd, mode, at, n))
+WRAP (int, ftruncate, -1, (int fd, off_t size), (fd, size))
+WRAP (int, rename, -1, (const char *from, const char *to), (from, to))
+WRAP (int, link, -1, (const char *from, const char *to), (from, to))
+WRAP (int, fchmod, -1, (int fd, mode_t mode), (fd, mode))
+WRAP (int, fchown, -1, (int fd, uid_t u, gid_t g), (fd, u, g))
+WRAP (ssize_t, getrandom, -1, (void *buf, size_t n, unsigned flags),
+      (buf, n, flags))
+WRAP (char *, realpath, NULL, (const char *path, char *buf), (path, buf))
+WRAP (void *, malloc, NULL, (size_t n), (n))
+WRAP (void *, calloc, NULL, (size_t nr, size_t n), (nr, n))
+WRAP (char *, strdup, NULL, (const char *s), (s))
+WRAP (char *, strndup, NULL, (const char *s, size_t n), (s, n))
+
+/* Somebody else makes this file meanwhile. */
+static const char *appears;
+
+static void put (const char *path, const char *text);
+
+extern int __real_renameat2 (int a, const char *from, int b, const char *to,
+                             unsigned flags);
+extern int __wrap_renameat2 (int a, const char *from, int b, const char *to,
+                             unsigned flags);
+int
+__wrap_renameat2 (int a, const char *from, int b, const char *to,
+                  unsigned flags)
+{
+  if (appears != NULL)
+    put (appears, "theirs");
+  return fails () ? -1 : __real_renameat2 (a, from, b, to, flags);
+}
+
+extern int __real_open (const char *path, int flags, mode_t mode);
+extern int __wrap_open (const char *path, int flags, mode_t mode);
+int
+__wrap_open (const char *path, int flags, mode_t mode)
+{
+  return fails () ? -1 : __real_open (path, flags, mode);
+}
+
+extern int __real_openat (int dir, const char *path, int flags);
+extern int __wrap_openat (int dir, const char *path, int flags);
+int
+__wrap_openat (int dir, const char *path, int flags)
+{
+  return fails () ? -1 : __real_openat (dir, path, flags);
+}
+
+extern int __real_fcntl (int fd, int cmd, void *arg);
+extern int __wrap_fcntl (int fd, int cmd, void *arg);
+int
+__wrap_fcntl (int fd, int cmd, void *arg)
+{
+  return fails () ? -1 : __real_fcntl (fd, cmd, arg);
+}
+
+/* ------------------------------------------------------------------- files */
+
+static char folder[] = "test-create-file.XXXXXX";
+static uint8_t bytes[1 << 20];
+
+/* Returns the file's size. */
+static size_t
+load (const char *path)
+{
+  FILE *f = fopen (path, "r");
+  size_t n = 0;
+
+  if (f != NULL) {
+    n = fread (bytes, 1, sizeof bytes, f);
+    fclose (f);
+  }
+  return n;
+}
+
+static void
+put (const char *path, const char *text)
+{
+  FILE *f = fopen (path, "w");
+
+  if (f == NULL || fputs (text, f) == EOF || fclose (f) != 0)
+    abort ();
+}
+
+static bool
+holds (const char *path, const char *text)
+{
+  return load (path) == strlen (text) &&
+    memcmp (bytes, text, strlen (text)) == 0;
+}
+
+/* How many files there are; with remove there are none any more. */
+static unsigned
+count_files (bool remove)
+{
+  DIR *d = opendir (".");
+  struct dirent *e;
+  unsigned n = 0;
+
+  if (d == NULL)
+    abort ();
+  while ((e = readdir (d)) != NULL) {
+    if (e->d_name[0] == '.')
+      continue;
+    n++;
+    if (remove)
+      unlink (e->d_name);
+  }
+  closedir (d);
+  return n;
+}
+
+static unsigned
+mode_of (const char *path)
+{
+  struct stat st;
+
+  return stat (path, &st) == -1 ? 0 : st.st_mode & 07777;
+}
+
+/* --------------------------------------------------------------- the image */
+
+static struct create_options options = CREATE_DEFAULTS;
+
+/* All of it is there: durable before it got its name, so that its bytes can't
+ * be others.
+ */
+static bool
+is_complete (const char *path)
+{
+  static uint8_t should[sizeof bytes];
+  static size_t size;
+  size_t n;
+
+  if (size == 0) { /* the first one */
+    size = load (path);
+    memcpy (should, bytes, size);
+    CHECK (size > 0);
+    image_check_clean (path, bytes, size);
+  }
+  n = load (path);
+  return n == size && memcmp (bytes, should, n) == 0;
+}
+
+static int
+create (const char *path, bool overwrite)
+{
+  int r;
+
+  error_set (0, "none");
+  nr_calls = 0;
+  r = create_file (path, overwrite, &options);
+  fail_at = 0;
+  return r;
+}
+
+static void
+test_made (void)
+{
+  CHECK_OK (create ("new", false));
+  CHECK (is_complete ("new"));
+  CHECK_EQ (count_files (false), 1);
+  CHECK_EQ (create ("new", false), -1);
+  CHECK_ERROR (EEXIST, "new: it exists already");
+  CHECK (is_complete ("new"));
+  CHECK_EQ (count_files (true), 1);
+}
+
+/* The process's umask says who may use it. */
+static void
+test_modes (void)
+{
+  static const mode_t masks[] = { 0, 02, 022, 027, 077, 0177 };
+  const mode_t old = umask (022);
+  unsigned i;
+
+  for (i = 0; i < sizeof masks / sizeof masks[0]; ++i) {
+    umask (masks[i]);
+    CHECK_OK (create ("new", false));
+    CHECK_EQ (mode_of ("new"), 0666 & ~masks[i]);
+    count_files (true);
+  }
+  put ("old", "old");
+  chmod ("old", 0640);
+  CHECK_OK (create ("old", true));
+  CHECK_EQ (mode_of ("old"), 0640);
+  CHECK (is_complete ("old"));
+  CHECK_EQ (count_files (true), 1);
+  umask (old);
+}
+
+static void
+test_links (void)
+{
+  CHECK_EQ (symlink ("target", "link"), 0);
+  CHECK_EQ (create ("link", false), -1);
+  CHECK_ERROR (EEXIST, "leads nowhere");
+  CHECK_EQ (create ("link", true), -1);
+  CHECK_ERROR (EEXIST, "leads nowhere");
+  put ("target", "old");
+  CHECK_EQ (create ("link", false), -1);
+  CHECK (holds ("target", "old"));
+  CHECK_OK (create ("link", true));
+  CHECK (is_complete ("target"));
+  CHECK_EQ (count_files (true), 2);
+}
+
+/* Somebody was faster, with and without a file system that can rename so that
+ * nothing is replaced.
+ */
+static void
+test_race (void)
+{
+  unsigned n = 0, without;
+  int r;
+
+  for (without = 0; without < 2; ++without) {
+    do { /* find the call */
+      fail_at = without ? ++n : 0;
+      fail_errno = EINVAL;
+      appears = "new";
+      r = create ("new", false);
+      appears = NULL;
+      CHECK_EQ (r, -1);
+      if (holds ("new", "theirs")) {
+        CHECK_ERROR (EEXIST, "new: naming the new image");
+        CHECK_EQ (count_files (true), 1);
+      }
+      else
+        CHECK_EQ (count_files (true), 0);
+    } while (without && nr_calls >= n);
+  }
+}
+
+/* ------------------------------------------------------------------ faults */
+
+/* Returns false if there are not so many calls. */
+static bool
+fail_once (bool overwrite, unsigned n, int err, unsigned *refused)
+{
+  int r;
+
+  if (overwrite)
+    put ("file", "old");
+  fail_at = n;
+  fail_errno = err;
+  r = create ("file", overwrite);
+  if (r == 0) {
+    CHECK (is_complete ("file"));
+    CHECK_EQ (count_files (true), 1);
+  }
+  else {
+    ++*refused;
+    CHECK (error_errno () != 0);
+    CHECK_HAS (error_message (), "file: ");
+    /* Syncing the directory comes after the old file is gone. */
+    if (overwrite && !holds ("file", "old")) {
+      CHECK (is_complete ("file"));
+      CHECK_HAS (error_message (), "syncing its directory");
+    }
+    if (count_files (true) != overwrite)
+      check_failed (__FILE__, __LINE__, "call %u: errno %d: a file is left",
+                    n, err);
+  }
+  return nr_calls >= n;
+}
+
+static void
+test_failures (void)
+{
+  static const int errs[] = { EIO, ENOSPC, EINVAL, EPERM, ENOMEM };
+  unsigned i, n, overwrite, refused = 0;
+
+  for (i = 0; i < sizeof errs / sizeof errs[0]; ++i) {
+    for (overwrite = 0; overwrite < 2; ++overwrite) {
+      for (n = 1; fail_once (overwrite, n, errs[i], &refused); ++n)
+        ;
+      CHECK (n > 20);
+    }
+  }
+  CHECK (refused > 100);
+}
+
+/* The process ends before its n-th call.  Returns false if it comes to its
+ * own end before that.
+ */
+static bool
+die_once (bool overwrite, unsigned n)
+{
+  int status;
+  pid_t pid;
+
+  if (overwrite)
+    put ("file", "old");
+  pid = fork ();
+  if (pid == 0) {
+    fail_at = n;
+    die = true;
+    _exit (create ("file", overwrite) == 0 ? 0 : 1);
+  }
+  if (pid == -1 || waitpid (pid, &status, 0) != pid || !WIFEXITED (status))
+    abort ();
+  if (access ("file", F_OK) == 0 && !(overwrite && holds ("file", "old")))
+    CHECK (is_complete ("file"));
+  else
+    CHECK_EQ (WEXITSTATUS (status), 99);
+  /* It can be made anew. */
+  if (access ("file", F_OK) == -1)
+    CHECK_OK (create ("file", false));
+  CHECK (count_files (true) <= 2);
+  return WEXITSTATUS (status) == 99;
+}
+
+static void
+test_deaths (void)
+{
+  unsigned n, overwrite;
+
+  for (overwrite = 0; overwrite < 2; ++overwrite) {
+    for (n = 1; die_once (overwrite, n); ++n)
+      ;
+    CHECK (n > 20);
+  }
+}
+
+int
+main (void)
+{
+  check_time_limit (300);
+  if (mkdtemp (folder) == NULL || chdir (folder) == -1) {
+    perror (folder);
+    return 1;
+  }
+  options.size = 300000;
+  options.cluster_size = 4096;
+  options.preallocation = PREALLOCATION_FALLOC;
+  test_made ();
+  test_modes ();
+  test_links ();
+  test_race ();
+  test_failures ();
+  test_deaths ();
+  if (chdir ("..") == -1 || rmdir (folder) == -1)
+    perror (folder);
+  return check_result ();
+}
