@@ -2,7 +2,7 @@
 # nbdkit qcow2 plugin
 # SPDX-License-Identifier: BSD-3-Clause
 
-# The man page's source has neither errors nor warnings.
+# The man pages' sources have neither errors nor warnings.
 
 set -eu
 
@@ -10,9 +10,10 @@ if [ "${PODCHECKER-}" = no ]; then
     echo "podchecker is missing"
     exit 77
 fi
-pod=${srcdir:-.}/nbdkit-qcow2-plugin.pod
-out=$("${PODCHECKER:-podchecker}" "$pod" 2>&1) || { echo "$out"; exit 1; }
-echo "$out"
-case $out in
-    *WARNING*|*ERROR*) exit 1 ;;
-esac
+for pod in "${srcdir:-.}"/*.pod; do
+    out=$("${PODCHECKER:-podchecker}" "$pod" 2>&1) || { echo "$out"; exit 1; }
+    echo "$out"
+    case $out in
+        *WARNING*|*ERROR*) exit 1 ;;
+    esac
+done

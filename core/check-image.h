@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Check an image: whatever the header leads to, in the file's bytes.
+ *
+ * This is to convict the rest of core/, and shares only its lowest levels
+ * with it.  It judges as `qemu-img check' does and counts what that counts;
+ * check-image.c lists where they differ.
+ */
+
+#ifndef QCOW2_CHECK_IMAGE_H
+#define QCOW2_CHECK_IMAGE_H
+
+#include "check-tables.h"
+
+/* Check an image that nobody writes meanwhile.  Nothing is written.  Returns
+ * -1 with the error set if the check can't be completed: EINVAL or ENOTSUP if
+ * this is no image that can be checked, EIO, ENOMEM.
+ */
+extern int check_storage (struct storage *s,
+                          const struct check_options *options,
+                          struct check_report *report);
+
+/* For repair.c: count the references to the clusters of a window, which
+ * begins at first, as c->mended and c->no_refcounts tell.
+ */
+extern int check_count (struct check *c, uint64_t first);
+
+/* Where the next window begins: nothing between this one's end and there is
+ * referred to, but there may be refcounts.
+ */
+extern uint64_t check_next_window (const struct check *c);
+
+/* Look at the refcounts of the window, and on to the cluster end, in spans of
+ * clusters of one chunk.  fn gets the chunk, NULL if there are no references
+ * to its clusters, and the refcounts on the disk from the chunk's first
+ * cluster on, which it may change.  Spans without either are left out.  Stops
+ * when fn returns -1, with -1.
+ */
+struct check_span {
+  uint64_t first, end; /* clusters */
+  const struct counts_chunk *chunk;
+  uint8_t *refcounts;
+};
+typedef int check_span_fn (struct check *c, void *opaque,
+                           const struct check_span *span);
+extern int check_each_span (struct check *c, uint64_t end, check_span_fn *fn,
+                            void *opaque);
+
+/* The first cluster of the span's chunk, which refcounts begins with. */
+static inline uint64_t
+check_span_base (const struct check_span *span)
+{
+  return span->first & ~(COUNTS_CHUNK - 1);
+}
+
+static inline uint64_t
+check_span_counted (const struct check_span *span, uint64_t cluster)
+{
+  return span->chunk != NULL ? counts_get (span->chunk, cluster) : 0;
+}
+
+#endif /* QCOW2_CHECK_IMAGE_H */

@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "check-tables.h"
+#include "error.h"
+
+/* Where the header has the places of the tables. */
+#define FIELD_L1_OFFSET 40
+#define FIELD_SNAPSHOTS_OFFSET 64
+
+static void __attribute__ ((__format__ (__printf__, 3, 4)))
+found_once (struct check *c, enum check_kind kind, const char *fmt, ...)
+{
+  char text[200];
+  va_list ap;
+
+  if (!check_is_first (c))
+    return;
+  va_start (ap, fmt);
+  vsnprintf (text, sizeof text, fmt, ap);
+  va_end (ap);
+  check_found (&c->findings, kind, 1, "%s", text);
+}
+
+/* --------------------------------------------------------------- L1 tables */
+
+/* Beyond this nothing can be read, since a host's offsets are signed. */
+#define MAX_OFFSET (INT64_MAX - (INT64_C (1) << 30))
+
+/* Refer to a table that leads to references which nobody else knows. */
+static int
+refer_to_root (struct check *c, enum check_use use, struct host_off place,
+               uint64_t offset, uint64_t bytes)
+{
+  const uint64_t size = c->storage->size;
+
+  if (bytes > 0 && (offset > size || bytes > size - offset))
+    c->findings.report.blind = true;
+  return check_refer (c, use, place, offset, bytes, 1) == -1 ? -1 : 0;
+}
+
+/* Refer to an L1 table, and keep it if something of it can be read. */
+static int
+add_l1 (struct check *c, struct check_l1s *l, struct host_off place,
+        const struct check_l1 *l1)
+{
+  if (l1->entries > 0 && l1->offset <= MAX_OFFSET)
+    l->l1[l->nr++] = *l1;
+  return refer_to_root (c, USE_L1, place, l1->offset, 8 * l1->entries);
+}
+
+/* Spec: Snapshots: fields of an entry of the snapshot table. */
+#define ENTRY_L1_SIZE 8
+#define ENTRY_ID_SIZE 12
+#define ENTRY_NAME_SIZE 14
+#define ENTRY_EXTRA_SIZE 36
+
+/* Version 3 images have at least the disk's size in there. */
+#define EXTRA_V3 16
+
+static int
+add_snapshot (struct check *c, struct check_l1s *l, struct host_off at,
+              const uint8_t *entry)
+{
+  const struct check_l1 l1 = {
+    .offset = get_be64 (entry),
+    .entries = get_be32 (entry + ENTRY_L1_SIZE),
+  };
+
+  if (c->h.version >= 3 && get_be32 (entry + ENTRY_EXTRA_SIZE) < EXTRA_V3)
+    found_once (c, CHECK_SNAPSHOT, "snapshot table entry at 0x%" PRIx64
+                ": it has no disk size", at.v);
+  if (l1.offset % c->h.cluster_size != 0)
+    found_once (c, CHECK_UNALIGNED, "snapshot table entry at 0x%" PRIx64
+                ": the L1 table's offset 0x%" PRIx64 " is not aligned", at.v,
+                l1.offset);
+  else if (l1.entries > QCOW2_MAX_L1_BYTES / 8)
+    found_once (c, CHECK_SNAPSHOT, "snapshot table entry at 0x%" PRIx64
+                ": an L1 table of %" PRIu64 " entries is too large", at.v,
+                l1.entries);
+  else
+    return add_l1 (c, l, at, &l1);
+  c->findings.report.blind = true;
+  return 0;
+}
+
+static int
+too_large (const struct check *c, struct host_off at, const char *what)
+{
+  error_set (EINVAL, "%s: snapshot table entry at offset 0x%" PRIx64 ": %s is "
+             "too large", c->storage->name, at.v, what);
+  return -1;
+}
+
+static int
+find_snapshots (struct check *c, struct check_l1s *l)
+{
+  const struct host_off field = { FIELD_SNAPSHOTS_OFFSET };
+  const uint64_t start = c->h.snapshots_offset.v;
+  uint64_t end = start;
+  uint32_t i;
+
+  for (i = 0; i < c->h.nr_snapshots; ++i) {
+    const struct host_off at = { (end + 7) & ~UINT64_C (7) };
+    uint8_t entry[QCOW2_SNAPSHOT_ENTRY_SIZE];
+    uint64_t extra;
+
+    if (storage_read (c->storage, entry, sizeof entry, at) == -1)
+      return -1;
+    extra = get_be32 (entry + ENTRY_EXTRA_SIZE);
+    if (extra > QCOW2_MAX_SNAPSHOT_EXTRA)
+      return too_large (c, at, "its extra data");
+    end = at.v + sizeof entry + extra + get_be16 (entry + ENTRY_ID_SIZE) +
+      get_be16 (entry + ENTRY_NAME_SIZE);
+    if (end - start > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
+      return too_large (c, at, "the table");
+    if (add_snapshot (c, l, at, entry) == -1)
+      return -1;
+  }
+  return refer_to_root (c, USE_SNAPSHOTS, field, start, end - start);
+}
+
+int
+check_find_l1s (struct check *c, struct check_l1s *l)
+{
+  const struct host_off field = { FIELD_L1_OFFSET };
+  const struct check_l1 active = {
+    .offset = c->h.l1_offset.v,
+    .entries = c->h.l1_size,
+    .active = true,
+  };
+
+  l->nr = 0;
+  l->l1 = calloc (1 + (size_t) c->h.nr_snapshots, sizeof *l->l1);
+  if (l->l1 == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return -1;
+  }
+  if (add_l1 (c, l, field, &active) == 0 && find_snapshots (c, l) == 0)
+    return 0;
+  check_free_l1s (l);
+  return -1;
+}
+
+void
+check_free_l1s (struct check_l1s *l)
+{
+  free (l->l1);
+  l->l1 = NULL;
+  l->nr = 0;
+}
+
+/* ----------------------------------------------------------------- bitmaps */
+
+/* Spec: Bitmap directory: fields of an entry. */
+#define BITMAP_ENTRY_BYTES 24
+#define BITMAP_TABLE_SIZE 8
+#define BITMAP_FLAGS 12
+#define BITMAP_TYPE 16
+#define BITMAP_GRANULARITY 17
+#define BITMAP_NAME_SIZE 18
+#define BITMAP_EXTRA_SIZE 20
+
+#define BITMAP_IN_USE UINT32_C (1)
+#define BITMAP_RESERVED_FLAGS UINT32_C (0xfffffff8)
+#define BITMAP_DIRTY_TRACKING 1
+#define BITMAP_MAX_NAME 1023
+#define BITMAP_MAX_GRANULARITY 31
+#define BITMAP_MIN_GRANULARITY 9 /* QEMU's */
+#define BITMAP_MAX_BYTES (UINT64_C (512) << 20) /* likewise: bounds this */
+#define MAX_BITMAPS 65535
+
+/* Spec: Bitmap table. */
+#define TABLE_RESERVED UINT64_C (0xff000000000001fe)
+#define TABLE_ALL_ONES UINT64_C (1)
+
+/* Whether so many clusters hold a bit for each granule of the disk. */
+static bool
+is_large_enough (const struct check *c, uint64_t clusters,
+                 unsigned granularity)
+{
+  const uint64_t granules =
+    (c->h.disk_size + (UINT64_C (1) << granularity) - 1) >> granularity;
+
+  return granules <= clusters * c->h.cluster_size * 8;
+}
+
+static bool
+is_bitmap (const struct check *c, const uint8_t *entry)
+{
+  const uint64_t offset = get_be64 (entry);
+  const uint32_t entries = get_be32 (entry + BITMAP_TABLE_SIZE);
+  const uint32_t flags = get_be32 (entry + BITMAP_FLAGS);
+  const unsigned granularity = entry[BITMAP_GRANULARITY];
+
+  return offset != 0 && offset % c->h.cluster_size == 0 && entries > 0 &&
+    entries <= BITMAP_MAX_BYTES / c->h.cluster_size &&
+    (flags & BITMAP_RESERVED_FLAGS) == 0 &&
+    entry[BITMAP_TYPE] == BITMAP_DIRTY_TRACKING &&
+    granularity >= BITMAP_MIN_GRANULARITY &&
+    granularity <= BITMAP_MAX_GRANULARITY &&
+    get_be16 (entry + BITMAP_NAME_SIZE) <= BITMAP_MAX_NAME &&
+    ((flags & BITMAP_IN_USE) || is_large_enough (c, entries, granularity));
+}
+
+static void
+bad_bitmap (struct check *c, struct host_off at, const char *what)
+{
+  c->findings.report.bitmaps_damaged = true;
+  found_once (c, CHECK_BITMAPS, "%s at 0x%" PRIx64 ": it is not valid", what,
+              at.v);
+}
+
+/* Returns as check_refer does. */
+static int
+refer_to_part (struct check *c, struct host_off place, uint64_t offset,
+               uint64_t bytes)
+{
+  const int r = check_refer (c, USE_BITMAP, place, offset, bytes, 1);
+
+  if (r == 0)
+    c->findings.report.bitmaps_damaged = true;
+  return r;
+}
+
+static int
+refer_to_bits (struct check *c, void *opaque, struct host_off place,
+               uint8_t *words, size_t bytes)
+{
+  size_t i;
+
+  (void) opaque;
+  for (i = 0; i < bytes; i += 8) {
+    const struct host_off at = { place.v + i };
+    const uint64_t word = get_be64 (words + i);
+    const uint64_t offset = word & QCOW2_ENTRY_OFFSET_MASK;
+
+    if ((word & TABLE_RESERVED) || (offset != 0 && (word & TABLE_ALL_ONES)) ||
+        offset % c->h.cluster_size != 0)
+      bad_bitmap (c, at, "bitmap table entry");
+    else if (offset != 0 &&
+             refer_to_part (c, at, offset, c->h.cluster_size) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* Returns the entry's size, 0 if it is not valid, or -1. */
+static int64_t
+refer_to_bitmap (struct check *c, struct host_off at, uint64_t rest)
+{
+  uint8_t entry[BITMAP_ENTRY_BYTES];
+  struct host_off table;
+  uint64_t size, bytes;
+  int r;
+
+  if (rest < sizeof entry)
+    return 0;
+  if (storage_read (c->storage, entry, sizeof entry, at) == -1)
+    return -1;
+  size = (sizeof entry + (uint64_t) get_be32 (entry + BITMAP_EXTRA_SIZE) +
+          get_be16 (entry + BITMAP_NAME_SIZE) + 7) & ~UINT64_C (7);
+  if (size > rest || !is_bitmap (c, entry))
+    return 0;
+  table.v = get_be64 (entry);
+  bytes = 8 * (uint64_t) get_be32 (entry + BITMAP_TABLE_SIZE);
+  r = refer_to_part (c, at, table.v, bytes);
+  if (r == 1)
+    r = check_scan (c, table, bytes, refer_to_bits, NULL);
+  return r == -1 ? -1 : (int64_t) size;
+}
+
+static bool
+directory_is_valid (const struct check *c)
+{
+  return c->h.nr_bitmaps <= MAX_BITMAPS && c->h.bitmap_directory.v != 0 &&
+    c->h.bitmap_directory.v % c->h.cluster_size == 0 &&
+    c->h.bitmap_directory_size <= QCOW2_MAX_BITMAP_DIRECTORY_BYTES;
+}
+
+int
+check_bitmaps (struct check *c)
+{
+  const struct host_off field = { c->h.bitmaps_field };
+  uint64_t rest = c->h.bitmap_directory_size;
+  struct host_off at = c->h.bitmap_directory;
+  uint32_t i;
+  int r;
+
+  if (!(c->h.autoclear & QCOW2_AUTOCLEAR_BITMAPS) || c->h.nr_bitmaps == 0)
+    return 0;
+  if (!directory_is_valid (c)) {
+    bad_bitmap (c, field, "bitmap directory's place");
+    return 0;
+  }
+  r = refer_to_part (c, field, at.v, rest);
+  for (i = 0; r == 1 && i < c->h.nr_bitmaps; ++i) {
+    const int64_t size = refer_to_bitmap (c, at, rest);
+
+    if (size == -1)
+      return -1;
+    if (size == 0) {
+      bad_bitmap (c, at, "bitmap directory entry");
+      return 0;
+    }
+    at.v += size;
+    rest -= size;
+  }
+  if (r == 1 && rest > 0)
+    bad_bitmap (c, at, "bitmap directory's end");
+  return r == -1 ? -1 : 0;
+}

@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check-walk.h"
+#include "error.h"
+
+#define MAX_UNALIGNED 1000
+
+/* Tables that are read at once, at least one. */
+#define RUN_BYTES (UINT64_C (1) << 20)
+
+struct l2_table {
+  uint64_t offset;
+  struct check_paths paths;
+};
+
+/* L2 tables that were found and not visited yet. */
+struct tables {
+  struct l2_table *table;
+  size_t nr, capacity, limit;
+};
+
+struct walk {
+  struct check *c;
+  const struct check_visitor *visitor;
+  struct check_paths paths; /* to the piece of an L1 table */
+  struct tables tables;
+  uint8_t *buf; /* for a run of L2 tables */
+  size_t buf_size;
+  unsigned unaligned;
+  uint64_t done, total; /* L2 tables, for who waits */
+};
+
+static void
+progress (struct walk *w, uint64_t n)
+{
+  const struct check_options *o = w->c->options;
+
+  w->done += n;
+  if (o->progress != NULL)
+    o->progress (o->opaque, w->done, w->total);
+}
+
+/* ---------------------------------------------------------------- L2 tables */
+
+static int
+compare_tables (const void *a, const void *b)
+{
+  const struct l2_table *x = a, *y = b;
+
+  return (x->offset > y->offset) - (x->offset < y->offset);
+}
+
+/* In the order of the file, each once. */
+static void
+sort (struct tables *t)
+{
+  size_t i, to = 0;
+
+  for (i = 1; i < t->nr; ++i)
+    if (t->table[i].offset <= t->table[i-1].offset)
+      break;
+  if (i >= t->nr)
+    return;
+  qsort (t->table, t->nr, sizeof *t->table, compare_tables);
+  for (i = 1; i < t->nr; ++i) {
+    if (t->table[i].offset == t->table[to].offset) {
+      t->table[to].paths.all += t->table[i].paths.all;
+      t->table[to].paths.active += t->table[i].paths.active;
+    }
+    else
+      t->table[++to] = t->table[i];
+  }
+  t->nr = to + 1;
+}
+
+/* How many tables from the first on are adjacent, and fit into the buffer. */
+static size_t
+run_length (const struct walk *w, const struct l2_table *t, size_t nr)
+{
+  const uint64_t size = w->c->h.cluster_size;
+  const size_t limit = w->buf_size / size;
+  size_t n = 1;
+
+  while (n < nr && n < limit && t[n].offset == t[n-1].offset + size)
+    n++;
+  return n;
+}
+
+/* Tables in a hole, or beyond the end of the file, are empty. */
+static int
+is_hole (const struct walk *w, const struct l2_table *t, size_t nr,
+         bool *hole)
+{
+  const uint64_t bytes = nr * w->c->h.cluster_size;
+  uint64_t length;
+
+  if (storage_extent (w->c->storage, (struct host_off) { t->offset }, bytes,
+                      hole, &length) == -1)
+    return -1;
+  *hole = *hole && length >= bytes;
+  return 0;
+}
+
+static int
+visit_run (struct walk *w, const struct l2_table *t, size_t nr)
+{
+  const uint64_t size = w->c->h.cluster_size;
+  const struct host_off start = { t->offset };
+  bool hole;
+  size_t i;
+
+  if (is_hole (w, t, nr, &hole) == -1)
+    return -1;
+  if (hole)
+    return 0;
+  if (storage_read (w->c->storage, w->buf, nr * size, start) == -1)
+    return -1;
+  for (i = 0; i < nr; ++i) {
+    if (w->visitor->l2 (w->c, w->visitor->opaque,
+                        (struct host_off) { t[i].offset }, w->buf + i * size,
+                        t[i].paths) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+visit_tables (struct walk *w)
+{
+  struct tables *t = &w->tables;
+  size_t i, n, next;
+
+  sort (t);
+  for (i = 0; i < t->nr; i += n) {
+    n = run_length (w, t->table + i, t->nr - i);
+    /* The next run is read by the host while this one is looked at. */
+    next = i + n;
+    if (next < t->nr)
+      storage_prefetch (w->c->storage,
+                        (struct host_off) { t->table[next].offset },
+                        run_length (w, t->table + next, t->nr - next) *
+                        w->c->h.cluster_size);
+    if (visit_run (w, t->table + i, n) == -1)
+      return -1;
+    progress (w, n);
+  }
+  t->nr = 0;
+  return 0;
+}
+
+/* Have room for one more table, by visiting those that there are if all of
+ * their limit is used.
+ */
+static int
+make_room (struct walk *w)
+{
+  struct tables *t = &w->tables;
+  size_t capacity = t->capacity > 0 ? 2 * t->capacity : 1024;
+  struct l2_table *table;
+
+  if (t->nr < t->capacity)
+    return 0;
+  if (t->nr >= t->limit) {
+    sort (t);
+    return t->nr > t->limit / 2 ? visit_tables (w) : 0;
+  }
+  if (capacity > t->limit)
+    capacity = t->limit;
+  table = realloc (t->table, capacity * sizeof *table);
+  if (table == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return -1;
+  }
+  t->table = table;
+  t->capacity = capacity;
+  return 0;
+}
+
+static int
+add_table (struct walk *w, uint64_t offset)
+{
+  if (offset % w->c->h.cluster_size != 0 && w->unaligned++ >= MAX_UNALIGNED)
+    return 0;
+  if (make_room (w) == -1)
+    return -1;
+  w->total++;
+  w->tables.table[w->tables.nr++] =
+    (struct l2_table) { .offset = offset, .paths = w->paths };
+  return 0;
+}
+
+/* ---------------------------------------------------------------- L1 tables */
+
+static int
+visit_l1_words (struct check *c, void *opaque, struct host_off place,
+                uint8_t *words, size_t bytes)
+{
+  struct walk *w = opaque;
+  size_t i;
+
+  if (w->visitor->l1 (c, w->visitor->opaque, place, words, bytes,
+                      w->paths) == -1)
+    return -1;
+  for (i = 0; i < bytes; i += 8) {
+    const uint64_t word = get_be64 (words + i);
+
+    if (word != 0 && add_table (w, word & QCOW2_ENTRY_OFFSET_MASK) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* A place from which on more or fewer L1 tables are. */
+struct edge {
+  uint64_t offset;
+  bool begins;
+  bool active;
+};
+
+static int
+compare_edges (const void *a, const void *b)
+{
+  const struct edge *x = a, *y = b;
+
+  return (x->offset > y->offset) - (x->offset < y->offset);
+}
+
+static struct edge *
+find_edges (const struct check_l1s *l)
+{
+  struct edge *edge = calloc (2 * l->nr + 1, sizeof *edge);
+  size_t i;
+
+  if (edge == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return NULL;
+  }
+  for (i = 0; i < l->nr; ++i) {
+    const struct check_l1 *t = &l->l1[i];
+
+    edge[2*i] = (struct edge) { t->offset, true, t->active };
+    edge[2*i+1] = (struct edge) { t->offset + 8 * t->entries, false,
+                                  t->active };
+  }
+  qsort (edge, 2 * l->nr, sizeof *edge, compare_edges);
+  return edge;
+}
+
+static int
+walk_l1s (struct walk *w, const struct check_l1s *l)
+{
+  struct edge *edge = find_edges (l);
+  int r = edge == NULL ? -1 : 0;
+  size_t i;
+
+  for (i = 0; r == 0 && i + 1 < 2 * l->nr; ++i) {
+    const uint64_t n = edge[i].begins ? 1 : -1;
+
+    w->paths.all += n;
+    w->paths.active += edge[i].active ? n : 0;
+    if (w->paths.all > 0)
+      r = check_scan (w->c, (struct host_off) { edge[i].offset },
+                      edge[i+1].offset - edge[i].offset, visit_l1_words, w);
+  }
+  free (edge);
+  return r;
+}
+
+int
+check_walk (struct check *c, const struct check_l1s *l,
+            const struct check_visitor *v)
+{
+  struct walk w = { .c = c, .visitor = v };
+  int r = -1;
+
+  /* An eighth of the memory, or the default's. */
+  w.tables.limit = c->counts.budget / 8 / sizeof *w.tables.table;
+  if (w.tables.limit < 1024)
+    w.tables.limit = 1024;
+  w.buf_size = c->h.cluster_size > RUN_BYTES ? c->h.cluster_size : RUN_BYTES;
+  w.buf = malloc (w.buf_size);
+  if (w.buf == NULL)
+    error_set (ENOMEM, "out of memory");
+  else if (walk_l1s (&w, l) == 0)
+    r = visit_tables (&w);
+  free (w.buf);
+  free (w.tables.table);
+  return r;
+}

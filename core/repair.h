@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Repair of an image: what the check finds wrong, as far as it can be put
+ * right without guessing.
+ */
+
+#ifndef QCOW2_REPAIR_H
+#define QCOW2_REPAIR_H
+
+#include "check-report.h"
+#include "storage.h"
+
+enum repair_mode {
+  /* Free what nothing refers to, if there are no other errors but COPIED
+   * flags.
+   */
+  REPAIR_LEAKS,
+  REPAIR_ALL, /* see repair.c */
+};
+
+struct repair_report {
+  struct check_report before, after;
+  /* Why nothing was done although something is wrong, or more was not; or
+   * NULL: a constant string.
+   */
+  const char *why_not;
+};
+
+/* Repair an image that nobody else uses meanwhile, in a storage that can be
+ * written.  Returns 0 if that went well, whatever is left: the caller looks
+ * at r->after.  Returns -1 with the error set if the image can't be checked,
+ * or not be written; it is not worse than before, and a second repair does
+ * what is left to do.
+ */
+extern int repair_storage (struct storage *s, enum repair_mode mode,
+                           const struct check_options *options,
+                           struct repair_report *r);
+
+#endif /* QCOW2_REPAIR_H */

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "check-image.h"
+#include "error.h"
+#include "json.h"
+#include "tool.h"
+
+struct listener {
+  const struct tool_options *options;
+  unsigned percent;
+};
+
+static void
+print_finding (void *opaque, enum check_kind kind, const char *text)
+{
+  (void) opaque;
+  fprintf (stderr, "%s: %s\n",
+           kind == CHECK_LEAK ? "leak" :
+           kind == CHECK_NO_ANSWER ? "unchecked" : "error", text);
+}
+
+static void
+print_progress (void *opaque, uint64_t done, uint64_t total)
+{
+  struct listener *l = opaque;
+  const unsigned percent = total > 0 ? done * 100 / total : 100;
+
+  if (!l->options->progress || percent == l->percent)
+    return;
+  l->percent = percent;
+  fprintf (stderr, "\r%3u%%%s", percent, done == total ? "\n" : "");
+}
+
+static const char *
+mode_name (enum repair_mode mode)
+{
+  return mode == REPAIR_ALL ? "all" : "leaks";
+}
+
+/* As far as there are fewer than before. */
+static uint64_t
+fixed (uint64_t before, uint64_t after)
+{
+  return before > after ? before - after : 0;
+}
+
+static void
+print_json (const struct tool_options *o, const struct repair_report *r)
+{
+  const struct check_report *c = &r->after;
+
+  json_open (NULL, '{');
+  json_string ("filename", o->file);
+  json_string ("format", "qcow2");
+  json_number ("check-errors", c->check_errors);
+  json_number ("corruptions", c->corruptions);
+  json_number ("leaks", c->leaks);
+  if (o->repair) {
+    json_number ("corruptions-fixed",
+                 fixed (r->before.corruptions, c->corruptions));
+    json_number ("leaks-fixed", fixed (r->before.leaks, c->leaks));
+    if (r->why_not != NULL)
+      json_string ("not-repaired", r->why_not);
+  }
+  json_number ("image-end-offset", c->image_end);
+  json_number ("total-clusters", c->total_clusters);
+  json_number ("allocated-clusters", c->allocated_clusters);
+  json_number ("fragmented-clusters", c->fragmented_clusters);
+  json_number ("compressed-clusters", c->compressed_clusters);
+  json_bool ("dirty", c->dirty);
+  json_bool ("corrupt", c->corrupt);
+  json_close ('}');
+}
+
+static void
+print_counts (const char *when, const struct check_report *c)
+{
+  printf ("%s%" PRIu64 " errors, %" PRIu64 " leaked clusters", when,
+          c->corruptions, c->leaks);
+  if (c->check_errors > 0)
+    printf (", %" PRIu64 " refcounts that can't be read", c->check_errors);
+  putchar ('\n');
+}
+
+static void
+print_human (const struct tool_options *o, const struct repair_report *r)
+{
+  const struct check_report *c = &r->after;
+
+  if (o->repair)
+    print_counts ("before:  ", &r->before);
+  print_counts (o->repair ? "now:     " : "found:   ", c);
+  if (r->why_not != NULL)
+    printf ("not repaired: %s\n", r->why_not);
+  if (c->dirty || c->corrupt)
+    printf ("marked:  %s%s%s\n", c->dirty ? "dirty" : "",
+            c->dirty && c->corrupt ? ", " : "", c->corrupt ? "corrupt" : "");
+  printf ("mapped:  %" PRIu64 " of %" PRIu64 " clusters, %" PRIu64
+          " fragmented, %" PRIu64 " compressed\n", c->allocated_clusters,
+          c->total_clusters, c->fragmented_clusters, c->compressed_clusters);
+  printf ("ends at: %" PRIu64 "\n", c->image_end);
+}
+
+static int
+run (const struct tool_options *o, struct storage *s, struct repair_report *r)
+{
+  struct listener listener = { .options = o, .percent = 101 };
+  const struct check_options options = {
+    .messages = o->messages,
+    .found = print_finding,
+    .progress = print_progress,
+    .opaque = &listener,
+  };
+
+  if (o->repair)
+    return repair_storage (s, o->mode, &options, r);
+  *r = (struct repair_report) { 0 };
+  return check_storage (s, &options, &r->after);
+}
+
+int
+tool_check (const struct tool_options *o)
+{
+  struct storage *s = tool_open (o, o->repair);
+  struct repair_report r;
+  int ret;
+
+  if (s == NULL)
+    return tool_failed ();
+  ret = run (o, s, &r);
+  storage_close (s);
+  if (ret == -1)
+    return tool_failed ();
+  if (o->json)
+    print_json (o, &r);
+  else
+    print_human (o, &r);
+  if (o->repair && r.why_not != NULL)
+    fprintf (stderr, "%s: --repair=%s left damage: %s\n", o->file,
+             mode_name (o->mode), r.why_not);
+  return r.after.check_errors > 0 ? TOOL_FAILED
+    : r.after.corruptions > 0 ? TOOL_CORRUPT
+    : r.after.leaks > 0 ? TOOL_LEAKS : TOOL_OK;
+}

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "error.h"
+#include "image.h"
+#include "json.h"
+#include "tool.h"
+
+struct piece {
+  uint64_t start;
+  struct run run;
+  const struct layer *owner;
+};
+
+static unsigned
+depth (const struct layer *top, const struct layer *owner)
+{
+  unsigned n = 0;
+
+  for (; top != owner && top != NULL; top = top->backing)
+    n++;
+  return n;
+}
+
+static bool
+has_offset (const struct run *r)
+{
+  return r->kind == RUN_DATA || r->kind == RUN_ZERO_ALLOC ||
+    r->kind == RUN_COMPRESSED;
+}
+
+static const char *
+kind_name (enum run_kind kind)
+{
+  static const char *const name[] = {
+    [RUN_UNALLOCATED] = "unallocated",
+    [RUN_ZERO_PLAIN] = "zero",
+    [RUN_ZERO_ALLOC] = "zero,allocated",
+    [RUN_DATA] = "data",
+    [RUN_COMPRESSED] = "compressed",
+    [RUN_DAMAGED] = "damaged",
+  };
+
+  return name[kind];
+}
+
+static void
+print_json (const struct layer *top, const struct piece *p)
+{
+  const enum run_kind kind = p->run.kind;
+
+  json_open (NULL, '{');
+  json_number ("start", p->start);
+  json_number ("length", p->run.length);
+  json_number ("depth", depth (top, p->owner));
+  json_bool ("zero", kind == RUN_ZERO_PLAIN || kind == RUN_ZERO_ALLOC);
+  json_bool ("data", kind == RUN_DATA || kind == RUN_COMPRESSED);
+  json_bool ("compressed", kind == RUN_COMPRESSED);
+  if (kind == RUN_DAMAGED)
+    json_bool ("damaged", true);
+  if (has_offset (&p->run))
+    json_number ("offset", p->run.host.v);
+  json_close ('}');
+}
+
+static void
+print_human (const struct layer *top, const struct piece *p)
+{
+  printf ("%#14" PRIx64 " %#14" PRIx64 "  %-14s", p->start, p->run.length,
+          kind_name (p->run.kind));
+  if (has_offset (&p->run))
+    printf (" %#14" PRIx64 " %s", p->run.host.v, p->owner->storage->name);
+  else if (depth (top, p->owner) > 0)
+    printf (" %14s %s", "", p->owner->storage->name);
+  putchar ('\n');
+}
+
+static void
+print (const struct tool_options *o, const struct layer *top,
+       const struct piece *p)
+{
+  if (p->run.length == 0)
+    return;
+  if (o->json)
+    print_json (top, p);
+  else
+    print_human (top, p);
+}
+
+/* Whether b goes on where a ends. */
+static bool
+go_together (const struct piece *a, const struct piece *b)
+{
+  if (a->run.length == 0 || a->run.kind != b->run.kind ||
+      a->owner != b->owner || a->run.kind == RUN_COMPRESSED)
+    return false;
+  return !has_offset (&a->run) ||
+    a->run.host.v + a->run.length == b->run.host.v;
+}
+
+static int
+look_up (const struct layer *top, uint64_t at, struct piece *p)
+{
+  struct epoch *epoch = top->shared->epoch;
+  const unsigned token = epoch_enter (epoch);
+  const int r = layer_lookup (top, (struct guest_off) { at }, top->size - at,
+                              &p->run, &p->owner);
+
+  p->start = at;
+  epoch_leave (epoch, token);
+  return r;
+}
+
+static int
+print_all (const struct tool_options *o, const struct layer *top)
+{
+  struct piece last = { .run.length = 0 }, next;
+  uint64_t at;
+
+  for (at = 0; at < top->size; at += next.run.length) {
+    if (look_up (top, at, &next) == -1)
+      return -1;
+    if (go_together (&last, &next))
+      last.run.length += next.run.length;
+    else {
+      print (o, top, &last);
+      last = next;
+    }
+  }
+  print (o, top, &last);
+  return 0;
+}
+
+int
+tool_map (const struct tool_options *o)
+{
+  const struct image_options options = {
+    .chain = {
+      .file = o->file,
+      .follow = o->follow,
+      .force_share = o->force_share,
+    },
+    .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,
+  };
+  struct image *im = image_open (&options);
+  struct layer *disk;
+  int r;
+
+  if (im == NULL)
+    return tool_failed ();
+  disk = image_open_disk (im, "");
+  if (disk == NULL) {
+    image_close (im);
+    return tool_failed ();
+  }
+  if (o->json)
+    json_open (NULL, '[');
+  else
+    printf ("%14s %14s  %-14s %14s file\n", "start", "length", "what",
+            "offset");
+  r = print_all (o, disk);
+  if (o->json)
+    json_close (']');
+  image_close_disk (disk);
+  image_close (im);
+  return r == -1 ? tool_failed () : TOOL_OK;
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* nbdkit-qcow2-tool: what core/ knows of an image, without serving it. */
+
+#ifndef QCOW2_TOOL_H
+#define QCOW2_TOOL_H
+
+#include <stdbool.h>
+
+#include "chain.h"
+#include "repair.h"
+#include "storage.h"
+
+/* Exit codes, which are those of `qemu-img check'. */
+enum {
+  TOOL_OK = 0,
+  TOOL_FAILED = 1,
+  TOOL_CORRUPT = 2,
+  TOOL_LEAKS = 3,
+};
+
+struct tool_options {
+  const char *file;
+  bool json;
+  bool force_share;
+  bool progress;
+  bool repair; /* check */
+  enum repair_mode mode;
+  unsigned messages; /* check: to be printed */
+  enum follow follow; /* info, map */
+};
+
+extern int tool_check (const struct tool_options *o);
+extern int tool_info (const struct tool_options *o);
+extern int tool_map (const struct tool_options *o);
+
+/* Say why core/ failed, on stderr.  Returns TOOL_FAILED. */
+extern int tool_failed (void);
+
+/* Open the image alone, with QEMU's locks of who reads or writes it.  Returns
+ * NULL with the error set.
+ */
+extern struct storage *tool_open (const struct tool_options *o, bool write);
+
+#endif /* QCOW2_TOOL_H */
