@@ -626,3 +626,26 @@ cache_forget (struct cache *c, unsigned id, struct host_off offset,
   }
   pthread_mutex_unlock (&c->lock);
 }
+
+void
+cache_forget_storage (struct cache *c, unsigned id)
+{
+  uint64_t i;
+  unsigned way;
+
+  pthread_mutex_lock (&c->lock);
+  for (i = 0; i < c->nr_sets; ++i) {
+    struct set *set = &c->sets[i];
+
+    for (way = 0; way < WAYS; ++way) {
+      const uint64_t tag = atomic_load_explicit (&set->tag[way],
+                                                 memory_order_relaxed);
+
+      if (tag == TAG_EMPTY || tag % CACHE_MAX_STORAGES != id)
+        continue;
+      assert (set->changed[way] == 0);
+      atomic_store_explicit (&set->tag[way], TAG_EMPTY, memory_order_release);
+    }
+  }
+  pthread_mutex_unlock (&c->lock);
+}

@@ -145,4 +145,10 @@ extern void cache_end_batch (struct cache *c, const struct cache_batch *b,
 extern void cache_forget (struct cache *c, unsigned id, struct host_off offset,
                           uint64_t count, uint32_t slice_bytes);
 
+/* Forget all slices of a storage, none of which is changed: it was written by
+ * another way.  Readers may be at work; who began before that may still put
+ * in what was read before.
+ */
+extern void cache_forget_storage (struct cache *c, unsigned id);
+
 #endif /* QCOW2_CACHE_H */

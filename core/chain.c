@@ -222,8 +222,8 @@ chain_add (struct chain *c, struct storage *storage, enum layer_format format,
   return f;
 }
 
-static int
-read_header (struct storage *s, struct header *h)
+int
+chain_read_header (struct storage *s, struct header *h)
 {
   uint8_t start[QCOW2_HEADER_LENGTH_V2];
   uint8_t *cluster;
@@ -258,7 +258,7 @@ setup_layer (struct chain_file *f, unsigned id)
     debug_message ("%s: raw, %" PRIu64 " bytes", l->storage->name, l->size);
     return 0;
   }
-  if (read_header (l->storage, &f->header) == -1)
+  if (chain_read_header (l->storage, &f->header) == -1)
     return -1;
   l->size = h->disk_size;
   l->compression = h->compression;

@@ -61,6 +61,11 @@ extern int chain_open_storages (struct chain *c,
                                 struct storage *const *storages, unsigned nr,
                                 struct shared *shared);
 
+/* Read and check the header of the image in a storage.  Returns -1 with the
+ * error set.
+ */
+extern int chain_read_header (struct storage *s, struct header *h);
+
 extern void chain_close (struct chain *c);
 
 #endif /* QCOW2_CHAIN_H */

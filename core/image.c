@@ -23,6 +23,7 @@ struct image {
 
   pthread_mutex_t writer_lock;
   struct writer *_Atomic writer; /* NULL: not writable */
+  bool repaired;                 /* writer_lock; or found to need no repair */
 };
 
 static const struct chain_file *
@@ -193,17 +194,24 @@ lock_for_writing (struct storage *s)
 
 /* writer_lock held. */
 static int
+check_may_write (const struct image *im)
+{
+  struct storage *s = top (im)->layer.storage;
+
+  if (!im->chain.force_share)
+    return storage_file_check_writable (s);
+  /* Another process may write it. */
+  error_set (EROFS, "%s: force-share=true is for reading only", s->name);
+  return -1;
+}
+
+static int
 make_writable (struct image *im, const struct writer_options *options)
 {
   const struct chain_file *f = top (im);
   struct writer *w;
 
-  if (im->chain.force_share) { /* another process may write it */
-    error_set (EROFS, "%s: force-share=true is for reading only",
-               f->layer.storage->name);
-    return -1;
-  }
-  if (storage_file_check_writable (f->layer.storage) == -1 ||
+  if (check_may_write (im) == -1 ||
       writer_check_header (f->layer.storage, &f->header, options) == -1)
     return -1;
   /* The locks come last, since they stay; what is looked at before can't
@@ -219,6 +227,124 @@ make_writable (struct image *im, const struct writer_options *options)
   atomic_store (&im->writer, w);
   return 0;
 }
+
+/* ----------------------------------------------------------------- repairing */
+
+static bool
+is_to_be_repaired (const struct header *h, enum image_repair mode)
+{
+  const bool dirty = h->incompatible & QCOW2_INCOMPAT_DIRTY;
+  const bool corrupt = h->incompatible & QCOW2_INCOMPAT_CORRUPT;
+
+  switch (mode) {
+  case IMAGE_REPAIR_NONE:
+    return false;
+  case IMAGE_REPAIR_DIRTY:
+    return dirty && !corrupt;
+  case IMAGE_REPAIR_LEAKS:
+    return !corrupt;
+  case IMAGE_REPAIR_ALL:
+    return true;
+  }
+  abort ();
+}
+
+/* What the image was is in memory in many places.  What it is now is read
+ * anew, once all requests that may have read something else have ended.
+ */
+static int
+read_anew (struct image *im)
+{
+  const struct timespec pause = { .tv_nsec = 1000000 };
+  struct chain_file *f = im->chain.file[0];
+  const uint64_t then = epoch_now (&im->epoch);
+  struct header h = { 0 };
+
+  if (chain_read_header (f->layer.storage, &h) == -1)
+    return -1;
+  /* The rest stays as it was, and has readers. */
+  f->header.incompatible = h.incompatible;
+  f->header.autoclear = h.autoclear;
+  f->header.refcount_table_offset = h.refcount_table_offset;
+  f->header.refcount_table_clusters = h.refcount_table_clusters;
+  for (;;) {
+    epoch_advance (&im->epoch, then);
+    if (epoch_is_past (&im->epoch, then))
+      break;
+    nanosleep (&pause, NULL);
+  }
+  cache_forget_storage (im->shared.cache, f->layer.map.id);
+  return 0;
+}
+
+static void
+summarize (const struct image *im, const struct repair_report *r,
+           char *summary, size_t len)
+{
+  const struct check_report *b = &r->before, *a = &r->after;
+
+  if (b->corruptions == 0 && b->leaks == 0 && b->check_errors == 0 &&
+      !b->dirty && !b->corrupt)
+    return;
+  snprintf (summary, len, "%s: repaired: %" PRIu64 " errors and %" PRIu64
+            " leaked clusters were found, %" PRIu64 " and %" PRIu64
+            " are left", top (im)->layer.storage->name,
+            b->corruptions + b->check_errors, b->leaks,
+            a->corruptions + a->check_errors, a->leaks);
+}
+
+static void
+debug_finding (void *opaque, enum check_kind kind, const char *text)
+{
+  debug_message ("%s: %s", (const char *) opaque, text);
+}
+
+static int
+repair (struct image *im, enum image_repair mode, char *summary, size_t len)
+{
+  struct storage *s = top (im)->layer.storage;
+  const struct check_options options = {
+    .messages = CHECK_MAX_MESSAGES, .found = debug_finding, .opaque = s->name,
+  };
+  struct repair_report r;
+
+  if (check_may_write (im) == -1 || lock_for_writing (s) == -1)
+    return -1;
+  if (repair_storage (s, mode == IMAGE_REPAIR_LEAKS &&
+                      !(top (im)->header.incompatible & QCOW2_INCOMPAT_DIRTY)
+                      ? REPAIR_LEAKS : REPAIR_ALL, &options, &r) == -1)
+    return -1;
+  summarize (im, &r, summary, len);
+  if (read_anew (im) == -1)
+    return -1;
+  if (check_report_is_sound (&r.after))
+    return 0;
+  error_set (EIO, "%s: %" PRIu64 " errors are left after a repair%s%s: it is "
+             "not written; nbdkit -r serves it as it is", s->name,
+             r.after.corruptions + r.after.check_errors,
+             r.why_not != NULL ? ", since " : "",
+             r.why_not != NULL ? r.why_not : "");
+  return -1;
+}
+
+int
+image_repair (struct image *im, enum image_repair mode, char *summary,
+              size_t len)
+{
+  int r = 0;
+
+  summary[0] = '\0';
+  pthread_mutex_lock (&im->writer_lock);
+  if (im->writer == NULL && !im->repaired &&
+      is_to_be_repaired (&top (im)->header, mode)) {
+    r = repair (im, mode, summary, len);
+    im->repaired = r == 0;
+  }
+  pthread_mutex_unlock (&im->writer_lock);
+  return r;
+}
+
+/* ------------------------------------------------------------ made writable */
 
 int
 image_make_writable (struct image *im, const struct writer_options *options)

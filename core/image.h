@@ -21,6 +21,7 @@
 
 #include "chain.h"
 #include "layer.h"
+#include "repair.h"
 #include "writer.h"
 
 struct image;
@@ -67,6 +68,24 @@ extern int image_close (struct image *im);
  */
 extern int image_make_writable (struct image *im,
                                 const struct writer_options *options);
+
+/* When an image is checked and repaired before it is written. */
+enum image_repair {
+  IMAGE_REPAIR_DIRTY, /* all that is wrong, if it is marked as dirty; default */
+  IMAGE_REPAIR_NONE,
+  IMAGE_REPAIR_LEAKS, /* leaks too, each time */
+  IMAGE_REPAIR_ALL,   /* all that is wrong, each time, and if it is marked as
+                       * corrupt */
+};
+
+/* Repair an image as mode says, before it is made writable; if it was made
+ * so, or repaired, then nothing is done.  The locks of a writer are taken, and
+ * stay.  Readers may be at work.  What was done is written to summary, of len
+ * bytes: empty if nothing was.  Returns -1 with the error set: as
+ * image_make_writable, or EIO if errors are left.
+ */
+extern int image_repair (struct image *im, enum image_repair mode,
+                         char *summary, size_t len);
 
 /* Write to the live disk of a writable image.  The ranges must be within the
  * disk.  With IMAGE_FUA what was changed is durable on return.  Return -1 with

@@ -29,13 +29,13 @@ writer_check_header (struct storage *s, const struct header *h,
     return -1;
   if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
     error_set (ENOTSUP, "%s: it is marked as corrupt (incompatible feature "
-               "bit 1): repair it with \"qemu-img check -r all\" before it is "
-               "written; nbdkit -r serves it as it is", s->name);
+               "bit 1): repair=all repairs it before it is written; nbdkit -r "
+               "serves it as it is", s->name);
   else if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
     error_set (ENOTSUP, "%s: it is marked as dirty (incompatible feature "
-               "bit 0), so that its refcounts may be wrong: repair it with "
-               "\"qemu-img check -r all\" before it is written; nbdkit -r "
-               "serves it as it is", s->name);
+               "bit 0), so that its refcounts may be wrong: repair=all repairs "
+               "it before it is written; nbdkit -r serves it as it is",
+               s->name);
   else if (has_bitmaps && !options->invalidate_bitmaps)
     error_set (ENOTSUP, "%s: it has persistent bitmaps, which writing would "
                "make wrong: bitmaps=invalidate gives them up", s->name);

@@ -23,6 +23,7 @@ static struct image_options options = {
 };
 
 static struct writer_options writer_options;
+static enum image_repair repair = IMAGE_REPAIR_DIRTY;
 
 /* nbdkit may change its directory later; symbolic links stay as they are,
  * since an image's names are relative to where the user says it is.
@@ -107,6 +108,22 @@ set_bitmaps (const char *value)
 }
 
 static int
+set_repair (const char *value)
+{
+  if (strcmp (value, "none") == 0)
+    repair = IMAGE_REPAIR_NONE;
+  else if (strcmp (value, "leaks") == 0)
+    repair = IMAGE_REPAIR_LEAKS;
+  else if (strcmp (value, "all") == 0)
+    repair = IMAGE_REPAIR_ALL;
+  else {
+    nbdkit_error ("repair=%s: must be none, leaks or all", value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
 set_cache_size (const char *value)
 {
   const int64_t size = nbdkit_parse_size (value);
@@ -152,6 +169,8 @@ params_set (const char *key, const char *value)
     return set_discard (value);
   if (strcmp (key, "bitmaps") == 0)
     return set_bitmaps (value);
+  if (strcmp (key, "repair") == 0)
+    return set_repair (value);
   nbdkit_error ("unknown parameter '%s'", key);
   return -1;
 }
@@ -179,6 +198,12 @@ const struct writer_options *
 params_writer_options (void)
 {
   return &writer_options;
+}
+
+enum image_repair
+params_repair (void)
+{
+  return repair;
 }
 
 void

@@ -21,6 +21,7 @@ extern int params_complete (void);
 /* The options that the parameters make.  Owned by params.c. */
 extern const struct image_options *params_options (void);
 extern const struct writer_options *params_writer_options (void);
+extern enum image_repair params_repair (void);
 
 extern void params_free (void);
 
@@ -39,6 +40,9 @@ extern void params_free (void);
   "                           back to the host (default) or not.\n"       \
   "bitmaps=invalidate         Write even an image with persistent bitmaps,\n" \
   "                           which are lost by it.\n"                     \
+  "repair=none|leaks|all      Check an image before it is written, and repair\n" \
+  "                           it; default: all that is wrong, if it is\n" \
+  "                           marked as dirty.\n"                          \
   CREATION_HELP
 
 #endif /* QCOW2_PARAMS_H */

@@ -153,15 +153,22 @@ qcow2_default_export (int readonly, int is_tls)
   return "";
 }
 
-/* Make the image writable, for the first client that may write it: before
- * that nobody knows whether one will (nbdkit -r), and others may read it.
+/* Make the image writable, and repair it if need be, for the first client that
+ * may write it: before that nobody knows whether one will (nbdkit -r), and others may read it.
  * A file that can only be read is served read-only, as nbdkit's file plugin
  * does; any other reason is an error.
  */
 static int
 make_writable (struct handle *h)
 {
-  if (image_make_writable (image, params_writer_options ()) == 0) {
+  char repaired[512];
+  int r = image_repair (image, params_repair (), repaired, sizeof repaired);
+
+  if (repaired[0] != '\0') /* no error, but all that nbdkit always logs */
+    nbdkit_error ("%s", repaired);
+  if (r == 0)
+    r = image_make_writable (image, params_writer_options ());
+  if (r == 0) {
     h->writable = true;
     return 0;
   }

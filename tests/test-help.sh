@@ -10,7 +10,7 @@
 keys="$(sed -n 's/^\([a-z0-9-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
 want='backing backing-format bitmaps cache-size cluster-size compat '
 want+='compression-type create discard extended-l2 file follow force-share '
-want+='lazy-refcounts preallocation refcount-bits size '
+want+='lazy-refcounts preallocation refcount-bits repair size '
 test "$keys" = "$want" || {
     cat "$tmp/help"
     die "the keys are: $keys"

@@ -19,7 +19,8 @@ levels='
 6 check-image chain writer
 7 repair-state write
 8 repair-entries repair-refcounts zero
-9 image repair
+9 repair
+10 image
 '
 
 level_of ()
