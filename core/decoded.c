@@ -64,6 +64,9 @@ decoded_free (struct decoded *d)
   free (d);
 }
 
+/* Nobody looks for data of no bytes. */
+static const struct decoded_key no_key = { 0 };
+
 static inline bool
 has_key (const struct cluster *c, const struct decoded_key *key)
 {
@@ -243,4 +246,26 @@ decoded_read (struct decoded *d, struct decoded_key key, size_t cluster_size,
   if (r == 0)
     copy_and_release (d, c, skip, buf, count);
   return r;
+}
+
+void
+decoded_forget (struct decoded *d, unsigned id, uint64_t offset,
+                uint64_t bytes)
+{
+  unsigned i;
+
+  pthread_mutex_lock (&d->lock);
+  for (i = 0; i < DECODED_MAX_CLUSTERS; ++i) {
+    struct cluster *c = &d->cluster[i];
+
+    if (c->state == EMPTY || c->key.id != id ||
+        c->key.offset >= offset + bytes ||
+        offset >= c->key.offset + c->key.size)
+      continue;
+    if (c->users == 0)
+      drop (d, c);
+    else /* in a damaged image, where others have it as well */
+      c->key = no_key;
+  }
+  pthread_mutex_unlock (&d->lock);
 }

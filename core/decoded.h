@@ -44,4 +44,10 @@ extern int decoded_read (struct decoded *d, struct decoded_key key,
                          void *buf, size_t count,
                          decode_fn decode, void *opaque);
 
+/* What is at these bytes of a storage is no longer what was decoded.  Who is
+ * reading it still gets what was there.
+ */
+extern void decoded_forget (struct decoded *d, unsigned id, uint64_t offset,
+                            uint64_t bytes);
+
 #endif /* QCOW2_DECODED_H */

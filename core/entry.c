@@ -13,10 +13,16 @@ is_aligned (const struct entry_format *f, uint64_t offset)
 /* Spec: Compressed Clusters Descriptor.  Its last bits below 62 count
  * the sectors that follow the one which holds the offset.
  */
+static inline unsigned
+compressed_size_bits (const struct entry_format *f)
+{
+  return f->cluster_bits - 8;
+}
+
 static struct l2_entry
 decode_compressed (const struct entry_format *f, uint64_t word)
 {
-  const unsigned size_bits = f->cluster_bits - 8;
+  const unsigned size_bits = compressed_size_bits (f);
   const unsigned offset_bits = 62 - size_bits;
   const uint64_t offset = word & ((UINT64_C (1) << offset_bits) - 1);
   const uint64_t sectors =
@@ -114,6 +120,26 @@ entry_encode_l2 (const struct entry_format *f, struct host_off host,
     words[1] = (uint64_t) zero << 32 | allocated;
   else if (zero & 1)
     words[0] |= QCOW2_L2_ZERO;
+}
+
+bool
+entry_compressed_fits (const struct entry_format *f, struct host_off host)
+{
+  return host.v < QCOW2_MAX_HOST_SIZE &&
+    host.v >> (62 - compressed_size_bits (f)) == 0;
+}
+
+void
+entry_encode_compressed (const struct entry_format *f, struct host_off host,
+                         uint32_t bytes, uint64_t words[2])
+{
+  const unsigned offset_bits = 62 - compressed_size_bits (f);
+  const uint64_t last = host.v + bytes - 1;
+  const uint64_t sectors = last / QCOW2_COMPRESSED_SECTOR -
+    host.v / QCOW2_COMPRESSED_SECTOR; /* after the first one */
+
+  words[0] = QCOW2_L2_COMPRESSED | sectors << offset_bits | host.v;
+  words[1] = 0;
 }
 
 /* Refcounts of a byte and more are big endian; smaller ones start at a byte's

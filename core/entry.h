@@ -62,6 +62,19 @@ extern void entry_encode_l2 (const struct entry_format *f,
                              uint32_t allocated, uint32_t zero,
                              uint64_t words[2]);
 
+/* Whether an entry can point to compressed data there: the larger clusters
+ * are, the fewer bits its offset has.
+ */
+extern bool entry_compressed_fits (const struct entry_format *f,
+                                   struct host_off host);
+
+/* The two words of an entry of so many bytes of compressed data, fewer than
+ * a cluster has, which fits.  Spec: Compressed Clusters Descriptor.
+ */
+extern void entry_encode_compressed (const struct entry_format *f,
+                                     struct host_off host, uint32_t bytes,
+                                     uint64_t words[2]);
+
 /* Where the L2 table of an L1 entry is; 0 if there is none.  Returns false
  * if the offset is not aligned to a cluster.
  */

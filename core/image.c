@@ -23,6 +23,7 @@ struct image {
 
   pthread_mutex_t writer_lock;
   struct writer *_Atomic writer; /* NULL: not writable */
+  enum detect_zeroes detect_zeroes;
   bool repaired;                 /* writer_lock; or found to need no repair */
 };
 
@@ -358,12 +359,81 @@ image_make_writable (struct image *im, const struct writer_options *options)
   return r;
 }
 
+void
+image_detect_zeroes (struct image *im, enum detect_zeroes detect)
+{
+  im->detect_zeroes = detect;
+}
+
+enum compression
+image_compression (const struct image *im)
+{
+  return top (im)->layer.compression;
+}
+
+static bool
+is_zero (const uint8_t *p, uint64_t count)
+{
+  return p[0] == 0 && memcmp (p, p + 1, count - 1) == 0;
+}
+
+/* How many of the bytes from here on are of one kind: zeros or not, in pieces
+ * that end where clusters do.
+ */
+static uint64_t
+same_kind (const struct image *im, const uint8_t *p, uint64_t count,
+           struct guest_off offset, bool *zero)
+{
+  const uint64_t mask = top (im)->header.cluster_size - 1;
+  uint64_t done, piece;
+
+  for (done = 0; done < count; done += piece) {
+    bool z;
+
+    piece = mask + 1 - ((offset.v + done) & mask);
+    if (piece > count - done)
+      piece = count - done;
+    z = is_zero (p + done, piece);
+    if (done == 0)
+      *zero = z;
+    else if (z != *zero)
+      break;
+  }
+  return done;
+}
+
+static int
+write_or_zero (struct image *im, const uint8_t *p, uint64_t count,
+               struct guest_off offset)
+{
+  while (count > 0) {
+    bool zero = false;
+    const uint64_t n = same_kind (im, p, count, offset, &zero);
+    const int r = zero
+      ? disk_zero (im->writer, n, offset,
+                   im->detect_zeroes == DETECT_ZEROES_UNMAP, false, false)
+      : disk_write (im->writer, p, n, offset, false, false);
+
+    if (r == -1)
+      return -1;
+    p += n;
+    offset.v += n;
+    count -= n;
+  }
+  return 0;
+}
+
 int
 image_write (struct image *im, const void *buf, uint64_t count,
              struct guest_off offset, unsigned flags)
 {
-  return disk_write (im->writer, buf, count, offset, false,
-                     (flags & IMAGE_FUA) != 0);
+  const bool fua = (flags & IMAGE_FUA) != 0;
+
+  if (im->detect_zeroes == DETECT_ZEROES_OFF)
+    return disk_write (im->writer, buf, count, offset, false, fua);
+  if (write_or_zero (im, buf, count, offset) == -1)
+    return -1;
+  return fua ? writer_flush (im->writer) : 0;
 }
 
 int

@@ -69,6 +69,19 @@ extern int image_close (struct image *im);
 extern int image_make_writable (struct image *im,
                                 const struct writer_options *options);
 
+/* What becomes of zeros that are written. */
+enum detect_zeroes {
+  DETECT_ZEROES_OFF,   /* they are written */
+  DETECT_ZEROES_ON,    /* as by image_zero */
+  DETECT_ZEROES_UNMAP, /* as by image_zero with IMAGE_MAY_TRIM */
+};
+
+/* Have image_write look for clusters of zeros.  Before anything is written. */
+extern void image_detect_zeroes (struct image *im, enum detect_zeroes detect);
+
+/* How clusters of this image are compressed. */
+extern enum compression image_compression (const struct image *im);
+
 /* When an image is checked and repaired before it is written. */
 enum image_repair {
   IMAGE_REPAIR_DIRTY, /* all that is wrong, if it is marked as dirty; default */

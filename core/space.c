@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "entry.h"
 #include "error.h"
 #include "space.h"
 
@@ -341,28 +342,53 @@ refill (struct space *s)
   return 0;
 }
 
-/* Refill, where the reserve is empty; if nothing is left, with what windows
- * were set apart.
+static bool
+is_empty (struct space *s)
+{
+  bool empty;
+
+  pthread_mutex_lock (&s->lock);
+  empty = s->in_runs == 0;
+  pthread_mutex_unlock (&s->lock);
+  return empty;
+}
+
+/* Refill; if nothing is left, with what windows were set apart.
+ * refcounts_lock held.
+ */
+static int
+refill_somehow (struct space *s)
+{
+  unsigned i;
+
+  if (refill (s) == 0)
+    return 0;
+  if (error_errno () == ENOSPC) {
+    pthread_mutex_lock (&s->lock);
+    for (i = 0; i < SPACE_WINDOWS; ++i)
+      close_window (s, &s->window[i]);
+    pthread_mutex_unlock (&s->lock);
+  }
+  return is_empty (s) ? -1 : 0;
+}
+
+static void stop_packing (struct space *s);
+
+/* Refill, where the reserve is empty; if nothing is left, with what was to be
+ * for compressed data.
  */
 static int
 refill_empty (struct space *s)
 {
-  unsigned i;
-  bool empty;
   int r = 0;
 
   pthread_mutex_lock (&s->refcounts_lock);
-  pthread_mutex_lock (&s->lock);
-  empty = s->in_runs == 0; /* or did another thread see to it? */
-  pthread_mutex_unlock (&s->lock);
-  if (empty)
-    r = refill (s);
-  if (r == -1 && error_errno () == ENOSPC) {
-    pthread_mutex_lock (&s->lock);
-    for (i = 0; i < SPACE_WINDOWS; ++i)
-      close_window (s, &s->window[i]);
-    r = s->in_runs > 0 ? 0 : -1;
-    pthread_mutex_unlock (&s->lock);
+  if (is_empty (s)) { /* or did another thread see to it? */
+    r = refill_somehow (s);
+    if (r == -1 && error_errno () == ENOSPC) {
+      stop_packing (s);
+      r = is_empty (s) ? -1 : 0;
+    }
   }
   pthread_mutex_unlock (&s->refcounts_lock);
   return r;
@@ -417,6 +443,126 @@ space_give_back (struct space *s, struct host_off host, uint64_t nr)
     (void) commit_free (s->commit, &lost, 1);
 }
 
+/* --------------------------------------------------------- compressed data */
+
+/* Reserved clusters that go to where compressed data does. */
+#define PACK_CLUSTERS 16
+
+static inline uint64_t
+cluster_start (const struct space *s, uint64_t byte)
+{
+  return byte >> s->cluster_bits << s->cluster_bits;
+}
+
+static inline uint64_t
+next_cluster (const struct space *s, uint64_t byte)
+{
+  return cluster_start (s, byte + (UINT64_C (1) << s->cluster_bits) - 1);
+}
+
+/* What is not used yet of where compressed data goes returns to the reserve.
+ * refcounts_lock held.
+ */
+static void
+stop_packing (struct space *s)
+{
+  const uint64_t from = next_cluster (s, s->pack_at);
+  const struct host_off host = { from };
+
+  if (from < s->pack_end)
+    space_give_back (s, host, (s->pack_end - from) >> s->cluster_bits);
+  s->pack_at = s->pack_end = 0;
+}
+
+/* Have more clusters for it: those that follow, if these are to be had.
+ * refcounts_lock held.
+ */
+static int
+extend_packing (struct space *s)
+{
+  struct space_run r;
+  uint64_t first;
+
+  pthread_mutex_lock (&s->lock);
+  if (s->in_runs > 0)
+    r = take_from_runs (s, PACK_CLUSTERS);
+  else
+    r.nr = 0;
+  pthread_mutex_unlock (&s->lock);
+  if (r.nr == 0)
+    return refill_somehow (s); /* then try again */
+  first = cluster_offset (s, r.first).v;
+  if (first != s->pack_end) {
+    stop_packing (s);
+    s->pack_at = first;
+  }
+  s->pack_end = first + (r.nr << s->cluster_bits);
+  return 0;
+}
+
+/* One more reference to the cluster that the last data ended in.  False if it
+ * can't have one: then what follows starts in another cluster.
+ */
+static int
+share_cluster (struct space *s, bool *shared)
+{
+  const uint64_t cluster = s->pack_at >> s->cluster_bits;
+  uint64_t refcount, nr;
+
+  *shared = false;
+  if (refcount_run (&s->refcounts, cluster, 1, &refcount, &nr) == -1)
+    return -1;
+  if (refcount == 0 || refcount == entry_refcount_max (s->refcounts.order))
+    return 0;
+  *shared = true;
+  return refcount_set (&s->refcounts, cluster, 1, refcount + 1, NULL);
+}
+
+/* refcounts_lock held. */
+static int
+take_bytes (struct space *s, uint64_t bytes, struct host_off *host)
+{
+  bool shared = true;
+
+  while (s->pack_end - s->pack_at < bytes) {
+    if (extend_packing (s) == -1)
+      return -1;
+  }
+  if (s->pack_at != cluster_start (s, s->pack_at) &&
+      share_cluster (s, &shared) == -1)
+    return -1;
+  if (!shared) {
+    s->pack_at = next_cluster (s, s->pack_at);
+    return take_bytes (s, bytes, host);
+  }
+  host->v = s->pack_at;
+  s->pack_at += bytes;
+  return 0;
+}
+
+int
+space_take_bytes (struct space *s, uint64_t bytes, struct host_off *host)
+{
+  int r;
+
+  pthread_mutex_lock (&s->refcounts_lock);
+  r = take_bytes (s, bytes, host);
+  pthread_mutex_unlock (&s->refcounts_lock);
+  return r;
+}
+
+/* Nothing may be added to clusters that nothing is in any more.
+ * refcounts_lock held.
+ */
+static void
+leave_freed (struct space *s, uint64_t first, uint64_t nr)
+{
+  const uint64_t from = cluster_offset (s, first).v;
+
+  if (s->pack_at > from && s->pack_at < from + (nr << s->cluster_bits))
+    stop_packing (s);
+}
+
 /* -------------------------------------------------------------- taking back */
 
 static int
@@ -442,8 +588,11 @@ forget_contents (struct space *s, struct host_off host, uint64_t nr,
     return 0;
   }
   kind = overlap_find (s->overlap, host, bytes);
-  if (kind == METADATA_NONE)
+  if (kind == METADATA_NONE) {
+    if (s->decoded != NULL)
+      decoded_forget (s->decoded, s->commit->id, host.v, bytes);
     return 0;
+  }
   error_set (EIO, "%s: damaged: %s was given up, within %" PRIu64 " bytes at "
              "offset 0x%" PRIx64, storage (s)->name, overlap_name (kind),
              bytes, host.v);
@@ -459,6 +608,7 @@ free_clusters (struct space *s, uint64_t first, uint64_t nr, bool is_table)
 
   if (forget_contents (s, host, nr, is_table) == -1)
     return -1;
+  leave_freed (s, first, nr);
   if (!s->keep_discarded)
     (void) storage_punch (storage (s), host, nr << s->cluster_bits);
   return refcount_set (&s->refcounts, first, nr, 0, NULL);
@@ -569,6 +719,7 @@ return_reserve (struct space *s)
 {
   unsigned i;
 
+  stop_packing (s);
   for (i = 0; i < SPACE_WINDOWS; ++i)
     close_window (s, &s->window[i]);
   while (s->nr_runs > 0) {

@@ -29,6 +29,7 @@
 #include <stdint.h>
 
 #include "commit.h"
+#include "decoded.h"
 #include "overlap.h"
 #include "refcount.h"
 
@@ -54,6 +55,7 @@ struct space_window {
 struct space {
   struct commit *commit;
   struct overlap *overlap;
+  struct decoded *decoded; /* of compressed clusters in here; or NULL */
   unsigned cluster_bits;
   bool keep_discarded;  /* punch no holes */
   _Atomic uint64_t batch_size; /* clusters; refcounts_lock, to change it */
@@ -64,6 +66,12 @@ struct space {
   /* Held around I/O of metadata; taken before lock. */
   pthread_mutex_t refcounts_lock;
   struct refcounts refcounts;
+
+  /* Where compressed clusters go, one behind the other: byte offsets in the
+   * file.  Each cluster that has some has one reference for each; those that
+   * have none yet are reserved.  refcounts_lock.
+   */
+  uint64_t pack_at, pack_end;
 
   pthread_mutex_t lock; /* of what follows; held for moments */
   unsigned nr_runs;
@@ -97,6 +105,13 @@ struct space_clusters {
 #define SPACE_NO_GUEST UINT64_MAX
 extern int space_take (struct space *s, uint64_t guest, uint64_t nr,
                        struct space_clusters *out);
+
+/* Hand out room for so many bytes (at most a cluster's) of compressed data:
+ * one reference to each cluster that they touch.  They are taken back by
+ * commit_free.  Takes both locks.  Errors as with space_take.
+ */
+extern int space_take_bytes (struct space *s, uint64_t bytes,
+                             struct host_off *host);
 
 /* Take back, into the reserve, what was handed out and not mapped.  It may
  * have been written.

@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "compress.h"
 #include "error.h"
 #include "read.h"
 #include "write.h"
@@ -383,15 +384,9 @@ static struct freed
 freed_of (const struct step *s, const struct target *t)
 {
   const struct map *m = map_of (s);
-  const uint64_t mask = m->cluster_size - 1;
-  struct freed f = { .host = t->host, .nr = 1 };
 
-  if (t->compressed) { /* each host cluster that its bytes touch */
-    f.host.v = t->host.v & ~mask;
-    f.nr = ((t->host.v + t->compressed_size - 1 - f.host.v)
-            >> m->format.cluster_bits) + 1;
-  }
-  return f;
+  return writer_references (m, t->host, t->compressed ? t->compressed_size
+                            : m->cluster_size);
 }
 
 static void
@@ -555,6 +550,38 @@ write_in_place (struct writer *w, const uint8_t *buf, const struct run *run,
   return 0;
 }
 
+static inline bool
+is_in_place (const struct run *run)
+{
+  return run->kind == RUN_DATA && run->in_place;
+}
+
+/* The same while others may compress what is there (compress.h): by turns with
+ * them.  *done is 0 if one has done so before.
+ */
+static int
+write_in_turn (struct writer *w, const uint8_t *buf, struct run *run,
+               struct guest_off offset, bool punch, bool durable,
+               uint64_t *done)
+{
+  const unsigned cluster_bits = w->disk->map.format.cluster_bits;
+  struct inflight_range range = {
+    .first = offset.v >> cluster_bits,
+    .last = (offset.v + run->length - 1) >> cluster_bits,
+  };
+  int r;
+
+  *done = 0;
+  inflight_enter (&w->inflight, &range);
+  r = map_lookup (&w->disk->map, offset, run->length, run);
+  if (r == 0 && is_in_place (run)) {
+    r = write_in_place (w, buf, run, punch, durable);
+    *done = run->length;
+  }
+  inflight_leave (&w->inflight, &range);
+  return r;
+}
+
 /* Write some of it: *done bytes.  *mapped: in place, and nothing else is to
  * be flushed for these to be durable.
  */
@@ -574,15 +601,46 @@ write_some (struct writer *w, const uint8_t *buf, uint64_t count,
       error_set_repeated ();
     r = -1;
   }
-  if (r == 0 && run.kind == RUN_DATA && run.in_place) {
-    r = write_in_place (w, buf, &run, punch, fua);
-    *done = run.length;
+  if (r == 0 && is_in_place (&run)) {
     *in_place = true;
+    *done = run.length;
+    r = w->compress_level == 0
+      ? write_in_place (w, buf, &run, punch, fua)
+      : write_in_turn (w, buf, &run, offset, punch, fua, done);
   }
   else if (r == 0)
     r = map_anew (w, buf, count, offset, punch, done);
   epoch_leave (w->disk->shared->epoch, token);
   return r;
+}
+
+/* The same while clusters are compressed: one cluster at most. */
+static int
+write_some_compressed (struct writer *w, const uint8_t *buf, uint64_t count,
+                       struct guest_off offset, bool fua, uint64_t *done,
+                       bool *in_place)
+{
+  const uint64_t cluster_size = w->disk->map.cluster_size;
+  const uint64_t left = cluster_size - (offset.v & (cluster_size - 1));
+  const uint64_t n = count < left ? count : left;
+  const bool whole = (offset.v & (cluster_size - 1)) == 0 &&
+    (n == cluster_size || offset.v + n == w->disk->size);
+  bool stored = false;
+
+  *done = n;
+  *in_place = false;
+  if (whole && compress_cluster (w, buf, offset, &stored) == -1)
+    return -1;
+  if (stored)
+    return 0;
+  if (write_some (w, buf, n, offset, false, fua, done, in_place) == -1)
+    return -1;
+  if (whole)
+    return 0;
+  if (compress_written (w, offset, *done, &stored) == -1)
+    return -1;
+  *in_place &= !stored;
+  return 0;
 }
 
 /* Whether to try again after an error. */
@@ -605,7 +663,11 @@ disk_write (struct writer *w, const void *buf, uint64_t count,
   if (writer_begin (w) == -1)
     return -1;
   while (count > 0) {
-    if (write_some (w, p, count, offset, punch, fua, &done, &in_place) == -1) {
+    const int r = w->compress_level != 0 && buf != NULL
+      ? write_some_compressed (w, p, count, offset, fua, &done, &in_place)
+      : write_some (w, p, count, offset, punch, fua, &done, &in_place);
+
+    if (r == -1) {
       if (can_retry (w, &tries))
         continue;
       return -1;

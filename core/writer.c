@@ -122,6 +122,7 @@ add_l2_tables (struct writer *w)
 static void
 writer_free (struct writer *w)
 {
+  gather_destroy (&w->gather);
   inflight_destroy (&w->inflight);
   overlap_destroy (&w->overlap);
   pthread_mutex_destroy (&w->tables);
@@ -147,6 +148,7 @@ writer_open (const struct layer *disk, const struct header *h,
   pthread_mutex_init (&w->tables, NULL);
   pthread_mutex_init (&w->begin_lock, NULL);
   inflight_init (&w->inflight);
+  gather_init (&w->gather, h->cluster_bits);
   overlap_init (&w->overlap, h->cluster_bits);
   if (add_ranges (w, snapshots) == -1 ||
       commit_init (&w->commit, disk->storage, m->cache, m->id, m->slice_bytes,
@@ -155,6 +157,8 @@ writer_open (const struct layer *disk, const struct header *h,
   if (space_init (&w->space, h, &w->commit, &w->overlap,
                   options->keep_discarded) == -1)
     goto fail_space;
+  w->space.decoded = disk->shared->decoded;
+  w->compress_level = options->compress_level;
   if (add_l2_tables (w) == -1)
     goto fail_l2;
   return w;
@@ -319,6 +323,23 @@ writer_take (struct writer *w, uint64_t guest, uint64_t nr,
   return space_take (&w->space, guest, nr, out) == -1 ? failed (w) : 0;
 }
 
+int
+writer_take_bytes (struct writer *w, uint64_t bytes, struct host_off *host)
+{
+  return space_take_bytes (&w->space, bytes, host) == -1 ? failed (w) : 0;
+}
+
+struct freed
+writer_references (const struct map *m, struct host_off host, uint64_t bytes)
+{
+  const uint64_t first = host.v & -m->cluster_size;
+
+  return (struct freed) {
+    .host.v = first,
+    .nr = ((host.v + bytes - 1 - first) >> m->format.cluster_bits) + 1,
+  };
+}
+
 /* ----------------------------------------------------------------- L2 tables */
 
 /* Have the L1 entry point to this table.  ordered: see struct change. */
@@ -474,9 +495,16 @@ writer_flush (struct writer *w)
   return commit_check (&w->commit) == -1 ? failed (w) : 0;
 }
 
+/* So much space is worth a flush, which gives it back. */
+#define MUCH_REGAINED (UINT64_C (64) << 20)
+
 int
 writer_relieve (struct writer *w)
 {
+  if (atomic_load (&w->regained) >= MUCH_REGAINED) {
+    atomic_store (&w->regained, 0);
+    return writer_flush (w);
+  }
   return commit_is_wanted (&w->commit) ? writer_flush (w) : 0;
 }
 

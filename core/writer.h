@@ -15,6 +15,8 @@
  *   commit.changes                 moments
  *   commit.freed_lock, epoch.lock  moments
  *   cache.lock, overlap.lock       moments
+ *   decoded.lock                   moments
+ *   gather.lock                    moments; alone
  */
 
 #ifndef QCOW2_WRITER_H
@@ -25,6 +27,7 @@
 #include <stdbool.h>
 
 #include "commit.h"
+#include "gather.h"
 #include "header.h"
 #include "inflight.h"
 #include "layer.h"
@@ -39,6 +42,10 @@ struct writer {
   struct overlap overlap;
   struct space space;
   struct inflight inflight; /* in clusters of the guest */
+  unsigned compress_level;  /* 0: clusters are not compressed */
+  struct gather gather;     /* of what is to be compressed */
+  _Atomic uint64_t regained; /* bytes given up by compressing, since the last
+                              * flush for that */
   pthread_mutex_t tables;   /* of changes to the L1 table */
 
   pthread_mutex_t begin_lock; /* of what changes the header's feature bits */
@@ -50,6 +57,7 @@ struct writer {
 struct writer_options {
   bool keep_discarded;     /* punch no holes into the file */
   bool invalidate_bitmaps; /* persistent bitmaps may be made useless */
+  unsigned compress_level; /* of whole clusters; 0: none.  See codec.h */
 };
 
 /* Whether an image with this header may be written: not if it is marked as
@@ -96,6 +104,16 @@ extern int writer_check_freed (struct writer *w, const struct freed *freed,
 extern int writer_take (struct writer *w, uint64_t guest, uint64_t nr,
                         struct space_clusters *out);
 
+/* The same for space_take_bytes. */
+extern int writer_take_bytes (struct writer *w, uint64_t bytes,
+                              struct host_off *host);
+
+/* The references that a mapping to these bytes has: to each cluster that they
+ * touch.
+ */
+extern struct freed writer_references (const struct map *m,
+                                       struct host_off host, uint64_t bytes);
+
 /* Find the L2 table that maps offset, to be changed in place: made or copied
  * if need be.  The caller has entered an in-flight range.  Returns -1 with
  * the error set.
@@ -107,7 +125,7 @@ extern int writer_table (struct writer *w, struct guest_off offset,
 extern int writer_flush (struct writer *w);
 
 /* To be called now and then by who has changed mappings, and holds nothing:
- * keeps bounded what waits for a commit.
+ * keeps bounded what waits for a commit, and how much space does.
  */
 extern int writer_relieve (struct writer *w);
 

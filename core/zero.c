@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "compress.h"
 #include "error.h"
 #include "write.h"
 #include "zero.h"
@@ -96,13 +97,7 @@ subclusters_of (const struct step *s, uint64_t i)
 static void
 give_up (struct step *s, struct host_off host, uint64_t bytes)
 {
-  const struct map *m = map_of (s->z);
-  const uint64_t first = host.v & -m->cluster_size;
-
-  s->freed[s->nr_freed++] = (struct freed) {
-    .host.v = first,
-    .nr = ((host.v + bytes - 1 - first) >> m->format.cluster_bits) + 1,
-  };
+  s->freed[s->nr_freed++] = writer_references (map_of (s->z), host, bytes);
 }
 
 /* What the i-th entry becomes where entries have a zero flag.  False if it
@@ -397,6 +392,38 @@ check_fast (const struct zeroing *z, const struct parts *p)
   return -1;
 }
 
+/* The cluster at from, of which this is a part, may be complete now. */
+static int
+note_part (const struct zeroing *z, uint64_t from, uint64_t to)
+{
+  const struct guest_off at = { from };
+  bool stored;
+
+  if (compress_written (z->w, at, to - from, &stored) == -1)
+    return -1;
+  return stored ? writer_relieve (z->w) : 0;
+}
+
+/* Zeros complete clusters that are compressed as data does. */
+static int
+note_zeros (const struct zeroing *z, uint64_t from, uint64_t to)
+{
+  const uint64_t cluster_size = map_of (z)->cluster_size;
+  const uint64_t first_end = (from & -cluster_size) + cluster_size;
+  const uint64_t last = to & -cluster_size;
+
+  if (z->w->compress_level == 0)
+    return 0;
+  if (to < first_end && to != z->w->disk->size)
+    return note_part (z, from, to);
+  if (from % cluster_size != 0 &&
+      note_part (z, from, to < first_end ? to : first_end) == -1)
+    return -1;
+  if (to == last || to == z->w->disk->size)
+    return 0;
+  return note_part (z, last, to);
+}
+
 int
 disk_zero (struct writer *w, uint64_t count, struct guest_off offset,
            bool may_trim, bool fast, bool fua)
@@ -408,7 +435,8 @@ disk_zero (struct writer *w, uint64_t count, struct guest_off offset,
       (fast && check_fast (&z, &p) == -1) || writer_begin (w) == -1 ||
       zero_part (&z, p.from, p.whole_from) == -1 ||
       zero_granules (&z, p.whole_from, p.whole_to) == -1 ||
-      zero_part (&z, p.whole_to, p.to) == -1)
+      zero_part (&z, p.whole_to, p.to) == -1 ||
+      note_zeros (&z, p.from, p.to) == -1)
     return -1;
   return fua ? writer_flush (w) : 0;
 }

@@ -19,7 +19,7 @@
 
 static struct create_options options = CREATE_DEFAULTS;
 static bool wanted, overwrite;
-static bool has_size;
+static bool has_size, has_compression;
 static const char *first_key; /* of a parameter that only creating needs */
 
 static char *recorded;        /* the backing's name */
@@ -134,6 +134,7 @@ set_compression_type (const char *key, const char *value)
   if (i == -1)
     return -1;
   options.compression = i == 0 ? COMPRESSION_DEFLATE : COMPRESSION_ZSTD;
+  has_compression = true;
   return 1;
 }
 
@@ -189,6 +190,17 @@ creation_set_backing (const char *value)
     return 0;
   nbdkit_error ("out of memory");
   return -1;
+}
+
+int
+creation_set_compression (enum compression c)
+{
+  if (has_compression && c != options.compression) {
+    nbdkit_error ("compress= and compression-type= contradict each other");
+    return -1;
+  }
+  options.compression = c;
+  return 0;
 }
 
 /* -------------------------------------------------------------- the backing */

@@ -15,6 +15,11 @@ extern int creation_set (const char *key, const char *value);
 /* The value of backing=, as the user wrote it. */
 extern int creation_set_backing (const char *value);
 
+/* How clusters are to be compressed: the new image's default, and an error if
+ * compression-type= says something else.
+ */
+extern int creation_set_compression (enum compression c);
+
 /* All parameters are known: chain's file, backing and backing_format.
  * If an image is to be made, a relative backing name is made relative to the
  * directory of the image, as it is recorded.  Returns -1 with nbdkit_error

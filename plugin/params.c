@@ -8,6 +8,7 @@
 
 #include <nbdkit-plugin.h>
 
+#include "codec.h"
 #include "params.h"
 
 /* A metadata cache beyond this is a typing error. */
@@ -24,6 +25,12 @@ static struct image_options options = {
 
 static struct writer_options writer_options;
 static enum image_repair repair = IMAGE_REPAIR_DIRTY;
+
+static bool compress;
+static enum compression compression;
+static bool has_level;
+static unsigned compress_level;
+static int detect_zeroes = -1; /* default: off, or on with compress */
 
 /* nbdkit may change its directory later; symbolic links stay as they are,
  * since an image's names are relative to where the user says it is.
@@ -108,6 +115,44 @@ set_bitmaps (const char *value)
 }
 
 static int
+set_compress (const char *value)
+{
+  compress = true;
+  if (strcmp (value, "zlib") == 0)
+    compression = COMPRESSION_DEFLATE;
+  else if (strcmp (value, "zstd") == 0)
+    compression = COMPRESSION_ZSTD;
+  else {
+    nbdkit_error ("compress=%s: must be zlib or zstd", value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+set_compress_level (const char *key, const char *value)
+{
+  has_level = true;
+  return nbdkit_parse_unsigned (key, value, &compress_level);
+}
+
+static int
+set_detect_zeroes (const char *value)
+{
+  if (strcmp (value, "off") == 0)
+    detect_zeroes = DETECT_ZEROES_OFF;
+  else if (strcmp (value, "on") == 0)
+    detect_zeroes = DETECT_ZEROES_ON;
+  else if (strcmp (value, "unmap") == 0)
+    detect_zeroes = DETECT_ZEROES_UNMAP;
+  else {
+    nbdkit_error ("detect-zeroes=%s: must be off, on or unmap", value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
 set_repair (const char *value)
 {
   if (strcmp (value, "none") == 0)
@@ -169,10 +214,37 @@ params_set (const char *key, const char *value)
     return set_discard (value);
   if (strcmp (key, "bitmaps") == 0)
     return set_bitmaps (value);
+  if (strcmp (key, "compress") == 0)
+    return set_compress (value);
+  if (strcmp (key, "compress-level") == 0)
+    return set_compress_level (key, value);
+  if (strcmp (key, "detect-zeroes") == 0)
+    return set_detect_zeroes (value);
   if (strcmp (key, "repair") == 0)
     return set_repair (value);
   nbdkit_error ("unknown parameter '%s'", key);
   return -1;
+}
+
+static int
+complete_compress (void)
+{
+  if (!compress) {
+    if (!has_level)
+      return 0;
+    nbdkit_error ("compress-level= without compress=");
+    return -1;
+  }
+  if (!has_level)
+    compress_level = codec_default_level (compression);
+  if (compress_level < 1 ||
+      compress_level > codec_max_level (compression)) {
+    nbdkit_error ("compress-level=%u: must be from 1 to %u", compress_level,
+                  codec_max_level (compression));
+    return -1;
+  }
+  writer_options.compress_level = compress_level;
+  return creation_set_compression (compression);
 }
 
 int
@@ -185,7 +257,30 @@ params_complete (void)
   options.chain.file = file;
   options.chain.backing = backing;
   options.chain.backing_format = backing_format;
+  if (complete_compress () == -1)
+    return -1;
   return creation_complete (&options.chain);
+}
+
+static const char *
+compression_name (enum compression c)
+{
+  return c == COMPRESSION_ZSTD ? "zstd" : "zlib";
+}
+
+int
+params_apply (struct image *im)
+{
+  if (compress && image_compression (im) != compression) {
+    nbdkit_error ("%s: compress=%s: this image's compression type is %s", file,
+                  compression_name (compression),
+                  compression_name (image_compression (im)));
+    return -1;
+  }
+  if (detect_zeroes == -1)
+    detect_zeroes = compress ? DETECT_ZEROES_ON : DETECT_ZEROES_OFF;
+  image_detect_zeroes (im, detect_zeroes);
+  return 0;
 }
 
 const struct image_options *

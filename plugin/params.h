@@ -23,6 +23,11 @@ extern const struct image_options *params_options (void);
 extern const struct writer_options *params_writer_options (void);
 extern enum image_repair params_repair (void);
 
+/* Check what depends on the image that was opened, and have it do what it is
+ * to do.  Returns -1 with nbdkit_error called.
+ */
+extern int params_apply (struct image *im);
+
 extern void params_free (void);
 
 /* One line per parameter, each starting with "key=". */
@@ -40,6 +45,11 @@ extern void params_free (void);
   "                           back to the host (default) or not.\n"       \
   "bitmaps=invalidate         Write even an image with persistent bitmaps,\n" \
   "                           which are lost by it.\n"                     \
+  "compress=zlib|zstd         Compress whole clusters that are written.\n" \
+  "compress-level=<N>         zlib: from 1 to 9, fast up to 3 (default with\n" \
+  "                           ISA-L 3, else 1); zstd: 1 to 22 (default 2).\n" \
+  "detect-zeroes=off|on|unmap What becomes of zeros that are written\n" \
+  "                           (default off; on with compress).\n"      \
   "repair=none|leaks|all      Check an image before it is written, and repair\n" \
   "                           it; default: all that is wrong, if it is\n" \
   "                           marked as dirty.\n"                          \

@@ -71,6 +71,7 @@ static void
 qcow2_dump_plugin (void)
 {
   const char *libdeflate = codec_libdeflate_version ();
+  const char *isal = codec_isal_version ();
 
   printf ("qcow2_versions=2,3\n");
   printf ("qcow2_features=compression-type,extended-l2,snapshot-exports\n");
@@ -79,6 +80,7 @@ qcow2_dump_plugin (void)
   printf ("qcow2_zlib=%s\n", codec_zlib_version ());
   printf ("qcow2_libdeflate=%s\n", libdeflate != NULL ? libdeflate : "no");
   printf ("qcow2_zstd=%s\n", codec_zstd_version ());
+  printf ("qcow2_isal=%s\n", isal != NULL ? isal : "no");
 }
 
 /* Open here, so that an image which can't be served stops nbdkit before it
@@ -98,7 +100,7 @@ qcow2_get_ready (void)
     nbdkit_error ("%s", error_message ());
     return -1;
   }
-  return 0;
+  return params_apply (image);
 }
 
 static int

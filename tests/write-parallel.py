@@ -127,7 +127,7 @@ def digest(img):
         return hashlib.sha256(f.read()).hexdigest()
 
 
-def exercise(name, make, *args, unit=512, rounds=3, n=1500, loads=((1, 16),
+def exercise(name, make, *args, unit=512, rounds=3, n=900, loads=((1, 16),
              (4, 16), (16, 16)), **kw):
     """Serves an image for writing; a few rounds of load, each at rest at the
     end; then QEMU has a look.  For each load a new one."""

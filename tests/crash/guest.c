@@ -178,6 +178,7 @@ guest_make_writable (struct guest *r)
   const struct writer_options options = {
     .invalidate_bitmaps = r->m->bitmaps,
     .keep_discarded = r->m->keep,
+    .compress_level = r->m->zip,
   };
   int ret;
 

@@ -86,7 +86,8 @@ parse_flag (struct maker *k, const char *word)
     { "holes", &k->holes }, { "full", &k->full }, { "table", &k->table_full },
     { "tail", &k->tail }, { "many", &k->many }, { "bitmap", &k->bitmap },
     { "autoclear", &k->autoclear },
-    { "keep", &k->m->keep }, { "nozero", &k->m->no_zero },
+    { "keep", &k->m->keep }, { "zip", &k->m->zip },
+    { "nozero", &k->m->no_zero },
   };
   unsigned i;
 
@@ -1023,6 +1024,13 @@ const char *const made_names[] = {
   "v3-c4k-holes-keep",
   "v2-c512-holes-nozero",
   "v3-c16k-ext-holes-nozero-back",
+  "v3-c512-zip",
+  "v3-c4k-zip",
+  "v3-c4k-zip-snap-comp-holes-back",
+  "v2-c512-zip-comp-snap-tail",
+  "v3-c1k-zip-zstd-r2-full-keep",
+  "v3-c512-zip-r1-holes",
+  "v3-c16k-zip-ext-comp-snap-shortback",
   "v2-c1k-comp-snap-shortback",
   "v2-c512-full-snap",
   "v3-c512-full-comp-back",

@@ -51,6 +51,7 @@ struct made {
   bool bitmaps;
   uint64_t bitmap_flags; /* where those of the bitmap are, in the file */
   bool keep;    /* to be written without punching holes */
+  bool zip;     /* to be written with clusters compressed */
   bool no_zero; /* on a storage that can't zero or punch */
 
   uint64_t disk_size;
@@ -91,6 +92,7 @@ struct made {
  *   bitmap           a persistent bitmap
  *   autoclear        an unknown autoclear bit
  *   keep             written without punching holes
+ *   zip              written with clusters compressed
  *   nozero           on a storage that can neither zero nor punch
  *   s1, s2, ...      another arrangement of the clusters
  *

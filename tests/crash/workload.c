@@ -310,6 +310,8 @@ enum scenario {
   SCENARIO_FAR_TABLES,
   SCENARIO_REOPEN,
   SCENARIO_OVERWRITE,
+  SCENARIO_GATHER,
+  SCENARIO_PACK,
   SCENARIO_DURABLE,
   SCENARIO_CHURN,
   NR_SCENARIOS
@@ -462,6 +464,46 @@ overwrite (struct script *s, const struct made *m)
   }
 }
 
+/* Clusters that are compressed when the last of their pieces comes: in order,
+ * and the second time in pieces of each other.
+ */
+static void
+gather (struct script *s, const struct made *m)
+{
+  const uint64_t quarter = m->cluster_size / 4;
+  unsigned i;
+
+  for (i = 0; i < 16; ++i)
+    add_write (s, m, m->cluster_size + i * quarter, quarter);
+  add_flush (s);
+  for (i = 0; i < 32; ++i)
+    add_write (s, m, m->cluster_size + i % 8 * 4 * quarter + i / 8 * quarter,
+               quarter);
+  add_flush (s);
+  add_allocations (s, m, 2, 0);
+  add_flush (s);
+}
+
+/* Compressed clusters share host clusters; these are given up by and by, and
+ * used again.
+ */
+static void
+pack (struct script *s, const struct made *m)
+{
+  unsigned round, i;
+
+  for (round = 0; round < 3; ++round) {
+    for (i = 0; i < 6; ++i)
+      add_write (s, m, (round + i) * m->cluster_size, m->cluster_size);
+    add_flush (s);
+    add_trim (s, m, 0, 4 * m->cluster_size);
+    add_write (s, m, 5 * m->cluster_size + 100, 100);
+    add_flush (s);
+  }
+  add_write (s, m, 0, 6 * m->cluster_size);
+  add_flush (s);
+}
+
 /* FUA in place, where the mapping is not durable yet; on each kind of
  * cluster.
  */
@@ -539,6 +581,14 @@ script_scenario (struct script *s, const struct made *m, enum scenario n)
     return;
   case SCENARIO_OVERWRITE:
     overwrite (s, m);
+    return;
+  case SCENARIO_GATHER:
+    if (m->zip)
+      gather (s, m);
+    return;
+  case SCENARIO_PACK:
+    if (m->zip)
+      pack (s, m);
     return;
   case SCENARIO_DURABLE:
     durable (s, m);

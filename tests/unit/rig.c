@@ -182,6 +182,30 @@ rig_free (struct rig *r)
 
 /* ----------------------------------------------------------------- requests */
 
+/* Contents in pieces of some KiB, of all kinds. */
+static void
+fill_mixed (uint8_t *buf, uint64_t count, uint64_t seed)
+{
+  uint64_t state = seed, n;
+
+  for (; count > 0; buf += n, count -= n) {
+    n = 1 + random_below (&state, UINT64_C (512) << random_below (&state, 9));
+    if (n > count)
+      n = count;
+    switch (random_below (&state, 4)) {
+    case 0:
+      memset (buf, 0, n);
+      break;
+    case 1:
+      random_fill (&state, buf, n);
+      break;
+    default:
+      build_pattern (buf, n, random_next (&state));
+      break;
+    }
+  }
+}
+
 int
 rig_try_write (struct rig *r, uint64_t offset, uint64_t count, uint64_t seed,
                unsigned flags)
@@ -189,7 +213,10 @@ rig_try_write (struct rig *r, uint64_t offset, uint64_t count, uint64_t seed,
   uint8_t *buf = must_have (malloc (count));
   int ret;
 
-  build_pattern (buf, count, seed);
+  if (r->mixed)
+    fill_mixed (buf, count, seed);
+  else
+    build_pattern (buf, count, seed);
   ret = image_write (r->im, buf, count, (struct guest_off) { offset }, flags);
   if (ret == 0)
     memcpy (r->content + offset, buf, count);

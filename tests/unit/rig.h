@@ -22,6 +22,7 @@ struct rig {
 
   uint64_t cache_size;
   struct writer_options options;
+  bool mixed; /* some of what is written is zeros, some does not compress */
   struct image *im;
   struct layer *live;
 

@@ -7,12 +7,14 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include <zlib.h>
 #include <zstd.h>
 
 #include "build.h"
 #include "check.h"
 #include "codec.h"
 #include "random.h"
+#include "seconds.h"
 
 #define MAX_CLUSTER ((size_t) 1 << QCOW2_MAX_CLUSTER_BITS)
 
@@ -54,7 +56,9 @@ decode (enum compression type, const void *in, size_t in_len, size_t out_len)
 #define CHECK_REFUSES(type, in_len, out_len, part)                      \
   CHECK_HAS (decode (type, packed, in_len, out_len), part)
 
-enum content { ZEROS, TEXT, NOISE, FAR, NR_CONTENTS };
+enum content {
+  ZEROS, TEXT, NOISE, FAR_REPEATS, NEAR_REPEATS, NR_CONTENTS
+};
 
 static void
 make_plain (enum content content, size_t len)
@@ -72,10 +76,16 @@ make_plain (enum content content, size_t len)
   case NOISE:
     random_fill (&state, plain, len);
     return;
-  case FAR: /* repeats at nearly 32 KiB */
+  case FAR_REPEATS: /* repeats at nearly 32 KiB */
     random_fill (&state, plain, len);
     for (i = 32000; i < len; ++i)
       plain[i] = plain[i - 32000];
+    return;
+  case NEAR_REPEATS: /* repeats at 4 KiB, and a little more and less */
+    random_fill (&state, plain, len);
+    for (i = 5000; i < len; ++i)
+      plain[i] = plain[i - 4096 - i / 300 % 20 * (i / 6000 % 2)
+                       + i / 300 % 20 * (i / 12000 % 2)];
     return;
   case NR_CONTENTS:
     break;
@@ -176,6 +186,97 @@ test_zstd (unsigned cluster_bits, enum content content)
   size = build_zstd (plain, len, packed, 3, false);
   CHECK (decode (COMPRESSION_ZSTD, packed, size, len - 1) != NULL);
   CHECK_REFUSES (COMPRESSION_ZSTD, 0, len, "before the cluster is full");
+}
+
+/* Decode with a window of 4 KiB and not a byte more, as QEMU would if it had
+ * less memory for the output.
+ */
+static void
+check_window (size_t size, size_t len)
+{
+  z_stream z = { .next_in = packed, .avail_in = size };
+  size_t done = 0;
+  int r = Z_OK;
+
+  CHECK_EQ (inflateInit2 (&z, -12), Z_OK);
+  while (done < len && r == Z_OK) {
+    z.next_out = out + done;
+    z.avail_out = len - done < 100 ? len - done : 100;
+    r = inflate (&z, Z_SYNC_FLUSH);
+    done = z.next_out - out;
+  }
+  if (done < len || memcmp (out, plain, len) != 0)
+    check_failed (__FILE__, __LINE__, "%zu of %zu bytes, %d: %s", done, len, r,
+                  z.msg != NULL ? z.msg : "other bytes");
+  inflateEnd (&z);
+}
+
+static size_t
+encode (enum compression type, unsigned level, size_t len, size_t room)
+{
+  struct codec *c = codec_get (pool);
+  uint8_t *to = malloc (room + 1); /* where a sanitizer sees its end */
+  ssize_t n;
+
+  if (c == NULL || to == NULL)
+    abort ();
+  n = codec_encode (c, type, level, plain, len, to, room);
+  CHECK (n >= 0 && n <= (ssize_t) room);
+  memcpy (packed, to, n);
+  free (to);
+  codec_put (pool, c);
+  return n;
+}
+
+/* Whatever has room is decoded again; of what has not, nothing is made. */
+static void
+test_encode (enum compression type, unsigned level, unsigned cluster_bits,
+             enum content content)
+{
+  const size_t len = (size_t) 1 << cluster_bits;
+  size_t size;
+
+  make_plain (content, len);
+  size = encode (type, level, len, len - 1);
+  if (size == 0) {
+    CHECK (content != ZEROS && content != TEXT);
+    CHECK_EQ (encode (type, level, len, 0), 0);
+    return;
+  }
+  CHECK (content != NOISE);
+  if (content == ZEROS)
+    CHECK (size < len / 8);
+  if (type == COMPRESSION_DEFLATE)
+    check_window (size, len);
+  CHECK_DECODES (type, size, len);
+  CHECK_EQ (encode (type, level, len, size / 2), 0);
+  /* The same again, from a coder that has been used. */
+  CHECK_EQ (encode (type, level, len, len - 1), size);
+}
+
+static void
+test_encode_all (void)
+{
+  static const unsigned bits[] = { 9, 12, 16 };
+  static const enum compression types[] = {
+    COMPRESSION_DEFLATE, COMPRESSION_ZSTD,
+  };
+  unsigned level, b, content, t;
+
+  for (t = 0; t < 2; ++t) {
+    CHECK (codec_default_level (types[t]) <= codec_max_level (types[t]));
+    for (level = 1; level <= codec_max_level (types[t]);
+         level += TEST_EACH (3)) {
+      for (b = 0; b < 3; ++b) {
+        if (level > 9 && bits[b] > 12) /* these take long */
+          continue;
+        for (content = 0; content < NR_CONTENTS; ++content)
+          test_encode (types[t], level, bits[b], content);
+      }
+    }
+    for (content = 0; content < NR_CONTENTS; ++content)
+      test_encode (types[t], 1, QCOW2_MAX_CLUSTER_BITS, content);
+  }
 }
 
 /* A frame without its content's size and with a window as large as zstd
@@ -327,6 +428,7 @@ main (void)
       test_zstd (bits, content);
     }
   }
+  test_encode_all ();
   test_zstd_large_window ();
   test_cut ();
   test_garbage ();

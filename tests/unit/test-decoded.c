@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include "check.h"
@@ -18,6 +19,7 @@ struct decoder {
   uint64_t seed;
   _Atomic unsigned calls;
   _Atomic unsigned fail; /* so many calls fail */
+  _Atomic bool held;     /* calls wait */
   unsigned microseconds;
   _Atomic unsigned running, most_running;
   _Atomic (void *) last_out;
@@ -44,6 +46,8 @@ decode (void *opaque, void *out, size_t out_len)
   d->last_out = out;
   if (d->microseconds > 0)
     usleep (d->microseconds);
+  while (d->held)
+    usleep (100);
   if (d->fail > 0) {
     d->fail--;
     error_set (EIO, "decoder failed");
@@ -240,6 +244,63 @@ test_parallel (unsigned fail)
   decoded_free (d);
 }
 
+static void
+read_100 (struct decoded *d, unsigned id, uint64_t offset, struct decoder *z)
+{
+  CHECK_OK (read_part (d, id, offset, CLUSTER, 0, 1, z));
+}
+
+/* Bytes that were decoded become others: those of the same file that overlap
+ * (each has 100 compressed bytes) are decoded anew.
+ */
+static void
+test_forget (void)
+{
+  struct decoded *d = decoded_new ();
+  struct decoder z = { .seed = 11 };
+  unsigned round;
+
+  for (round = 0; round < 2; ++round) {
+    read_100 (d, 0, 900, &z);
+    read_100 (d, 0, 901, &z);
+    read_100 (d, 0, 1999, &z);
+    read_100 (d, 0, 2000, &z);
+    read_100 (d, 1, 1500, &z);
+    if (round == 0)
+      decoded_forget (d, 0, 1000, 1000);
+  }
+  CHECK_EQ (z.calls, 5 + 2);
+  decoded_free (d);
+}
+
+/* It is forgotten while it is decoded: who waits for that gets it, or what is
+ * there now; who comes later gets what is there now.
+ */
+static void
+test_forget_busy (void)
+{
+  struct decoded *d = decoded_new ();
+  struct decoder z = { .seed = 12, .held = true };
+  struct reader reader[2];
+  unsigned i;
+
+  for (i = 0; i < 2; ++i) {
+    reader[i] = (struct reader) { .d = d, .z = &z, .offset = 7, .count = 10 };
+    pthread_create (&reader[i].thread, NULL, reader_main, &reader[i]);
+  }
+  while (z.running == 0)
+    usleep (100);
+  decoded_forget (d, 0, 0, 1000);
+  z.held = false;
+  for (i = 0; i < 2; ++i) {
+    pthread_join (reader[i].thread, NULL);
+    CHECK_OK (reader[i].r);
+  }
+  read_100 (d, 0, 7, &z);
+  CHECK_EQ (z.calls, 2);
+  decoded_free (d);
+}
+
 struct stress {
   struct decoded *d;
   struct decoder z[64];
@@ -261,6 +322,8 @@ stress_main (void *opaque)
 
     if (random_below (&state, 10) == 0)
       s->z[nr].fail = 1;
+    if (nr >= 2 && random_below (&state, 5) == 0)
+      decoded_forget (s->d, 0, nr, 1);
     if (read_part (s->d, nr, nr, size, whole ? 0 : size / 2,
                    whole ? size : 100, &s->z[nr]) == -1)
       s->failed++;
@@ -321,6 +384,8 @@ main (void)
   test_failing ();
   test_eviction ();
   test_mixed_sizes ();
+  test_forget ();
+  test_forget_busy ();
   test_parallel (0);
   test_parallel (1);
   test_parallel (5);

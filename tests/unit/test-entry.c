@@ -291,6 +291,56 @@ test_compressed (void)
   }
 }
 
+/* What is encoded is decoded again, to the end of its last sector. */
+static void
+test_encode_compressed (void)
+{
+  struct entry_format f = { .version = 3 };
+  uint64_t state = 17, words[2];
+  unsigned i;
+
+  for (i = 0; i < 200000; ++i) {
+    const uint64_t last = (UINT64_C (1) << 56) - 1;
+    struct host_off host;
+    struct l2_entry e;
+    uint32_t bytes;
+
+    f.cluster_bits = 9 + random_below (&state, 13);
+    f.extended_l2 = f.cluster_bits >= 14 && random_below (&state, 2);
+    bytes = 1 + random_below (&state, (UINT64_C (1) << f.cluster_bits) - 1);
+    host.v = 1 + ((random_next (&state) & last) / 2 >>
+                  (f.cluster_bits > 14 ? f.cluster_bits - 14 : 0));
+    CHECK (entry_compressed_fits (&f, host));
+    words[1] = UINT64_MAX;
+    entry_encode_compressed (&f, host, bytes, words);
+    CHECK_EQ (words[1], 0);
+    CHECK_EQ (words[0] >> 63, 0);
+    e = entry_decode_l2 (&f, words[0], words[1]);
+    CHECK_EQ (e.kind, CLUSTER_COMPRESSED);
+    CHECK_EQ (e.host.v, host.v);
+    CHECK_EQ ((e.host.v + e.compressed_size) % 512, 0);
+    CHECK (e.compressed_size >= bytes && e.compressed_size < bytes + 512);
+    CHECK (!e.copied);
+  }
+}
+
+/* Large clusters leave fewer bits for the offset; it has 56 at most. */
+static void
+test_compressed_fits (void)
+{
+  struct entry_format f = { .version = 3 };
+
+  for (f.cluster_bits = 9; f.cluster_bits <= 21; ++f.cluster_bits) {
+    const unsigned offset_bits = f.cluster_bits <= 14 ? 56
+      : 70 - f.cluster_bits;
+    const struct host_off beyond = { UINT64_C (1) << offset_bits };
+    const struct host_off last = { beyond.v - 1 };
+
+    CHECK (entry_compressed_fits (&f, last));
+    CHECK (!entry_compressed_fits (&f, beyond));
+  }
+}
+
 static void
 test_l1 (void)
 {
@@ -420,6 +470,8 @@ main (void)
   test_refcounts ();
   test_subclusters ();
   test_compressed ();
+  test_encode_compressed ();
+  test_compressed_fits ();
   test_l1 ();
   test_random ();
   return check_result ();

@@ -12,14 +12,14 @@ levels='
 0 format error storage storage-file
 1 header entry codec
 2 bitmap-list check-counts check-mend check-refcounts check-report
-2 bitmaps cache create create-file decoded epoch inflight overlap
+2 bitmaps cache create create-file decoded epoch gather inflight overlap
 3 check-state map snapshot commit
 4 check-tables layer refcount
 5 check-walk read extents space
 6 check-image chain writer
-7 repair-state write
-8 repair-entries repair-refcounts zero
-9 repair
+7 compress repair-state
+8 repair-entries repair-refcounts write
+9 repair zero
 10 image
 '
 

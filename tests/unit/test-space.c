@@ -26,6 +26,7 @@ static struct overlap overlap;
 static struct space space;
 static struct header header;
 static unsigned cluster_bits;
+static unsigned refcount_order = 4;
 
 /* Who has a host cluster: 0 for nobody.  Not atomic, so that ThreadSanitizer
  * judges as well.
@@ -49,6 +50,7 @@ start (unsigned bits, bool keep_discarded)
 
   cluster_bits = bits;
   build_start (&b, 3, bits, false, COMPRESSION_DEFLATE, 40 * cluster_size);
+  build_order (&b, refcount_order);
   for (i = 0; i < 10; ++i) {
     build_entry (&b, i, build_data (&b, i + 1), 0);
     if (i % 3 == 0)
@@ -162,7 +164,7 @@ give_back (struct host_off host, uint64_t nr)
   space_give_back (&space, host, nr);
 }
 
-/* -------------------------------------------------------------------- alone */
+/* ------------------------------------------------------------------- alone */
 
 static void
 test_take (void)
@@ -262,7 +264,7 @@ test_close (void)
   end ();
 }
 
-/* ------------------------------------------------------------------ windows */
+/* ----------------------------------------------------------------- windows */
 
 #define MAX_WRITERS 8
 
@@ -529,7 +531,7 @@ test_reclaim_joined (void)
   end ();
 }
 
-/* ----------------------------------------------------------------- no space */
+/* ---------------------------------------------------------------- no space */
 
 /* A block device: all of it is handed out, and then ENOSPC; and what is given
  * up can be had again.
@@ -588,7 +590,182 @@ test_windows_no_space (void)
   close_and_end (taken);
 }
 
-/* ------------------------------------------------------------------- damage */
+/* What was set apart for compressed data serves other data, and what windows
+ * have set apart serves compressed data.
+ */
+static void
+test_pack_no_space (void)
+{
+  struct space_clusters c = { .nr = 0 };
+  uint64_t taken = 0, packed = 0, size;
+  struct host_off host;
+  unsigned round;
+
+  for (round = 0; round < 2; ++round) {
+    taken = packed = 0;
+    start (16, false);
+    size = atomic_load (&disk.size) + (600 << 16);
+    control.limit = size;
+    if (round == 1) {
+      CHECK_OK (space_take_bytes (&space, 100, &host));
+      packed++;
+    }
+    while (space_take (&space, taken % 8 * 100000 + taken / 8, 1, &c) == 0) {
+      check_taken (&c, 1, 1);
+      if (++taken == 300 && round == 0)
+        break;
+    }
+    while (space_take_bytes (&space, 65536, &host) == 0)
+      packed++;
+    CHECK_ERROR (ENOSPC, "");
+    CHECK (taken + packed >= 595);
+    CHECK_OK (commit_check (&commit));
+    close_and_end (taken + packed);
+  }
+}
+
+/* -------------------------------------------------------- compressed data */
+
+/* Ranges of bytes that were handed out. */
+#define MAX_RANGES 3000
+
+static struct range {
+  uint64_t from, to;
+} range[MAX_RANGES];
+static unsigned nr_ranges;
+static uint32_t references[MAX_CLUSTERS];
+
+static struct freed
+clusters_of (const struct range *r)
+{
+  const uint64_t first = r->from >> cluster_bits;
+  const uint64_t last = (r->to - 1) >> cluster_bits;
+
+  return (struct freed) {
+    .host.v = first << cluster_bits, .nr = last - first + 1,
+  };
+}
+
+static void
+count_references (const struct range *r, int n)
+{
+  const struct freed f = clusters_of (r);
+  uint64_t i, refcount;
+
+  for (i = f.host.v >> cluster_bits; i < (f.host.v >> cluster_bits) + f.nr;
+       ++i) {
+    references[i] += n;
+    if (n < 0)
+      continue;
+    CHECK_OK (space_refcount (&space, (struct host_off) { i << cluster_bits },
+                              &refcount));
+    CHECK (refcount >= references[i]); /* more, until it is lowered */
+  }
+}
+
+/* It overlaps nothing, is within the file, and is counted. */
+static void
+take_range (uint64_t bytes)
+{
+  struct range *r = &range[nr_ranges];
+  struct host_off host = { 0 };
+  unsigned i;
+
+  CHECK_OK (space_take_bytes (&space, bytes, &host));
+  r->from = host.v;
+  r->to = host.v + bytes;
+  CHECK (r->to <= atomic_load (&disk.size));
+  CHECK_EQ (overlap_find (&overlap, host, bytes), METADATA_NONE);
+  for (i = 0; i < nr_ranges; ++i)
+    CHECK (range[i].to <= r->from || r->to <= range[i].from);
+  count_references (r, 1);
+  nr_ranges++;
+}
+
+static void
+free_range (unsigned i)
+{
+  const struct freed f = clusters_of (&range[i]);
+
+  CHECK_OK (commit_free (&commit, &f, 1));
+  count_references (&range[i], -1);
+  range[i] = range[--nr_ranges];
+}
+
+static uint64_t
+nr_referenced (void)
+{
+  uint64_t i, n = 0;
+
+  for (i = 0; i < MAX_CLUSTERS; ++i)
+    n += references[i] != 0;
+  return n;
+}
+
+static void
+test_pack (unsigned bits, unsigned order)
+{
+  const uint64_t cluster_size = UINT64_C (1) << bits;
+  const uint64_t max = cluster_size - cluster_size / 128;
+  uint64_t state = bits * 10 + order, bytes = 0, size;
+  unsigned i;
+
+  refcount_order = order;
+  start (bits, order % 2);
+  nr_ranges = 0;
+  memset (references, 0, sizeof references);
+  size = atomic_load (&disk.size);
+  for (i = 0; i < 300; ++i) {
+    const uint64_t n = 1 + random_below (&state, max >> random_below (&state,
+                                                                      6));
+
+    take_range (n);
+    bytes += n;
+  }
+  if (order >= 3) /* nothing is left between them */
+    CHECK (nr_referenced () <= bytes / cluster_size + 20);
+  for (i = 0; i < 1500; ++i) {
+    if (random_below (&state, 2) && nr_ranges > 0)
+      free_range (random_below (&state, nr_ranges));
+    else
+      take_range (1 + random_below (&state, max >> random_below (&state, 6)));
+    if (random_below (&state, 50) == 0) {
+      CHECK_OK (commit_flush (&commit));
+      space_reclaim (&space);
+    }
+  }
+  /* The last ones, which the next go behind of. */
+  while (nr_ranges > 0)
+    free_range (nr_ranges - 1);
+  CHECK_OK (commit_flush (&commit));
+  space_reclaim (&space);
+  take_range (1);
+  take_range (max);
+  if (order > 0 && bits < 16)
+    CHECK (atomic_load (&disk.size) <= size + 3 * bytes +
+           2 * (space.max_batch_size << bits));
+  close_and_end (nr_referenced ());
+  refcount_order = 4;
+}
+
+/* The largest refcount is not exceeded. */
+static void
+test_pack_limit (void)
+{
+  unsigned i;
+
+  refcount_order = 1;
+  start (16, false);
+  nr_ranges = 0;
+  memset (references, 0, sizeof references);
+  for (i = 0; i < 7; ++i)
+    take_range (100);
+  CHECK_EQ (nr_referenced (), 3);
+  close_and_end (3);
+  refcount_order = 4;
+}
+
+/* ------------------------------------------------------------------ damage */
 
 /* The refcount of a metadata cluster is 0: it is not handed out (I7). */
 static void
@@ -609,7 +786,7 @@ test_damage (void)
   end ();
 }
 
-/* ------------------------------------------------------------------ threads */
+/* ----------------------------------------------------------------- threads */
 
 #define THREADS 4
 
@@ -697,6 +874,8 @@ test_threads (unsigned bits)
 int
 main (void)
 {
+  unsigned order;
+
   check_time_limit (200 + 2 * test_seconds (1));
   test_take ();
   test_batches ();
@@ -712,6 +891,13 @@ main (void)
   test_reclaim_joined ();
   test_fixed_size ();
   test_windows_no_space ();
+  test_pack_no_space ();
+  for (order = 0; order <= 6; order += TEST_EACH (4)) {
+    test_pack (9, order);
+    test_pack (12, order);
+    test_pack (16, order);
+  }
+  test_pack_limit ();
   test_damage ();
   test_threads (16);
   test_threads (9);

@@ -4,6 +4,8 @@
  * image is closed, checked, opened again and compared, and so on.
  *
  * test-write-random [FIRST-SEED [ROUNDS]]; TEST_SECONDS for how long.
+ *
+ * test-compress-random is the same with TEST_COMPRESS: clusters are compressed.
  */
 
 #include <config.h>
@@ -16,6 +18,10 @@
 #include "read.h"
 #include "rig.h"
 #include "seconds.h"
+
+#ifndef TEST_COMPRESS
+#define TEST_COMPRESS 0
+#endif
 
 static struct rig rig;
 static struct model model;
@@ -109,6 +115,10 @@ make (uint64_t seed)
   rig.control.no_zero = random_below (&state, 8) == 0;
   if (random_below (&state, 4) == 0)
     rig.cache_size = 1 << 20;
+  if (TEST_COMPRESS) {
+    rig.options.compress_level = 1 + random_below (&state, 6);
+    rig.mixed = random_below (&state, 2) == 0;
+  }
 }
 
 static void
@@ -184,6 +194,8 @@ run (uint64_t seed)
   make (seed);
   for (opens = 0; opens < 3; ++opens) {
     rig_open (&rig);
+    if (TEST_COMPRESS)
+      image_detect_zeroes (rig.im, random_below (&state, 3));
     rig_compare (&rig);
     nr = rig.size > (4 << 20) ? 15 : 40;
     for (i = 0; i < nr && rig.size > 0; ++i)

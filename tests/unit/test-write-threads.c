@@ -7,6 +7,9 @@
  * clusters: it knows what they hold, byte by byte.  Then all write everywhere,
  * whole sectors with a stamp; and what is read must be a stamp that was
  * written there, by a write that no other has replaced before the read began.
+ *
+ * test-compress-threads is the same with TEST_COMPRESS: clusters are
+ * compressed.
  */
 
 #include <config.h>
@@ -20,6 +23,10 @@
 #include "read.h"
 #include "rig.h"
 #include "seconds.h"
+
+#ifndef TEST_COMPRESS
+#define TEST_COMPRESS 0
+#endif
 
 #define SECTOR 512
 #define MAX_SECTORS 4096
@@ -142,6 +149,7 @@ start (const struct form *f)
     rig_set_base (&rig, base, size - cluster_size, true);
   }
   rig.cache_size = f->cache_size;
+  rig.options.compress_level = TEST_COMPRESS;
   rig_open (&rig);
   nr_requests = nr_reads = 0;
 }

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Compressing while each call of the storage fails in turn: a failed request
+ * has left what was there or what it was given, nothing that was answered is
+ * lost, and clusters are neither leaked nor lost by a storage that works
+ * again.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "image-check.h"
+#include "random.h"
+#include "read.h"
+#include "rig.h"
+#include "seconds.h"
+
+#define CLUSTER UINT64_C (4096)
+#define CLUSTERS 64
+#define DISK_BYTES (CLUSTERS * CLUSTER)
+
+static struct rig rig;
+
+/* Ordinary clusters, and compressed ones that share host clusters; a snapshot
+ * has them, too.
+ */
+static void
+start (bool snapshot)
+{
+  uint8_t plain[CLUSTER];
+  uint64_t state = 1, i;
+  struct builder b;
+
+  build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, DISK_BYTES);
+  build_l2_place (&b, 0);
+  for (i = 0; i < 8; ++i)
+    build_entry (&b, i, build_data (&b, i + 1), 0);
+  for (; i < 16; ++i) {
+    build_pattern (plain, sizeof plain, i);
+    build_compressed (&b, i, plain, 10);
+  }
+  if (snapshot)
+    build_snapshot (&b, 100, &state);
+  build_finish (&b);
+  rig_init (&rig, "failing", &b);
+  rig.options.compress_level = 1;
+  build_free (&b);
+  rig_open (&rig);
+  image_detect_zeroes (rig.im, DETECT_ZEROES_ON);
+}
+
+enum what { WRITE, FUA, ZERO, TRIM, FLUSH };
+
+static const struct step {
+  enum what what;
+  uint64_t offset, count;
+} steps[] = {
+  { WRITE, 20 * CLUSTER, 6 * CLUSTER }, /* compressed */
+  { FLUSH, 0, 0 },
+  { WRITE, 0, 3 * CLUSTER },
+  { WRITE, 10 * CLUSTER, 2 * CLUSTER },
+  { WRITE, 30 * CLUSTER, CLUSTER / 2 }, /* gathered */
+  { WRITE, 30 * CLUSTER + CLUSTER / 2, CLUSTER / 2 },
+  { FLUSH, 0, 0 },
+  { WRITE, 31 * CLUSTER, CLUSTER / 2 },
+  { ZERO, 31 * CLUSTER + CLUSTER / 2, CLUSTER / 2 },
+  { TRIM, 20 * CLUSTER, 4 * CLUSTER },
+  { FLUSH, 0, 0 },
+  { WRITE, 24 * CLUSTER + 100, 1000 }, /* a part of a compressed one */
+  { FUA, 25 * CLUSTER, 2 * CLUSTER },
+  { ZERO, 10 * CLUSTER, CLUSTER },
+  { WRITE, 40 * CLUSTER, 20 * CLUSTER },
+  { FUA, 32 * CLUSTER, CLUSTER / 2 },
+  { FUA, 32 * CLUSTER + CLUSTER / 2, CLUSTER / 2 },
+  { FLUSH, 0, 0 },
+};
+#define NR_STEPS (sizeof steps / sizeof steps[0])
+
+static int
+do_step (const struct step *s, uint64_t seed)
+{
+  switch (s->what) {
+  case WRITE:
+    return rig_try_write (&rig, s->offset, s->count, seed, 0);
+  case FUA:
+    return rig_try_write (&rig, s->offset, s->count, seed, IMAGE_FUA);
+  case ZERO:
+    return rig_try_zero (&rig, s->offset, s->count, 0);
+  case TRIM:
+    return rig_try_trim (&rig, s->offset, s->count, 0);
+  case FLUSH:
+    return image_flush (rig.im);
+  }
+  abort ();
+}
+
+/* A sector of a failed request holds what it held, or what it should. */
+static void
+settle (const struct step *s, uint64_t seed)
+{
+  uint8_t *wanted = calloc (1, s->count + 1), *is = malloc (s->count + 1);
+  uint64_t i;
+
+  if (s->what == WRITE || s->what == FUA)
+    build_pattern (wanted, s->count, seed);
+  CHECK_OK (layer_read (rig.live, is, s->count,
+                        (struct guest_off) { s->offset }));
+  for (i = 0; i < s->count; ++i) {
+    if (is[i] == rig.content[s->offset + i] || is[i] == wanted[i])
+      continue;
+    check_failed (__FILE__, __LINE__, "after a failed request byte 0x%" PRIx64
+                  " is neither old nor new", s->offset + i);
+    break;
+  }
+  memcpy (rig.content + s->offset, is, s->count);
+  free (wanted);
+  free (is);
+}
+
+struct failure {
+  unsigned kinds;
+  int err;
+  bool ever_after;
+};
+
+static bool
+is_stuck (void)
+{
+  return image_flush (rig.im) == -1 &&
+    strstr (error_message (), "nothing is written any more") != NULL;
+}
+
+/* Returns false if the call was never made. */
+static bool
+run (const struct failure *f, unsigned call, bool snapshot)
+{
+  bool failed = false;
+  unsigned i;
+
+  start (snapshot);
+  if (f->ever_after)
+    memory_fail_ever_after (&rig.control, f->kinds, call, f->err);
+  else
+    memory_fail (&rig.control, f->kinds, call, f->err);
+  for (i = 0; i < NR_STEPS; ++i) {
+    const int r = do_step (&steps[i], i + 500);
+
+    if (rig.control.failed > 0) {
+      failed = true;
+      if (!f->ever_after || i % 4 == 3)
+        memory_fail_no_more (&rig.control);
+    }
+    if (r == 0)
+      continue;
+    CHECK (error_errno () == EIO || error_errno () == ENOSPC);
+    settle (&steps[i], i + 500);
+  }
+  memory_fail_no_more (&rig.control);
+  rig_compare (&rig);
+  if (is_stuck ()) { /* I10: what is on the disk is sound */
+    CHECK_EQ (rig_close_only (&rig), (uint64_t) -1);
+    image_check ("stuck", rig.disk.data, atomic_load (&rig.disk.size));
+  }
+  else {
+    rig_close (&rig); /* without a leak */
+    rig_open (&rig);
+    rig_compare (&rig);
+    rig_close (&rig);
+  }
+  rig_free (&rig);
+  return failed;
+}
+
+int
+main (void)
+{
+  static const struct failure failures[] = {
+    { MEMORY_WRITE, EIO, false },
+    { MEMORY_WRITE, ENOSPC, false },
+    { MEMORY_WRITE, ENOSPC, true },
+    { MEMORY_FLUSH, EIO, false },
+    { MEMORY_RESIZE, ENOSPC, false },
+    { MEMORY_RESIZE, EIO, false },
+    { MEMORY_RESIZE | MEMORY_ALLOCATE, ENOSPC, true },
+    { MEMORY_ZERO, EOPNOTSUPP, false },
+    { MEMORY_ALLOCATE, ENOSPC, false },
+    { MEMORY_READ, EIO, false },
+  };
+  unsigned f, snapshot, call, nr;
+
+  check_time_limit (200);
+  for (f = 0; f < sizeof failures / sizeof failures[0]; ++f) {
+    nr = 0;
+    for (snapshot = 0; snapshot < 2; ++snapshot) {
+      for (call = 1; run (&failures[f], call, snapshot);
+           call += TEST_EACH (7)) {
+        nr++;
+        if (check_any_failed ()) {
+          fprintf (stderr, "kinds 0x%x, errno %d, ever after %d, call %u, "
+                   "snapshot %u\n", failures[f].kinds, failures[f].err,
+                   failures[f].ever_after, call, snapshot);
+          return check_result ();
+        }
+      }
+    }
+    printf ("kinds 0x%x failed with %s at %u calls\n", failures[f].kinds,
+            strerror (failures[f].err), nr);
+  }
+  return check_result ();
+}
