@@ -24,7 +24,8 @@ struct image {
   pthread_mutex_t writer_lock;
   struct writer *_Atomic writer; /* NULL: not writable */
   enum detect_zeroes detect_zeroes;
-  bool repaired;                 /* writer_lock; or found to need no repair */
+  bool repaired;      /* writer_lock; or found to need no repair */
+  bool repair_failed; /* writer_lock; nothing is written any more (I10) */
 };
 
 static const struct chain_file *
@@ -108,24 +109,31 @@ image_open_storage (struct storage *s, uint64_t cache_size)
   return image_open_storages (&s, 1, cache_size);
 }
 
-/* The image itself must not be below it: when it is made that would be lost.
- * Returns -1 with the error set.
+/* The image itself must not be its own backing file, nor below that: once it
+ * is made anew its data would be lost.  Returns -1 with the error set.
  */
 static int
-check_not_below (const struct chain *c, const char *file)
+check_is_not (const struct storage *backing, const char *file)
 {
   struct storage *s = storage_file_open (AT_FDCWD, file, 0, file);
-  unsigned i;
-  int r = 0;
+  const bool same = s != NULL && storage_file_same (backing, s);
 
-  for (i = 0; s != NULL && i < c->nr; ++i) {
-    if (storage_file_same (c->file[i]->layer.storage, s)) {
-      error_set (EINVAL, "%s: can't be its own backing file", file);
-      r = -1;
-    }
-  }
   storage_close (s);
-  return r;
+  if (same)
+    error_set (EINVAL, "%s: can't be its own backing file", file);
+  return same ? -1 : 0;
+}
+
+static int
+check_chain_is_not (const struct chain *c, const char *file)
+{
+  unsigned i;
+
+  for (i = 0; i < c->nr; ++i) {
+    if (check_is_not (c->file[i]->layer.storage, file) == -1)
+      return -1;
+  }
+  return 0;
 }
 
 static int
@@ -138,31 +146,36 @@ qcow2_size (const struct chain_options *options, uint64_t *size)
     .cache_size = CACHE_MIN_BYTES,
   };
   struct image *im = image_open (&backing);
-  struct layer *disk = NULL;
+  int r = -1;
 
-  if (im != NULL && check_not_below (&im->chain, options->file) == 0)
-    disk = image_open_disk (im, "");
-
-  if (disk != NULL)
-    *size = disk->size;
-  image_close_disk (disk);
+  if (im != NULL && check_chain_is_not (&im->chain, options->file) == 0) {
+    *size = top (im)->layer.size;
+    r = 0;
+  }
   (void) image_close (im); /* it was only read */
-  return disk != NULL ? 0 : -1;
+  return r;
+}
+
+static int
+raw_size (const struct chain_options *options, uint64_t *size)
+{
+  struct storage *s = storage_file_open (AT_FDCWD, options->backing, 0,
+                                         options->backing);
+  int r = -1;
+
+  if (s != NULL && check_is_not (s, options->file) == 0) {
+    *size = (atomic_load (&s->size) + 511) & ~UINT64_C (511);
+    r = 0;
+  }
+  storage_close (s);
+  return r;
 }
 
 int
 image_backing_size (const struct chain_options *options, uint64_t *size)
 {
-  struct storage *s;
-
-  if (strcmp (options->backing_format, "raw") != 0)
-    return qcow2_size (options, size);
-  s = storage_file_open (AT_FDCWD, options->backing, 0, options->backing);
-  if (s == NULL)
-    return -1;
-  *size = (atomic_load (&s->size) + 511) & ~UINT64_C (511);
-  storage_close (s);
-  return 0;
+  return strcmp (options->backing_format, "raw") == 0
+    ? raw_size (options, size) : qcow2_size (options, size);
 }
 
 int
@@ -199,13 +212,17 @@ check_may_write (const struct image *im)
 {
   struct storage *s = top (im)->layer.storage;
 
-  if (!im->chain.force_share)
+  if (im->repair_failed)
+    error_set (EIO, "%s: a repair failed: nothing is written until it is opened "
+               "anew", s->name);
+  else if (im->chain.force_share) /* another process may write it */
+    error_set (EROFS, "%s: force-share=true is for reading only", s->name);
+  else
     return storage_file_check_writable (s);
-  /* Another process may write it. */
-  error_set (EROFS, "%s: force-share=true is for reading only", s->name);
   return -1;
 }
 
+/* writer_lock held. */
 static int
 make_writable (struct image *im, const struct writer_options *options)
 {
@@ -300,6 +317,7 @@ debug_finding (void *opaque, enum check_kind kind, const char *text)
   debug_message ("%s: %s", (const char *) opaque, text);
 }
 
+/* writer_lock held. */
 static int
 repair (struct image *im, enum image_repair mode, char *summary, size_t len)
 {
@@ -313,11 +331,13 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
     return -1;
   if (repair_storage (s, mode == IMAGE_REPAIR_LEAKS &&
                       !(top (im)->header.incompatible & QCOW2_INCOMPAT_DIRTY)
-                      ? REPAIR_LEAKS : REPAIR_ALL, &options, &r) == -1)
+                      ? REPAIR_LEAKS : REPAIR_ALL, &options, &r) == -1 ||
+      read_anew (im) == -1) {
+    /* What can be read now may not be on the disk. */
+    im->repair_failed = true;
     return -1;
+  }
   summarize (im, &r, summary, len);
-  if (read_anew (im) == -1)
-    return -1;
   if (check_report_is_sound (&r.after))
     return 0;
   error_set (EIO, "%s: %" PRIu64 " errors are left after a repair%s%s: it is "

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* An open image: its chain, its caches, its snapshots, the disks in it that
- * can be served, and the writer of the live one.  This is what a program uses of core/.
+ * can be served, and the writer of the live one.  This is what a program uses of
+ * core/.
  *
  * Locks of who reads.  There are four kinds, none is held while another is
  * taken, and none around I/O (I12):
@@ -47,7 +48,8 @@ extern struct image *image_open_storage (struct storage *s,
                                          uint64_t cache_size);
 
 /* The size, in bytes, of the disk that options->backing holds, of the format
- * options->backing_format: rounded up to 512.  Returns -1 with the error set.
+ * options->backing_format: rounded up to 512.  Returns -1 with the error set:
+ * EINVAL if options->file is among what is to be below it.
  */
 extern int image_backing_size (const struct chain_options *options,
                                uint64_t *size);
@@ -95,7 +97,8 @@ enum image_repair {
  * so, or repaired, then nothing is done.  The locks of a writer are taken, and
  * stay.  Readers may be at work.  What was done is written to summary, of len
  * bytes: empty if nothing was.  Returns -1 with the error set: as
- * image_make_writable, or EIO if errors are left.
+ * image_make_writable, or EIO if errors are left.  A repair that was cut off
+ * by an error sticks (I10): neither this nor image_make_writable goes on.
  */
 extern int image_repair (struct image *im, enum image_repair mode,
                          char *summary, size_t len);

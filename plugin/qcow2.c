@@ -156,9 +156,9 @@ qcow2_default_export (int readonly, int is_tls)
 }
 
 /* Make the image writable, and repair it if need be, for the first client that
- * may write it: before that nobody knows whether one will (nbdkit -r), and others may read it.
- * A file that can only be read is served read-only, as nbdkit's file plugin
- * does; any other reason is an error.
+ * may write it: before that nobody knows whether one will (nbdkit -r), and
+ * others may read it.  A file that can only be read is served read-only, as
+ * nbdkit's file plugin does; any other reason is an error.
  */
 static int
 make_writable (struct handle *h)

@@ -172,3 +172,23 @@ for i in 1 2 3 4 5; do
     rm twice.qcow2
     test "$(ls -A | tr '\n' ' ')" = "$files"
 done
+
+# --- Not what the new image is to lie on, however far below.
+qemu-img create -q -f qcow2 low.qcow2 1M
+qemu-io -f qcow2 -c 'write -P 5 0 64k' low.qcow2 >/dev/null
+qemu-img create -q -f qcow2 -b low.qcow2 -F qcow2 mid.qcow2
+qemu-img create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2
+cp low.qcow2 ../low.saved
+head -c 1M /dev/urandom > low.raw
+cp low.raw ../raw.saved
+for backing in low mid top; do
+    for size in '' size=1M; do
+        expect_refusal "low.qcow2: can't be its own backing file" \
+            "$PLUGIN" low.qcow2 create=overwrite backing=$backing.qcow2 \
+            backing-format=qcow2 follow=beneath $size
+    done
+done
+expect_refusal "low.raw: can't be its own backing file" \
+    "$PLUGIN" low.raw create=overwrite backing=low.raw backing-format=raw
+cmp low.qcow2 ../low.saved
+cmp low.raw ../raw.saved
