@@ -16,6 +16,7 @@
 #include "create.h"
 #include "creation.h"
 #include "error.h"
+#include "params.h"
 
 static struct create_options options = CREATE_DEFAULTS;
 static bool wanted, overwrite;
@@ -27,21 +28,6 @@ static char *backing;         /* its path, if that is another */
 static char *remove_at_exit;  /* the new image, until nbdkit has started */
 
 /* --------------------------------------------------------------- parameters */
-
-/* A value that is one of several words: its place in the list. */
-static int
-choose (const char *key, const char *value, const char *const *words,
-        const char *accepted)
-{
-  int i;
-
-  for (i = 0; words[i] != NULL; ++i) {
-    if (strcmp (value, words[i]) == 0)
-      return i;
-  }
-  nbdkit_error ("%s=%s: must be %s", key, value, accepted);
-  return -1;
-}
 
 static int
 set_create (const char *key, const char *value)
@@ -87,7 +73,7 @@ static int
 set_compat (const char *key, const char *value)
 {
   static const char *const words[] = { "0.10", "1.1", "v2", "v3", NULL };
-  const int i = choose (key, value, words, "0.10 or 1.1");
+  const int i = params_choose (key, value, words, "0.10 or 1.1");
 
   if (i == -1)
     return -1;
@@ -129,7 +115,7 @@ static int
 set_compression_type (const char *key, const char *value)
 {
   static const char *const words[] = { "zlib", "zstd", NULL };
-  const int i = choose (key, value, words, "zlib or zstd");
+  const int i = params_choose (key, value, words, "zlib or zstd");
 
   if (i == -1)
     return -1;
@@ -145,7 +131,7 @@ set_preallocation (const char *key, const char *value)
     [PREALLOCATION_OFF] = "off", [PREALLOCATION_METADATA] = "metadata",
     [PREALLOCATION_FALLOC] = "falloc", [PREALLOCATION_FULL] = "full", NULL,
   };
-  const int i = choose (key, value, words, "off, metadata, falloc or full");
+  const int i = params_choose (key, value, words, "off, metadata, falloc or full");
 
   if (i == -1)
     return -1;

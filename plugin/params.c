@@ -46,19 +46,32 @@ set_path (const char *key, const char *value, char **path)
   return *path == NULL ? -1 : 0;
 }
 
-static int
-set_follow (const char *value)
+int
+params_choose (const char *key, const char *value, const char *const *words,
+               const char *accepted)
 {
-  if (strcmp (value, "none") == 0)
-    options.chain.follow = FOLLOW_NONE;
-  else if (strcmp (value, "beneath") == 0)
-    options.chain.follow = FOLLOW_BENEATH;
-  else if (strcmp (value, "any") == 0)
-    options.chain.follow = FOLLOW_ANY;
-  else {
-    nbdkit_error ("follow=%s: must be none, beneath or any", value);
-    return -1;
+  int i;
+
+  for (i = 0; words[i] != NULL; ++i) {
+    if (strcmp (value, words[i]) == 0)
+      return i;
   }
+  nbdkit_error ("%s=%s: must be %s", key, value, accepted);
+  return -1;
+}
+
+static int
+set_follow (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [FOLLOW_NONE] = "none", [FOLLOW_BENEATH] = "beneath",
+    [FOLLOW_ANY] = "any", NULL,
+  };
+  const int i = params_choose (key, value, words, "none, beneath or any");
+
+  if (i == -1)
+    return -1;
+  options.chain.follow = i;
   return 0;
 }
 
@@ -90,42 +103,40 @@ set_force_share (const char *value)
 }
 
 static int
-set_discard (const char *value)
+set_discard (const char *key, const char *value)
 {
-  if (strcmp (value, "unmap") == 0)
-    writer_options.keep_discarded = false;
-  else if (strcmp (value, "keep") == 0)
-    writer_options.keep_discarded = true;
-  else {
-    nbdkit_error ("discard=%s: must be unmap or keep", value);
+  static const char *const words[] = { "unmap", "keep", NULL };
+  const int i = params_choose (key, value, words, "unmap or keep");
+
+  if (i == -1)
     return -1;
-  }
+  writer_options.keep_discarded = i == 1;
   return 0;
 }
 
 static int
-set_bitmaps (const char *value)
+set_bitmaps (const char *key, const char *value)
 {
-  if (strcmp (value, "invalidate") != 0) {
-    nbdkit_error ("bitmaps=%s: must be invalidate", value);
+  static const char *const words[] = { "invalidate", NULL };
+
+  if (params_choose (key, value, words, "invalidate") == -1)
     return -1;
-  }
   writer_options.invalidate_bitmaps = true;
   return 0;
 }
 
 static int
-set_compress (const char *value)
+set_compress (const char *key, const char *value)
 {
-  compress = true;
-  if (strcmp (value, "zlib") == 0)
-    compression = COMPRESSION_DEFLATE;
-  else if (strcmp (value, "zstd") == 0)
-    compression = COMPRESSION_ZSTD;
-  else {
-    nbdkit_error ("compress=%s: must be zlib or zstd", value);
+  static const char *const words[] = {
+    [COMPRESSION_DEFLATE] = "zlib", [COMPRESSION_ZSTD] = "zstd", NULL,
+  };
+  const int i = params_choose (key, value, words, "zlib or zstd");
+
+  if (i == -1)
     return -1;
-  }
+  compress = true;
+  compression = i;
   return 0;
 }
 
@@ -137,34 +148,29 @@ set_compress_level (const char *key, const char *value)
 }
 
 static int
-set_detect_zeroes (const char *value)
+set_detect_zeroes (const char *key, const char *value)
 {
-  if (strcmp (value, "off") == 0)
-    detect_zeroes = DETECT_ZEROES_OFF;
-  else if (strcmp (value, "on") == 0)
-    detect_zeroes = DETECT_ZEROES_ON;
-  else if (strcmp (value, "unmap") == 0)
-    detect_zeroes = DETECT_ZEROES_UNMAP;
-  else {
-    nbdkit_error ("detect-zeroes=%s: must be off, on or unmap", value);
-    return -1;
-  }
-  return 0;
+  static const char *const words[] = {
+    [DETECT_ZEROES_OFF] = "off", [DETECT_ZEROES_ON] = "on",
+    [DETECT_ZEROES_UNMAP] = "unmap", NULL,
+  };
+
+  detect_zeroes = params_choose (key, value, words, "off, on or unmap");
+  return detect_zeroes == -1 ? -1 : 0;
 }
 
 static int
-set_repair (const char *value)
+set_repair (const char *key, const char *value)
 {
-  if (strcmp (value, "none") == 0)
-    repair = IMAGE_REPAIR_NONE;
-  else if (strcmp (value, "leaks") == 0)
-    repair = IMAGE_REPAIR_LEAKS;
-  else if (strcmp (value, "all") == 0)
-    repair = IMAGE_REPAIR_ALL;
-  else {
-    nbdkit_error ("repair=%s: must be none, leaks or all", value);
+  static const enum image_repair modes[] = {
+    IMAGE_REPAIR_NONE, IMAGE_REPAIR_LEAKS, IMAGE_REPAIR_ALL,
+  };
+  static const char *const words[] = { "none", "leaks", "all", NULL };
+  const int i = params_choose (key, value, words, "none, leaks or all");
+
+  if (i == -1)
     return -1;
-  }
+  repair = modes[i];
   return 0;
 }
 
@@ -203,7 +209,7 @@ params_set (const char *key, const char *value)
   if (strcmp (key, "backing") == 0)
     return set_backing (key, value);
   if (strcmp (key, "follow") == 0)
-    return set_follow (value);
+    return set_follow (key, value);
   if (strcmp (key, "backing-format") == 0)
     return set_backing_format (value);
   if (strcmp (key, "force-share") == 0)
@@ -211,17 +217,17 @@ params_set (const char *key, const char *value)
   if (strcmp (key, "cache-size") == 0)
     return set_cache_size (value);
   if (strcmp (key, "discard") == 0)
-    return set_discard (value);
+    return set_discard (key, value);
   if (strcmp (key, "bitmaps") == 0)
-    return set_bitmaps (value);
+    return set_bitmaps (key, value);
   if (strcmp (key, "compress") == 0)
-    return set_compress (value);
+    return set_compress (key, value);
   if (strcmp (key, "compress-level") == 0)
     return set_compress_level (key, value);
   if (strcmp (key, "detect-zeroes") == 0)
-    return set_detect_zeroes (value);
+    return set_detect_zeroes (key, value);
   if (strcmp (key, "repair") == 0)
-    return set_repair (value);
+    return set_repair (key, value);
   nbdkit_error ("unknown parameter '%s'", key);
   return -1;
 }

@@ -30,6 +30,12 @@ extern int params_apply (struct image *im);
 
 extern void params_free (void);
 
+/* A value that is one of several words, NULL after the last: its place in the
+ * list.  Returns -1 with nbdkit_error called, which tells what is accepted.
+ */
+extern int params_choose (const char *key, const char *value,
+                          const char *const *words, const char *accepted);
+
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
   "file=<PATH>                The qcow2 image to serve (required).\n"     \

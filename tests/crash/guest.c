@@ -12,21 +12,12 @@
 #include "content.h"
 #include "error.h"
 #include "guest.h"
+#include "must-have.h"
 #include "no-memory.h"
 #include "read.h"
 
 /* As small as it can be, so that tables leave it. */
 #define CACHE_SIZE CACHE_MIN_BYTES
-
-static void *
-must_have (void *p)
-{
-  if (p == NULL) {
-    fprintf (stderr, "out of memory\n");
-    abort ();
-  }
-  return p;
-}
 
 static bool __attribute__ ((__format__ (__printf__, 2, 3), __cold__))
 wrong (struct guest *r, const char *fmt, ...)

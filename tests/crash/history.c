@@ -9,25 +9,7 @@
 
 #include "content.h"
 #include "history.h"
-
-static void *
-must_have (void *p)
-{
-  if (p == NULL) {
-    fprintf (stderr, "out of memory\n");
-    abort ();
-  }
-  return p;
-}
-
-#define GROW(array, nr, allocated)                                      \
-  do {                                                                  \
-    if ((nr) == (allocated)) {                                          \
-      (allocated) = 2 * (allocated) + 64;                               \
-      (array) = must_have (realloc ((array),                            \
-                                    (allocated) * sizeof *(array)));    \
-    }                                                                   \
-  } while (0)
+#include "must-have.h"
 
 static void
 add_value (struct history *h, uint32_t request, uint64_t sector,

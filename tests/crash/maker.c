@@ -9,6 +9,7 @@
 #include "build.h"
 #include "content.h"
 #include "maker.h"
+#include "must-have.h"
 #include "random.h"
 
 #define EXT_BITMAPS UINT32_C (0x23852875)
@@ -35,16 +36,6 @@ struct maker {
   uint64_t nr_holes;
   uint64_t padding; /* clusters with a refcount and no reference */
 };
-
-static void *
-must_have (void *p)
-{
-  if (p == NULL) {
-    fprintf (stderr, "out of memory\n");
-    abort ();
-  }
-  return p;
-}
 
 /* Names. */
 

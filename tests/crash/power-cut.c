@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "content.h"
+#include "must-have.h"
 #include "power-cut.h"
 #include "random.h"
 
@@ -61,25 +62,6 @@ struct cut {
   uint32_t *number; /* of each call of the log, among the pending ones */
   bool *landed;     /* of each pending one */
 };
-
-static void *
-must_have (void *p)
-{
-  if (p == NULL) {
-    fprintf (stderr, "out of memory\n");
-    abort ();
-  }
-  return p;
-}
-
-#define GROW(array, nr, allocated)                                      \
-  do {                                                                  \
-    if ((nr) == (allocated)) {                                          \
-      (allocated) = 2 * (allocated) + 64;                               \
-      (array) = must_have (realloc ((array),                            \
-                                    (allocated) * sizeof *(array)));    \
-    }                                                                   \
-  } while (0)
 
 static void
 bytes_reserve (struct bytes *b, uint64_t size)

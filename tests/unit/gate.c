@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "gate.h"
+#include "must-have.h"
 #include "random.h"
 #include "turns.h"
 
@@ -225,14 +226,6 @@ gate_durable (uint64_t *size)
 {
   *size = durable.size;
   return durable.bytes;
-}
-
-static void *
-must_have (void *p)
-{
-  if (p == NULL)
-    abort ();
-  return p;
 }
 
 static void

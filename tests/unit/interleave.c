@@ -13,19 +13,12 @@
 #include "image.h"
 #include "interleave.h"
 #include "meeting-disk.h"
+#include "must-have.h"
 #include "random.h"
 #include "read.h"
 #include "serial.h"
 
 struct interleave_counts interleave_counts;
-
-static void *
-must_have (void *p)
-{
-  if (p == NULL)
-    abort ();
-  return p;
-}
 
 /* ---------------------------------------------------------------- the case */
 

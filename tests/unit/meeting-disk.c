@@ -6,16 +6,9 @@
 
 #include "image.h"
 #include "meeting-disk.h"
+#include "must-have.h"
 
 #define ARRAY_SIZE(a) (sizeof (a) / sizeof (a)[0])
-
-static void *
-must_have (void *p)
-{
-  if (p == NULL)
-    abort ();
-  return p;
-}
 
 /* ---------------------------------------------------------------- subjects */
 

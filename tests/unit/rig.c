@@ -7,17 +7,10 @@
 
 #include "check.h"
 #include "image-check.h"
+#include "must-have.h"
 #include "random.h"
 #include "read.h"
 #include "rig.h"
-
-static void *
-must_have (void *p)
-{
-  if (p == NULL)
-    abort ();
-  return p;
-}
 
 void
 rig_init (struct rig *r, const char *what, const struct builder *image)
