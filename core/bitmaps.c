@@ -11,18 +11,26 @@
 /* Spec: Bitmap directory: the fixed part of an entry. */
 #define ENTRY_BYTES 24
 #define FIELD_FLAGS 12
+#define FIELD_GRANULARITY 17
 #define FIELD_NAME_SIZE 18
 #define FIELD_EXTRA_SIZE 20
 #define FLAG_IN_USE UINT32_C (1)
+#define FLAG_AUTO UINT32_C (2)
 
 /* The entries, one after the other. */
 struct cursor {
   struct storage *storage;
   uint32_t left;
   uint64_t at, end; /* of the directory that is left, in the file */
-  uint32_t flags;
-  struct host_off flags_place;
+  struct host_off place; /* of this entry */
+  uint8_t entry[ENTRY_BYTES];
 };
+
+static inline uint32_t
+flags (const struct cursor *c)
+{
+  return get_be32 (c->entry + FIELD_FLAGS);
+}
 
 static int
 start (struct cursor *c, struct storage *s, const struct header *h)
@@ -47,20 +55,17 @@ start (struct cursor *c, struct storage *s, const struct header *h)
 static int
 next (struct cursor *c)
 {
-  const struct host_off at = { c->at };
-  uint8_t buf[ENTRY_BYTES];
   uint64_t size;
 
   if (c->left == 0)
     return 0;
+  c->place.v = c->at;
   if (c->end - c->at >= ENTRY_BYTES) {
-    if (storage_read (c->storage, buf, sizeof buf, at) == -1)
+    if (storage_read (c->storage, c->entry, ENTRY_BYTES, c->place) == -1)
       return -1;
-    size = ((uint64_t) ENTRY_BYTES + get_be32 (buf + FIELD_EXTRA_SIZE) +
-            get_be16 (buf + FIELD_NAME_SIZE) + 7) & ~UINT64_C (7);
+    size = ((uint64_t) ENTRY_BYTES + get_be32 (c->entry + FIELD_EXTRA_SIZE) +
+            get_be16 (c->entry + FIELD_NAME_SIZE) + 7) & ~UINT64_C (7);
     if (size <= c->end - c->at) {
-      c->flags = get_be32 (buf + FIELD_FLAGS);
-      c->flags_place.v = c->at + FIELD_FLAGS;
       c->at += size;
       c->left--;
       return 1;
@@ -83,7 +88,7 @@ bitmaps_are_consistent (struct storage *s, const struct header *h,
   if (start (&c, s, h) == -1)
     return -1;
   while ((r = next (&c)) == 1)
-    *consistent |= !(c.flags & FLAG_IN_USE);
+    *consistent |= !(flags (&c) & FLAG_IN_USE);
   return r;
 }
 
@@ -97,16 +102,56 @@ bitmaps_mark_in_use (struct storage *s, const struct header *h, bool *written)
   if (start (&c, s, h) == -1)
     return -1;
   while ((r = next (&c)) == 1) {
+    const struct host_off place = { c.place.v + FIELD_FLAGS };
     uint8_t buf[4];
 
-    if (c.flags & FLAG_IN_USE)
+    if (flags (&c) & FLAG_IN_USE)
       continue;
-    put_be32 (buf, c.flags | FLAG_IN_USE);
+    put_be32 (buf, flags (&c) | FLAG_IN_USE);
     *written = true;
-    if (storage_write (s, buf, sizeof buf, c.flags_place) == -1)
+    if (storage_write (s, buf, sizeof buf, place) == -1)
       return -1;
   }
   if (r == 0 && *written)
     r = storage_flush (s);
+  return r;
+}
+
+static int
+describe (const struct cursor *c, struct bitmap_info *b)
+{
+  const struct host_off name = {
+    c->place.v + ENTRY_BYTES + get_be32 (c->entry + FIELD_EXTRA_SIZE)
+  };
+  const unsigned size = get_be16 (c->entry + FIELD_NAME_SIZE);
+  const unsigned bits = c->entry[FIELD_GRANULARITY];
+
+  if (size >= sizeof b->name || bits > 63) {
+    error_set (EINVAL, "%s: bitmap directory entry at offset 0x%" PRIx64
+               ": name size %u or granularity_bits %u is too large",
+               c->storage->name, c->place.v, size, bits);
+    return -1;
+  }
+  b->name[size] = '\0';
+  b->granularity = UINT64_C (1) << bits;
+  b->in_use = flags (c) & FLAG_IN_USE;
+  b->automatic = flags (c) & FLAG_AUTO;
+  return storage_read (c->storage, b->name, size, name);
+}
+
+int
+bitmaps_list (struct storage *s, const struct header *h, bitmaps_list_fn *fn,
+              void *opaque)
+{
+  struct bitmap_info b;
+  struct cursor c;
+  int r;
+
+  if (start (&c, s, h) == -1)
+    return -1;
+  while ((r = next (&c)) == 1) {
+    if (describe (&c, &b) == -1 || fn (opaque, &b) == -1)
+      return -1;
+  }
   return r;
 }

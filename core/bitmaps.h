@@ -26,4 +26,19 @@ extern int bitmaps_are_consistent (struct storage *s, const struct header *h,
 extern int bitmaps_mark_in_use (struct storage *s, const struct header *h,
                                 bool *written);
 
+struct bitmap_info {
+  char name[1024];
+  uint64_t granularity; /* bytes of the disk for each bit */
+  bool in_use;          /* a writer has crashed: not to be believed */
+  bool automatic;       /* enabled whenever the image is used */
+};
+
+/* Call fn for each bitmap, if the directory may be believed.  Stops when fn
+ * returns -1, with -1.  Returns -1 with the error set: EINVAL if the directory
+ * is malformed, EIO.
+ */
+typedef int bitmaps_list_fn (void *opaque, const struct bitmap_info *b);
+extern int bitmaps_list (struct storage *s, const struct header *h,
+                         bitmaps_list_fn *fn, void *opaque);
+
 #endif /* QCOW2_BITMAPS_H */

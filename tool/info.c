@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "bitmap-list.h"
+#include "bitmaps.h"
 #include "error.h"
 #include "image.h"
 #include "json.h"
@@ -219,7 +219,7 @@ print_bitmaps (struct info *i)
   int r;
 
   begin_list (i, "bitmaps");
-  r = bitmap_list (i->storage, &i->header, print_bitmap, i);
+  r = bitmaps_list (i->storage, &i->header, print_bitmap, i);
   end_list (i);
   return r;
 }

@@ -11,7 +11,7 @@ core=${srcdir:-$(dirname "$0")}/../../core
 levels='
 0 format error storage storage-file
 1 header entry codec
-2 bitmap-list check-counts check-mend check-refcounts check-report
+2 check-counts check-mend check-refcounts check-report
 2 bitmaps cache create create-file decoded epoch gather inflight overlap
 3 check-state map snapshot commit
 4 check-tables layer refcount
