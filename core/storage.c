@@ -41,6 +41,26 @@ storage_read (struct storage *s, void *buf, size_t count,
   return 0;
 }
 
+int
+storage_is_zero (struct storage *s, struct host_off offset, uint64_t count,
+                 bool *zero)
+{
+  static const char zeros[4096];
+  char buf[sizeof zeros];
+
+  *zero = true;
+  while (*zero && count > 0) {
+    const size_t n = count < sizeof buf ? count : sizeof buf;
+
+    if (storage_read (s, buf, n, offset) == -1)
+      return -1;
+    *zero = memcmp (buf, zeros, n) == 0;
+    offset.v += n;
+    count -= n;
+  }
+  return 0;
+}
+
 /* What a client is told about a failed write. */
 static int
 write_errno (int err)

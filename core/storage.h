@@ -129,6 +129,12 @@ extern bool storage_file_same (const struct storage *a,
 extern int storage_read (struct storage *s, void *buf, size_t count,
                          struct host_off offset);
 
+/* Tell in *zero whether all count bytes at offset are zeros now.  Errors as
+ * with storage_read.
+ */
+extern int storage_is_zero (struct storage *s, struct host_off offset,
+                            uint64_t count, bool *zero);
+
 /* Write exactly count bytes.  Returns -1 with the error set: ENOSPC if there
  * is no room, else EIO; a part may have been written.
  */

@@ -368,6 +368,21 @@ set_l1 (struct writer *w, const struct map_l1 *l1, struct host_off table,
   return commit_change (&w->commit, &ch, NULL);
 }
 
+/* A cluster that shall be zeros (P2): a damaged image may have the disk write
+ * to it as well, and what was written is not to be taken for entries.
+ */
+static int
+check_zero (struct writer *w, struct host_off table)
+{
+  const uint32_t bytes = w->disk->map.cluster_size;
+  bool zero;
+
+  if (storage_is_zero (w->disk->storage, table, bytes, &zero) == -1)
+    return -1;
+  return zero ? 0 : found_corrupt (w, "data would be taken for", METADATA_L2,
+                                   table, bytes);
+}
+
 /* An L2 table that maps nothing.  In clusters that are durably zero it needs
  * no order: without its entries it is still a table that maps nothing.
  */
@@ -375,8 +390,11 @@ static int
 new_table (struct writer *w, const struct map_l1 *l1,
            const struct space_clusters *to)
 {
-  if (!to->zero && storage_zero (w->disk->storage, to->host,
-                                 w->disk->map.cluster_size, false) == -1)
+  const int r = to->zero ? check_zero (w, to->host)
+    : storage_zero (w->disk->storage, to->host, w->disk->map.cluster_size,
+                    false);
+
+  if (r == -1)
     return -1;
   return set_l1 (w, l1, to->host, !to->zero || !to->durable, NULL);
 }

@@ -236,6 +236,42 @@ test_overlap_new_table (void)
   rig_free (&rig);
 }
 
+/* The same, but the cluster was reserved as one of zeros, then written in place
+ * as data, and is wanted as a table after that: what is in it is none.
+ */
+static void
+test_overlap_written_table (void)
+{
+  struct builder b;
+  uint64_t first, block, i;
+  uint8_t byte;
+
+  build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, 1024 * CLUSTER);
+  build_l2_place (&b, 0);
+  first = build_data (&b, 0);
+  build_entry (&b, 0, first, 0);
+  for (i = 1; i < 8; ++i)
+    build_entry (&b, i, build_data (&b, i), 0);
+  build_finish (&b);
+  block = get_be64 (b.data + get_be64 (b.data + 48));
+  for (i = 0; i < 8; ++i)
+    put_be16 (b.data + block + (first / CLUSTER + i) * 2, 0);
+  rig_init (&rig, "written table", &b);
+  build_free (&b);
+  rig_open (&rig);
+  rig_write (&rig, 20 * CLUSTER, CLUSTER, 1); /* has the eight reserved */
+  for (i = 1; i < 8; ++i)
+    CHECK_OK (rig_try_write (&rig, i * CLUSTER, CLUSTER, 1, 0));
+  CHECK_EQ (rig_try_write (&rig, 600 * CLUSTER, 10, 1, 0), (uint64_t) -1);
+  CHECK_ERROR (EIO, "damaged: data would be taken for an L2 table");
+  CHECK_EQ (on_disk (72), QCOW2_INCOMPAT_CORRUPT);
+  CHECK_OK (layer_read (rig.live, &byte, 1, (struct guest_off) {
+        601 * CLUSTER }));
+  CHECK_EQ (byte, 0);
+  CHECK_EQ (rig_close_only (&rig), (uint64_t) -1);
+  rig_free (&rig);
+}
+
 /* Metadata that overlaps other metadata is found when it is opened. */
 static void
 test_overlap_tables (void)
@@ -745,6 +781,7 @@ main (void)
   test_overlap ();
   test_overlap_given_up ();
   test_overlap_new_table ();
+  test_overlap_written_table ();
   test_overlap_tables ();
   test_autoclear ();
   test_lazy_refcounts ();
