@@ -41,26 +41,6 @@ storage_read (struct storage *s, void *buf, size_t count,
   return 0;
 }
 
-int
-storage_is_zero (struct storage *s, struct host_off offset, uint64_t count,
-                 bool *zero)
-{
-  static const char zeros[4096];
-  char buf[sizeof zeros];
-
-  *zero = true;
-  while (*zero && count > 0) {
-    const size_t n = count < sizeof buf ? count : sizeof buf;
-
-    if (storage_read (s, buf, n, offset) == -1)
-      return -1;
-    *zero = memcmp (buf, zeros, n) == 0;
-    offset.v += n;
-    count -= n;
-  }
-  return 0;
-}
-
 /* What a client is told about a failed write. */
 static int
 write_errno (int err)
@@ -240,6 +220,30 @@ storage_extent (struct storage *s, struct host_off offset, uint64_t count,
     error_set (EIO, "%s: looking for holes at offset 0x%" PRIx64 ": %s",
                s->name, offset.v, strerror (errno));
     return -1;
+  }
+  return 0;
+}
+
+int
+storage_is_zero (struct storage *s, struct host_off offset, uint64_t count,
+                 bool *zero)
+{
+  static const char zeros[1 << 14];
+  char buf[sizeof zeros];
+  uint64_t n;
+
+  *zero = true;
+  for (; *zero && count > 0; offset.v += n, count -= n) {
+    bool hole;
+
+    if (storage_extent (s, offset, count, &hole, &n) == -1)
+      return -1;
+    if (hole)
+      continue;
+    n = n < sizeof buf ? n : sizeof buf;
+    if (storage_read (s, buf, n, offset) == -1)
+      return -1;
+    *zero = memcmp (buf, zeros, n) == 0;
   }
   return 0;
 }

@@ -129,12 +129,6 @@ extern bool storage_file_same (const struct storage *a,
 extern int storage_read (struct storage *s, void *buf, size_t count,
                          struct host_off offset);
 
-/* Tell in *zero whether all count bytes at offset are zeros now.  Errors as
- * with storage_read.
- */
-extern int storage_is_zero (struct storage *s, struct host_off offset,
-                            uint64_t count, bool *zero);
-
 /* Write exactly count bytes.  Returns -1 with the error set: ENOSPC if there
  * is no room, else EIO; a part may have been written.
  */
@@ -178,6 +172,12 @@ extern int storage_resize (struct storage *s, uint64_t size);
 /* See storage_ops.extent; past the end is a hole.  count > 0. */
 extern int storage_extent (struct storage *s, struct host_off offset,
                            uint64_t count, bool *hole, uint64_t *length);
+
+/* Tell in *zero whether all count bytes at offset are zeros now.  Errors as
+ * with storage_read.
+ */
+extern int storage_is_zero (struct storage *s, struct host_off offset,
+                            uint64_t count, bool *zero);
 
 extern void storage_prefetch (struct storage *s, struct host_off offset,
                               uint64_t count);
