@@ -45,8 +45,8 @@ struct chain {
 };
 
 /* Open an image and its backing files, read-only, with the locks that QEMU
- * takes on them, so that no QEMU writes them meanwhile.  shared must outlive the
- * chain.  Relative names are relative to the directory of the file that
+ * takes on them, so that no QEMU writes them meanwhile.  shared must outlive
+ * the chain.  Relative names are relative to the directory of the file that
  * they are in, as it was named.  Formats are never probed.  Returns -1 with
  * the error set, naming the file that it is about.
  */

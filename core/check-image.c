@@ -366,16 +366,16 @@ compare_refcount (struct check *c, uint64_t cluster, uint64_t stored,
                  offset, stored, counted);
 }
 
-/* What goes unnoticed as long as the refcount agrees. */
+/* What goes unnoticed as long as the refcount is not too low. */
 static void
 look_for_overlap (struct check *c, const struct counts_chunk *k,
-                  uint64_t cluster, uint64_t stored)
+                  uint64_t cluster, uint64_t counted)
 {
   const bool meta = counts_flag (k, COUNTS_META, cluster);
   const bool table = counts_flag (k, COUNTS_L2, cluster);
   const bool data = counts_flag (k, COUNTS_DATA, cluster);
 
-  if ((meta && stored > 1) || (table && data))
+  if ((meta && counted > 1) || (table && data))
     check_found (&c->findings, CHECK_OVERLAP, 1, "cluster at 0x%" PRIx64
                  ": used as metadata and as something else",
                  cluster << c->h.cluster_bits);
@@ -410,8 +410,8 @@ compare_some (struct check *c, const struct check_span *span, uint64_t first,
       *image_end = (i + 1) << c->h.cluster_bits;
     if (stored != counted)
       compare_refcount (c, i, stored, counted);
-    else if (stored > 1)
-      look_for_overlap (c, span->chunk, i, stored);
+    if (counted > 1 && stored >= counted)
+      look_for_overlap (c, span->chunk, i, counted);
   }
 }
 

@@ -73,7 +73,8 @@ void
 epoch_advance (struct epoch *e, uint64_t then)
 {
   pthread_mutex_lock (&e->lock);
-  while (!epoch_is_past (e, then) && !has_requests (e, epoch_now (e) - 1)) /* E1 */
+  while (!epoch_is_past (e, then) &&
+         !has_requests (e, epoch_now (e) - 1)) /* E1 */
     atomic_fetch_add (&e->now, 1);
   pthread_mutex_unlock (&e->lock);
 }

@@ -213,8 +213,8 @@ check_may_write (const struct image *im)
   struct storage *s = top (im)->layer.storage;
 
   if (im->repair_failed)
-    error_set (EIO, "%s: a repair failed: nothing is written until it is opened "
-               "anew", s->name);
+    error_set (EIO, "%s: a repair failed: nothing is written until it is "
+               "opened anew", s->name);
   else if (im->chain.force_share) /* another process may write it */
     error_set (EROFS, "%s: force-share=true is for reading only", s->name);
   else
@@ -246,7 +246,7 @@ make_writable (struct image *im, const struct writer_options *options)
   return 0;
 }
 
-/* ----------------------------------------------------------------- repairing */
+/* --------------------------------------------------------------- repairing */
 
 static bool
 is_to_be_repaired (const struct header *h, enum image_repair mode)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* An open image: its chain, its caches, its snapshots, the disks in it that
- * can be served, and the writer of the live one.  This is what a program uses of
- * core/.
+ * can be served, and the writer of the live one.  This is what a program uses
+ * of core/.
  *
  * Locks of who reads.  There are four kinds, none is held while another is
  * taken, and none around I/O (I12):

@@ -55,9 +55,9 @@ struct overlap {
 extern void overlap_init (struct overlap *o, unsigned cluster_bits);
 extern void overlap_destroy (struct overlap *o);
 
-/* Add whole clusters from offset on, of which bytes stay; then sort, before the first check.  Both
- * return -1 with the error set: ENOMEM, or EINVAL if two of different kinds
- * overlap (name is the image's).
+/* Add whole clusters from offset on, of which bytes stay; then sort, before
+ * the first check.  Both return -1 with the error set: ENOMEM, or EINVAL if
+ * two of different kinds overlap (name is the image's).
  */
 extern int overlap_add_range (struct overlap *o, struct host_off offset,
                               uint64_t bytes, enum metadata kind);

@@ -80,26 +80,77 @@ add_ranges (struct writer *w, const struct snapshots *snapshots)
   return overlap_sort (o, name (w));
 }
 
+/* The tables of L1 entries that are not the first with their table. */
+struct again {
+  uint64_t *table;
+  size_t nr, max;
+};
+
+static int
+note_again (struct writer *w, struct again *again, struct host_off table)
+{
+  if (again->nr == again->max) {
+    const size_t max = again->max * 2 + 8;
+    uint64_t *p = realloc (again->table, max * sizeof *p);
+
+    if (p == NULL) {
+      error_set (ENOMEM, "%s: out of memory", name (w));
+      return -1;
+    }
+    again->table = p;
+    again->max = max;
+  }
+  again->table[again->nr++] = table.v;
+  return 0;
+}
+
+static int
+compare_tables (const void *a, const void *b)
+{
+  const uint64_t *x = a, *y = b;
+
+  return *x < *y ? -1 : *x > *y;
+}
+
+/* One table for several parts of the disk is fine if its refcount says so:
+ * else it would be free while some of them still use it.
+ */
+static int
+check_again (struct writer *w, const struct again *again)
+{
+  size_t i, n;
+
+  if (again->nr > 1)
+    qsort (again->table, again->nr, sizeof again->table[0], compare_tables);
+  for (i = 0; i < again->nr; i += n) {
+    const struct host_off table = { again->table[i] };
+    uint64_t refcount;
+
+    for (n = 1; i + n < again->nr && again->table[i + n] == table.v; ++n)
+      continue;
+    if (space_refcount (&w->space, table, &refcount) == -1)
+      return -1;
+    if (refcount < n + 1) /* which says what is wrong */
+      return overlap_add (&w->overlap, name (w), table, 1,
+                          METADATA_SHARED_L2);
+  }
+  return 0;
+}
+
 /* I7: the L2 tables of the live disk.  All entries must be right: one that
  * points beyond the end of the file would point at whatever is put there when
  * the file has grown.
  */
 static int
-add_l2_table (struct writer *w, const struct map_l1 *l1)
+add_l2_table (struct writer *w, const struct map_l1 *l1, struct again *again)
 {
   const enum metadata kind = l1->copied ? METADATA_L2 : METADATA_SHARED_L2;
-  uint64_t refcount;
 
   if (l1->table.v == 0)
     return 0;
-  /* One table for two parts of the disk is fine if its refcount says so. */
   if (kind == METADATA_SHARED_L2 &&
-      overlap_find (&w->overlap, l1->table, 1) == METADATA_SHARED_L2) {
-    if (space_refcount (&w->space, l1->table, &refcount) == -1)
-      return -1;
-    if (refcount > 1)
-      return 0;
-  }
+      overlap_find (&w->overlap, l1->table, 1) == METADATA_SHARED_L2)
+    return note_again (w, again, l1->table);
   return overlap_add (&w->overlap, name (w), l1->table, 1, kind);
 }
 
@@ -107,16 +158,22 @@ static int
 add_l2_tables (struct writer *w)
 {
   const struct map *m = &w->disk->map;
+  struct again again = { 0 };
   uint64_t i;
+  int r = 0;
 
-  for (i = 0; i < m->l1_size; ++i) {
+  for (i = 0; r == 0 && i < m->l1_size; ++i) {
     const struct guest_off offset = { i << m->l1_shift };
     struct map_l1 l1;
 
-    if (map_l1_entry (m, offset, &l1) == -1 || add_l2_table (w, &l1) == -1)
-      return -1;
+    if (map_l1_entry (m, offset, &l1) == -1 ||
+        add_l2_table (w, &l1, &again) == -1)
+      r = -1;
   }
-  return 0;
+  if (r == 0)
+    r = check_again (w, &again);
+  free (again.table);
+  return r;
 }
 
 static void
@@ -340,7 +397,7 @@ writer_references (const struct map *m, struct host_off host, uint64_t bytes)
   };
 }
 
-/* ----------------------------------------------------------------- L2 tables */
+/* --------------------------------------------------------------- L2 tables */
 
 /* Have the L1 entry point to this table.  ordered: see struct change. */
 static int

@@ -63,7 +63,7 @@ write_zeros (const struct zeroing *z, uint64_t from, uint64_t to)
   return disk_write (z->w, NULL, to - from, at, may_punch (z), false);
 }
 
-/* ------------------------------------------------------------------ clusters */
+/* ---------------------------------------------------------------- clusters */
 
 /* Some whole granules, within one slice of an L2 table. */
 struct step {

@@ -56,9 +56,9 @@ extern int params_choose (const char *key, const char *value,
   "                           ISA-L 3, else 1); zstd: 1 to 22 (default 2).\n" \
   "detect-zeroes=off|on|unmap What becomes of zeros that are written\n" \
   "                           (default off; on with compress).\n"      \
-  "repair=none|leaks|all      Check an image before it is written, and repair\n" \
-  "                           it; default: all that is wrong, if it is\n" \
-  "                           marked as dirty.\n"                          \
+  "repair=none|leaks|all      Check an image before it is written, and\n" \
+  "                           repair it; default: all that is wrong, if\n" \
+  "                           it is marked as dirty.\n"              \
   CREATION_HELP
 
 #endif /* QCOW2_PARAMS_H */

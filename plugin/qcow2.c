@@ -31,8 +31,9 @@ NBDKIT_DLL_PUBLIC int qcow2_debug_cache;
 static struct image *image;
 
 /* A connection's.  writable: it is the live disk, of an image that could be
- * opened for writing, and the client may write.  A filter can change the export's name on its way to
- * .open, the only place that it can be asked for: hence the description.
+ * opened for writing, and the client may write.  A filter can change the
+ * export's name on its way to .open, the only place that it can be asked for:
+ * hence the description.
  */
 struct handle {
   struct layer *disk;

@@ -262,7 +262,8 @@ test_eviction (void)
     struct cache_ref ref;
     unsigned j;
 
-    CHECK_OK (cache_get (c, &p.storage, 3, (struct host_off) { FIRST + i * 4096 }, 4096, 1, &ref));
+    CHECK_OK (cache_get (c, &p.storage, 3, (struct host_off) {
+          FIRST + i * 4096 }, 4096, 1, &ref));
     CHECK (cache_still_valid (&ref));
     for (j = 0; j < 64; ++j)
       CHECK_OK (get (c, &p, (10000 + 64 * i + j) * 4096, 4096));
@@ -472,7 +473,8 @@ get_few (struct hammer *h, struct pattern *p, uint64_t offset, uint64_t *state)
   for (i = 0; i < 3; ++i)
     index[i] = random_below (state, h->bytes / 8);
   for (;;) {
-    if (cache_get (h->c, &p->storage, p->id, (struct host_off) { FIRST + offset }, h->bytes, 1, &ref) == -1)
+    if (cache_get (h->c, &p->storage, p->id, (struct host_off) {
+          FIRST + offset }, h->bytes, 1, &ref) == -1)
       return -1;
     for (i = 0; i < 3; ++i)
       word[i] = cache_word (&ref, index[i]);

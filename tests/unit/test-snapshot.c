@@ -285,7 +285,8 @@ test_many (void)
   start ();
   for (i = 0; i < 65536; ++i) {
     /* Sorted backwards; every fourth is repeated. */
-    snprintf (name, sizeof name, "name%u", (65535 - i) & (i % 4 == 0 ? ~1u : ~0u));
+    snprintf (name, sizeof name, "name%u",
+              (65535 - i) & (i % 4 == 0 ? ~1u : ~0u));
     append (&(struct entry) { .id = name + 4, .name = name, .extra = 16 });
   }
   CHECK_OK (finish ());
