@@ -26,6 +26,7 @@ static const char *first_key; /* of a parameter that only creating needs */
 static char *recorded;        /* the backing's name */
 static char *backing;         /* its path, if that is another */
 static char *remove_at_exit;  /* the new image, until nbdkit has started */
+static struct stat new_image; /* which file that is */
 
 /* --------------------------------------------------------------- parameters */
 
@@ -131,7 +132,8 @@ set_preallocation (const char *key, const char *value)
     [PREALLOCATION_OFF] = "off", [PREALLOCATION_METADATA] = "metadata",
     [PREALLOCATION_FALLOC] = "falloc", [PREALLOCATION_FULL] = "full", NULL,
   };
-  const int i = params_choose (key, value, words, "off, metadata, falloc or full");
+  const int i = params_choose (key, value, words,
+                               "off, metadata, falloc or full");
 
   if (i == -1)
     return -1;
@@ -263,11 +265,16 @@ creation_keep (void)
   remove_at_exit = NULL;
 }
 
-/* nbdkit exits when it can't start, without a word to its plugins. */
+/* nbdkit exits when it can't start, without a word to its plugins.  Meanwhile
+ * somebody may have moved the image away, and have another file there.
+ */
 static void __attribute__ ((destructor))
 remove_image (void)
 {
-  if (remove_at_exit != NULL)
+  struct stat st;
+
+  if (remove_at_exit != NULL && stat (remove_at_exit, &st) == 0 &&
+      st.st_dev == new_image.st_dev && st.st_ino == new_image.st_ino)
     unlink (remove_at_exit);
   creation_keep ();
 }
@@ -275,9 +282,7 @@ remove_image (void)
 static int
 remember (const char *file)
 {
-  struct stat st;
-
-  if (stat (file, &st) == -1 || !S_ISREG (st.st_mode))
+  if (stat (file, &new_image) == -1 || !S_ISREG (new_image.st_mode))
     return 0; /* a device can't be removed */
   remove_at_exit = realpath (file, NULL); /* a symbolic link stays */
   if (remove_at_exit != NULL &&
