@@ -37,8 +37,14 @@ expect_refusal "compress=zstd: this image's compression type is zlib" \
                "$PLUGIN" "$image" compress=zstd
 expect_refusal "compress=zlib: this image's compression type is zstd" \
                "$PLUGIN" "$tmp/zstd.qcow2" compress=zlib
+qemu-img create -q -f qcow2 -o compat=0.10 "$tmp/v2.qcow2" 4M
+expect_refusal "compress=zstd: this image's compression type is zlib" \
+               "$PLUGIN" "$tmp/v2.qcow2" compress=zstd
 expect_refusal 'contradict each other' "$PLUGIN" "$tmp/new.qcow2" \
                create=true size=1M compress=zlib compression-type=zstd
+expect_refusal 'compression type other than zlib needs version 3' \
+               "$PLUGIN" "$tmp/new.qcow2" create=true size=1M compress=zstd \
+               compat=0.10
 test ! -e "$tmp/new.qcow2"
 "$NBDKIT" -U - "$PLUGIN" "$tmp/new.qcow2" create=true size=1M compress=zstd \
     --run true

@@ -20,6 +20,15 @@ size="$(stat -c %s disk.raw)"
 nbdcopy disk.raw -- [ "$NBDKIT" "$PLUGIN" out.qcow2 create=true size=$size ]
 check_clean out.qcow2
 same_disk out.qcow2 disk.raw
+# Compressed.
+for method in zlib zstd; do
+    nbdcopy disk.raw -- [ "$NBDKIT" "$PLUGIN" $method.qcow2 create=true \
+        size=$size compress=$method ]
+    check_clean $method.qcow2
+    same_disk $method.qcow2 disk.raw
+    qemu-img info $method.qcow2 | grep -q "compression type: $method"
+    rm $method.qcow2
+done
 # Into a larger disk.
 nbdcopy disk.raw -- [ "$NBDKIT" "$PLUGIN" larger.qcow2 create=true size=10G ]
 check_clean larger.qcow2

@@ -295,6 +295,59 @@ test_order (void)
   end ();
 }
 
+/* A cluster of one byte, which compresses to next to nothing. */
+static void
+write_same (uint64_t cluster, uint8_t byte)
+{
+  const uint64_t at = cluster * cluster_size;
+
+  memset (rig.content + at, byte, cluster_size);
+  CHECK_OK (image_write (rig.im, rig.content + at, cluster_size,
+                         (struct guest_off) { at }, 0));
+}
+
+/* Of tiny compressed clusters a host cluster has as many as its refcount can
+ * count, be it one.
+ */
+static void
+test_saturated (unsigned bits, unsigned order)
+{
+  const struct form form = { 3, bits, order, false, COMPRESSION_ZSTD, 1 };
+  const uint64_t nr = 500, max = (UINT64_C (1) << (1 << order)) - 1;
+  uint64_t state = order + 1, i, before;
+
+  start (&form, nr, 0);
+  before = nr_used () + 1; /* with an L2 table */
+  for (i = 0; i < nr; ++i)
+    write_same (i, i + 1);
+  rig_close (&rig);
+  CHECK_EQ (nr_used (), before + (nr + max - 1) / max);
+
+  rig_open (&rig);
+  for (i = 0; i < 2 * nr; ++i) {
+    const uint64_t cluster = random_below (&state, nr);
+
+    switch (random_below (&state, 8)) {
+    case 0:
+      rig_trim (&rig, cluster * cluster_size, cluster_size);
+      break;
+    case 1:
+      rig_write (&rig, cluster * cluster_size + 77, 500, i);
+      break;
+    default:
+      write_same (cluster, i);
+    }
+    if (random_below (&state, 50) == 0)
+      rig_flush (&rig);
+  }
+  rig_compare (&rig);
+  rig_trim (&rig, 0, nr * cluster_size);
+  rig_close (&rig);
+  CHECK_EQ (nr_used (), before);
+  rig_open (&rig);
+  end ();
+}
+
 /* ------------------------------------------------------------------ pieces */
 
 /* Smaller requests are gathered, in order, backwards, and of several clusters
@@ -508,6 +561,9 @@ main (void)
          ++detect)
       test_gather_zeros (&forms[i], detect);
   }
+  for (i = 0; i < 3; ++i)
+    test_saturated (12, i);
+  test_saturated (16, 3);
   test_rewrite ();
   test_growth ();
   test_decoded ();

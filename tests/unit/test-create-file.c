@@ -39,6 +39,18 @@ fails (void)
   return true;
 }
 
+/* Calls that change what is there, a letter each, in their order. */
+static char calls[4096];
+
+static void
+note (char letter)
+{
+  const size_t n = strlen (calls);
+
+  if (n + 1 < sizeof calls)
+    calls[n] = letter;
+}
+
 #define WRAP(type, name, failure, params, args)         \
   extern type __real_##name params;                     \
   extern type __wrap_##name params;                     \
@@ -48,15 +60,25 @@ fails (void)
     return fails () ? failure : __real_##name args;     \
   }
 
+#define WRAP_NOTED(letter, type, name, params, args)    \
+  extern type __real_##name params;                     \
+  extern type __wrap_##name params;                     \
+  type                                                  \
+  __wrap_##name params                                  \
+  {                                                     \
+    note (letter);                                      \
+    return fails () ? -1 : __real_##name args;          \
+  }
+
 WRAP (off_t, lseek, -1, (int fd, off_t at, int whence), (fd, at, whence))
-WRAP (ssize_t, pwrite, -1, (int fd, const void *buf, size_t n, off_t at),
-      (fd, buf, n, at))
-WRAP (int, fdatasync, -1, (int fd), (fd))
-WRAP (int, fsync, -1, (int fd), (fd))
+WRAP_NOTED ('w', ssize_t, pwrite,
+            (int fd, const void *buf, size_t n, off_t at), (fd, buf, n, at))
+WRAP_NOTED ('s', int, fdatasync, (int fd), (fd))
+WRAP_NOTED ('d', int, fsync, (int fd), (fd))
 WRAP (int, fallocate, -1, (int fd, int mode, off_t at, off_t n),
       (fd, mode, at, n))
 WRAP (int, ftruncate, -1, (int fd, off_t size), (fd, size))
-WRAP (int, rename, -1, (const char *from, const char *to), (from, to))
+WRAP_NOTED ('n', int, rename, (const char *from, const char *to), (from, to))
 WRAP (int, link, -1, (const char *from, const char *to), (from, to))
 WRAP (int, fchmod, -1, (int fd, mode_t mode), (fd, mode))
 WRAP (int, fchown, -1, (int fd, uid_t u, gid_t g), (fd, u, g))
@@ -81,6 +103,7 @@ int
 __wrap_renameat2 (int a, const char *from, int b, const char *to,
                   unsigned flags)
 {
+  note ('n');
   if (appears != NULL)
     put (appears, "theirs");
   return fails () ? -1 : __real_renameat2 (a, from, b, to, flags);
@@ -204,6 +227,7 @@ create (const char *path, bool overwrite)
   int r;
 
   error_set (0, "none");
+  memset (calls, 0, sizeof calls);
   nr_calls = 0;
   r = create_file (path, overwrite, &options);
   fail_at = 0;
@@ -220,6 +244,23 @@ test_made (void)
   CHECK_ERROR (EEXIST, "new: it exists already");
   CHECK (is_complete ("new"));
   CHECK_EQ (count_files (true), 1);
+}
+
+/* It gets its name when it is complete and durable, which is then made durable
+ * itself.
+ */
+static void
+test_order (bool overwrite)
+{
+  if (overwrite)
+    put ("new", "old");
+  CHECK_OK (create ("new", overwrite));
+  CHECK (strlen (calls) > 5);
+  /* All but the header, the header, the name, the folder. */
+  CHECK_STR (calls + strlen (calls) - 5, "swsnd");
+  CHECK (strchr (calls, 'n') == strrchr (calls, 'n'));
+  CHECK (strchr (calls, 'd') == strrchr (calls, 'd'));
+  count_files (true);
 }
 
 /* The process's umask says who may use it. */
@@ -391,6 +432,8 @@ main (void)
   options.cluster_size = 4096;
   options.preallocation = PREALLOCATION_FALLOC;
   test_made ();
+  test_order (false);
+  test_order (true);
   test_modes ();
   test_links ();
   test_race ();

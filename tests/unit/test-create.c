@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* create.c: new images of every kind, in empty storage and over what is
- * there; what is refused; in which order things are written; and what is left
- * when the storage fails.
- */
+/* create.c: new images of every kind, in empty storage, and what is refused. */
 
 #include <config.h>
 
@@ -11,16 +8,14 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "create.h"
 #include "image.h"
 #include "image-check.h"
-#include "memory-storage.h"
+#include "new-image.h"
 #include "random.h"
 #include "read.h"
 #include "seconds.h"
 
-#define SECTOR 512
-#define PIECE 65536
+#define SECTOR NEW_IMAGE_SECTOR
 
 /* Files larger than this are not made here. */
 #define MAX_FILE (UINT64_C (512) << 20)
@@ -28,40 +23,8 @@
 /* Nor is more than this written as zeros. */
 #define MAX_FULL (UINT64_C (4) << 20)
 
-static struct memory_disk disk;
-static struct memory_control control;
-static char what[200]; /* is being made */
+static struct new_image made;
 static unsigned images;
-
-static void
-describe (const struct create_options *o)
-{
-  snprintf (what, sizeof what, "v%u cluster %" PRIu64 " refcounts %u%s%s "
-            "compression %d preallocation %d size %" PRIu64, o->version,
-            o->cluster_size, o->refcount_bits,
-            o->extended_l2 ? " extended" : "",
-            o->lazy_refcounts ? " lazy" : "", o->compression,
-            o->preallocation, o->size);
-}
-
-static uint64_t
-divide_up (uint64_t a, uint64_t b)
-{
-  return a / b + (a % b != 0);
-}
-
-/* The bytes of the disk that one L2 table maps. */
-static uint64_t
-reach (const struct create_options *o)
-{
-  return o->cluster_size / (o->extended_l2 ? 16 : 8) * o->cluster_size;
-}
-
-static uint64_t
-rounded (uint64_t size)
-{
-  return divide_up (size, SECTOR) * SECTOR;
-}
 
 /* The least number of clusters that the image can have: found by trying. */
 static uint64_t
@@ -81,169 +44,6 @@ least_clusters (const struct create_options *o)
   }
 }
 
-static int
-create (const struct create_options *o)
-{
-  struct storage *s = memory_disk_open (&disk, "test", &control);
-  const int r = create_image (s, o);
-
-  storage_close (s);
-  return r;
-}
-
-static bool
-is_image (void)
-{
-  struct image *im =
-    image_open_storage (memory_disk_open (&disk, "test", &control),
-                        CACHE_MIN_BYTES);
-  const bool r = im != NULL;
-
-  (void) image_close (im);
-  return r;
-}
-
-/* -------------------------------------------------------------- its header */
-
-static void
-check_header (const struct create_options *o)
-{
-  const uint8_t *h = disk.data;
-  const bool zstd = o->compression == COMPRESSION_ZSTD;
-  const uint64_t incompatible = (zstd ? QCOW2_INCOMPAT_COMPRESSION : 0) |
-    (o->extended_l2 ? QCOW2_INCOMPAT_EXTENDED_L2 : 0);
-
-  CHECK_EQ (get_be32 (h), QCOW2_MAGIC);
-  CHECK_EQ (get_be32 (h + 4), o->version);
-  CHECK_EQ (UINT64_C (1) << get_be32 (h + 20), o->cluster_size);
-  CHECK_EQ (get_be64 (h + 24), rounded (o->size));
-  CHECK_EQ (get_be32 (h + 36), divide_up (rounded (o->size), reach (o)));
-  if (o->version < 3)
-    return;
-  CHECK_EQ (get_be64 (h + 72), incompatible);
-  CHECK_EQ (get_be64 (h + 80), o->lazy_refcounts);
-  CHECK_EQ (get_be64 (h + 88), 0);
-  CHECK_EQ (1U << get_be32 (h + 96), o->refcount_bits);
-  CHECK_EQ (h[104], o->compression);
-}
-
-/* ---------------------------------------------------------------- its disk */
-
-/* What the disk reads as: zeros, or a pattern that was written. */
-static void
-check_range (const struct layer *d, uint64_t offset, uint64_t count, int byte)
-{
-  static uint8_t buf[PIECE], should[PIECE];
-
-  memset (buf, ~byte, count);
-  memset (should, byte, count);
-  CHECK_OK (layer_read (d, buf, count, (struct guest_off) { offset }));
-  if (memcmp (buf, should, count) != 0)
-    check_failed (__FILE__, __LINE__, "%s: 0x%" PRIx64 " is not all 0x%02x",
-                  what, offset, byte);
-}
-
-static void
-check_zeros (const struct layer *d, uint64_t offset, uint64_t end)
-{
-  while (offset < end) {
-    const uint64_t n = end - offset < PIECE ? end - offset : PIECE;
-
-    check_range (d, offset, n, 0);
-    offset += n;
-  }
-}
-
-/* Up to 64 KiB around places where tables and clusters begin and end. */
-static unsigned
-choose_places (const struct create_options *o, uint64_t *place)
-{
-  const uint64_t size = rounded (o->size), r = reach (o);
-  const uint64_t all[] = { 0, o->cluster_size, size / 2, r - SECTOR, r,
-                           size - SECTOR };
-  unsigned nr = 0, i;
-
-  for (i = 0; i < sizeof all / sizeof all[0]; ++i) {
-    if (all[i] < size && (nr == 0 || all[i] > place[nr - 1]))
-      place[nr++] = all[i];
-  }
-  return nr;
-}
-
-static void
-write_and_read (struct image *im, const struct layer *d,
-                const struct create_options *o)
-{
-  const uint64_t size = rounded (o->size);
-  uint8_t buf[3 * SECTOR];
-  uint64_t place[8], end;
-  unsigned nr = choose_places (o, place), i;
-
-  check_zeros (d, 0, size < 2 * PIECE ? size : 2 * PIECE);
-  check_zeros (d, size < 2 * PIECE ? 0 : size - 2 * PIECE, size);
-  for (i = 0; i < nr; ++i) {
-    end = i + 1 < nr ? place[i + 1] : size;
-    if (end > place[i] + sizeof buf)
-      end = place[i] + sizeof buf;
-    memset (buf, i + 1, sizeof buf);
-    CHECK_OK (image_write (im, buf, end - place[i],
-                           (struct guest_off) { place[i] }, 0));
-  }
-  CHECK_OK (image_flush (im));
-  for (i = 0; i < nr; ++i) {
-    end = i + 1 < nr ? place[i + 1] : size;
-    if (end > place[i] + sizeof buf) {
-      check_zeros (d, place[i] + sizeof buf,
-                   end < place[i] + PIECE ? end : place[i] + PIECE);
-      end = place[i] + sizeof buf;
-    }
-    check_range (d, place[i], end - place[i], i + 1);
-  }
-}
-
-static void
-check_disk (const struct create_options *o)
-{
-  const struct writer_options options = { 0 };
-  struct image *im =
-    image_open_storage (memory_disk_open (&disk, "test", &control),
-                        CACHE_MIN_BYTES);
-  struct layer *d;
-
-  if (im == NULL) {
-    check_failed (__FILE__, __LINE__, "%s: %s", what, error_message ());
-    return;
-  }
-  CHECK_OK (image_make_writable (im, &options));
-  d = image_open_disk (im, "");
-  CHECK (d != NULL);
-  CHECK_EQ (d->size, rounded (o->size));
-  write_and_read (im, d, o);
-  image_close_disk (d);
-  CHECK_OK (image_close (im));
-}
-
-/* What has its place in the file takes no more when it is written. */
-static void
-check_preallocated (const struct create_options *o, uint64_t size_before)
-{
-  if (o->preallocation != PREALLOCATION_OFF && !control.fixed)
-    CHECK_EQ (atomic_load (&disk.size), size_before);
-}
-
-static void
-check_made (const struct create_options *o)
-{
-  const uint64_t size = atomic_load (&disk.size);
-
-  images++;
-  check_header (o);
-  image_check_clean (what, disk.data, size);
-  check_disk (o);
-  image_check_clean (what, disk.data, atomic_load (&disk.size));
-  check_preallocated (o, size);
-}
-
 /* Make an image in an empty storage, and look at all of it. */
 static void
 make_new (const struct create_options *o)
@@ -251,18 +51,18 @@ make_new (const struct create_options *o)
   const uint64_t data = divide_up (rounded (o->size), o->cluster_size) *
     o->cluster_size;
 
-  describe (o);
-  memset (&control, 0, sizeof control);
-  memory_disk_init (&disk, NULL, 0);
-  if (create (o) == -1)
-    check_failed (__FILE__, __LINE__, "%s: %s", what, error_message ());
+  new_image_init (&made, o, NULL, 0);
+  if (new_image_create (&made, o) == -1)
+    check_failed (__FILE__, __LINE__, "%s: %s", made.what, error_message ());
   else {
-    CHECK_EQ (atomic_load (&disk.size), least_clusters (o) * o->cluster_size);
+    CHECK_EQ (atomic_load (&made.disk.size),
+              least_clusters (o) * o->cluster_size);
     if (o->preallocation >= PREALLOCATION_FALLOC)
-      CHECK (atomic_load (&disk.blocks) >= data / MEMORY_DISK_BLOCK);
-    check_made (o);
+      CHECK (atomic_load (&made.disk.blocks) >= data / MEMORY_DISK_BLOCK);
+    new_image_check (&made, o);
+    images++;
   }
-  memory_disk_free (&disk);
+  new_image_free (&made);
 }
 
 /* ------------------------------------------------------------------ matrix */
@@ -391,13 +191,11 @@ test_largest (void)
   o.cluster_size = 2 << 20;
   o.extended_l2 = true;
   o.size = UINT64_C (1) << 60;
-  describe (&o);
-  memset (&control, 0, sizeof control);
-  memory_disk_init (&disk, NULL, 0);
-  CHECK_OK (create (&o));
-  CHECK (is_image ());
-  image_check_clean (what, disk.data, atomic_load (&disk.size));
-  memory_disk_free (&disk);
+  new_image_init (&made, &o, NULL, 0);
+  CHECK_OK (new_image_create (&made, &o));
+  CHECK (new_image_opens (&made));
+  image_check_clean (made.what, made.disk.data, atomic_load (&made.disk.size));
+  new_image_free (&made);
 }
 
 /* A disk of 16 TiB takes less than 1 MiB of space. */
@@ -407,13 +205,11 @@ test_small (void)
   struct create_options o = CREATE_DEFAULTS;
 
   o.size = UINT64_C (16) << 40;
-  describe (&o);
-  memset (&control, 0, sizeof control);
-  memory_disk_init (&disk, NULL, 0);
-  CHECK_OK (create (&o));
-  CHECK (atomic_load (&disk.blocks) * MEMORY_DISK_BLOCK < 1 << 20);
-  CHECK (atomic_load (&control.calls) < 20);
-  memory_disk_free (&disk);
+  new_image_init (&made, &o, NULL, 0);
+  CHECK_OK (new_image_create (&made, &o));
+  CHECK (atomic_load (&made.disk.blocks) * MEMORY_DISK_BLOCK < 1 << 20);
+  CHECK (atomic_load (&made.control.calls) < 20);
+  new_image_free (&made);
 }
 
 /* ---------------------------------------------------------------- refusals */
@@ -421,15 +217,13 @@ test_small (void)
 static void
 refused (struct create_options o, const char *message)
 {
-  describe (&o);
-  memset (&control, 0, sizeof control);
-  memory_disk_init (&disk, NULL, 0);
-  if (create (&o) == 0)
-    check_failed (__FILE__, __LINE__, "%s: was made", what);
+  new_image_init (&made, &o, NULL, 0);
+  if (new_image_create (&made, &o) == 0)
+    check_failed (__FILE__, __LINE__, "%s: was made", made.what);
   else
     CHECK_ERROR (EINVAL, message);
-  CHECK_EQ (atomic_load (&control.calls), 0);
-  memory_disk_free (&disk);
+  CHECK_EQ (atomic_load (&made.control.calls), 0);
+  new_image_free (&made);
 }
 
 #define REFUSED(message, ...)                                           \
@@ -506,8 +300,8 @@ check_names (const struct create_options *o)
 {
   struct header h;
 
-  CHECK_OK (header_decode ("test", disk.data, o->cluster_size,
-                           atomic_load (&disk.size), &h));
+  CHECK_OK (header_decode ("test", made.disk.data, o->cluster_size,
+                           atomic_load (&made.disk.size), &h));
   CHECK_STR (h.backing_name, o->backing);
   CHECK_STR (h.backing_format, o->backing_format);
 }
@@ -526,7 +320,6 @@ test_backing_names (void)
       bits = all_bits[i];
       o.version = version;
       o.cluster_size = UINT64_C (1) << bits;
-      memset (&control, 0, sizeof control);
       for (len = 1; len <= 1024; ++len) {
         /* The header, two extensions (format, end), the name. */
         const unsigned most = bits > 10 ? 1023
@@ -535,20 +328,21 @@ test_backing_names (void)
         if (len % 64 != 1 && len + 1 < most && len != 1023)
           continue;
         o.backing = name_of (len);
-        memory_disk_init (&disk, NULL, 0);
+        new_image_init (&made, &o, NULL, 0);
         if (len > most) {
-          CHECK_EQ (create (&o), -1);
+          CHECK_EQ (new_image_create (&made, &o), -1);
           CHECK_ERROR (EINVAL, len == 1024 ? "the limit is 1023"
                        : "has no room in the first cluster");
-          CHECK_EQ (atomic_load (&disk.size), 0);
+          CHECK_EQ (atomic_load (&made.disk.size), 0);
         }
         else {
-          CHECK_OK (create (&o));
+          CHECK_OK (new_image_create (&made, &o));
           check_names (&o);
-          image_check_clean ("names", disk.data, atomic_load (&disk.size));
+          image_check_clean (made.what, made.disk.data,
+                             atomic_load (&made.disk.size));
           images++;
         }
-        memory_disk_free (&disk);
+        new_image_free (&made);
       }
     }
   }
@@ -560,17 +354,16 @@ test_feature_names (void)
 {
   struct create_options o = CREATE_DEFAULTS;
 
-  memset (&control, 0, sizeof control);
-  memory_disk_init (&disk, NULL, 0);
-  CHECK_OK (create (&o));
-  CHECK_EQ (get_be32 (disk.data + 112), QCOW2_EXT_FEATURE_NAMES);
-  CHECK_EQ (get_be32 (disk.data + 116), 8 * QCOW2_FEATURE_ENTRY_SIZE);
-  CHECK_EQ (disk.data[120 + 4 * 48], QCOW2_FEATURE_INCOMPATIBLE);
-  CHECK_EQ (disk.data[120 + 4 * 48 + 1], 4);
-  CHECK_STR ((const char *) disk.data + 120 + 4 * 48 + 2,
+  new_image_init (&made, &o, NULL, 0);
+  CHECK_OK (new_image_create (&made, &o));
+  CHECK_EQ (get_be32 (made.disk.data + 112), QCOW2_EXT_FEATURE_NAMES);
+  CHECK_EQ (get_be32 (made.disk.data + 116), 8 * QCOW2_FEATURE_ENTRY_SIZE);
+  CHECK_EQ (made.disk.data[120 + 4 * 48], QCOW2_FEATURE_INCOMPATIBLE);
+  CHECK_EQ (made.disk.data[120 + 4 * 48 + 1], 4);
+  CHECK_STR ((const char *) made.disk.data + 120 + 4 * 48 + 2,
              "extended L2 entries");
-  CHECK_EQ (get_be64 (disk.data + 120 + 8 * 48), 0); /* the end */
-  memory_disk_free (&disk);
+  CHECK_EQ (get_be64 (made.disk.data + 120 + 8 * 48), 0); /* the end */
+  new_image_free (&made);
 }
 
 /* Over a backing file preallocated clusters with subclusters hide nothing;
@@ -593,10 +386,9 @@ test_overlay (enum preallocation preallocation, bool extended)
   o.preallocation = preallocation;
   o.backing = "base";
   o.backing_format = "raw";
-  memset (&control, 0, sizeof control);
-  memory_disk_init (&disk, NULL, 0);
-  CHECK_OK (create (&o));
-  s[0] = memory_disk_open (&disk, "test", &control);
+  new_image_init (&made, &o, NULL, 0);
+  CHECK_OK (new_image_create (&made, &o));
+  s[0] = memory_disk_open (&made.disk, "test", &made.control);
   s[1] = memory_storage_new ("base", base, sizeof base, NULL);
   im = image_open_storages (s, 2, CACHE_MIN_BYTES);
   CHECK (im != NULL);
@@ -608,7 +400,7 @@ test_overlay (enum preallocation preallocation, bool extended)
   CHECK (buf[sizeof base] == 0 && buf[sizeof buf - 1] == 0);
   image_close_disk (d);
   CHECK_OK (image_close (im));
-  memory_disk_free (&disk);
+  new_image_free (&made);
   images++;
 }
 
@@ -620,301 +412,6 @@ test_overlays (void)
   test_overlay (PREALLOCATION_METADATA, true);
   test_overlay (PREALLOCATION_FALLOC, true);
   test_overlay (PREALLOCATION_FULL, true);
-}
-
-/* ------------------------------------------------------ over what is there */
-
-#define DEVICE (UINT64_C (6) << 20)
-
-/* A block device: an image that is larger than the new one will be, and
- * garbage wherever that has nothing.
- */
-static uint8_t device[DEVICE];
-
-static void
-make_device (void)
-{
-  struct create_options o = CREATE_DEFAULTS;
-  uint64_t state = 42, i;
-
-  o.size = 3 << 20;
-  o.preallocation = PREALLOCATION_FULL;
-  memset (&control, 0, sizeof control);
-  memory_disk_init (&disk, NULL, 0);
-  CHECK_OK (create (&o));
-  random_fill (&state, device, sizeof device);
-  for (i = 0; i < atomic_load (&disk.size); ++i) {
-    if (disk.data[i] != 0 || i < 4096)
-      device[i] = disk.data[i];
-  }
-  memory_disk_free (&disk);
-}
-
-static void
-put_device (void)
-{
-  memset (&control, 0, sizeof control);
-  control.fixed = true;
-  memory_disk_init (&disk, device, sizeof device);
-}
-
-static void
-make_over (const struct create_options *o, bool no_zero)
-{
-  describe (o);
-  put_device ();
-  CHECK (is_image ());
-  control.no_zero = no_zero;
-  if (create (o) == -1)
-    check_failed (__FILE__, __LINE__, "%s: %s", what, error_message ());
-  else
-    check_made (o);
-  CHECK_EQ (atomic_load (&disk.size), DEVICE);
-  memory_disk_free (&disk);
-}
-
-static void
-test_over (void)
-{
-  static const uint64_t cluster_sizes[] = { 512, 4096, 65536, 1 << 18 };
-  struct create_options o = CREATE_DEFAULTS;
-  unsigned i, p, order;
-
-  for (i = 0; i < 4; ++i) {
-    for (p = PREALLOCATION_OFF; p <= PREALLOCATION_FULL; ++p) {
-      for (order = 0; order <= 6; order += 3) {
-        o.cluster_size = cluster_sizes[i];
-        o.preallocation = p;
-        o.refcount_bits = 1U << order;
-        o.size = 1234567;
-        make_over (&o, order == 3);
-        if (o.cluster_size >= 65536) {
-          o.extended_l2 = true;
-          make_over (&o, order == 3);
-          o.extended_l2 = false;
-        }
-      }
-    }
-  }
-}
-
-/* There is no room: nothing is touched. */
-static void
-test_too_small (void)
-{
-  struct create_options o = CREATE_DEFAULTS;
-
-  o.size = DEVICE;
-  o.preallocation = PREALLOCATION_METADATA;
-  put_device ();
-  CHECK_EQ (create (&o), -1);
-  CHECK_ERROR (ENOSPC, "resizing to ");
-  CHECK (memcmp (disk.data, device, DEVICE) == 0);
-  memory_disk_free (&disk);
-}
-
-/* ------------------------------------------------------------------- order */
-
-static bool
-changes_header (const struct memory_call *call)
-{
-  return (call->kind & (MEMORY_WRITE | MEMORY_ZERO)) && call->offset == 0;
-}
-
-/* The calls: flushed before the first sector, which comes alone, and flushed
- * after it.
- */
-static void
-check_end (const struct memory_log *l)
-{
-  const struct memory_call *last = l->call + l->nr;
-
-  CHECK (l->nr >= 4);
-  CHECK_EQ (last[-1].kind, MEMORY_FLUSH);
-  CHECK_EQ (last[-2].kind, MEMORY_WRITE);
-  CHECK_EQ (last[-2].offset, 0);
-  CHECK_EQ (last[-2].count, SECTOR);
-  CHECK_EQ (last[-3].kind, MEMORY_FLUSH);
-}
-
-static void
-test_order (uint64_t cluster_size, enum preallocation preallocation,
-            bool over)
-{
-  struct create_options o = CREATE_DEFAULTS;
-  struct memory_log log = MEMORY_LOG_INIT;
-  size_t i;
-
-  o.cluster_size = cluster_size;
-  o.size = 500000;
-  o.preallocation = preallocation;
-  put_device ();
-  if (!over) {
-    memory_disk_free (&disk);
-    memory_disk_init (&disk, NULL, 0);
-    control.fixed = false;
-  }
-  control.log = &log;
-  CHECK_OK (create (&o));
-  check_end (&log);
-  if (over) { /* the old header goes first, and durably */
-    CHECK (changes_header (&log.call[0]));
-    CHECK_EQ (log.call[0].count, SECTOR);
-    CHECK_EQ (log.call[1].kind, MEMORY_FLUSH);
-  }
-  /* No header in between: only zeros, over the old one. */
-  for (i = over ? 3 : 0; i + 3 < log.nr; ++i)
-    CHECK (log.call[i].kind != MEMORY_WRITE || log.call[i].offset > 0);
-  memory_disk_free (&disk);
-  memory_log_free (&log);
-}
-
-static void
-test_orders (void)
-{
-  unsigned p;
-
-  for (p = PREALLOCATION_OFF; p <= PREALLOCATION_FULL; ++p) {
-    test_order (512, p, false);
-    test_order (512, p, true);
-    test_order (65536, p, false);
-    test_order (65536, p, true);
-  }
-}
-
-/* ---------------------------------------------------------------- failures */
-
-/* Whether what failed can be done without: zeros can be written, and space need
- * not be there where a storage can't promise it.
- */
-static bool
-has_other_way (const struct memory_call *call, int err)
-{
-  return call->kind == MEMORY_ZERO ||
-    (call->kind == MEMORY_ALLOCATE && err != ENOSPC);
-}
-
-/* What is there after call number n has failed: what was there before, or
- * nothing that could be taken for an image, or, if it was the last call, all
- * of the new one.
- */
-static void
-check_failed_one (const struct memory_log *l, uint64_t n, bool over)
-{
-  const bool last = l->nr > 3 && l->call[l->nr - 1].kind == MEMORY_FLUSH &&
-    l->call[l->nr - 2].kind == MEMORY_WRITE && l->call[l->nr - 2].offset == 0;
-
-  if (last)
-    image_check_clean (what, disk.data, atomic_load (&disk.size));
-  else if (!(over && memcmp (disk.data, device, DEVICE) == 0) && is_image ())
-    check_failed (__FILE__, __LINE__, "%s: call %" PRIu64 " failed, and there "
-                  "is an image", what, n);
-}
-
-/* Have call number n of all that change the storage fail.  Returns false if
- * there are not so many.
- */
-static bool
-fail_at (const struct create_options *o, bool over, uint64_t n, bool ever_after,
-         int err)
-{
-  struct memory_log log = MEMORY_LOG_INIT;
-  uint64_t failed;
-  int r;
-
-  put_device ();
-  if (!over) {
-    memory_disk_free (&disk);
-    memory_disk_init (&disk, NULL, 0);
-    control.fixed = false;
-  }
-  memory_fail (&control, MEMORY_CHANGES, n, err);
-  control.fail_ever_after = ever_after;
-  control.log = &log;
-  r = create (o);
-  failed = atomic_load (&control.failed);
-  control.log = NULL;
-  memory_fail_no_more (&control);
-  if (failed == 0 || (!ever_after && has_other_way (&log.call[n - 1], err))) {
-    CHECK_OK (r);
-    image_check_clean (what, disk.data, atomic_load (&disk.size));
-  }
-  else {
-    CHECK_EQ (r, -1);
-    CHECK (error_errno () == err || error_errno () == EIO);
-    check_failed_one (&log, n, over);
-  }
-  memory_disk_free (&disk);
-  memory_log_free (&log);
-  return failed > 0;
-}
-
-static void
-test_failures (void)
-{
-  struct create_options o = CREATE_DEFAULTS;
-  unsigned bits, p, over, err, n, rounds = 0;
-
-  o.size = 400000;
-  for (bits = 9; bits <= 16; bits += 7) {
-    for (p = PREALLOCATION_OFF; p <= PREALLOCATION_FULL; ++p) {
-      for (over = 0; over < 2; ++over) {
-        for (err = 0; err < 4; ++err) {
-          o.cluster_size = UINT64_C (1) << bits;
-          o.preallocation = p;
-          describe (&o);
-          n = 1;
-          while (fail_at (&o, over, n, err % 2 != 0, err < 2 ? EIO : ENOSPC))
-            n++;
-          rounds += n;
-        }
-      }
-    }
-  }
-  CHECK (rounds > 200);
-}
-
-/* Space ends at each block in turn. */
-static void
-test_no_space (void)
-{
-  struct create_options o = CREATE_DEFAULTS;
-  unsigned room;
-  int r = -1;
-
-  o.cluster_size = 4096;
-  o.size = 100000;
-  o.preallocation = PREALLOCATION_FALLOC;
-  for (room = 1; r == -1 && room < 100; ++room) {
-    memset (&control, 0, sizeof control);
-    control.room = room;
-    memory_disk_init (&disk, NULL, 0);
-    r = create (&o);
-    if (r == -1) {
-      CHECK_ERROR (ENOSPC, "test: ");
-      CHECK (!is_image ());
-    }
-    memory_disk_free (&disk);
-  }
-  CHECK (room > 25 && room < 100);
-}
-
-/* Writes that do less than they should are gone on with. */
-static void
-test_short_writes (void)
-{
-  struct create_options o = CREATE_DEFAULTS;
-
-  o.size = 300000;
-  o.cluster_size = 4096;
-  o.preallocation = PREALLOCATION_FULL;
-  describe (&o);
-  memset (&control, 0, sizeof control);
-  control.short_writes = 300;
-  memory_disk_init (&disk, NULL, 0);
-  CHECK_OK (create (&o));
-  check_made (&o);
-  memory_disk_free (&disk);
 }
 
 int
@@ -929,13 +426,6 @@ main (void)
   test_backing_names ();
   test_feature_names ();
   test_overlays ();
-  make_device ();
-  test_over ();
-  test_too_small ();
-  test_orders ();
-  test_failures ();
-  test_no_space ();
-  test_short_writes ();
   printf ("%u images\n", images);
   return check_result ();
 }

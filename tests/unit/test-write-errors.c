@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "check.h"
+#include "failures.h"
 #include "image-check.h"
 #include "random.h"
 #include "read.h"
@@ -302,6 +303,45 @@ test_overlap_tables (void)
   }
 }
 
+/* One table maps three parts of the disk, none COPIED: each part copies it when
+ * it is written, and its refcount must last until then.
+ */
+static void
+test_overlap_parts (void)
+{
+  unsigned refcount, i;
+
+  for (refcount = 1; refcount <= 3; ++refcount) {
+    const struct writer_options options = { 0 };
+    struct builder b;
+    struct image *im;
+    uint64_t table, l1;
+
+    build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, 3 * 512 * CLUSTER);
+    build_l2_place (&b, 0);
+    build_finish (&b);
+    l1 = get_be64 (b.data + 40);
+    table = get_be64 (b.data + l1) & QCOW2_ENTRY_OFFSET_MASK;
+    for (i = 0; i < 3; ++i)
+      put_be64 (b.data + l1 + i * 8, table);
+    put_be16 (b.data + get_be64 (b.data + get_be64 (b.data + 48)) +
+              table / CLUSTER * 2, refcount);
+    rig_init (&rig, "parts", &b);
+    build_free (&b);
+    im = image_open_storage (memory_disk_open (&rig.disk, "test", NULL),
+                             CACHE_MIN_BYTES);
+    CHECK (im != NULL);
+    if (refcount == 3)
+      CHECK_OK (image_make_writable (im, &options));
+    else {
+      CHECK_EQ (image_make_writable (im, &options), (uint64_t) -1);
+      CHECK_ERROR (EIO, "an L2 table at offset");
+    }
+    CHECK_OK (image_close (im));
+    rig_free (&rig);
+  }
+}
+
 /* ------------------------------------------------------------ feature bits */
 
 static void
@@ -569,12 +609,6 @@ check_failed_step (const struct step *s, uint64_t seed)
   free (wanted);
 }
 
-struct failure {
-  unsigned kinds;
-  int err;
-  bool ever_after;
-};
-
 /* Returns false if the call was never made. */
 static bool
 run (const struct failure *f, unsigned call, enum sharing snapshot,
@@ -585,10 +619,7 @@ run (const struct failure *f, unsigned call, enum sharing snapshot,
   int r;
 
   start (snapshot, backing);
-  if (f->ever_after)
-    memory_fail_ever_after (&rig.control, f->kinds, call, f->err);
-  else
-    memory_fail (&rig.control, f->kinds, call, f->err);
+  failure_arm (&rig.control, f, call);
   for (i = 0; i < sizeof steps / sizeof steps[0]; ++i) {
     r = do_step (&steps[i], i + 500);
     if (rig.control.failed > 0) {
@@ -632,22 +663,9 @@ run (const struct failure *f, unsigned call, enum sharing snapshot,
 static void
 test_failing_calls (void)
 {
-  static const struct failure failures[] = {
-    { MEMORY_WRITE, EIO, false },
-    { MEMORY_WRITE, ENOSPC, false },
-    { MEMORY_WRITE, ENOSPC, true },
-    { MEMORY_FLUSH, EIO, false },
-    { MEMORY_RESIZE, ENOSPC, false },
-    { MEMORY_RESIZE, EIO, false },
-    { MEMORY_RESIZE | MEMORY_ALLOCATE, ENOSPC, true },
-    { MEMORY_ZERO, EOPNOTSUPP, false },
-    { MEMORY_ALLOCATE, ENOSPC, false },
-    { MEMORY_ALLOCATE, EOPNOTSUPP, true },
-    { MEMORY_READ, EIO, false },
-  };
   unsigned f, i, call, nr;
 
-  for (f = 0; f < sizeof failures / sizeof failures[0]; ++f) {
+  for (f = 0; f < NR_FAILURES; ++f) {
     nr = 0;
     for (i = 0; i < 6; ++i) {
       for (call = 1; run (&failures[f], call, i % 3, i / 3);
@@ -783,6 +801,7 @@ main (void)
   test_overlap_new_table ();
   test_overlap_written_table ();
   test_overlap_tables ();
+  test_overlap_parts ();
   test_autoclear ();
   test_lazy_refcounts ();
   test_version_2 ();
