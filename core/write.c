@@ -186,6 +186,16 @@ look_for_zeros (struct step *s)
   return 0;
 }
 
+/* Whose neighbours host clusters should be.  Most of what is written is stored
+ * elsewhere while clusters are compressed: what is set apart would be left over.
+ */
+static inline uint64_t
+neighbours (const struct step *s)
+{
+  return s->w->compress_level != 0 ? SPACE_NO_GUEST
+    : s->cluster >> map_of (s)->format.cluster_bits;
+}
+
 /* Where the host clusters are: sets host, zero, durable; and fewer clusters
  * if there are not so many in a row.
  */
@@ -198,8 +208,7 @@ choose_host (struct step *s)
   if (s->keep)
     s->host = s->target[0].host;
   else {
-    if (writer_take (s->w, s->cluster >> m->format.cluster_bits, s->nr,
-                     &c) == -1)
+    if (writer_take (s->w, neighbours (s), s->nr, &c) == -1)
       return -1;
     s->host = c.host;
     s->nr = c.nr;
