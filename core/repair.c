@@ -16,7 +16,9 @@
  *
  * After each of them, and after a crash within one, no cluster has a lower
  * refcount than it has references unless it had before; nothing that could be
- * read reads otherwise; and another repair comes to the same end.
+ * read reads otherwise (but compressed data that the end of the file cuts off,
+ * which could be decoded with zeros for what is missing, to whatever that
+ * gives); and another repair comes to the same end.
  *
  * Where a refcount block is missing, or can't be used or is used as something
  * else as well, all blocks and the table are written anew in place of 3 and
@@ -96,20 +98,22 @@ run_steps (struct repair *r, struct repair_report *report)
       repair_survey (r) == -1 ||
       repair_mend_entries (r) == -1 || repair_flush (r) == -1)
     return -1;
+  report->why_not = r->nr_shared > 0 ? not_written : NULL;
   if (r->not_mended > 0 && r->rebuild) {
     report->why_not = not_written;
     return 0;
   }
-  if (r->nr_shared > 0)
-    report->why_not = not_written;
   if (repair_refcounts (r) == -1 || repair_set_copied (r) == -1)
     return -1;
   return repair_flush (r);
 }
 
+/* *anew: refcounts that were something else as well are not any more, so that
+ * the other may be written now.
+ */
 static int
-run (struct storage *s, const struct check_options *options,
-     struct repair_report *report)
+run_once (struct storage *s, const struct check_options *options,
+          struct repair_report *report, bool *anew)
 {
   struct repair r = { 0 };
   int ret;
@@ -119,9 +123,21 @@ run (struct storage *s, const struct check_options *options,
   r.c.mended = true;
   r.c.counts.max = UINT64_MAX;
   ret = run_steps (&r, report);
+  *anew = r.rebuild && r.nr_shared > 0 && r.not_mended == 0;
   check_end (&r.c);
   free (r.shared);
   return ret;
+}
+
+static int
+run (struct storage *s, const struct check_options *options,
+     struct repair_report *report)
+{
+  bool anew;
+
+  if (run_once (s, options, report, &anew) == -1)
+    return -1;
+  return anew ? run_once (s, options, report, &anew) : 0;
 }
 
 /* The image is sound, and need not be marked as something else. */
