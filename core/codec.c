@@ -44,6 +44,8 @@ struct codec {
 struct isal_encoder {
   struct isal_zstream stream;
   uint8_t level_buf[ISAL_DEF_LVL3_DEFAULT]; /* the largest of all levels */
+  void *decoded;
+  size_t decoded_size;
 };
 #endif
 
@@ -80,6 +82,8 @@ codec_free (struct codec *c)
   if (c->zlib_level != 0)
     deflateEnd (&c->zlib_encoder);
 #ifdef HAVE_LIBISAL
+  if (c->isal != NULL)
+    free (c->isal->decoded);
   free (c->isal);
 #endif
   free (c);
@@ -289,17 +293,46 @@ no_memory (void)
 }
 
 #ifdef HAVE_LIBISAL
+/* Have its memory, and that to decode so many bytes. */
+static int
+set_up_isal (struct codec *c, size_t size)
+{
+  void *p;
+
+  if (c->isal == NULL)
+    c->isal = calloc (1, sizeof *c->isal);
+  if (c->isal == NULL)
+    return -1;
+  if (size <= c->isal->decoded_size)
+    return 0;
+  p = realloc (c->isal->decoded, size);
+  if (p == NULL)
+    return -1;
+  c->isal->decoded = p;
+  c->isal->decoded_size = size;
+  return 0;
+}
+
+/* Its code is in assembler, another one for each kind of CPU, and few others
+ * use it with small windows: so what it makes is decoded, by another library,
+ * before it is believed.
+ */
+static bool
+isal_was_right (struct codec *c, const void *in, size_t in_len,
+                const void *out, size_t out_len)
+{
+  return decode_deflate (c, out, out_len, c->isal->decoded, in_len) == NULL &&
+    memcmp (c->isal->decoded, in, in_len) == 0;
+}
+
 static ssize_t
 encode_isal (struct codec *c, unsigned level, const void *in, size_t in_len,
              void *out, size_t out_len)
 {
   struct isal_zstream *s;
 
-  if (c->isal == NULL) {
-    c->isal = malloc (sizeof *c->isal);
-    if (c->isal == NULL)
-      return no_memory ();
-  }
+  if (set_up_isal (c, in_len) == -1)
+    return no_memory ();
   s = &c->isal->stream;
   isal_deflate_stateless_init (s);
   s->end_of_stream = 1;
@@ -313,7 +346,9 @@ encode_isal (struct codec *c, unsigned level, const void *in, size_t in_len,
   s->next_out = out;
   s->avail_out = out_len;
   /* Its other errors are of wrong parameters. */
-  return isal_deflate_stateless (s) == COMP_OK ? (ssize_t) s->total_out : 0;
+  return isal_deflate_stateless (s) == COMP_OK &&
+    isal_was_right (c, in, in_len, out, s->total_out)
+    ? (ssize_t) s->total_out : 0;
 }
 #endif
 
