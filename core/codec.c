@@ -276,11 +276,11 @@ codec_decode (struct codec *c, enum compression type,
 #define ZSTD_DEFAULT_LEVEL 2
 
 /* With ISA-L these levels are its own, which are many times as fast as zlib's
- * and hardly worse.  Its slowest one still is fast.
+ * and hardly worse.  3 takes a third longer than 2, for 1 % of the size.
  */
 #define ISAL_MAX_LEVEL 3
 #ifdef HAVE_LIBISAL
-#define ZLIB_DEFAULT_LEVEL ISAL_MAX_LEVEL
+#define ZLIB_DEFAULT_LEVEL 2
 #else
 #define ZLIB_DEFAULT_LEVEL 1
 #endif

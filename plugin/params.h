@@ -53,7 +53,7 @@ extern int params_choose (const char *key, const char *value,
   "                           which are lost by it.\n"                     \
   "compress=zlib|zstd         Compress whole clusters that are written.\n" \
   "compress-level=<N>         zlib: from 1 to 9, fast up to 3 (default with\n" \
-  "                           ISA-L 3, else 1); zstd: 1 to 22 (default 2).\n" \
+  "                           ISA-L 2, else 1); zstd: 1 to 22 (default 2).\n" \
   "detect-zeroes=off|on|unmap What becomes of zeros that are written\n" \
   "                           (default off; on with compress).\n"      \
   "repair=none|leaks|all      Check an image before it is written, and\n" \

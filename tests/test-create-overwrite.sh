@@ -173,6 +173,31 @@ for i in 1 2 3 4 5; do
     test "$(ls -A | tr '\n' ' ')" = "$files"
 done
 
+# And of those who overwrite it, who were told that they did.
+echo something > twice.qcow2
+for i in 1 2 3 4 5; do
+    for j in 1 2 3 4; do
+        { create twice.qcow2 create=overwrite size=${j}M 2>../log$j &&
+            echo $j; } &
+        _pids+=($!)
+    done > ../made
+    for p in "${_pids[@]}"; do wait "$p" || true; done
+    _pids=()
+    test -s ../made || die "not made: $(cat ../log?)"
+    check_clean twice.qcow2
+    size="$(qemu-img info twice.qcow2 |
+            sed -n 's/^virtual size: \([1-4]\) MiB.*/\1/p')"
+    grep -q "^$size$" ../made || die "of $size MiB, made by: $(cat ../made)"
+    for j in 1 2 3 4; do
+        grep -q "^$j$" ../made ||
+            grep -Eq 'another process is us|was replaced by another' ../log$j ||
+            die "other errors: $(cat ../log$j)"
+    done
+    test "$(ls -A | tr '\n' ' ')" = "${files}twice.qcow2 " ||
+        die "files: $(ls -A)"
+done
+rm twice.qcow2
+
 # --- Not what the new image is to lie on, however far below.
 qemu-img create -q -f qcow2 low.qcow2 1M
 qemu-io -f qcow2 -c 'write -P 5 0 64k' low.qcow2 >/dev/null

@@ -10,8 +10,8 @@
 /* What core/ may have allocated at one time, of images opened with the smallest
  * cache of tables: decoded clusters (DECODED_MAX_BYTES, 16 MiB), and either the
  * header's cluster (2 MiB), or a new refcount table (8 MiB) and a cluster to
- * copy.  The rest is small: the snapshot table of an input, and this program's
- * own copies of it.
+ * copy.  A repair decodes nothing, and has two refcount tables.  The rest is
+ * small: the snapshot table of an input, and this program's own copies of it.
  */
 #define MAX_BYTES (32L << 20)
 

@@ -409,6 +409,13 @@ static const change_fn for_snapshot[] = {
   cut_or_grow,
 };
 
+static const change_fn for_check[] = {
+  change_field, change_l1, change_l1, change_l2, change_l2, change_l2,
+  change_refcounts, change_refcounts, change_refcounts, change_flags,
+  change_flags, overlap_metadata, change_snapshot, make_sound, change_bytes,
+  copy_within, cut_or_grow,
+};
+
 #define NR(list) (sizeof (list) / sizeof (list)[0])
 
 static const struct {
@@ -419,6 +426,7 @@ static const struct {
   [MUTATE_MAP] = { for_map, NR (for_map) },
   [MUTATE_WRITE] = { for_write, NR (for_write) },
   [MUTATE_SNAPSHOT] = { for_snapshot, NR (for_snapshot) },
+  [MUTATE_CHECK] = { for_check, NR (for_check) },
 };
 
 size_t

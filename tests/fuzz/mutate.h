@@ -14,6 +14,7 @@ enum mutate_for {
   MUTATE_MAP,
   MUTATE_WRITE,
   MUTATE_SNAPSHOT,
+  MUTATE_CHECK,
 };
 
 /* Change something in the image of size bytes (> 0), in a place with room

@@ -24,6 +24,7 @@
 
 static const struct target *const targets[] = {
   &target_header, &target_map, &target_write, &target_snapshot, &target_codec,
+  &target_check,
 };
 #define NR_TARGETS (sizeof targets / sizeof targets[0])
 

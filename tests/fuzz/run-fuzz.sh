@@ -3,7 +3,7 @@
 
 # run-fuzz.sh SECONDS [JOBS [TARGET...]]: fuzz each target for so many seconds,
 # JOBS of them at a time (default: as many as there are processors).  Targets
-# are codec, header, map, snapshot, write; default: all.
+# are check, codec, header, map, snapshot, write; default: all.
 #
 # Run it in the build folder of tests/fuzz, of a build that was configured like
 # this:
@@ -21,7 +21,7 @@ folder=$(cd "$(dirname "$0")" && pwd) || exit 1
 seconds=${1-}
 jobs=${2-$(nproc)}
 shift $(($# < 2 ? $# : 2))
-[ $# -gt 0 ] || set -- write map snapshot codec header
+[ $# -gt 0 ] || set -- check write map snapshot codec header
 
 case $seconds,$jobs in
     ,* | *[!0-9,]* | *, | *,0)
@@ -33,7 +33,7 @@ esac
 max_len () {
     case $1 in
         header) echo 8192 ;;
-        codec | snapshot) echo 65536 ;;
+        check | codec | snapshot) echo 65536 ;;
         *) echo 131072 ;;
     esac
 }

@@ -9,6 +9,8 @@
  *  - if it was damaged, then what nobody wrote is as it was, wherever the
  *    tables that lead there and the refcounts of all that is on the way are
  *    right.
+ *
+ * Half of all inputs are written compressed, or zeros are looked for, or both.
  */
 
 #include <config.h>
@@ -66,6 +68,7 @@ static struct {
   struct view view[MAX_VIEWS];
   struct layer *live;
   uint64_t state;
+  bool patterned; /* what is written is not noise alone */
   bool sound;    /* all of it was at first */
   bool failed;   /* a request did */
   unsigned nr_requests;
@@ -392,17 +395,46 @@ forget_views (void)
 
 /* ---------------------------------------------------------------- requests */
 
+/* Noise; or what can be compressed, in pieces that are zeros or repeat a word,
+ * among others.
+ */
+static void
+make_data (uint8_t *buf, uint64_t count)
+{
+  const uint64_t piece = x.patterned ? 256 << below (6) : WINDOW;
+  enum { NOISE, ZEROS, REPEATED, KINDS } kind = NOISE;
+  uint64_t i;
+
+  for (i = 0; i < count; ++i) {
+    if (x.patterned && i % piece == 0)
+      kind = below (KINDS);
+    buf[i] = kind == ZEROS ? 0
+      : mix (x.state + (kind == REPEATED ? 0 : i / 8)) >> (i % 8 * 8);
+  }
+}
+
+/* At once, or so that a cluster is complete only by the second part. */
+static int
+write_parts (const uint8_t *buf, uint64_t count, uint64_t offset,
+             unsigned flags)
+{
+  const uint64_t first = x.patterned && below (2) ? below (count) : 0;
+
+  if (first > 0 &&
+      image_write (x.im, buf, first, (struct guest_off) { offset }, 0) == -1)
+    return -1;
+  return image_write (x.im, buf + first, count - first,
+                      (struct guest_off) { offset + first }, flags);
+}
+
 static int
 do_write (struct place *p, uint64_t from, uint64_t count, unsigned flags)
 {
   static uint8_t buf[WINDOW];
-  uint64_t i;
   int r;
 
-  for (i = 0; i < count; ++i)
-    buf[i] = mix (x.state + i / 8) >> (i % 8 * 8);
-  r = image_write (x.im, buf, count, (struct guest_off) { p->offset + from },
-                   flags);
+  make_data (buf, count);
+  r = write_parts (buf, count, p->offset + from, flags);
   if (r == 0)
     memcpy (p->content + from, buf, count);
   return r;
@@ -614,10 +646,24 @@ look_again (const struct image_check *before, int closed)
   expect (close_image () == 0, "an image that was only read can't be closed");
 }
 
+/* By bits of the seed that nothing else depends on. */
+static void
+choose_how (struct writer_options *options)
+{
+  const uint64_t how = mix (disk_seed (x.data, x.size)) >> 21;
+
+  x.patterned = how & 1;
+  if (!x.patterned)
+    return;
+  if (how & 6)
+    options->compress_level = 1 + (how >> 8) % 6;
+  image_detect_zeroes (x.im, (how >> 16) % 3);
+}
+
 static void
 write_image (void)
 {
-  const struct writer_options options = {
+  struct writer_options options = {
     .keep_discarded = below (4) == 0, .invalidate_bitmaps = true,
   };
   struct image_check before = { 0 };
@@ -625,6 +671,7 @@ write_image (void)
 
   if (!open_image ())
     return;
+  choose_how (&options);
   if (image_make_writable (x.im, &options) == -1) {
     expect_error ();
     expect (close_image () == 0, "an image that was only read can't be closed");

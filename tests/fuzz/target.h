@@ -32,6 +32,7 @@ extern const struct target target_header;
 extern const struct target target_map;      /* reads, extents, refcounts */
 extern const struct target target_write;    /* all that changes the disk */
 extern const struct target target_snapshot; /* the table, and what is in it */
+extern const struct target target_check;    /* check and repair */
 
 /* Compressed data, by itself and in an image: see target-codec.c. */
 extern const struct target target_codec;

@@ -145,6 +145,24 @@ test_whole (const struct form *f)
   end ();
 }
 
+/* A gain of less than a 128th is not worth it. */
+static void
+test_least_gain (void)
+{
+  const uint64_t zeros[] = { 400, 700 };
+  unsigned i;
+
+  for (i = 0; i < 2; ++i) {
+    start (&usual, 4, 0);
+    write_noise (0, cluster_size);
+    memset (rig.content + 1000, 0, zeros[i]);
+    CHECK_OK (image_write (rig.im, rig.content, cluster_size,
+                           (struct guest_off) { 0 }, 0));
+    CHECK_KIND (0, i == 0 ? RUN_DATA : RUN_COMPRESSED);
+    end ();
+  }
+}
+
 /* One that was compressed is not changed in place: written anew, in part, and
  * as something else.
  */
@@ -185,6 +203,9 @@ test_growth (void)
   uint64_t i, written = 0, most;
 
   start (&usual, nr, 0);
+  rig_close (&rig);
+  rig.cache_size = UINT64_C (16) << 20; /* which asks for no commit */
+  rig_open (&rig);
   rig_write (&rig, 0, nr * cluster_size, 1);
   for (i = 0; i < 300 * nr; ++i) {
     const uint64_t at = i % nr * cluster_size;
@@ -348,6 +369,32 @@ test_saturated (unsigned bits, unsigned order)
   end ();
 }
 
+/* So it is where zeros are looked for: compressed or not, mapped anew or in
+ * place.
+ */
+static void
+test_fua (unsigned level, unsigned detect)
+{
+  static struct memory_log log = MEMORY_LOG_INIT;
+  struct form f = usual;
+  unsigned i;
+
+  f.level = level;
+  start (&f, 20, 0);
+  image_detect_zeroes (rig.im, detect);
+  for (i = 0; i < 4; ++i) {
+    memory_log_clear (&log);
+    rig.control.log = &log;
+    CHECK_OK (rig_try_write (&rig, i / 2 * cluster_size,
+                             cluster_size >> i / 2, i + 1, IMAGE_FUA));
+    rig.control.log = NULL;
+    CHECK (log.nr > 0 && (log.call[log.nr - 1].kind == MEMORY_FLUSH ||
+                          log.call[log.nr - 1].durable));
+  }
+  memory_log_free (&log);
+  end ();
+}
+
 /* ------------------------------------------------------------------ pieces */
 
 /* Smaller requests are gathered, in order, backwards, and of several clusters
@@ -462,6 +509,32 @@ test_gather_fails (void)
   }
 }
 
+/* What lies past the disk's end, in its last cluster, are zeros and nothing that
+ * was in memory: it is seen when somebody makes the disk larger.
+ */
+static void
+test_end (bool whole)
+{
+  const uint64_t nr = 3, cut = 1536, size = (nr << 16) - cut;
+
+  start (&usual, nr, cut);
+  if (whole)
+    rig_write (&rig, 2 * cluster_size, cluster_size - cut, 1);
+  else {
+    rig_write (&rig, 2 * cluster_size, cluster_size / 2, 1);
+    rig_write (&rig, 5 * cluster_size / 2, cluster_size / 2 - cut, 2);
+  }
+  CHECK_KIND (2, RUN_COMPRESSED);
+  rig_close (&rig);
+  CHECK_EQ (get_be64 (rig.disk.data + 24), size);
+  put_be64 (rig.disk.data + 24, size + cut);
+  rig.content = realloc (rig.content, size + cut);
+  memset (rig.content + size, 0, cut);
+  rig.size = size + cut;
+  rig_open (&rig);
+  end ();
+}
+
 /* ----------------------------------------------------------- detect-zeroes */
 
 static void
@@ -535,6 +608,20 @@ test_full (void)
   end ();
 }
 
+/* What was set apart for more compressed data goes to others in need. */
+static void
+test_full_of_others (void)
+{
+  uint64_t i;
+
+  start (&usual, 100, 0);
+  rig.control.limit = file_size () + 40 * cluster_size;
+  rig_write (&rig, 0, cluster_size, 1);
+  for (i = 1; i < 37; ++i) /* one is an L2 table */
+    write_noise (i * cluster_size, cluster_size);
+  end ();
+}
+
 int
 main (void)
 {
@@ -564,14 +651,22 @@ main (void)
   for (i = 0; i < 3; ++i)
     test_saturated (12, i);
   test_saturated (16, 3);
+  test_least_gain ();
   test_rewrite ();
   test_growth ();
   test_decoded ();
   test_snapshot ();
   test_order ();
+  for (i = 0; i < 2; ++i) {
+    for (detect = 0; detect < 3; ++detect)
+      test_fua (i, detect);
+  }
   test_gather_fua ();
   test_gather_fails ();
+  test_end (false);
+  test_end (true);
   test_detect_zeroes ();
   test_full ();
+  test_full_of_others ();
   return check_result ();
 }

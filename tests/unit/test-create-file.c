@@ -81,7 +81,6 @@ WRAP (int, ftruncate, -1, (int fd, off_t size), (fd, size))
 WRAP_NOTED ('n', int, rename, (const char *from, const char *to), (from, to))
 WRAP (int, link, -1, (const char *from, const char *to), (from, to))
 WRAP (int, fchmod, -1, (int fd, mode_t mode), (fd, mode))
-WRAP (int, fchown, -1, (int fd, uid_t u, gid_t g), (fd, u, g))
 WRAP (ssize_t, getrandom, -1, (void *buf, size_t n, unsigned flags),
       (buf, n, flags))
 WRAP (char *, realpath, NULL, (const char *path, char *buf), (path, buf))
@@ -89,6 +88,19 @@ WRAP (void *, malloc, NULL, (size_t n), (n))
 WRAP (void *, calloc, NULL, (size_t nr, size_t n), (nr, n))
 WRAP (char *, strdup, NULL, (const char *s), (s))
 WRAP (char *, strndup, NULL, (const char *s, size_t n), (s, n))
+
+/* The process may not give files away. */
+static bool no_chown;
+
+extern int __real_fchown (int fd, uid_t u, gid_t g);
+extern int __wrap_fchown (int fd, uid_t u, gid_t g);
+int
+__wrap_fchown (int fd, uid_t u, gid_t g)
+{
+  if (no_chown)
+    errno = EPERM;
+  return no_chown || fails () ? -1 : __real_fchown (fd, u, g);
+}
 
 /* Somebody else makes this file meanwhile. */
 static const char *appears;
@@ -286,6 +298,25 @@ test_modes (void)
   umask (old);
 }
 
+/* Who can't give it to the old one's group does not give it to his own. */
+static void
+test_foreign (void)
+{
+  static const mode_t modes[] = { 0666, 0640, 0604, 0070 };
+  unsigned i;
+
+  for (i = 0; i < sizeof modes / sizeof modes[0]; ++i) {
+    put ("old", "old");
+    chmod ("old", modes[i] | S_IRUSR | S_IWUSR);
+    no_chown = true;
+    CHECK_OK (create ("old", true));
+    no_chown = false;
+    CHECK_EQ (mode_of ("old"), (modes[i] | S_IRUSR | S_IWUSR) & ~S_IRWXG);
+    CHECK (is_complete ("old"));
+    CHECK_EQ (count_files (true), 1);
+  }
+}
+
 static void
 test_links (void)
 {
@@ -435,6 +466,7 @@ main (void)
   test_order (false);
   test_order (true);
   test_modes ();
+  test_foreign ();
   test_links ();
   test_race ();
   test_failures ();
