@@ -87,36 +87,78 @@ survey_span (struct check *c, void *opaque, const struct check_span *span)
 }
 
 /* All clusters that a refcount can be for: those beyond the end of the file
- * are leaked as soon as it grows.
+ * are leaked as soon as it grows.  New refcounts have none of them; and blocks
+ * that are all different, as they are otherwise, are no more than the file has.
  */
 static uint64_t
-refcounts_end (const struct check *c, uint64_t next)
+refcounts_end (const struct repair *r, uint64_t next)
 {
+  const struct check *c = &r->c;
   const uint64_t end = c->refcounts.entries << c->refcounts.block_bits;
 
-  return next < c->nr || end < next ? next : end;
+  return r->rebuild || next < c->nr || end < next ? next : end;
 }
 
 static int
 survey_window (struct repair *r, uint64_t next, void *opaque)
 {
   (void) opaque;
-  return check_each_span (&r->c, refcounts_end (&r->c, next), survey_span, r);
+  return check_each_span (&r->c, refcounts_end (r, next), survey_span, r);
 }
 
-/* Whether a block can't be used, or may not be written, since it is used as
- * something else too; two entries may have the same.
- */
+/* Whether a block can't be where it is said to be. */
 static bool
-is_bad_block (const struct repair *r, uint64_t index)
+is_odd_block (const struct repair *r, uint64_t word)
 {
   const struct check *c = &r->c;
-  const uint64_t word = c->refcounts.table[index];
 
   return word != 0 &&
     (word % c->h.cluster_size != 0 || word >> c->h.cluster_bits >= c->nr ||
-     word >= c->file_size ||
-     !repair_may_write (r, (struct host_off) { word }));
+     word >= c->file_size);
+}
+
+static int
+compare_words (const void *a, const void *b)
+{
+  const uint64_t *x = a, *y = b;
+
+  return *x < *y ? -1 : *x > *y;
+}
+
+/* Whether two entries of the refcount table have one block: then all refcounts
+ * that they have could be very many, of a small file.
+ */
+static int
+find_twice (const struct repair *r, bool *twice)
+{
+  const struct check_refcounts *rc = &r->c.refcounts;
+  uint64_t *words = malloc (8 * rc->entries + 1);
+  uint64_t i, nr = 0;
+
+  if (words == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return -1;
+  }
+  for (i = 0; i < rc->entries; ++i)
+    if (rc->table[i] != 0)
+      words[nr++] = rc->table[i];
+  if (nr > 1)
+    qsort (words, nr, sizeof words[0], compare_words);
+  *twice = false;
+  for (i = 1; i < nr; ++i)
+    *twice |= words[i] == words[i - 1];
+  free (words);
+  return 0;
+}
+
+/* A block that is used as something else too may not be written. */
+static bool
+is_bad_block (const struct repair *r, uint64_t index)
+{
+  const uint64_t word = r->c.refcounts.table[index];
+
+  return is_odd_block (r, word) ||
+    (word != 0 && !repair_may_write (r, (struct host_off) { word }));
 }
 
 static bool
@@ -141,7 +183,12 @@ repair_survey (struct repair *r)
   uint64_t i;
 
   r->nr_shared = 0;
-  r->rebuild = r->raise = r->lower = false;
+  r->raise = r->lower = false;
+  if (find_twice (r, &r->rebuild) == -1)
+    return -1;
+  for (i = 0; i < r->c.refcounts.entries; ++i)
+    if (is_odd_block (r, r->c.refcounts.table[i]))
+      r->rebuild = true;
   if (repair_each_window (r, survey_window, NULL) == -1)
     return -1;
   if (is_bad_table (r))
@@ -200,7 +247,7 @@ change_window (struct repair *r, uint64_t next, void *up)
     error_set (ENOMEM, "out of memory");
     return -1;
   }
-  ret = check_each_span (&r->c, refcounts_end (&r->c, next), change_span, &x);
+  ret = check_each_span (&r->c, refcounts_end (r, next), change_span, &x);
   free (x.buf);
   return ret;
 }

@@ -216,7 +216,9 @@ storage_extent (struct storage *s, struct host_off offset, uint64_t count,
     *length = count;
     return 0;
   }
-  if (s->ops->extent (s, offset.v, count, hole, length) == -1) {
+  while (s->ops->extent (s, offset.v, count, hole, length) == -1) {
+    if (errno == EINTR)
+      continue;
     error_set (EIO, "%s: looking for holes at offset 0x%" PRIx64 ": %s",
                s->name, offset.v, strerror (errno));
     return -1;
