@@ -178,6 +178,8 @@ guest_make_writable (struct guest *r)
   ret = image_make_writable (r->im, &options);
   memory_armed = false;
   if (ret == 0) {
+    if (r->m->zip) /* as the plugin does unless told otherwise */
+      image_detect_zeroes (r->im, DETECT_ZEROES_ON);
     r->writable = true;
     return true;
   }
