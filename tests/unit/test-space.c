@@ -765,6 +765,38 @@ test_pack_limit (void)
   refcount_order = 4;
 }
 
+/* All in a cluster was given up, and somebody else has it: nothing goes behind
+ * what was there.
+ */
+static void
+test_pack_freed (void)
+{
+  struct space_clusters c = { .nr = 0 };
+  uint64_t taken = 0;
+  struct freed f;
+
+  start (16, false);
+  nr_ranges = 0;
+  memset (references, 0, sizeof references);
+  take_range (100);
+  f = clusters_of (&range[0]);
+  free_range (0);
+  CHECK_OK (commit_flush (&commit));
+  space_reclaim (&space);
+  while (c.nr == 0 || c.host.v != f.host.v) {
+    if (taken == 1000 ||
+        space_take (&space, SPACE_NO_GUEST, 1, &c) == -1) {
+      CHECK (!"it is handed out again");
+      break;
+    }
+    check_taken (&c, 1, 1);
+    taken++;
+  }
+  take_range (100);
+  CHECK (clusters_of (&range[0]).host.v != f.host.v);
+  close_and_end (taken + 1);
+}
+
 /* ------------------------------------------------------------------ damage */
 
 /* The refcount of a metadata cluster is 0: it is not handed out (I7). */
@@ -892,6 +924,7 @@ main (void)
   test_fixed_size ();
   test_windows_no_space ();
   test_pack_no_space ();
+  test_pack_freed ();
   for (order = 0; order <= 6; order += TEST_EACH (4)) {
     test_pack (9, order);
     test_pack (12, order);
