@@ -157,7 +157,7 @@ fill (const char *temporary, const char *path, const struct create_options *o)
  */
 static int
 make_complete (const char *path, const struct stat *old,
-               const struct create_options *o)
+               const struct create_options *o, struct stat *made)
 {
   char *temporary = make_temporary (path, old);
   int r;
@@ -165,6 +165,8 @@ make_complete (const char *path, const struct stat *old,
   if (temporary == NULL)
     return -1;
   r = fill (temporary, path, o);
+  if (r == 0 && stat (temporary, made) == -1)
+    r = system_error (path, "looking at the new image");
   if (r == 0)
     r = old != NULL ? replace_file (temporary, path)
       : name_file (temporary, path);
@@ -174,19 +176,29 @@ make_complete (const char *path, const struct stat *old,
   return r;
 }
 
+void
+create_undo (const char *path, const struct stat *made)
+{
+  struct stat st;
+
+  if (stat (path, &st) == 0 && st.st_dev == made->st_dev &&
+      st.st_ino == made->st_ino)
+    unlink (path);
+}
+
 static int
 make_file (const char *path, const struct stat *old,
-           const struct create_options *o)
+           const struct create_options *o, struct stat *made)
 {
   const int dir = open_directory (path);
   int r;
 
   if (dir == -1)
     return -1;
-  r = make_complete (path, old, o);
+  r = make_complete (path, old, o, made);
   if (r == 0 && sync_directory (path, dir) == -1) {
     if (old == NULL)
-      unlink (path);
+      create_undo (path, made);
     r = -1;
   }
   close (dir);
@@ -196,7 +208,7 @@ make_file (const char *path, const struct stat *old,
 /* What is at path exists, and may be lost. */
 static int
 overwrite_it (const char *path, const struct stat *st,
-              const struct create_options *o)
+              const struct create_options *o, struct stat *made)
 {
   struct storage *old = open_alone (path, path);
   char *real; /* a symbolic link stays one */
@@ -204,12 +216,14 @@ overwrite_it (const char *path, const struct stat *st,
 
   if (old == NULL)
     return -1;
-  if (S_ISBLK (st->st_mode))
+  if (S_ISBLK (st->st_mode)) {
+    *made = *st;
     r = create_image (old, o);
+  }
   else {
     real = realpath (path, NULL);
     r = real == NULL ? system_error (path, "finding it")
-      : make_file (real, st, o);
+      : make_file (real, st, o, made);
     free (real);
   }
   storage_close (old);
@@ -217,7 +231,8 @@ overwrite_it (const char *path, const struct stat *st,
 }
 
 int
-create_file (const char *path, bool overwrite, const struct create_options *o)
+create_file (const char *path, bool overwrite, const struct create_options *o,
+             struct stat *made)
 {
   struct stat st;
 
@@ -228,7 +243,7 @@ create_file (const char *path, bool overwrite, const struct create_options *o)
       error_set (EEXIST, "%s: a symbolic link that leads nowhere", path);
       return -1;
     }
-    return make_file (path, NULL, o);
+    return make_file (path, NULL, o, made);
   }
   if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode))
     error_set (EINVAL, "%s: neither a regular file nor a block device", path);
@@ -236,6 +251,6 @@ create_file (const char *path, bool overwrite, const struct create_options *o)
     error_set (EEXIST, "%s: it exists already: create=overwrite gives up what "
                "is in it", path);
   else
-    return overwrite_it (path, &st, o);
+    return overwrite_it (path, &st, o, made);
   return -1;
 }

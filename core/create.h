@@ -14,6 +14,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "header.h"
 #include "storage.h"
@@ -55,9 +56,13 @@ extern int create_image (struct storage *s, const struct create_options *o);
  * another name next to it, and gets its own only when it is complete and
  * durable.  What is there already is an error (EEXIST), unless it may be
  * overwritten; it then stays until it is replaced, but on a block device.
+ * *made tells which file the image is in: another one may be at the path soon.
  * Errors also: EAGAIN if another process uses what is to be overwritten.
  */
 extern int create_file (const char *path, bool overwrite,
-                        const struct create_options *o);
+                        const struct create_options *o, struct stat *made);
+
+/* Remove what create_file has made, unless another file is at the path now. */
+extern void create_undo (const char *path, const struct stat *made);
 
 #endif /* QCOW2_CREATE_H */

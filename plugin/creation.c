@@ -271,25 +271,22 @@ creation_keep (void)
 static void __attribute__ ((destructor))
 remove_image (void)
 {
-  struct stat st;
-
-  if (remove_at_exit != NULL && stat (remove_at_exit, &st) == 0 &&
-      st.st_dev == new_image.st_dev && st.st_ino == new_image.st_ino)
-    unlink (remove_at_exit);
+  if (remove_at_exit != NULL)
+    create_undo (remove_at_exit, &new_image);
   creation_keep ();
 }
 
 static int
 remember (const char *file)
 {
-  if (stat (file, &new_image) == -1 || !S_ISREG (new_image.st_mode))
+  if (!S_ISREG (new_image.st_mode))
     return 0; /* a device can't be removed */
   remove_at_exit = realpath (file, NULL); /* a symbolic link stays */
   if (remove_at_exit != NULL &&
       pthread_atfork (NULL, creation_keep, creation_keep) == 0)
     return 0;
-  nbdkit_error ("out of memory");
-  unlink (file);
+  nbdkit_error ("%s: finding it again: %s", file, strerror (errno));
+  create_undo (file, &new_image);
   return -1;
 }
 
@@ -317,7 +314,7 @@ creation_run (const struct chain_options *chain)
     return 0;
   if (options.backing != NULL && look_at_backing (chain) == -1)
     return -1;
-  if (create_file (chain->file, overwrite, &options) == -1) {
+  if (create_file (chain->file, overwrite, &options, &new_image) == -1) {
     nbdkit_error ("%s", error_message ());
     return -1;
   }

@@ -82,8 +82,9 @@ def compare(name, file):
     ours = measure(TOOL, "check", file)
     print("%-32s %7.2f s %6.1f MiB; qemu-img %7.2f s %6.1f MiB" %
           ((name,) + ours + theirs), flush=True)
-    # A machine that is busy with other tests gets some allowance.
-    if ours[0] > 2 * theirs[0] + 1 or ours[1] > theirs[1]:
+    # A machine that is busy with other tests gets some allowance; and what
+    # this process has, which both figures may be, varies.
+    if ours[0] > 2 * theirs[0] + 1 or ours[1] > theirs[1] + 1:
         print("FAIL: slower, or more memory")
         return 1
     return 0

@@ -78,7 +78,6 @@ WRAP_NOTED ('d', int, fsync, (int fd), (fd))
 WRAP (int, fallocate, -1, (int fd, int mode, off_t at, off_t n),
       (fd, mode, at, n))
 WRAP (int, ftruncate, -1, (int fd, off_t size), (fd, size))
-WRAP_NOTED ('n', int, rename, (const char *from, const char *to), (from, to))
 WRAP (int, link, -1, (const char *from, const char *to), (from, to))
 WRAP (int, fchmod, -1, (int fd, mode_t mode), (fd, mode))
 WRAP (ssize_t, getrandom, -1, (void *buf, size_t n, unsigned flags),
@@ -106,6 +105,25 @@ __wrap_fchown (int fd, uid_t u, gid_t g)
 static const char *appears;
 
 static void put (const char *path, const char *text);
+
+/* Somebody else's file replaces the new one as soon as it has its name. */
+static bool replaced;
+
+extern int __real_rename (const char *from, const char *to);
+extern int __wrap_rename (const char *from, const char *to);
+int
+__wrap_rename (const char *from, const char *to)
+{
+  int r;
+
+  note ('n');
+  r = fails () ? -1 : __real_rename (from, to);
+  if (r == 0 && replaced) {
+    put ("other", "theirs");
+    CHECK_OK (__real_rename ("other", to));
+  }
+  return r;
+}
 
 extern int __real_renameat2 (int a, const char *from, int b, const char *to,
                              unsigned flags);
@@ -233,6 +251,8 @@ is_complete (const char *path)
   return n == size && memcmp (bytes, should, n) == 0;
 }
 
+static struct stat made;
+
 static int
 create (const char *path, bool overwrite)
 {
@@ -241,7 +261,7 @@ create (const char *path, bool overwrite)
   error_set (0, "none");
   memset (calls, 0, sizeof calls);
   nr_calls = 0;
-  r = create_file (path, overwrite, &options);
+  r = create_file (path, overwrite, &options, &made);
   fail_at = 0;
   return r;
 }
@@ -255,6 +275,29 @@ test_made (void)
   CHECK_EQ (create ("new", false), -1);
   CHECK_ERROR (EEXIST, "new: it exists already");
   CHECK (is_complete ("new"));
+  CHECK_EQ (count_files (true), 1);
+}
+
+/* Only what was made is removed again. */
+static void
+test_undo (void)
+{
+  CHECK_OK (create ("new", false));
+  create_undo ("new", &made);
+  CHECK_EQ (count_files (true), 0);
+  create_undo ("new", &made);
+
+  put ("new", "old");
+  CHECK_OK (create ("new", true));
+  create_undo ("new", &made);
+  CHECK_EQ (count_files (true), 0);
+
+  put ("new", "old");
+  replaced = true;
+  CHECK_OK (create ("new", true));
+  replaced = false;
+  create_undo ("new", &made);
+  CHECK (holds ("new", "theirs"));
   CHECK_EQ (count_files (true), 1);
 }
 
@@ -463,6 +506,7 @@ main (void)
   options.cluster_size = 4096;
   options.preallocation = PREALLOCATION_FALLOC;
   test_made ();
+  test_undo ();
   test_order (false);
   test_order (true);
   test_modes ();
