@@ -265,6 +265,10 @@ served d/base.raw to-d/top.qcow2 follow=beneath
 # --- In the background, where nbdkit leaves the folder it was started in.
 (cd d && "$NBDKIT" -U "$tmp/daemon.sock" -P "$tmp/daemon.pid" \
     "$PLUGIN" ./top.qcow2 follow=beneath > "$tmp/daemon.log" 2>&1 </dev/null)
+for (( n = 0; n < 500; n++ )); do
+    test -s daemon.pid && break
+    sleep 0.02
+done
 daemon="$(cat daemon.pid)"
 _pids+=("$daemon")
 test "$(readlink "/proc/$daemon/cwd")" != "$tmp/d" ||
