@@ -11,7 +11,15 @@
 #include "commit.h"
 #include "error.h"
 
-/* So many references given up are worth a commit. */
+/* T5: so many bytes may wait, and so many entries: a part of the file,
+ * between these.
+ */
+#define FREED_PART 8
+#define MIN_FREED_BYTES (UINT64_C (64) << 20)
+#define MAX_FREED_BYTES (UINT64_C (1) << 30)
+#define MAX_FREED 65536
+
+/* So many entries of one batch are worth a commit. */
 #define MANY_FREED 16384
 
 static int
@@ -52,6 +60,7 @@ commit_free_list (struct commit *c, struct freed_list *l)
   if (l == NULL)
     return;
   atomic_fetch_sub (&c->nr_freed, l->nr);
+  atomic_fetch_sub (&c->bytes_freed, l->bytes);
   free (l->freed);
   free (l);
 }
@@ -103,9 +112,13 @@ add_freed (struct commit *c, const struct freed *f)
   struct freed_list *l = c->freed;
   struct freed *last = l->nr > 0 ? &l->freed[l->nr - 1] : NULL;
 
+  l->bytes += f->bytes;
+  atomic_fetch_add (&c->bytes_freed, f->bytes);
+  atomic_fetch_add (&c->bytes_next, f->bytes);
   if (last != NULL && last->is_table == f->is_table &&
       last->host.v + (last->nr << c->cluster_bits) == f->host.v) {
     last->nr += f->nr;
+    last->bytes += f->bytes;
     return;
   }
   l->freed[l->nr++] = *f;
@@ -302,6 +315,7 @@ take (struct commit *c, struct taken *t)
   c->ordered = false;
   c->freed = next;
   atomic_store (&c->nr_next, 0);
+  atomic_store (&c->bytes_next, 0);
   pthread_mutex_unlock (&c->changes);
   return 0;
 }
@@ -405,11 +419,28 @@ commit_is_clean (struct commit *c)
   return cache_is_clean (c->cache);
 }
 
+static uint64_t
+max_freed_bytes (const struct commit *c)
+{
+  const uint64_t part = atomic_load (&c->storage->size) / FREED_PART;
+
+  return part < MIN_FREED_BYTES ? MIN_FREED_BYTES
+    : part > MAX_FREED_BYTES ? MAX_FREED_BYTES : part;
+}
+
 bool
 commit_is_wanted (struct commit *c)
 {
   return atomic_load (&c->nr_next) >= MANY_FREED ||
+    atomic_load (&c->bytes_next) >= max_freed_bytes (c) / 2 ||
     cache_wants_writing (c->cache);
+}
+
+bool
+commit_is_behind (struct commit *c)
+{
+  return atomic_load (&c->nr_freed) >= MAX_FREED ||
+    atomic_load (&c->bytes_freed) >= max_freed_bytes (c);
 }
 
 struct freed_list *

@@ -22,6 +22,10 @@
  *      next one.  Any other failure to write, and each failure to flush,
  *      sticks (I10).
  *  T4  Batches are written one after the other.
+ *  T5  What is given up and not to be had again is bounded (I13), in bytes and
+ *      in entries of these lists, if all who add to them see to it afterwards:
+ *      by a commit once commit_is_wanted, and by waiting while
+ *      commit_is_behind.
  */
 
 #ifndef QCOW2_COMMIT_H
@@ -40,14 +44,17 @@
 /* References to host clusters that were given up, one each. */
 struct freed {
   struct host_off host;
-  uint64_t nr;   /* clusters */
-  bool is_table; /* may be in the cache */
+  uint64_t nr;    /* clusters */
+  bool is_table;  /* may be in the cache */
+  uint64_t bytes; /* of the host's space that are expected back: 0 where others
+                   * refer to it, too */
 };
 
 /* What was given up within one batch. */
 struct freed_list {
   struct freed_list *next;
   uint64_t epoch; /* when it was out of reach for new requests */
+  uint64_t bytes; /* the sum */
   size_t nr, capacity;
   struct freed *freed;
 };
@@ -83,6 +90,7 @@ struct commit {
   struct freed_list *first_freed, **last_freed;
   _Atomic size_t nr_freed;   /* entries, the next batch's included */
   _Atomic size_t nr_next;    /* those of the next batch */
+  _Atomic uint64_t bytes_freed, bytes_next; /* the same in bytes */
 
   _Atomic bool failed;       /* I10 */
   _Atomic bool corrupt;      /* because the image is (I7) */
@@ -148,8 +156,15 @@ extern int commit_flush (struct commit *c);
 /* True if nothing was changed that is not durable. */
 extern bool commit_is_clean (struct commit *c);
 
-/* True if it is time to commit, to keep memory bounded. */
+/* True if it is time to commit, to keep bounded what waits for that: memory,
+ * and the host's space (T5).
+ */
 extern bool commit_is_wanted (struct commit *c);
+
+/* True if so much is given up and not to be had again that requests which give
+ * up more must wait (T5).
+ */
+extern bool commit_is_behind (struct commit *c);
 
 /* Take the next list of what was given up, if all requests that could have
  * seen it have ended.  The caller frees it by commit_free_list.  NULL: none.

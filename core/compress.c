@@ -61,12 +61,12 @@ change_entry (const struct packed *p, struct map_l2 *l2,
 
   entry_encode_compressed (&m->format, p->host, p->bytes, words);
   if (ch.nr_freed > 0)
-    freed = writer_references (m, old->host, old_bytes);
-  if (writer_check_freed (p->w, &freed, ch.nr_freed) == -1 ||
-      commit_change (&p->w->commit, &ch, NULL) == -1)
+    freed = writer_references (m, old->host, old_bytes,
+                               old->kind != CLUSTER_COMPRESSED &&
+                               !old->copied);
+  if (writer_check_freed (p->w, &freed, ch.nr_freed) == -1)
     return -1;
-  atomic_fetch_add (&p->w->regained, old_bytes);
-  return 0;
+  return commit_change (&p->w->commit, &ch, NULL);
 }
 
 static int
@@ -84,7 +84,8 @@ write_and_link (const struct packed *p, struct map_l2 *l2,
 static void
 give_back (const struct packed *p)
 {
-  const struct freed lost = writer_references (map_of (p), p->host, p->bytes);
+  const struct freed lost =
+    writer_references (map_of (p), p->host, p->bytes, false);
 
   (void) commit_free (&p->w->commit, &lost, 1); /* or leaked */
 }

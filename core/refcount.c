@@ -473,6 +473,7 @@ replace_table (struct refcounts *r, const struct growth *g)
   const struct host_off table = cluster_offset (r, g->start + g->blocks);
   const struct freed old = {
     .host = r->table, .nr = r->table_clusters, .is_table = true,
+    .bytes = r->table_clusters << r->cluster_bits,
   };
 
   if (switch_table (r, table, g->table_clusters) == -1)

@@ -173,6 +173,7 @@ close_window (struct space *s, struct space_window *w)
     struct space_run r = w->run;
     const struct freed lost = {
       .host = cluster_offset (s, w->run.first + i), .nr = 1,
+      .bytes = UINT64_C (1) << s->cluster_bits,
     };
 
     r.first += i;
@@ -433,7 +434,9 @@ space_give_back (struct space *s, struct host_off host, uint64_t nr)
     .nr = nr,
     .batch = UINT64_MAX, /* not known any more */
   };
-  const struct freed lost = { .host = host, .nr = nr };
+  const struct freed lost = {
+    .host = host, .nr = nr, .bytes = nr << s->cluster_bits,
+  };
   bool added;
 
   pthread_mutex_lock (&s->lock);
@@ -676,6 +679,7 @@ lower_list (struct space *s, struct freed_list *l)
           l->freed[j].is_table != f.is_table)
         break;
       f.nr += l->freed[j].nr;
+      f.bytes += l->freed[j].bytes;
     }
     if (lower (s, &f) == -1) {
       (void) commit_free (s->commit, &f, 1); /* or leaked */

@@ -394,8 +394,10 @@ freed_of (const struct step *s, const struct target *t)
 {
   const struct map *m = map_of (s);
 
-  return writer_references (m, t->host, t->compressed ? t->compressed_size
-                            : m->cluster_size);
+  /* What only this disk has is kept, if it is not compressed. */
+  return t->compressed
+    ? writer_references (m, t->host, t->compressed_size, false)
+    : writer_references (m, t->host, m->cluster_size, true);
 }
 
 static void
@@ -501,6 +503,7 @@ map_anew (struct writer *w, const uint8_t *buf, uint64_t count,
   const struct map *m = &w->disk->map;
   const unsigned cluster_bits = m->format.cluster_bits;
   const uint64_t slice_end = map_slice_end (m, offset);
+  const uint64_t step_end = (offset.v + WRITER_MAX_STEP) & -m->cluster_size;
   struct step s = {
     .w = w, .buf = buf, .punch = punch, .start = offset,
     .end = offset.v + count,
@@ -510,6 +513,8 @@ map_anew (struct writer *w, const uint8_t *buf, uint64_t count,
 
   if (s.end > slice_end)
     s.end = slice_end;
+  if (s.end > step_end)
+    s.end = step_end;
   range.first = offset.v >> cluster_bits;
   range.last = (s.end - 1) >> cluster_bits;
   s.cluster = range.first << cluster_bits;
@@ -652,14 +657,6 @@ write_some_compressed (struct writer *w, const uint8_t *buf, uint64_t count,
   return 0;
 }
 
-/* Whether to try again after an error. */
-static bool
-can_retry (struct writer *w, unsigned *tries)
-{
-  return error_errno () == ENOSPC && (*tries)++ < 3 &&
-    writer_wait_for_space (w);
-}
-
 int
 disk_write (struct writer *w, const void *buf, uint64_t count,
             struct guest_off offset, bool punch, bool fua)
@@ -677,7 +674,7 @@ disk_write (struct writer *w, const void *buf, uint64_t count,
       : write_some (w, p, count, offset, punch, fua, &done, &in_place);
 
     if (r == -1) {
-      if (can_retry (w, &tries))
+      if (writer_can_retry (w, &tries))
         continue;
       return -1;
     }

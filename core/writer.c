@@ -387,13 +387,15 @@ writer_take_bytes (struct writer *w, uint64_t bytes, struct host_off *host)
 }
 
 struct freed
-writer_references (const struct map *m, struct host_off host, uint64_t bytes)
+writer_references (const struct map *m, struct host_off host, uint64_t bytes,
+                   bool shared)
 {
   const uint64_t first = host.v & -m->cluster_size;
 
   return (struct freed) {
     .host.v = first,
     .nr = ((host.v + bytes - 1 - first) >> m->format.cluster_bits) + 1,
+    .bytes = shared ? 0 : bytes,
   };
 }
 
@@ -477,7 +479,7 @@ copy_table (struct writer *w, const struct map_l1 *l1,
             const struct space_clusters *to)
 {
   const struct map *m = &w->disk->map;
-  const struct freed old = { .host = l1->table, .nr = 1, .is_table = true };
+  struct freed old = { .host = l1->table, .nr = 1, .is_table = true };
   uint64_t *words = malloc (m->cluster_size);
   uint64_t refcount;
   int r = -1;
@@ -490,6 +492,8 @@ copy_table (struct writer *w, const struct map_l1 *l1,
       storage_read (m->storage, words, m->cluster_size, l1->table) == 0) {
     if (refcount != 1)
       clear_copied (m, words);
+    else
+      old.bytes = m->cluster_size;
     r = storage_write (m->storage, words, m->cluster_size, to->host);
   }
   free (words);
@@ -570,23 +574,36 @@ writer_flush (struct writer *w)
   return commit_check (&w->commit) == -1 ? failed (w) : 0;
 }
 
-/* So much space is worth a flush, which gives it back. */
-#define MUCH_REGAINED (UINT64_C (64) << 20)
+/* Between two looks whether requests have ended that may still use what was
+ * given up.
+ */
+static const struct timespec pause_between = { .tv_nsec = 1000000 };
+
+/* I13: until enough of what was given up can be had again. */
+static int
+catch_up (struct writer *w)
+{
+  while (commit_is_behind (&w->commit)) {
+    if (writer_flush (w) == -1)
+      return -1;
+    if (commit_is_behind (&w->commit))
+      nanosleep (&pause_between, NULL);
+  }
+  return 0;
+}
 
 int
 writer_relieve (struct writer *w)
 {
-  if (atomic_load (&w->regained) >= MUCH_REGAINED) {
-    atomic_store (&w->regained, 0);
-    return writer_flush (w);
-  }
-  return commit_is_wanted (&w->commit) ? writer_flush (w) : 0;
+  if (commit_is_wanted (&w->commit) && writer_flush (w) == -1)
+    return -1;
+  return catch_up (w);
 }
 
-bool
-writer_wait_for_space (struct writer *w)
+/* Have something again of what was given up.  False if there was nothing. */
+static bool
+regain (struct writer *w)
 {
-  const struct timespec pause = { .tv_nsec = 1000000 };
   const size_t before = atomic_load (&w->commit.nr_freed);
   unsigned i;
 
@@ -597,9 +614,15 @@ writer_wait_for_space (struct writer *w)
     space_reclaim (&w->space);
     if (atomic_load (&w->commit.nr_freed) < before)
       return true;
-    nanosleep (&pause, NULL);
+    nanosleep (&pause_between, NULL);
   }
   return false;
+}
+
+bool
+writer_can_retry (struct writer *w, unsigned *tries)
+{
+  return error_errno () == ENOSPC && (*tries)++ < 3 && regain (w);
 }
 
 /* ------------------------------------------------------------------ closing */

@@ -44,8 +44,6 @@ struct writer {
   struct inflight inflight; /* in clusters of the guest */
   unsigned compress_level;  /* 0: clusters are not compressed */
   struct gather gather;     /* of what is to be compressed */
-  _Atomic uint64_t regained; /* bytes given up by compressing, since the last
-                              * flush for that */
   pthread_mutex_t tables;   /* of changes to the L1 table */
 
   pthread_mutex_t begin_lock; /* of what changes the header's feature bits */
@@ -109,10 +107,17 @@ extern int writer_take_bytes (struct writer *w, uint64_t bytes,
                               struct host_off *host);
 
 /* The references that a mapping to these bytes has: to each cluster that they
- * touch.
+ * touch.  shared: others refer to them, too.
  */
 extern struct freed writer_references (const struct map *m,
-                                       struct host_off host, uint64_t bytes);
+                                       struct host_off host, uint64_t bytes,
+                                       bool shared);
+
+/* The most bytes that one change of mappings gives up, but for a single
+ * cluster: so much more than the bound may wait to be had again, for each
+ * thread (I13).
+ */
+#define WRITER_MAX_STEP (UINT64_C (16) << 20)
 
 /* Find the L2 table that maps offset, to be changed in place: made or copied
  * if need be.  The caller has entered an in-flight range.  Returns -1 with
@@ -124,14 +129,17 @@ extern int writer_table (struct writer *w, struct guest_off offset,
 /* Make all that was answered durable. */
 extern int writer_flush (struct writer *w);
 
-/* To be called now and then by who has changed mappings, and holds nothing:
- * keeps bounded what waits for a commit, and how much space does.
+/* To be called after each change of mappings by who holds nothing, and is in
+ * no epoch: keeps bounded what waits for a commit, and how much space does
+ * (I13).  May wait for requests that run.
  */
 extern int writer_relieve (struct writer *w);
 
-/* A request found no space.  True if that may have changed: some was being
- * given up.  The caller holds nothing, and is in no epoch.
+/* A step of a request has failed, with the error set: whether it is worth
+ * another try.  It is where there was no space, but some was being given up;
+ * it is had again then.  *tries is 0 at first.  The caller holds nothing, and
+ * is in no epoch.
  */
-extern bool writer_wait_for_space (struct writer *w);
+extern bool writer_can_retry (struct writer *w, unsigned *tries);
 
 #endif /* QCOW2_WRITER_H */

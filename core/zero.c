@@ -16,6 +16,7 @@
 struct zeroing {
   struct writer *w;
   bool may_trim;
+  bool is_trim; /* advice: what would have to be written stays as it is */
 };
 
 static inline const struct map *
@@ -74,6 +75,7 @@ struct step {
   struct map_l2 l2;
   struct freed freed[MAP_MAX_WORDS];
   unsigned nr_freed;
+  uint64_t bytes_freed;
 };
 
 /* The subclusters of the i-th cluster that are in the range, which goes on
@@ -95,9 +97,15 @@ subclusters_of (const struct step *s, uint64_t i)
 }
 
 static void
-give_up (struct step *s, struct host_off host, uint64_t bytes)
+give_up (struct step *s, const struct l2_entry *e)
 {
-  s->freed[s->nr_freed++] = writer_references (map_of (s->z), host, bytes);
+  const struct map *m = map_of (s->z);
+  const struct freed f = e->kind == CLUSTER_COMPRESSED
+    ? writer_references (m, e->host, e->compressed_size, false)
+    : writer_references (m, e->host, m->cluster_size, !e->copied);
+
+  s->freed[s->nr_freed++] = f;
+  s->bytes_freed += f.bytes;
 }
 
 /* What the i-th entry becomes where entries have a zero flag.  False if it
@@ -131,7 +139,7 @@ zero_entry_v3 (struct step *s, uint64_t i, const struct l2_entry *e,
   case CLUSTER_COMPRESSED:
     if (range != all)
       return false;
-    give_up (s, host, e->compressed_size);
+    give_up (s, e);
     host.v = 0;
     allocated = all;
     break;
@@ -142,7 +150,7 @@ zero_entry_v3 (struct step *s, uint64_t i, const struct l2_entry *e,
   zero |= below ? range : range & allocated;
   allocated &= ~range;
   if (host.v != 0 && allocated == 0 && (s->z->may_trim || !e->copied)) {
-    give_up (s, host, m->cluster_size);
+    give_up (s, e);
     host.v = 0;
   }
   entry_encode_l2 (&m->format, host, e->copied, allocated, zero, words);
@@ -158,10 +166,8 @@ zero_entry_v2 (struct step *s, uint64_t i, const struct l2_entry *e,
 
   if (has_below (s->z, s->cluster + i * m->cluster_size) || !s->z->may_trim)
     return false;
-  if (e->kind == CLUSTER_COMPRESSED)
-    give_up (s, e->host, e->compressed_size);
-  else if (e->host.v != 0)
-    give_up (s, e->host, m->cluster_size);
+  if (e->host.v != 0)
+    give_up (s, e);
   words[0] = words[1] = 0;
   return true;
 }
@@ -182,7 +188,7 @@ run_step (struct step *s, uint64_t *done)
   if (writer_table (s->z->w, cluster, &table) == -1 ||
       map_l2_entries (m, table, cluster, s->nr, &s->l2) == -1)
     return -1;
-  for (i = 0; i < s->nr; ++i) {
+  for (i = 0; i < s->nr && s->bytes_freed < WRITER_MAX_STEP; ++i) {
     if (map_l2_decode (m, &s->l2, i, &e) == -1)
       return -1;
     if (!(has_zero_flag (s->z) ? zero_entry_v3 : zero_entry_v2) (s, i, &e,
@@ -260,30 +266,53 @@ skip_zeros (const struct zeroing *z, uint64_t from, uint64_t to,
   return 0;
 }
 
+/* The cluster at from can't be mapped as zeros. */
+static int
+zero_by_writing (const struct zeroing *z, uint64_t from, uint64_t to,
+                 uint64_t *done)
+{
+  const uint64_t cluster_size = map_of (z)->cluster_size;
+  const uint64_t end = (from & -cluster_size) + cluster_size;
+
+  *done = end < to ? end : to;
+  return z->is_trim ? 0 : write_zeros (z, from, *done);
+}
+
+/* Some whole granules: *done is where they end. */
+static int
+zero_some (const struct zeroing *z, uint64_t from, uint64_t to,
+           uint64_t *done)
+{
+  uint64_t length;
+
+  if (skip_zeros (z, from, to, &length) == -1)
+    return -1;
+  *done = from + length;
+  if (length > 0)
+    return 0;
+  if (map_as_zeros (z, from, to, done) == -1)
+    return -1;
+  return *done > from ? 0 : zero_by_writing (z, from, to, done);
+}
+
 /* Whole granules. */
 static int
 zero_granules (const struct zeroing *z, uint64_t from, uint64_t to)
 {
-  const uint64_t cluster_size = map_of (z)->cluster_size;
+  unsigned tries = 0;
+  uint64_t done;
 
   while (from < to) {
-    uint64_t length, done, end;
-
-    if (skip_zeros (z, from, to, &length) == -1)
-      return -1;
-    if (length > 0) {
-      from += length;
-      continue;
-    }
-    if (map_as_zeros (z, from, to, &done) == -1 ||
-        writer_relieve (z->w) == -1)
-      return -1;
-    if (done == from) {
-      end = (from & -cluster_size) + cluster_size;
-      done = end < to ? end : to;
-      if (write_zeros (z, from, done) == -1)
+    if (zero_some (z, from, to, &done) == -1) {
+      if (writer_can_retry (z->w, &tries))
+        continue;
+      if (!z->is_trim || error_errno () != ENOSPC)
         return -1;
+      /* A table that would be needed finds no room: then not here. */
+      done = map_slice_end (map_of (z), (struct guest_off) { from });
     }
+    if (writer_relieve (z->w) == -1)
+      return -1;
     from = done;
   }
   return 0;
@@ -445,7 +474,7 @@ int
 disk_trim (struct writer *w, uint64_t count, struct guest_off offset,
            bool fua)
 {
-  const struct zeroing z = { .w = w, .may_trim = true };
+  const struct zeroing z = { .w = w, .may_trim = true, .is_trim = true };
   const struct parts p = split (&z, offset.v, offset.v + count);
 
   if (writer_begin (w) == -1 ||

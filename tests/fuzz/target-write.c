@@ -451,19 +451,36 @@ do_zero (struct place *p, uint64_t from, uint64_t count, unsigned flags)
   return r;
 }
 
+/* A trim leaves what it would have to write as it was: in version 2 over a
+ * backing file, and parts of compressed clusters.
+ */
+static bool
+has_stayed (const struct place *p, uint64_t at, uint64_t count)
+{
+  const struct entry_format *f = &x.live->map.format;
+  static uint8_t buf[WINDOW];
+
+  return (f->extended_l2 || (f->version == 2 && x.live->backing != NULL)) &&
+    layer_read (x.live, buf, count, (struct guest_off) { at }) == 0 &&
+    memcmp (buf, p->content + (at - p->offset), count) == 0;
+}
+
 /* Whole granules alone. */
 static int
 do_trim (struct place *p, uint64_t offset, uint64_t count, unsigned flags)
 {
   const uint64_t granule = UINT64_C (1) << x.live->map.subcluster_bits;
   const uint64_t at = p->offset + offset;
-  const uint64_t from = (at + granule - 1) & -granule;
   const uint64_t to = at + count == x.live->size ? at + count
     : (at + count) & -granule;
   const int r = image_trim (x.im, count, (struct guest_off) { at }, flags);
+  uint64_t from = (at + granule - 1) & -granule, n;
 
-  if (r == 0 && from < to)
-    memset (p->content + (from - p->offset), 0, to - from);
+  for (; r == 0 && from < to; from += n) {
+    n = to - from < granule ? to - from : granule;
+    if (!has_stayed (p, from, n))
+      memset (p->content + (from - p->offset), 0, n);
+  }
   return r;
 }
 

@@ -230,6 +230,7 @@ begin (const struct request *q)
   struct serial_request s = {
     .from = r.from, .to = r.to,
     .flush = q->action == FLUSH, .fua = (q->flags & IMAGE_FUA) != 0,
+    .optional = meeting_is_advice (now.kind, q),
   };
 
   if (q->action == WRITE)

@@ -450,6 +450,13 @@ meeting_change (const struct meeting_disk *d, enum subject s,
 }
 
 bool
+meeting_is_advice (const struct meeting_disk *d, const struct request *q)
+{
+  return q->action == TRIM &&
+    (d->extended ? q->piece == MID : d->version == 2 && d->backing);
+}
+
+bool
 meeting_allows (const struct meeting_disk *d, enum subject s,
                 const struct request *q)
 {

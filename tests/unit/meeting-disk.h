@@ -103,4 +103,10 @@ extern struct range meeting_range (const struct meeting_disk *d,
 extern struct range meeting_change (const struct meeting_disk *d,
                                     enum subject s, const struct request *q);
 
+/* Whether it is a trim that may change nothing, where it would have to write
+ * zeros.
+ */
+extern bool meeting_is_advice (const struct meeting_disk *d,
+                               const struct request *q);
+
 #endif /* UNIT_MEETING_DISK_H */

@@ -228,19 +228,50 @@ rig_try_zero (struct rig *r, uint64_t offset, uint64_t count, unsigned flags)
   return ret;
 }
 
+/* Whether a granule that is trimmed within this range may stay as it was,
+ * since zeros would have to be written: in version 2 over the backing file,
+ * and in part of a cluster, which may be compressed.
+ */
+static bool
+may_stay (const struct rig *r, uint64_t granule, uint64_t from, uint64_t to)
+{
+  const struct map *m = &r->live->map;
+  const uint64_t cluster = granule & -m->cluster_size;
+
+  return (m->format.version == 2 && r->base != NULL &&
+          granule < r->base_size) ||
+    cluster < from ||
+    (cluster + m->cluster_size > to && to != r->size);
+}
+
+static bool
+has_stayed (const struct rig *r, uint64_t offset, uint64_t count)
+{
+  uint8_t *buf = must_have (malloc (count));
+  bool same;
+
+  CHECK_OK (layer_read (r->live, buf, count, (struct guest_off) { offset }));
+  same = memcmp (buf, r->content + offset, count) == 0;
+  free (buf);
+  return same;
+}
+
 /* Whole granules alone; the last one ends with the disk. */
 int
 rig_try_trim (struct rig *r, uint64_t offset, uint64_t count, unsigned flags)
 {
   const uint64_t from = (offset + r->granule - 1) & -r->granule;
-  uint64_t to = (offset + count) & -r->granule;
+  uint64_t to = (offset + count) & -r->granule, at, n;
   const int ret = image_trim (r->im, count, (struct guest_off) { offset },
                               flags);
 
   if (offset + count == r->size)
     to = r->size;
-  if (ret == 0 && from < to)
-    memset (r->content + from, 0, to - from);
+  for (at = from; ret == 0 && at < to; at += n) {
+    n = to - at < r->granule ? to - at : r->granule;
+    if (!may_stay (r, at, from, to) || !has_stayed (r, at, n))
+      memset (r->content + at, 0, n);
+  }
   return ret;
 }
 

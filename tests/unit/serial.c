@@ -75,6 +75,20 @@ serial_stable (const struct serial *s)
   return r;
 }
 
+/* Those of the requests that may as well have changed nothing. */
+static uint32_t
+optional (const struct serial *s)
+{
+  uint32_t r = 0;
+  unsigned i;
+
+  for (i = 0; i < s->nr; ++i) {
+    if (s->request[i].optional)
+      r |= UINT32_C (1) << i;
+  }
+  return r;
+}
+
 /* Those of the requests that change this sector. */
 static uint32_t
 touching (const struct serial *s, uint64_t sector)
@@ -173,7 +187,8 @@ choose (const struct search *f, unsigned request)
   }
   /* What must come after it is left out, and what came before it is not. */
   next.left &= ~(after (f, request) | UINT32_C (1) << request);
-  next.must = (f->must | serial_before (f->s, request)) & next.left;
+  next.must = (f->must | serial_before (f->s, request)) & next.left &
+    ~optional (f->s);
   return next;
 }
 
@@ -206,7 +221,7 @@ serial_allows (const struct serial *s, uint64_t sector,
   const uint32_t left = touching (s, sector);
   struct search f = {
     .s = s, .sector = sector, .content = content, .nr_open = SERIAL_SECTOR,
-    .left = left, .must = must & left,
+    .left = left, .must = must & left & ~optional (s),
   };
 
   if (left == 0)

@@ -19,6 +19,7 @@ struct serial_request {
   const uint8_t *bytes;  /* NULL: to zeros */
   bool flush;            /* what ended before it began is stable, */
   bool fua;              /* or what it changes itself, once it has ended */
+  bool optional;         /* advice: it may as well change nothing */
   uint64_t begun, ended; /* moments; 0: not yet */
 };
 

@@ -194,7 +194,9 @@ test_fua (void)
     CHECK_EQ (count (MEMORY_CHANGES), 0);
     CHECK_OK (rig_try_trim (&rig, UINT64_C (4) << forms[f].bits,
                             UINT64_C (1) << forms[f].bits, IMAGE_FUA));
-    CHECK (count (MEMORY_FLUSH) >= 1);
+    /* In version 2 over a backing file it does nothing. */
+    CHECK_EQ (count (MEMORY_FLUSH) >= 1,
+              !(forms[f].version == 2 && forms[f].backing));
     end ();
   }
 }
