@@ -45,6 +45,7 @@ struct set {
   bool listed[WAYS];      /* in cache.listed */
   bool in_batch[WAYS];
   uint8_t order[WAYS];
+  uint8_t has_space[WAYS]; /* bit i: so has sector i, as far as is known (C6) */
 
   /* What the slot holds: its own words, or no_words if all are 0. */
   _Atomic uintptr_t words[WAYS];
@@ -66,6 +67,7 @@ struct cache {
   _Atomic uint32_t nr_listed;
   uint32_t max_listed;
   uint32_t nr_in_batch;
+  bool holes[CACHE_MAX_STORAGES]; /* lock; C6 */
 
   /* Taken on a miss, for moments only, never around I/O (C4). */
   pthread_mutex_t lock;
@@ -250,6 +252,7 @@ publish (struct cache *c, uint64_t set_index, unsigned way, uint64_t tag,
   const bool empty = all_zero (words, nr);
   unsigned i;
 
+  set->has_space[way] = 0;
   atomic_store_explicit (&set->seq[way], seq + 1, memory_order_relaxed);
   atomic_store_explicit (&set->tag[way], tag, memory_order_release);
   atomic_store_explicit (&set->words[way],
@@ -438,6 +441,81 @@ mark_changed (struct cache *c, uint64_t set_index, unsigned way,
   }
 }
 
+void
+cache_set_holes (struct cache *c, unsigned id, bool holes)
+{
+  pthread_mutex_lock (&c->lock);
+  c->holes[id] = holes;
+  pthread_mutex_unlock (&c->lock);
+}
+
+static bool
+sector_is_zero (const struct set *set, unsigned way, unsigned sector)
+{
+  const _Atomic uint64_t *words = (const _Atomic uint64_t *)
+    atomic_load_explicit (&set->words[way], memory_order_relaxed);
+  unsigned i;
+
+  for (i = 0; i < SECTOR_WORDS; ++i) {
+    if (atomic_load_explicit (&words[sector * SECTOR_WORDS + i],
+                              memory_order_relaxed) != 0)
+      return false;
+  }
+  return true;
+}
+
+/* C6: see cache_lacking_space.  What is found to have space is noted.  Lock
+ * held.
+ */
+static uint8_t
+find_lacking (struct set *set, unsigned way, unsigned first, unsigned nr)
+{
+  uint8_t lacking = 0;
+  unsigned i;
+
+  for (i = first / SECTOR_WORDS; i <= (first + nr - 1) / SECTOR_WORDS; ++i) {
+    if (set->has_space[way] & 1U << i)
+      continue;
+    if (sector_is_zero (set, way, i))
+      lacking |= 1U << i;
+    else
+      set->has_space[way] |= 1U << i;
+  }
+  return lacking;
+}
+
+uint8_t
+cache_lacking_space (struct cache *c, unsigned id, struct host_off slice,
+                     unsigned first, unsigned nr)
+{
+  const uint64_t tag = slice.v | id;
+  struct set *set = &c->sets[find_set (c, tag)];
+  uint8_t r = 0;
+  unsigned way;
+
+  pthread_mutex_lock (&c->lock);
+  way = find_slot (set, tag);
+  if (way != WAYS && c->holes[id])
+    r = find_lacking (set, way, first, nr);
+  pthread_mutex_unlock (&c->lock);
+  return r;
+}
+
+void
+cache_note_space (struct cache *c, unsigned id, struct host_off slice,
+                  uint8_t sectors)
+{
+  const uint64_t tag = slice.v | id;
+  struct set *set = &c->sets[find_set (c, tag)];
+  unsigned way;
+
+  pthread_mutex_lock (&c->lock);
+  way = find_slot (set, tag);
+  if (way != WAYS)
+    set->has_space[way] |= sectors;
+  pthread_mutex_unlock (&c->lock);
+}
+
 enum cache_update
 cache_update (struct cache *c, unsigned id, struct host_off slice,
               unsigned first, unsigned nr, const uint64_t *words,
@@ -456,6 +534,8 @@ cache_update (struct cache *c, unsigned id, struct host_off slice,
     r = CACHE_ABSENT;
   else if (!is_changed (set, way) && !has_room (c, set))
     r = CACHE_CROWDED;
+  else if (c->holes[id] && find_lacking (set, way, first, nr) != 0)
+    r = CACHE_LACKS_SPACE;
   else {
     _Atomic uint64_t *to = slot_words (c, set_index, way);
     const uint64_t seq = atomic_load_explicit (&set->seq[way],

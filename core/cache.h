@@ -16,6 +16,10 @@
  *  C5  A changed slice stays until what was changed is on the storage.  In
  *      each set at most half of the slots are changed ones, so that readers
  *      always find a slot without waiting for that.
+ *  C6  In a storage with holes, a sector that was all zeros is changed only
+ *      when its space on the host was told of by cache_note_space: any other
+ *      has a byte that takes some.  So what is changed can be written on a
+ *      full file system, too.
  *
  * Words are 64 bits, big endian, as on disk.
  */
@@ -96,9 +100,26 @@ enum cache_order {
 
 enum cache_update {
   CACHE_UPDATED,
-  CACHE_ABSENT,  /* cache_get it, and try again */
-  CACHE_CROWDED, /* write a batch, and try again */
+  CACHE_ABSENT,      /* cache_get it, and try again */
+  CACHE_CROWDED,     /* write a batch, and try again */
+  CACHE_LACKS_SPACE, /* see to that, and try again (C6) */
 };
+
+/* Whether the storage of this id may have holes; initially not. */
+extern void cache_set_holes (struct cache *c, unsigned id, bool holes);
+
+/* The sectors that these words are in and that may be holes, bit i being the
+ * i-th sector of the slice: 0 also if the slice is not in the cache.
+ */
+extern uint8_t cache_lacking_space (struct cache *c, unsigned id,
+                                    struct host_off slice, unsigned first,
+                                    unsigned nr);
+
+/* These sectors of a slice have space on the host.  It may have left the cache
+ * meanwhile.
+ */
+extern void cache_note_space (struct cache *c, unsigned id,
+                              struct host_off slice, uint8_t sectors);
 
 /* Change nr words (at least 1), from the first-th on, of a slice, all at
  * once as far as readers can tell.  A slice always has the same order.

@@ -42,6 +42,8 @@ commit_init (struct commit *c, struct storage *storage, struct cache *cache,
   c->cluster_bits = cluster_bits;
   c->epoch = epoch;
   c->last_freed = &c->first_freed;
+  cache_set_holes (cache, id, storage_has_holes (storage));
+  pthread_mutex_init (&c->space_lock, NULL);
   pthread_mutex_init (&c->changes, NULL);
   pthread_mutex_init (&c->lock, NULL);
   pthread_mutex_init (&c->freed_lock, NULL);
@@ -80,6 +82,7 @@ commit_destroy (struct commit *c)
   pthread_mutex_destroy (&c->freed_lock);
   pthread_mutex_destroy (&c->lock);
   pthread_mutex_destroy (&c->changes);
+  pthread_mutex_destroy (&c->space_lock);
 }
 
 /* ---------------------------------------------------------------- changes */
@@ -126,6 +129,99 @@ add_freed (struct commit *c, const struct freed *f)
   atomic_fetch_add (&c->nr_next, 1);
 }
 
+/* Write sectors of zeros as they are, so that they have space.  Nobody can
+ * change them meanwhile (C6): space_lock is held.
+ */
+static int
+write_zero_sectors (struct commit *c, struct host_off slice, uint8_t sectors)
+{
+  static const uint8_t zeros[CACHE_SECTOR];
+  unsigned i;
+
+  for (i = 0; sectors >> i != 0; ++i) {
+    const struct host_off at = { slice.v + i * CACHE_SECTOR };
+
+    if ((sectors >> i & 1) &&
+        storage_write (c->storage, zeros, sizeof zeros, at) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* Sectors of a slice have their space allocated: those, and at best the whole
+ * slice, since the others will be wanted as well.
+ */
+static int
+allocate_sectors (struct commit *c, struct host_off slice, uint8_t sectors)
+{
+  const unsigned first = __builtin_ctz (sectors);
+  const unsigned end = 32 - __builtin_clz (sectors);
+  const struct host_off at = { slice.v + first * CACHE_SECTOR };
+  bool done;
+
+  if (storage_allocate (c->storage, slice, c->slice_bytes, &done) == 0) {
+    if (done)
+      sectors = UINT8_MAX;
+    else if (write_zero_sectors (c, slice, sectors) == -1)
+      return -1;
+  }
+  else if (storage_allocate (c->storage, at, (end - first) * CACHE_SECTOR,
+                             &done) == -1)
+    return -1;
+  cache_note_space (c->cache, c->id, slice, sectors);
+  return 0;
+}
+
+int
+commit_allocate_table (struct commit *c, struct host_off table)
+{
+  bool done;
+  int r;
+
+  pthread_mutex_lock (&c->space_lock);
+  r = storage_allocate (c->storage, table, UINT64_C (1) << c->cluster_bits,
+                        &done);
+  if (r == 0 && done)
+    c->allocated[c->next_allocated++ % COMMIT_ALLOCATED] = table;
+  pthread_mutex_unlock (&c->space_lock);
+  return r;
+}
+
+/* Whether a slice is in one of the last tables.  One that has become something
+ * else since is not asked for; if it becomes a table again, it has space again.
+ */
+static bool
+is_in_last_tables (const struct commit *c, struct host_off slice)
+{
+  const uint64_t table = slice.v >> c->cluster_bits << c->cluster_bits;
+  unsigned i;
+
+  for (i = 0; i < COMMIT_ALLOCATED; ++i) {
+    if (table != 0 && c->allocated[i].v == table)
+      return true;
+  }
+  return false;
+}
+
+/* T6 */
+static int
+find_space (struct commit *c, const struct change *ch)
+{
+  uint8_t lacking;
+  int r = 0;
+
+  pthread_mutex_lock (&c->space_lock);
+  /* Others may have seen to it by now. */
+  lacking = cache_lacking_space (c->cache, c->id, ch->slice, ch->first,
+                                 ch->nr);
+  if (lacking != 0 && is_in_last_tables (c, ch->slice))
+    cache_note_space (c->cache, c->id, ch->slice, UINT8_MAX);
+  else if (lacking != 0)
+    r = allocate_sectors (c, ch->slice, lacking);
+  pthread_mutex_unlock (&c->space_lock);
+  return r;
+}
+
 /* One attempt. */
 static int
 try_change (struct commit *c, const struct change *ch, uint64_t *batch,
@@ -170,6 +266,10 @@ commit_change (struct commit *c, const struct change *ch, uint64_t *batch)
       break;
     case CACHE_CROWDED:
       if (commit_flush (c) == -1)
+        return -1;
+      break;
+    case CACHE_LACKS_SPACE:
+      if (find_space (c, ch) == -1)
         return -1;
       break;
     }

@@ -26,6 +26,8 @@
  *      in entries of these lists, if all who add to them see to it afterwards:
  *      by a commit once commit_is_wanted, and by waiting while
  *      commit_is_behind.
+ *  T6  A change has its space on the host before it is made (C6), so that a
+ *      commit wants none on a full file system: it is what gives some back.
  */
 
 #ifndef QCOW2_COMMIT_H
@@ -59,6 +61,8 @@ struct freed_list {
   struct freed *freed;
 };
 
+#define COMMIT_ALLOCATED 8
+
 struct commit {
   struct storage *storage;
   struct cache *cache;
@@ -75,6 +79,11 @@ struct commit {
 
   _Atomic uint64_t durable;  /* the number of the last batch that is */
   _Atomic bool unflushed;    /* something was written since the last flush */
+
+  pthread_mutex_t space_lock; /* of who has space allocated (T6); I/O */
+  struct host_off allocated[COMMIT_ALLOCATED]; /* space_lock; see
+                                                * commit_allocate_table */
+  unsigned next_allocated;    /* space_lock */
 
   /* Group commit. */
   pthread_mutex_t lock;
@@ -120,12 +129,18 @@ struct change {
 };
 
 /* Make a change.  *batch, if not NULL, is the number of the batch that it
- * will be in.  May read a slice and may commit, so that only locks may be
- * held which neither wants.  Returns -1 with the error set, and then nothing
- * has changed.
+ * will be in.  May read a slice, have space allocated, and commit, so that
+ * only locks may be held which none of these wants.  Returns -1 with the error
+ * set, ENOSPC among others, and then nothing has changed.
  */
 extern int commit_change (struct commit *c, const struct change *change,
                           uint64_t *batch);
+
+/* Have space on the host for a cluster that becomes a table, in one piece: of a
+ * few of the last ones it is known then that their slices have some.  Returns
+ * -1 with the error set.
+ */
+extern int commit_allocate_table (struct commit *c, struct host_off table);
 
 /* References are given up that have nothing to do with a change. */
 extern int commit_free (struct commit *c, const struct freed *freed,

@@ -333,13 +333,14 @@ preallocate (struct creation *c)
 {
   const struct host_off at = cluster_offset (c, first_data (&c->layout));
   const uint64_t bytes = c->layout.data << c->h.cluster_bits;
+  bool done; /* or as well as the storage can */
 
   switch (c->options->preallocation) {
   case PREALLOCATION_OFF:
   case PREALLOCATION_METADATA:
     break;
   case PREALLOCATION_FALLOC:
-    return storage_allocate (c->storage, at, bytes);
+    return storage_allocate (c->storage, at, bytes, &done);
   case PREALLOCATION_FULL:
     return write_zeros (c, at, bytes);
   }

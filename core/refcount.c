@@ -348,7 +348,6 @@ add_block (struct refcounts *r, uint64_t cluster)
   };
 
   if (reach (r, cluster) == -1 ||
-      storage_allocate (storage (r), ch.slice, slice_bytes) == -1 ||
       add_metadata (r, cluster, 1, METADATA_REFCOUNT_BLOCK) == -1)
     return -1;
   if (write_block (r, cluster, cluster, 1) == -1 || barrier (r) == -1 ||

@@ -174,12 +174,19 @@ storage_punch (struct storage *s, struct host_off offset, uint64_t count)
     s->ops->zero (s, offset.v, count, true) == 0;
 }
 
-int
-storage_allocate (struct storage *s, struct host_off offset, uint64_t count)
+bool
+storage_has_holes (const struct storage *s)
 {
-  if (s->ops->allocate == NULL ||
-      s->ops->allocate (s, offset.v, count) == 0 ||
-      write_errno (errno) != ENOSPC)
+  return s->ops->allocate != NULL;
+}
+
+int
+storage_allocate (struct storage *s, struct host_off offset, uint64_t count,
+                  bool *done)
+{
+  *done = s->ops->allocate == NULL ||
+    s->ops->allocate (s, offset.v, count) == 0;
+  if (*done || write_errno (errno) != ENOSPC)
     return 0;
   error_set (ENOSPC, "%s: allocating %" PRIu64 " bytes at offset 0x%" PRIx64
              ": %s", s->name, count, offset.v, strerror (errno));

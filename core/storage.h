@@ -160,11 +160,15 @@ extern int storage_zero (struct storage *s, struct host_off offset,
 extern bool storage_punch (struct storage *s, struct host_off offset,
                            uint64_t count);
 
-/* See to it, where the storage can, that writing this range won't fail for
- * want of space.  Errors as with storage_write.
+/* Whether what was never written may be holes, which want space then. */
+extern bool storage_has_holes (const struct storage *s);
+
+/* See to it that writing this range won't fail for want of space.  *done is
+ * false where the storage can't, but for writing what is there once more.
+ * Errors as with storage_write.
  */
 extern int storage_allocate (struct storage *s, struct host_off offset,
-                             uint64_t count);
+                             uint64_t count, bool *done);
 
 /* See storage_ops.resize.  Errors as with storage_write. */
 extern int storage_resize (struct storage *s, uint64_t size);

@@ -500,23 +500,6 @@ copy_table (struct writer *w, const struct map_l1 *l1,
   return r == -1 ? -1 : set_l1 (w, l1, to->host, true, &old);
 }
 
-/* Space for the new table and the entry that will point to it is allocated now,
- * so that a full disk is met by the request and not by the commit: which is
- * also what gives space back.
- */
-static int
-allocate_table (struct writer *w, const struct map_l1 *l1, struct host_off to)
-{
-  const struct map *m = &w->disk->map;
-  const struct host_off slice = {
-    l1->place.v / m->slice_bytes * m->slice_bytes
-  };
-
-  if (storage_allocate (m->storage, slice, m->slice_bytes) == -1)
-    return -1;
-  return storage_allocate (m->storage, to, m->cluster_size);
-}
-
 /* tables is held. */
 static int
 make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
@@ -526,7 +509,7 @@ make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
 
   if (writer_take (w, SPACE_NO_GUEST, 1, &to) == -1)
     return -1;
-  r = allocate_table (w, l1, to.host);
+  r = commit_allocate_table (&w->commit, to.host);
   if (r == 0)
     r = overlap_add (&w->overlap, name (w), to.host, 1, METADATA_L2); /* P1 */
   if (r == 0) {

@@ -10,6 +10,7 @@
  *   writer.tables                  making or copying an L2 table; I/O of tables
  *   space.refcounts_lock           refcounts; I/O of tables
  *   writer.begin_lock              the header's feature bits; I/O of the header
+ *   commit.space_lock              space for tables on the host; I/O of tables
  *   commit.lock                    moments; a commit that runs holds none
  *   space.lock                     moments
  *   commit.changes                 moments

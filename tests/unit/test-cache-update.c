@@ -396,6 +396,8 @@ change_main (void *opaque)
     case CACHE_CROWDED: /* the batches will see to it */
       sched_yield ();
       break;
+    case CACHE_LACKS_SPACE:
+      abort ();
     }
   }
   r->changes += changes;
@@ -501,6 +503,43 @@ test_threads (uint64_t cache_bytes)
   end ();
 }
 
+/* C6: a sector of zeros may be a hole until it is told that it is none; any
+ * other sector is none.
+ */
+static void
+test_space (void)
+{
+  const uint64_t word = 7, zero = 0;
+
+  start (1 << 20, true);
+  put_be64 (disk.data + slice_at (0).v + 3 * CACHE_SECTOR + 504, 1);
+  look (0, 0);
+  CHECK_EQ (cache_lacking_space (cache, ID, slice_at (0), 0, SLICE_WORDS), 0);
+  cache_set_holes (cache, ID, true);
+  CHECK_EQ (cache_lacking_space (cache, ID, slice_at (1), 0, 1), 0); /* absent */
+  CHECK_EQ (cache_lacking_space (cache, ID, slice_at (0), 0, SLICE_WORDS),
+            0xf7);
+  CHECK_EQ (cache_lacking_space (cache, ID, slice_at (0), 63, 2), 3);
+  CHECK_EQ (update (0, 63, 1, &word, CACHE_SECOND), CACHE_LACKS_SPACE);
+  CHECK_EQ (look (0, 63), 0);
+  CHECK_EQ (update (0, 3 * 64, 1, &word, CACHE_SECOND), CACHE_UPDATED);
+
+  /* Which does not depend on what is in there from then on. */
+  cache_note_space (cache, ID, slice_at (0), 1);
+  CHECK_EQ (update (0, 63, 1, &word, CACHE_SECOND), CACHE_UPDATED);
+  CHECK_EQ (update (0, 63, 1, &zero, CACHE_SECOND), CACHE_UPDATED);
+  CHECK_EQ (update (0, 0, 1, &word, CACHE_SECOND), CACHE_UPDATED);
+  CHECK_EQ (update (0, 64, 1, &word, CACHE_SECOND), CACHE_LACKS_SPACE);
+
+  /* A slice that is read anew is another one. */
+  cache_forget (cache, ID, slice_at (0), SLICE, SLICE);
+  cache_note_space (cache, ID, slice_at (0), 2);
+  look (0, 0);
+  CHECK_EQ (cache_lacking_space (cache, ID, slice_at (0), 0, SLICE_WORDS),
+            0xf7);
+  end ();
+}
+
 int
 main (void)
 {
@@ -510,6 +549,7 @@ main (void)
   test_batch_fails ();
   test_zeros ();
   test_crowded ();
+  test_space ();
   test_forget ();
   test_wants_writing ();
   test_threads (CACHE_MIN_BYTES);

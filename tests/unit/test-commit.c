@@ -91,7 +91,7 @@ set (uint64_t i, unsigned word, uint64_t value, enum cache_order order,
 
 /* The calls since the last time, as a text: W for a write of metadata, with
  * the first sector's number and, if there are several, how many; F for a
- * flush.
+ * flush.  Space is allocated before (T6): that is left out.
  */
 static const char *
 calls (void)
@@ -104,6 +104,8 @@ calls (void)
     const struct memory_call *c = &call_log.call[i];
     const uint64_t sector = (c->offset - FIRST) / CACHE_SECTOR;
 
+    if (c->kind == MEMORY_ALLOCATE)
+      continue;
     if (c->kind == MEMORY_FLUSH)
       used += snprintf (text + used, sizeof text - used, "F ");
     else if (c->kind == MEMORY_WRITE && c->count == CACHE_SECTOR)
@@ -480,7 +482,8 @@ static unsigned hook_at, hook_nr;
 static void
 change_in_hook (void *opaque, const struct memory_call *call)
 {
-  if ((call->kind & MEMORY_CHANGES) && ++hook_nr == hook_at) {
+  if ((call->kind & (MEMORY_WRITE | MEMORY_FLUSH)) &&
+      ++hook_nr == hook_at) {
     set_and_free (0, 99, 0x70000, 1);
     set (40, 0, 99, CACHE_FIRST, false);
   }

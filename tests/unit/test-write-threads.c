@@ -36,6 +36,7 @@ static struct rig rig;
 static double until;
 static _Atomic uint64_t nr_requests, nr_reads;
 static uint64_t nr_sectors, cluster_size;
+static bool trims; /* those of whole clusters take effect */
 
 /* ------------------------------------------------------------------ stamps */
 
@@ -127,6 +128,7 @@ start (const struct form *f)
   uint8_t *base = NULL;
 
   cluster_size = UINT64_C (1) << f->bits;
+  trims = f->version >= 3 || !f->backing;
   size = f->clusters * cluster_size - (f->bits > 10 ? 1024 : 0);
   nr_sectors = size / SECTOR;
   snprintf (what, sizeof what, "v%u, clusters of 2^%u%s%s, %u snapshots",
@@ -412,24 +414,32 @@ write_sectors (uint64_t first, uint64_t nr, uint64_t stamp, unsigned flags)
 }
 
 static void
-zero_sectors (uint64_t first, uint64_t nr, bool trim, unsigned flags)
+zero_sectors (uint64_t first, uint64_t nr, unsigned flags)
 {
-  const uint64_t begun = ++test_clock, granule = rig.granule / SECTOR;
-  uint64_t from = first, to = first + nr;
+  const uint64_t begun = ++test_clock;
 
-  if (trim) { /* what is not whole is not changed */
-    from = (first + granule - 1) / granule * granule;
-    if (to != nr_sectors)
-      to = to / granule * granule;
-  }
-  if (from < to)
-    begin_values (from, to - from, 0, begun);
-  CHECK_OK (trim ? image_trim (rig.im, nr * SECTOR, (struct guest_off) {
-        first * SECTOR }, flags) :
-    image_zero (rig.im, nr * SECTOR, (struct guest_off) { first * SECTOR },
-                flags));
-  if (from < to)
-    end_values (from, to - from, begun, ++test_clock);
+  begin_values (first, nr, 0, begun);
+  CHECK_OK (image_zero (rig.im, nr * SECTOR, (struct guest_off) {
+        first * SECTOR }, flags));
+  end_values (first, nr, begun, ++test_clock);
+}
+
+/* Whole clusters: others may be left as they are. */
+static void
+trim_sectors (uint64_t first, uint64_t nr, unsigned flags)
+{
+  const uint64_t unit = cluster_size / SECTOR, begun = ++test_clock;
+  const uint64_t from = (first + unit - 1) / unit * unit;
+  uint64_t to = first + nr;
+
+  if (to != nr_sectors)
+    to = to / unit * unit;
+  if (from >= to)
+    return;
+  begin_values (from, to - from, 0, begun);
+  CHECK_OK (image_trim (rig.im, (to - from) * SECTOR, (struct guest_off) {
+        from * SECTOR }, flags));
+  end_values (from, to - from, begun, ++test_clock);
 }
 
 static void
@@ -448,13 +458,14 @@ shared_request (uint64_t *state, uint64_t stamp)
     write_sectors (first, nr, stamp, flags);
     break;
   case 3:
-    zero_sectors (first, nr, false, flags);
+    zero_sectors (first, nr, flags);
     break;
   case 4:
-    zero_sectors (first, nr, false, flags | IMAGE_MAY_TRIM);
+    zero_sectors (first, nr, flags | IMAGE_MAY_TRIM);
     break;
   case 5:
-    zero_sectors (first, nr, true, flags);
+    if (trims)
+      trim_sectors (first, nr, flags);
     break;
   default:
     read_sectors (first, nr);
