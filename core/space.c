@@ -11,8 +11,9 @@
 #include "error.h"
 #include "space.h"
 
-/* The reserve: large enough that refcounts are seldom touched, small enough
- * that a crash leaks little: an eighth of the file, between these.
+/* A batch: large enough that refcounts are seldom touched, small enough that a
+ * crash leaks little: an eighth of the file, between these.  There is one in
+ * the reserve, with what packing has, and another one in windows.
  */
 #define MIN_BATCH_BYTES (UINT64_C (1) << 20)
 #define MAX_BATCH_BYTES (UINT64_C (8) << 20)
@@ -23,6 +24,9 @@
 #define FIRST_WINDOW_BYTES (UINT64_C (256) << 10)
 #define MAX_FIRST_WINDOW 4
 #define MAX_WINDOW 64
+
+/* One that was not used for so many uses of others gives way to a new one. */
+#define STALE_WINDOW 256
 
 static inline uint64_t
 clamp (uint64_t v, uint64_t min, uint64_t max)
@@ -155,6 +159,7 @@ take_from_window (struct space *s, uint64_t guest, uint64_t nr)
     for (r.nr = 0; r.nr < nr && at + r.nr < w->run.nr &&
            !(w->used >> (at + r.nr) & 1); ++r.nr)
       w->used |= UINT64_C (1) << (at + r.nr);
+    s->in_windows -= r.nr;
     w->last_use = ++s->clock;
     break;
   }
@@ -176,23 +181,54 @@ close_window (struct space *s, struct space_window *w)
       .bytes = UINT64_C (1) << s->cluster_bits,
     };
 
+    if (w->used >> i & 1)
+      continue;
+    s->in_windows--;
     r.first += i;
     r.nr = 1;
-    if (!(w->used >> i & 1) && !add_run (s, &r))
+    if (!add_run (s, &r))
       (void) commit_free (s->commit, &lost, 1); /* or leaked */
   }
   w->run.nr = 0;
 }
 
+/* How many clusters may still be set apart.  lock held. */
+static uint64_t
+left_for_windows (const struct space *s)
+{
+  const uint64_t most = atomic_load (&s->batch_size);
+
+  return s->in_windows < most ? most - s->in_windows : 0;
+}
+
+/* lock held */
+static void
+close_stale_windows (struct space *s)
+{
+  unsigned i;
+
+  for (i = 0; i < SPACE_WINDOWS; ++i) {
+    if (s->clock - s->window[i].last_use > STALE_WINDOW)
+      close_window (s, &s->window[i]);
+  }
+}
+
 /* Set a window apart for the guest clusters from that one on, instead of the
- * one that was not used for the longest time.  lock held.
+ * one that was not used for the longest time; none if it would be smaller than
+ * what is wanted now, nr.  lock held.
  */
 static void
-open_window (struct space *s, uint64_t guest, uint64_t size)
+open_window (struct space *s, uint64_t guest, uint64_t size, uint64_t nr)
 {
   struct space_window *w = &s->window[0];
   unsigned i;
 
+  if (left_for_windows (s) < size) {
+    close_stale_windows (s);
+    size = clamp (size, 0, left_for_windows (s));
+  }
+  if (size <= nr)
+    return;
   for (i = 1; i < SPACE_WINDOWS && w->run.nr > 0; ++i) {
     if (s->window[i].run.nr == 0 || s->window[i].last_use < w->last_use)
       w = &s->window[i];
@@ -205,6 +241,7 @@ open_window (struct space *s, uint64_t guest, uint64_t size)
     .run = take_from_runs (s, size),
     .last_use = ++s->clock,
   };
+  s->in_windows += w->run.nr;
 }
 
 /* The size of a window to open at this guest cluster: larger than the one
@@ -242,7 +279,7 @@ take_reserved (struct space *s, uint64_t guest, uint64_t nr)
     size = window_size (s, guest, nr);
   }
   if (r.nr == 0 && size > nr) {
-    open_window (s, guest, size);
+    open_window (s, guest, size, nr);
     r = take_from_window (s, guest, nr);
   }
   if (r.nr == 0 && s->in_runs > 0)
@@ -253,6 +290,12 @@ take_reserved (struct space *s, uint64_t guest, uint64_t nr)
 }
 
 /* --------------------------------------------------------------- reserving */
+
+/* Reserved clusters that go to where compressed data does: a part of a batch. */
+#define PACK_CLUSTERS 16
+#define PACK_PART 4
+
+static uint64_t packing_clusters (const struct space *s);
 
 /* Make the file reach over as many of nr clusters as it can.  Returns how
  * many, 0 with the error set.
@@ -313,20 +356,36 @@ reserve_run (struct space *s, uint64_t max, struct space_run *r)
   return refcount_set (&s->refcounts, r->first, r->nr, 1, &r->batch);
 }
 
-/* Reserve a batch.  Returns -1 with the error set if there was nothing to be
- * had.  refcounts_lock held.
+/* Clusters that are reserved and not handed out, without those in windows.
+ * refcounts_lock held.
+ */
+static uint64_t
+count_reserved (struct space *s)
+{
+  uint64_t r = packing_clusters (s);
+
+  pthread_mutex_lock (&s->lock);
+  r += s->in_runs;
+  pthread_mutex_unlock (&s->lock);
+  return r;
+}
+
+/* Reserve what a batch lacks, at least one cluster.  Returns -1 with the error
+ * set if there was nothing to be had.  refcounts_lock held.
  */
 static int
 refill (struct space *s)
 {
   const uint64_t clusters = atomic_load (&storage (s)->size)
     >> s->cluster_bits;
-  const uint64_t wanted = clamp (clusters / 8, s->min_batch_size,
-                                 s->max_batch_size);
+  const uint64_t batch = clamp (clusters / 8, s->min_batch_size,
+                                s->max_batch_size);
+  const uint64_t reserved = count_reserved (s);
+  const uint64_t wanted = reserved < batch ? batch - reserved : 1;
   uint64_t got = 0;
   unsigned tries;
 
-  atomic_store (&s->batch_size, wanted);
+  atomic_store (&s->batch_size, batch);
   for (tries = 0; tries < 16 && got < wanted; ++tries) {
     struct space_run r;
     bool added;
@@ -448,9 +507,6 @@ space_give_back (struct space *s, struct host_off host, uint64_t nr)
 
 /* --------------------------------------------------------- compressed data */
 
-/* Reserved clusters that go to where compressed data does. */
-#define PACK_CLUSTERS 16
-
 static inline uint64_t
 cluster_start (const struct space *s, uint64_t byte)
 {
@@ -463,6 +519,15 @@ next_cluster (const struct space *s, uint64_t byte)
   return cluster_start (s, byte + (UINT64_C (1) << s->cluster_bits) - 1);
 }
 
+/* Clusters there that have no data yet.  refcounts_lock held. */
+static uint64_t
+packing_clusters (const struct space *s)
+{
+  const uint64_t from = next_cluster (s, s->pack_at);
+
+  return from < s->pack_end ? (s->pack_end - from) >> s->cluster_bits : 0;
+}
+
 /* What is not used yet of where compressed data goes returns to the reserve.
  * refcounts_lock held.
  */
@@ -472,8 +537,8 @@ stop_packing (struct space *s)
   const uint64_t from = next_cluster (s, s->pack_at);
   const struct host_off host = { from };
 
-  if (from < s->pack_end)
-    space_give_back (s, host, (s->pack_end - from) >> s->cluster_bits);
+  if (packing_clusters (s) > 0)
+    space_give_back (s, host, packing_clusters (s));
   s->pack_at = s->pack_end = 0;
 }
 
@@ -488,7 +553,8 @@ extend_packing (struct space *s)
 
   pthread_mutex_lock (&s->lock);
   if (s->in_runs > 0)
-    r = take_from_runs (s, PACK_CLUSTERS);
+    r = take_from_runs (s, clamp (atomic_load (&s->batch_size) / PACK_PART, 1,
+                                  PACK_CLUSTERS));
   else
     r.nr = 0;
   pthread_mutex_unlock (&s->lock);

@@ -5,7 +5,7 @@
  * Clusters are reserved in batches: their refcounts are raised to 1 before
  * anybody wants them, so that the refcount of a cluster that is handed out is
  * mostly durable already, and mapping it needs no order.  After a crash the
- * reserved ones are leaks; space_close gives them back.
+ * reserved ones are leaks, two batches at most; space_close gives them back.
  *
  * Contiguous guest clusters get contiguous host clusters: once writes go on
  * where others ended, a window of host clusters is set apart for the guest
@@ -78,6 +78,7 @@ struct space {
   struct space_run run[SPACE_MAX_RUNS];
   uint64_t in_runs;     /* clusters */
   struct space_window window[SPACE_WINDOWS];
+  uint64_t in_windows;  /* clusters that were not handed out */
   uint64_t recent[SPACE_RECENT]; /* guest clusters where writes ended */
   unsigned next_recent;
   uint64_t clock;

@@ -331,6 +331,38 @@ test_sequential (void)
   }
 }
 
+/* What a kill leaves of the reserve: two batches at most, whoever writes. */
+static void
+test_leaks (unsigned bits)
+{
+  uint64_t next_guest[24], state = 5, taken = 0, batch;
+  struct image_check c;
+  unsigned i, w;
+
+  start (bits, false);
+  for (w = 0; w < 24; ++w)
+    next_guest[w] = w * UINT64_C (100000);
+  for (i = 0; i < 1500; ++i) {
+    w = random_below (&state, i % 500 < 250 ? 24 : 3);
+    if (random_below (&state, 10) == 0)
+      next_guest[w] += 1000; /* another stream */
+    taken += take (next_guest[w]++, 1).nr;
+    if (i % 50 != 0)
+      continue;
+    CHECK_OK (commit_flush (&commit));
+    c = image_check ("killed", disk.data, atomic_load (&disk.size));
+    batch = (atomic_load (&disk.size) >> bits) / 8;
+    batch = batch < 4 ? 4 : batch;
+    if (batch < (UINT64_C (1) << 20) >> bits)
+      batch = (UINT64_C (1) << 20) >> bits;
+    if (batch > (UINT64_C (8) << 20) >> bits)
+      batch = (UINT64_C (8) << 20) >> bits;
+    batch = batch > 256 ? 256 : batch;
+    CHECK (c.leaks - taken <= 2 * batch);
+  }
+  close_and_end (taken);
+}
+
 /* Several writers share one sequence, so that they come to its clusters in
  * another order: the host clusters still follow each other.
  */
@@ -914,6 +946,9 @@ main (void)
   test_durable ();
   test_close ();
   test_sequential ();
+  test_leaks (16);
+  test_leaks (12);
+  test_leaks (18);
   test_shared_sequence ();
   test_give_back ();
   test_give_back_many ();
