@@ -524,6 +524,8 @@ max_freed_bytes (const struct commit *c)
 {
   const uint64_t part = atomic_load (&c->storage->size) / FREED_PART;
 
+  if (c->max_freed != 0)
+    return c->max_freed;
   return part < MIN_FREED_BYTES ? MIN_FREED_BYTES
     : part > MAX_FREED_BYTES ? MAX_FREED_BYTES : part;
 }

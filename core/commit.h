@@ -100,6 +100,7 @@ struct commit {
   _Atomic size_t nr_freed;   /* entries, the next batch's included */
   _Atomic size_t nr_next;    /* those of the next batch */
   _Atomic uint64_t bytes_freed, bytes_next; /* the same in bytes */
+  uint64_t max_freed;        /* bytes (T5); 0: as the file's size has it */
 
   _Atomic bool failed;       /* I10 */
   _Atomic bool corrupt;      /* because the image is (I7) */

@@ -214,6 +214,7 @@ writer_open (const struct layer *disk, const struct header *h,
   if (space_init (&w->space, h, &w->commit, &w->overlap,
                   options->keep_discarded) == -1)
     goto fail_space;
+  w->commit.max_freed = options->max_freed;
   w->space.decoded = disk->shared->decoded;
   w->compress_level = options->compress_level;
   if (add_l2_tables (w) == -1)

@@ -57,6 +57,8 @@ struct writer_options {
   bool keep_discarded;     /* punch no holes into the file */
   bool invalidate_bitmaps; /* persistent bitmaps may be made useless */
   unsigned compress_level; /* of whole clusters; 0: none.  See codec.h */
+  uint64_t max_freed;      /* bytes given up that may wait to be had again;
+                            * 0: as the file's size has it (commit.h, T5) */
 };
 
 /* Whether an image with this header may be written: not if it is marked as

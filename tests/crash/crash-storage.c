@@ -427,7 +427,13 @@ crash_allocate (struct storage *s, uint64_t offset, uint64_t count)
   pthread_mutex_lock (&d->lock);
   fails = is_fault (d, FAULT_ALLOCATE);
   pthread_mutex_unlock (&d->lock);
-  return fails ? fail (d) : 0;
+  if (fails)
+    return fail (d);
+  if (d->no_zero) {
+    errno = EOPNOTSUPP;
+    return -1;
+  }
+  return 0;
 }
 
 static int

@@ -63,7 +63,7 @@ struct crash_disk {
 
   bool logging; /* initially set */
   bool dawdle;  /* calls take their time, so that others run meanwhile */
-  bool no_zero; /* it can't zero or punch */
+  bool no_zero; /* it can't zero, punch or allocate */
   struct crash_op *op;
   uint64_t nr, nr_allocated;
   uint64_t changes; /* calls that change the disk, logged or not */

@@ -170,6 +170,7 @@ guest_make_writable (struct guest *r)
     .invalidate_bitmaps = r->m->bitmaps,
     .keep_discarded = r->m->keep,
     .compress_level = r->m->zip,
+    .max_freed = r->m->tight ? 4 * r->m->cluster_size : 0,
   };
   int ret;
 

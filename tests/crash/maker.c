@@ -78,7 +78,7 @@ parse_flag (struct maker *k, const char *word)
     { "tail", &k->tail }, { "many", &k->many }, { "bitmap", &k->bitmap },
     { "autoclear", &k->autoclear },
     { "keep", &k->m->keep }, { "zip", &k->m->zip },
-    { "nozero", &k->m->no_zero },
+    { "nozero", &k->m->no_zero }, { "tight", &k->m->tight },
   };
   unsigned i;
 
@@ -1015,7 +1015,12 @@ const char *const made_names[] = {
   "v3-c4k-holes-keep",
   "v2-c512-holes-nozero",
   "v3-c16k-ext-holes-nozero-back",
+  "v3-c512-tight",
+  "v3-c512-tight-snap-comp-holes",
+  "v2-c1k-tight-back-keep",
+  "v3-c16k-ext-tight-comp",
   "v3-c512-zip",
+  "v3-c512-zip-tight",
   "v3-c4k-zip",
   "v3-c4k-zip-snap-comp-holes-back",
   "v2-c512-zip-comp-snap-tail",

@@ -52,7 +52,8 @@ struct made {
   uint64_t bitmap_flags; /* where those of the bitmap are, in the file */
   bool keep;    /* to be written without punching holes */
   bool zip;     /* to be written with clusters compressed */
-  bool no_zero; /* on a storage that can't zero or punch */
+  bool no_zero; /* on a storage that can't zero, punch or allocate */
+  bool tight;   /* to be written while little may wait to be had again */
 
   uint64_t disk_size;
   uint64_t nr_clusters; /* of the disk; the last one may be cut */
@@ -93,7 +94,8 @@ struct made {
  *   autoclear        an unknown autoclear bit
  *   keep             written without punching holes
  *   zip              written with clusters compressed
- *   nozero           on a storage that can neither zero nor punch
+ *   nozero           on a storage that can neither zero, punch nor allocate
+ *   tight            written while little may wait to be had again
  *   s1, s2, ...      another arrangement of the clusters
  *
  * Returns false if the name is none, or asks for what can't be.
