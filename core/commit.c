@@ -387,6 +387,42 @@ write_batch (struct commit *c, bool ordered)
   return flush_storage (c);
 }
 
+void
+commit_set_ballast (struct commit *c, struct host_off host, uint64_t bytes)
+{
+  pthread_mutex_lock (&c->space_lock);
+  c->ballast = host;
+  c->ballast_bytes = bytes;
+  pthread_mutex_unlock (&c->space_lock);
+}
+
+bool
+commit_has_ballast (struct commit *c)
+{
+  bool r;
+
+  pthread_mutex_lock (&c->space_lock);
+  r = c->ballast_bytes > 0;
+  pthread_mutex_unlock (&c->space_lock);
+  return r;
+}
+
+/* A batch found no space.  True if the host has some more now: there are file
+ * systems which know of it after a flush only.
+ */
+static bool
+spend_ballast (struct commit *c)
+{
+  bool r;
+
+  pthread_mutex_lock (&c->space_lock);
+  r = c->ballast_bytes > 0 &&
+    storage_punch (c->storage, c->ballast, c->ballast_bytes);
+  c->ballast_bytes = 0;
+  pthread_mutex_unlock (&c->space_lock);
+  return r && flush_storage (c) == 0;
+}
+
 /* What one batch is besides its sectors. */
 struct taken {
   bool ordered;
@@ -460,12 +496,16 @@ run (struct commit *c)
 {
   struct taken t = { 0 };
   bool unflushed;
+  int r;
 
   if (commit_check (c) == -1 || take (c, &t) == -1)
     return -1;
   unflushed = atomic_exchange (&c->unflushed, false);
   if (c->batch.nr > 0 || unflushed) {
-    if (write_batch (c, t.ordered) == -1) {
+    r = write_batch (c, t.ordered);
+    if (r == -1 && error_errno () == ENOSPC && spend_ballast (c))
+      r = write_batch (c, t.ordered);
+    if (r == -1) {
       atomic_store (&c->unflushed, true);
       give_back (c, &t);
       return -1;

@@ -28,6 +28,8 @@
  *      commit_is_behind.
  *  T6  A change has its space on the host before it is made (C6), so that a
  *      commit wants none on a full file system: it is what gives some back.
+ *      Where the host wants some all the same, since it copies what is
+ *      overwritten, the ballast is given up for it.
  */
 
 #ifndef QCOW2_COMMIT_H
@@ -84,6 +86,8 @@ struct commit {
   struct host_off allocated[COMMIT_ALLOCATED]; /* space_lock; see
                                                 * commit_allocate_table */
   unsigned next_allocated;    /* space_lock */
+  struct host_off ballast;    /* space_lock; see commit_set_ballast */
+  uint64_t ballast_bytes;     /* space_lock; 0: there is none */
 
   /* Group commit. */
   pthread_mutex_t lock;
@@ -142,6 +146,14 @@ extern int commit_change (struct commit *c, const struct change *change,
  * -1 with the error set.
  */
 extern int commit_allocate_table (struct commit *c, struct host_off table);
+
+/* These bytes of the storage have space on the host, and nothing is in them:
+ * a commit that finds no space punches them, once.  0: none is to be punched
+ * any more.
+ */
+extern void commit_set_ballast (struct commit *c, struct host_off host,
+                                uint64_t bytes);
+extern bool commit_has_ballast (struct commit *c);
 
 /* References are given up that have nothing to do with a change. */
 extern int commit_free (struct commit *c, const struct freed *freed,

@@ -402,6 +402,47 @@ refill (struct space *s)
   return 0;
 }
 
+/* Ballast, from a file of this size on: enough for the tables of a batch. */
+#define BALLAST_BYTES (UINT64_C (1) << 20)
+#define MIN_BALLASTED_BYTES (UINT64_C (64) << 20)
+
+/* Have some for commits, as far as it is to be had: it is nothing that anybody
+ * waits for.  refcounts_lock held.
+ */
+static void
+keep_ballast (struct space *s)
+{
+  const uint64_t nr = clamp (BALLAST_BYTES >> s->cluster_bits, 1, MAX_BATCH);
+  struct space_run r = s->ballast;
+  bool done;
+
+  if (atomic_load (&storage (s)->size) < MIN_BALLASTED_BYTES ||
+      !storage_has_holes (storage (s)) || commit_has_ballast (s->commit) ||
+      (r.nr == 0 && reserve_run (s, nr, &r) == -1))
+    return;
+  s->ballast = r;
+  if (storage_allocate (storage (s), cluster_offset (s, r.first),
+                        r.nr << s->cluster_bits, &done) == 0 && done)
+    commit_set_ballast (s->commit, cluster_offset (s, r.first),
+                        r.nr << s->cluster_bits);
+}
+
+/* Others need its clusters.  refcounts_lock held. */
+static void
+give_up_ballast (struct space *s)
+{
+  const struct host_off host = cluster_offset (s, s->ballast.first);
+
+  if (s->ballast.nr == 0)
+    return;
+  commit_set_ballast (s->commit, host, 0);
+  if (!s->keep_discarded)
+    (void) storage_punch (storage (s), host,
+                          s->ballast.nr << s->cluster_bits);
+  space_give_back (s, host, s->ballast.nr);
+  s->ballast.nr = 0;
+}
+
 static bool
 is_empty (struct space *s)
 {
@@ -428,6 +469,7 @@ refill_somehow (struct space *s)
     for (i = 0; i < SPACE_WINDOWS; ++i)
       close_window (s, &s->window[i]);
     pthread_mutex_unlock (&s->lock);
+    give_up_ballast (s);
   }
   return is_empty (s) ? -1 : 0;
 }
@@ -474,6 +516,7 @@ space_take (struct space *s, uint64_t guest, uint64_t nr,
   /* Ahead of need, so that the next ones are durable when it comes. */
   if (low && pthread_mutex_trylock (&s->refcounts_lock) == 0) {
     (void) refill (s);
+    keep_ballast (s);
     pthread_mutex_unlock (&s->refcounts_lock);
   }
   *out = (struct space_clusters) {
@@ -790,6 +833,7 @@ return_reserve (struct space *s)
   unsigned i;
 
   stop_packing (s);
+  give_up_ballast (s);
   for (i = 0; i < SPACE_WINDOWS; ++i)
     close_window (s, &s->window[i]);
   while (s->nr_runs > 0) {

@@ -73,6 +73,8 @@ struct space {
    */
   uint64_t pack_at, pack_end;
 
+  struct space_run ballast; /* reserved for commit.h; refcounts_lock */
+
   pthread_mutex_t lock; /* of what follows; held for moments */
   unsigned nr_runs;
   struct space_run run[SPACE_MAX_RUNS];

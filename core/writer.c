@@ -563,25 +563,23 @@ writer_flush (struct writer *w)
  */
 static const struct timespec pause_between = { .tv_nsec = 1000000 };
 
-/* I13: until enough of what was given up can be had again. */
-static int
-catch_up (struct writer *w)
-{
-  while (commit_is_behind (&w->commit)) {
-    if (writer_flush (w) == -1)
-      return -1;
-    if (commit_is_behind (&w->commit))
-      nanosleep (&pause_between, NULL);
-  }
-  return 0;
-}
-
+/* I13 */
 int
 writer_relieve (struct writer *w)
 {
-  if (commit_is_wanted (&w->commit) && writer_flush (w) == -1)
-    return -1;
-  return catch_up (w);
+  for (;;) {
+    if (commit_is_wanted (&w->commit) && writer_flush (w) == -1)
+      return -1;
+    if (!commit_is_behind (&w->commit))
+      return 0;
+    /* What is durably given up waits for requests to end. */
+    space_reclaim (&w->space);
+    if (!commit_is_behind (&w->commit))
+      return 0;
+    nanosleep (&pause_between, NULL);
+    if (commit_check (&w->commit) == -1)
+      return failed (w);
+  }
 }
 
 /* Have something again of what was given up.  False if there was nothing. */

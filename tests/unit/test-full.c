@@ -133,6 +133,40 @@ test_form (const struct form *f)
   rig_free (&rig);
 }
 
+/* The host finds no space for what has some: it copies what is overwritten.
+ * The ballast is given up for that, and there is some again after that.
+ */
+static void
+test_ballast (void)
+{
+  static const struct form f = {
+    .what = "ballast", .version = 3, .bits = 16, .order = 4, .clusters = 1600,
+    .room = 200 << 20,
+  };
+  uint64_t i, round;
+
+  start (&f);
+  for (i = 0; i < 1100; ++i)
+    rig_write (&rig, i << 16, 1 << 16, i);
+  rig_flush (&rig);
+  for (round = 0; round < 3; ++round) {
+    const uint64_t punches = rig.control.punches;
+
+    rig_trim (&rig, round << 20, 1 << 20);
+    memory_fail (&rig.control, MEMORY_WRITE, 1, ENOSPC);
+    rig_flush (&rig);
+    CHECK_EQ (rig.control.failed, 1);
+    CHECK (rig.control.punches > punches);
+    memory_fail_no_more (&rig.control);
+    for (i = 0; i < 150; ++i) /* the reserve is filled up meanwhile */
+      rig_write (&rig, (1100 + round * 150 + i) << 16, 1 << 16, i);
+    rig_flush (&rig);
+  }
+  rig_compare (&rig);
+  rig_close (&rig);
+  rig_free (&rig);
+}
+
 int
 main (void)
 {
@@ -141,5 +175,6 @@ main (void)
   check_time_limit (300);
   for (i = 0; i < sizeof forms / sizeof forms[0]; ++i)
     test_form (&forms[i]);
+  test_ballast ();
   return check_result ();
 }
