@@ -809,6 +809,7 @@ reclaim (struct space *s)
   while (r == 0 && (l = commit_next_freed (s->commit)) != NULL) {
     r = lower_list (s, l);
     commit_free_list (s->commit, l);
+    atomic_store (&s->stuck, r == -1);
   }
   return r;
 }

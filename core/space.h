@@ -75,6 +75,9 @@ struct space {
 
   struct space_run ballast; /* reserved for commit.h; refcounts_lock */
 
+  /* The last try to lower refcounts failed: waiting for it is of no use. */
+  _Atomic bool stuck;
+
   pthread_mutex_t lock; /* of what follows; held for moments */
   unsigned nr_runs;
   struct space_run run[SPACE_MAX_RUNS];
