@@ -83,7 +83,7 @@ def finish(name):
 
 def run(*cmd, ok=True):
     p = subprocess.run(cmd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                       stderr=subprocess.PIPE, timeout=120)
+                       stderr=subprocess.PIPE, timeout=240)
     if ok and p.returncode != 0:
         raise RuntimeError("%s: exit %d: %s" % (
             " ".join(cmd), p.returncode, p.stderr.decode(errors="replace")))
@@ -102,7 +102,7 @@ class Server:
     """nbdkit with the plugin on a Unix socket, in the foreground."""
     count = 0
 
-    def __init__(self, *args, opts=(), readonly=True, cwd=None, timeout=30):
+    def __init__(self, *args, opts=(), readonly=True, cwd=None, timeout=120):
         Server.count += 1
         base = path("s%d-%d" % (os.getpid(), Server.count))
         self.sock, self.pidfile = base + ".sock", base + ".pid"
@@ -157,7 +157,7 @@ class Server:
         if self.p.poll() is None:
             self.p.send_signal(signal.SIGTERM)
         try:
-            rc = self.p.wait(20)
+            rc = self.p.wait(60)
         except subprocess.TimeoutExpired:
             self.p.kill()
             self.p.wait()

@@ -90,10 +90,7 @@ fi
 h = nbd.NBD()
 h.connect_unix(sys.argv[1])
 h.cache(8 << 20, 0)' "$sock"
-for (( n = 0; n < 500; n++ )); do
-    test "$(resident)" -lt $(( before + (6 << 20) )) || break
-    sleep 0.02
-done
-test "$(resident)" -ge $(( before + (6 << 20) )) ||
+fetched () { test "$(resident)" -ge $(( before + (6 << 20) )); }
+wait_until fetched ||
     die "of 8 MiB, the kernel has $(resident) bytes, before $before"
 stop_nbdkit "$pid"

@@ -15,21 +15,22 @@ qemu-img create -q -f qcow2 "$tmp/old" 1M
 # stopped SIGNAL MODE: while zeros are written, under a temporary name.
 stopped ()
 {
-    local n temporary
+    local temporary
     "$NBDKIT" -f -U "$tmp/sock" "$PLUGIN" new.qcow2 create=$2 \
         size=8G preallocation=full >"$tmp/stopped.log" 2>&1 </dev/null &
     pid=$!
     _pids+=("$pid")
-    for (( n = 0; n < 500; n++ )); do
-        temporary="$(find . -name 'new.qcow2.????????' -size +2M)"
-        test -z "$temporary" || break
-        sleep 0.02
-    done
-    test -n "$temporary" || die 'nothing is being made'
+    wait_until -p "$pid" _being_made || die 'nothing is being made'
     kill -"$1" "$pid"
     ! wait "$pid" 2>/dev/null || die 'it has ended well'
     forget "$pid"
     rm -f "$temporary"
+}
+
+_being_made ()
+{
+    temporary="$(find . -name 'new.qcow2.????????' -size +2M)"
+    test -n "$temporary"
 }
 
 for signal in TERM HUP KILL; do

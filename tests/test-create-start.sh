@@ -17,7 +17,7 @@ fails ()
 {
     local what="$1" status=0
     shift
-    timeout 20 "$NBDKIT" "$@" >"$tmp/fails.out" 2>&1 </dev/null || status=$?
+    timeout -k 10 60 "$NBDKIT" "$@" >"$tmp/fails.out" 2>&1 </dev/null || status=$?
     if test $status = 0 || test $status -ge 124; then
         cat "$tmp/fails.out"
         die "$what: status $status"
@@ -67,10 +67,7 @@ made 'command that fails'
 "$NBDKIT" -s "$PLUGIN" $new </dev/null >/dev/null 2>&1 || true
 made 'standard input'
 "$NBDKIT" -P "$tmp/daemon.pid" -U "$tmp/daemon.sock" "$PLUGIN" $new
-for (( n = 0; n < 500; n++ )); do
-    test -s "$tmp/daemon.pid" && break
-    sleep 0.02
-done
+wait_until test -s "$tmp/daemon.pid"
 daemon="$(cat "$tmp/daemon.pid")"
 _pids+=("$daemon")
 test -e new.qcow2

@@ -10,26 +10,43 @@ requires mkfifo "$tmp/fifo"
 mkdir "$tmp/in"
 cd "$tmp/in"
 
-# fails_late COMMAND...: which is done while nbdkit waits for somebody to read
-# its log, with the image in place; after that its socket can't be made.
+# fails_late COMMAND...: which is done when nbdkit has all that it needs to
+# know of the new image; after that its socket can't be made.
+#
+# The log filter writes its first line after the plugin has made the image and
+# looked at it, and that into a full pipe: there nbdkit waits.  That the image
+# is there would be too early for the command, since nbdkit would not find what
+# it has just made, and never come to write to the pipe.
 fails_late ()
 {
-    local n status=0
-    timeout 20 "$NBDKIT" -f -U /nowhere/at/all --filter=log "$PLUGIN" \
+    local status=0
+    exec 3<>"$tmp/fifo"
+    dd if=/dev/zero of="$tmp/fifo" bs=4096 oflag=nonblock 2>/dev/null &&
+        die 'the pipe takes everything'
+    "$NBDKIT" -f -U /nowhere/at/all --filter=log "$PLUGIN" \
         new.qcow2 create=overwrite size=1M logfile="$tmp/fifo" \
-        >"$tmp/late.log" 2>&1 </dev/null &
+        >"$tmp/late.log" 2>&1 </dev/null 3<&- &
     pid=$!
     _pids+=("$pid")
-    for (( n = 0; n < 500; n++ )); do
-        test -s new.qcow2 && break
-        sleep 0.02
-    done
+    wait_until -p "$pid" _opened "$pid" "$tmp/fifo" ||
+        die 'it does not come to write its log'
     test -s new.qcow2 || die 'no image was made'
     "$@"
-    cat "$tmp/fifo" >/dev/null
+    # Until nbdkit closes it.
+    exec 4<"$tmp/fifo" 3<&-
+    timeout -k 10 60 cat <&4 >/dev/null || die 'it does not end'
+    exec 4<&-
     wait "$pid" || status=$?
     forget "$pid"
     test $status = 1 || die "status $status"
+    grep -q '/nowhere/at/all: No such' "$tmp/late.log" ||
+        die 'not for want of a socket'
+}
+
+# _opened PROCESS FILE: it has the file open.
+_opened ()
+{
+    test -n "$(find -L "/proc/$1/fd" -samefile "$2" 2>/dev/null)"
 }
 
 fails_late true

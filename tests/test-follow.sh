@@ -38,7 +38,7 @@ served ()
     local want="$1"
     shift
     rm -f "$tmp/copy"
-    timeout 60 "$NBDKIT" -U - "$PLUGIN" "$@" \
+    timeout -k 10 60 "$NBDKIT" -U - "$PLUGIN" "$@" \
         --run "nbdcopy \"\$uri\" '$tmp/copy'" || die "not served: $*"
     cmp "$tmp/copy" "$want" || die "wrong data: $*"
 }
@@ -265,10 +265,7 @@ served d/base.raw to-d/top.qcow2 follow=beneath
 # --- In the background, where nbdkit leaves the folder it was started in.
 (cd d && "$NBDKIT" -U "$tmp/daemon.sock" -P "$tmp/daemon.pid" \
     "$PLUGIN" ./top.qcow2 follow=beneath > "$tmp/daemon.log" 2>&1 </dev/null)
-for (( n = 0; n < 500; n++ )); do
-    test -s daemon.pid && break
-    sleep 0.02
-done
+wait_until test -s daemon.pid
 daemon="$(cat daemon.pid)"
 _pids+=("$daemon")
 test "$(readlink "/proc/$daemon/cwd")" != "$tmp/d" ||

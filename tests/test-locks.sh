@@ -17,48 +17,27 @@ image="$tmp/image.qcow2"
 qemu-img create -q -f qcow2 "$base" 1M
 qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 "$image"
 
-# hold FILE: have QEMU open it for writing until let_go.
-hold ()
-{
-    local n
-    rm -f "$tmp/qemu.sock"
-    qemu-nbd -t -k "$tmp/qemu.sock" -f qcow2 "$1" &
-    holder=$!
-    _pids+=("$holder")
-    for (( n = 0; n < 500; n++ )); do
-        test -S "$tmp/qemu.sock" && return 0
-        sleep 0.02
-    done
-    die "qemu-nbd did not start"
-}
-let_go ()
-{
-    kill "$holder"
-    wait "$holder" || true
-    forget "$holder"
-}
-
 # What QEMU writes we don't read ...
-hold "$image"
+qemu_holds "$image"
 expect_refusal 'image\.qcow2: another process is writing' \
     -r "$PLUGIN" "$image" follow=beneath
 # ... unless told to, and that leaves QEMU alone.
 "$NBDKIT" -r -U - "$PLUGIN" "$image" follow=beneath force-share=true \
     --run 'nbdinfo --size "$uri"' | grep -qx 1048576
-let_go
+qemu_lets_go
 
 # QEMU holds the backing file of an overlay for reading, so that we can
 # read it too.
-hold "$image"
+qemu_holds "$image"
 "$NBDKIT" -r -U - "$PLUGIN" "$base" --run 'nbdinfo --size "$uri"' |
     grep -qx 1048576
-let_go
+qemu_lets_go
 
 # A backing file that QEMU writes.
-hold "$base"
+qemu_holds "$base"
 expect_refusal 'base\.qcow2: another process is writing' \
     -r "$PLUGIN" "$image" follow=beneath
-let_go
+qemu_lets_go
 
 # What we serve QEMU doesn't write, neither image nor backing file, but it
 # reads it, as does a second nbdkit.

@@ -53,12 +53,8 @@ for signal in TERM INT; do
             $signal-$round-busy busy="$tmp/busy" &
         busy=$!
         _pids+=("$busy")
-        for (( k = 0; k < 1000; k++ )); do
-            test -e "$tmp/busy" && break
-            kill -0 "$busy" 2>/dev/null || break
-            sleep 0.01
-        done
-        test -e "$tmp/busy" || die "the client has failed"
+        wait_until -p "$busy" test -e "$tmp/busy" ||
+            die "the client has failed"
         kill -$signal "$pid"
         status=0
         wait "$pid" || status=$?
@@ -137,10 +133,7 @@ for round in 1 2 3 4 5; do
         busy="$tmp/busy" &
     busy=$!
     _pids+=("$busy")
-    for (( k = 0; k < 1000; k++ )); do
-        test -e "$tmp/busy" && break
-        sleep 0.01
-    done
+    wait_until -p "$busy" test -e "$tmp/busy" || die "the client has failed"
     kill -9 "$busy"
     wait "$busy" 2>/dev/null || true
     forget "$busy"

@@ -38,29 +38,21 @@ n=0 mounted=0 changed=0
 # unmount FOLDER, when nobody looks at it any more.
 unmount ()
 {
-    local k
-    for (( k = 0; k < 200; k++ )); do
-        mountpoint -q "$1" || return 0
-        fusermount3 -u "$1" 2>/dev/null || fusermount -u "$1" 2>/dev/null ||
-            umount "$1" 2>/dev/null && return 0
-        sleep 0.02
-    done
-    die "can't unmount $1"
+    wait_until _unmounted "$1" || die "can't unmount $1"
+}
+_unmounted ()
+{
+    ! mountpoint -q "$1" || fusermount3 -u "$1" 2>/dev/null ||
+        fusermount -u "$1" 2>/dev/null || umount "$1" 2>/dev/null
 }
 # as_file: has the disk at $sock as the file $tmp/fuse/nbd.
 as_file ()
 {
-    local k
     mkdir -p "$tmp/fuse"
     nbdfuse "$tmp/fuse" --unix "$sock" &
     fuse_pid=$!
     _pids+=("$fuse_pid")
-    for (( k = 0; k < 500; k++ )); do
-        test -e "$tmp/fuse/nbd" && return 0
-        kill -0 "$fuse_pid" 2>/dev/null || return 1
-        sleep 0.02
-    done
-    return 1
+    wait_until -p "$fuse_pid" test -e "$tmp/fuse/nbd"
 }
 no_file ()
 {

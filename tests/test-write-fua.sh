@@ -29,7 +29,6 @@ export REAL_NBDKIT="$NBDKIT" TRACE="$tmp/trace"
 # times; sets syncs, the number of calls that made something safe.
 count ()
 {
-    local n
     rm -f "$TRACE"
     NBDKIT="$tmp/traced"
     start_nbdkit "$PLUGIN" "$image" follow=beneath
@@ -50,15 +49,14 @@ h.shutdown()
 PY
     stop_nbdkit "$pid"
     # strace ends after what it traces.
-    for (( n = 0; n < 500; n++ )); do
-        tail -n 3 "$TRACE" | grep -q 'exited with' && break
-        sleep 0.01
-    done
+    wait_until traced_to_the_end || die "$1: strace does not end"
     syncs="$(grep -cE \
         '(fdatasync|fsync|sync_file_range)\(|pwritev2\(.*RWF_D?SYNC' \
         "$TRACE")" || syncs=0
     check_clean "$image"
 }
+traced_to_the_end () { tail -n 3 "$TRACE" | grep -q 'exited with'; }
+
 # expect WHAT LOW HIGH: that many.
 expect ()
 {

@@ -109,15 +109,12 @@ before="$(state)"
 sock="$tmp/nobody.sock"
 mkdir -m 0777 "$tmp/open"
 for export in '' snapshot/snap1; do
-    timeout 60 "${as[@]}" "$NBDKIT" -U "$tmp/open/sock" -P "$tmp/open/pid" \
+    timeout -k 10 250 "${as[@]}" "$NBDKIT" -U "$tmp/open/sock" -P "$tmp/open/pid" \
         -f "$PLUGIN" "$image" follow=beneath > "$tmp/nobody.log" 2>&1 &
     nbdkit=$!
     _pids+=("$nbdkit")
-    for (( n = 0; n < 500; n++ )); do
-        test -s "$tmp/open/pid" && break
-        kill -0 "$nbdkit" 2>/dev/null || die "$(cat "$tmp/nobody.log")"
-        sleep 0.02
-    done
+    wait_until -p "$nbdkit" test -s "$tmp/open/pid" ||
+        die "$(cat "$tmp/nobody.log")"
     sock="$tmp/open/sock"
     try "$export"
     kill "$(cat "$tmp/open/pid")"

@@ -44,13 +44,16 @@ max_len () {
 #   timeout  an input takes milliseconds: requests are few, and what they cost
 #            does not depend on numbers in the image.
 # The rss limit is for all of the process, which keeps every input it has found.
+# It first runs all inputs of before, however long that takes; what has not
+# ended $spare seconds after its time hangs.
+spare=600
 fuzz () {
     local folders=("fuzz-found/$1" "$folder/corpus/$1")
     mkdir -p "fuzz-found/$1"
     [ ! -d "$folder/regressions/$1" ] || folders+=("$folder/regressions/$1")
     export ASAN_OPTIONS=quarantine_size_mb=16${ASAN_OPTIONS:+:$ASAN_OPTIONS}
     # -max_total_time=0 would be for ever.
-    exec "./fuzz-$1" -max_total_time=$((seconds > 0 ? seconds : 1)) \
+    exec timeout -k 10 $((seconds + spare)) "./fuzz-$1" -max_total_time=$((seconds > 0 ? seconds : 1)) \
         -max_len="$(max_len "$1")" \
         -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=16 \
         -artifact_prefix="fuzz-crash-$1-" -print_final_stats=1 \
@@ -61,6 +64,9 @@ fuzz () {
 report () {
     if [ "$2" -ne 0 ]; then
         echo "FAIL: $1 (fuzz-$1.log):"
+        case $2 in
+            124 | 137) echo "timed out after $((seconds + spare)) s" ;;
+        esac
         tail -n 60 "fuzz-$1.log"
         grep -o 'written to .*' "fuzz-$1.log"
         failed=1
