@@ -570,7 +570,7 @@ writer_relieve (struct writer *w)
   for (;;) {
     if (commit_is_wanted (&w->commit) && writer_flush (w) == -1)
       return -1;
-    if (!commit_is_behind (&w->commit))
+    if (!commit_is_behind (&w->commit) || atomic_load (&w->space.stuck))
       return 0;
     /* What is durably given up waits for requests to end. */
     space_reclaim (&w->space);
