@@ -434,6 +434,20 @@ follow_all (struct chain *c, const struct chain_options *options,
   return follow_names (c, options->follow, options->backing, NULL, shared);
 }
 
+/* Returns NULL with the error set. */
+static struct storage *
+open_image (const struct chain_options *o)
+{
+  struct storage *s = storage_file_open (AT_FDCWD, o->file, 0, o->file);
+
+  if (s == NULL || o->made == NULL || storage_file_same (s, o->made))
+    return s;
+  error_set (EEXIST, "%s: it was replaced by another file since it was made",
+             o->file);
+  storage_close (s);
+  return NULL;
+}
+
 int
 chain_open (struct chain *c, const struct chain_options *options,
             struct shared *shared)
@@ -442,7 +456,7 @@ chain_open (struct chain *c, const struct chain_options *options,
 
   memset (c, 0, sizeof *c);
   c->force_share = options->force_share;
-  s = storage_file_open (AT_FDCWD, options->file, 0, options->file);
+  s = open_image (options);
   if (s == NULL)
     return -1;
   if (add_and_setup (c, s, LAYER_QCOW2, shared) == -1 ||

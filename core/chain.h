@@ -26,6 +26,7 @@ enum follow {
 
 struct chain_options {
   const char *file;           /* the image's path */
+  const struct storage *made; /* it must be this one; NULL: any */
   enum follow follow;
   const char *backing;        /* its backing file, or NULL: what it names */
   const char *backing_format; /* "raw", "qcow2", or NULL: what it says */

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/openat2.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -19,12 +20,13 @@
 struct file {
   struct storage storage;
   _Atomic int fd;  /* the one to use */
-  int reading_fd;  /* that it was opened with; the same until made writable */
+  int reading_fd;  /* that it was opened with; the same until made writable;
+                    * -1 if it was adopted */
   dev_t dev;       /* the device itself where the file is one */
   ino_t ino;       /* 0 for a block device */
   unsigned denies; /* to others, by locks on reading_fd */
 
-  /* To open it again. */
+  /* To open it again; NULL if it was adopted. */
   char *path;
   int dirfd; /* owned, or AT_FDCWD */
   uint64_t resolve;
@@ -225,51 +227,66 @@ remember (struct file *f, int dirfd, const char *path, uint64_t resolve)
   return f->dirfd == -1 ? -1 : 0;
 }
 
-struct storage *
-storage_file_open (int dirfd, const char *path, uint64_t resolve,
-                   const char *name)
+/* One that has nothing open yet.  Returns NULL with the error set. */
+static struct file *
+new_file (const char *name)
 {
   struct file *f = calloc (1, sizeof *f);
 
-  if (f == NULL)
-    goto no_memory;
-  f->storage.ops = &file_ops;
-  f->fd = f->reading_fd = -1;
-  f->dirfd = AT_FDCWD;
-  f->storage.name = strdup (name);
-  if (f->storage.name == NULL) {
+  if (f != NULL) {
+    f->storage.ops = &file_ops;
+    f->fd = f->reading_fd = -1;
+    f->dirfd = AT_FDCWD;
+    f->storage.name = strdup (name);
+    if (f->storage.name != NULL)
+      return f;
     free (f);
-    goto no_memory;
   }
-  if (remember (f, dirfd, path, resolve) == 0)
-    f->fd = f->reading_fd = open_fd (dirfd, path, resolve, O_RDONLY);
-  if (f->fd == -1) {
-    error_set (errno, "%s: %s", name, strerror (errno));
-    storage_close (&f->storage);
-    return NULL;
-  }
-  if (examine (f) == -1) {
-    storage_close (&f->storage);
-    return NULL;
-  }
-  return &f->storage;
-
- no_memory:
   error_set (ENOMEM, "%s: out of memory", name);
   return NULL;
 }
 
-/* True if fd is the file that f has open. */
-static bool
-is_same (const struct file *f, int fd)
+struct storage *
+storage_file_open (int dirfd, const char *path, uint64_t resolve,
+                   const char *name)
 {
-  struct stat st;
+  struct file *f = new_file (name);
 
-  if (fstat (fd, &st) == -1)
-    return false;
-  if (S_ISREG (st.st_mode))
-    return st.st_dev == f->dev && st.st_ino == f->ino;
-  return S_ISBLK (st.st_mode) && f->ino == 0 && st.st_rdev == f->dev;
+  if (f == NULL)
+    return NULL;
+  if (remember (f, dirfd, path, resolve) == 0)
+    f->fd = f->reading_fd = open_fd (dirfd, path, resolve, O_RDONLY);
+  if (f->fd == -1)
+    error_set (errno, "%s: %s", name, strerror (errno));
+  else if (examine (f) == 0)
+    return &f->storage;
+  storage_close (&f->storage);
+  return NULL;
+}
+
+struct storage *
+storage_file_adopt (int fd, const char *name)
+{
+  struct file *f = new_file (name);
+
+  if (f == NULL) {
+    close (fd);
+    return NULL;
+  }
+  f->fd = fd;
+  if (examine (f) == 0)
+    return &f->storage;
+  storage_close (&f->storage);
+  return NULL;
+}
+
+/* True if st is of the file that f has open. */
+static bool
+is_same (const struct file *f, const struct stat *st)
+{
+  if (S_ISREG (st->st_mode))
+    return st->st_dev == f->dev && st->st_ino == f->ino;
+  return S_ISBLK (st->st_mode) && f->ino == 0 && st->st_rdev == f->dev;
 }
 
 /* QEMU's protocol (its block/file-posix.c): a shared lock on byte 100 + p
@@ -361,6 +378,17 @@ storage_file_lock (struct storage *s, unsigned uses, unsigned denies)
   return 0;
 }
 
+void
+storage_file_unlock (struct storage *s)
+{
+  struct file *f = (struct file *) s;
+
+  if (s->ops != &file_ops)
+    return;
+  (void) for_each_lock (f->fd, F_OFD_SETLK, F_UNLCK, LOCK_USED, ~0U);
+  (void) for_each_lock (f->fd, F_OFD_SETLK, F_UNLCK, LOCK_DENIED, ~0U);
+}
+
 int
 storage_file_check_writable (const struct storage *s)
 {
@@ -373,6 +401,53 @@ storage_file_check_writable (const struct storage *s)
   return -1;
 }
 
+/* Open the file once more, for writing: the one that is open, even if others
+ * put something else under its name at this very moment.  Some devices do
+ * something as soon as they are opened, so where /proc is mounted no name is
+ * used.  Returns -1 with errno set.
+ */
+static int
+reopen (const struct file *f)
+{
+  char self[64];
+  int fd;
+
+  snprintf (self, sizeof self, "/proc/self/fd/%d", f->reading_fd);
+  fd = open_fd (AT_FDCWD, self, 0, O_RDWR);
+  return fd != -1 ? fd : open_fd (f->dirfd, f->path, f->resolve, O_RDWR);
+}
+
+/* The same, if it still is under its name: else nobody would find what is
+ * written.  Returns -1 with the error set.
+ */
+static int
+open_for_writing (const struct file *f)
+{
+  const char *name = f->storage.name;
+  struct stat st;
+  int fd;
+
+  if (fstatat (f->dirfd, f->path, &st, 0) == -1)
+    goto failed;
+  if (!is_same (f, &st))
+    goto replaced;
+  fd = reopen (f);
+  if (fd == -1)
+    goto failed;
+  if (fstat (fd, &st) == 0 && is_same (f, &st))
+    return fd;
+  close (fd);
+
+ replaced:
+  error_set (EIO, "%s: it was replaced by another file since it was opened",
+             name);
+  return -1;
+
+ failed:
+  error_set (errno, "%s: opening it for writing: %s", name, strerror (errno));
+  return -1;
+}
+
 int
 storage_file_make_writable (struct storage *s, unsigned uses, unsigned denies)
 {
@@ -381,18 +456,9 @@ storage_file_make_writable (struct storage *s, unsigned uses, unsigned denies)
 
   if (s->ops != &file_ops || f->fd != f->reading_fd)
     return 0;
-  fd = open_fd (f->dirfd, f->path, f->resolve, O_RDWR);
-  if (fd == -1) {
-    error_set (errno, "%s: opening it for writing: %s", s->name,
-               strerror (errno));
+  fd = open_for_writing (f);
+  if (fd == -1)
     return -1;
-  }
-  if (!is_same (f, fd)) {
-    error_set (EIO, "%s: it was replaced by another file since it was opened",
-               s->name);
-    close (fd);
-    return -1;
-  }
   /* What we deny to others while we read, we would deny to ourselves: but
    * at no moment may others find no lock.
    */
@@ -408,6 +474,12 @@ storage_file_make_writable (struct storage *s, unsigned uses, unsigned denies)
   }
   f->fd = fd;
   return 0;
+}
+
+bool
+storage_file_is (const struct storage *s, const struct stat *st)
+{
+  return s->ops == &file_ops && is_same ((const struct file *) s, st);
 }
 
 bool

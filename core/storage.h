@@ -85,6 +85,12 @@ struct storage {
 extern struct storage *storage_file_open (int dirfd, const char *path,
                                           uint64_t resolve, const char *name);
 
+/* A storage of a file or block device that the caller has open for reading
+ * and writing.  fd is owned from here on, even after an error.  It is never
+ * opened again.  Returns NULL with the error set.
+ */
+extern struct storage *storage_file_adopt (int fd, const char *name);
+
 /* What a process does with a file, and what it lets others do: QEMU's
  * permissions, which QEMU makes known through byte-range locks.
  */
@@ -103,8 +109,11 @@ enum {
 extern int storage_file_lock (struct storage *s, unsigned uses,
                               unsigned denies);
 
-/* Open a storage that was opened for reading once more, for writing, under
- * the same path, with locks as by storage_file_lock instead of those it has.
+/* Give these locks up. */
+extern void storage_file_unlock (struct storage *s);
+
+/* Open a storage that was opened for reading once more, for writing: the
+ * same file, which must still be under the same path, with locks as by storage_file_lock instead of those it has.
  * Nothing is written, and reads may go on meanwhile.  Returns -1 with the
  * error set, and nothing has changed: EACCES, EPERM or EROFS if this file
  * can only be read, EAGAIN if another process is in the way.  Does nothing
@@ -117,6 +126,10 @@ extern int storage_file_make_writable (struct storage *s, unsigned uses,
  * writing: returns -1 with the error set if not.  Nothing is opened.
  */
 extern int storage_file_check_writable (const struct storage *s);
+
+/* True if st, of stat(2), is of the file that a storage has open. */
+struct stat;
+extern bool storage_file_is (const struct storage *s, const struct stat *st);
 
 /* True if both are the same file on the host. */
 extern bool storage_file_same (const struct storage *a,

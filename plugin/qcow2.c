@@ -90,13 +90,15 @@ qcow2_dump_plugin (void)
 static int
 qcow2_get_ready (void)
 {
+  struct image_options options = *params_options ();
+
   debug_hooks.message = message_hook;
   debug_hooks.map = qcow2_debug_map > 0;
   debug_hooks.cache = qcow2_debug_cache > 0;
 
-  if (creation_run (&params_options ()->chain) == -1)
+  if (creation_run (&options.chain) == -1)
     return -1;
-  image = image_open (params_options ());
+  image = image_open (&options);
   if (image == NULL) {
     nbdkit_error ("%s", error_message ());
     return -1;
