@@ -31,6 +31,7 @@ struct chain_options {
   const char *backing;        /* its backing file, or NULL: what it names */
   const char *backing_format; /* "raw", "qcow2", or NULL: what it says */
   bool force_share;           /* read even what another process writes */
+  enum storage_locking locking;
 };
 
 struct chain_file {
@@ -41,6 +42,7 @@ struct chain_file {
 
 struct chain {
   bool force_share;
+  enum storage_locking locking;
   unsigned nr;
   struct chain_file *file[CHAIN_MAX_DEPTH]; /* the image itself is the first */
 };

@@ -30,11 +30,14 @@ system_error (const char *path, const char *what)
 
 /* Open what is to be written.  Returns NULL with the error set. */
 static struct storage *
-open_alone (const char *path)
+open_alone (const char *path, const struct create_options *o)
 {
-  struct storage *s = storage_file_open (AT_FDCWD, path, 0, path);
+  struct storage *s = storage_file_open (AT_FDCWD, path, false, path);
 
-  if (s != NULL && storage_file_make_writable (s, ALL, ALL) == 0)
+  if (s == NULL)
+    return NULL;
+  storage_file_set_locking (s, o->locking);
+  if (storage_file_make_writable (s, ALL, ALL) == 0)
     return s;
   storage_close (s);
   return NULL;
@@ -129,7 +132,8 @@ rename_over (const struct storage *ours, int dir, const char *temporary,
 
 /* Take the name with an empty file first. */
 static int
-name_in_two_steps (int dir, const char *temporary, const char *path)
+name_in_two_steps (int dir, const char *temporary, const char *path,
+                   enum storage_locking locking)
 {
   const int fd = openat (dir, base_name (path), O_RDWR | O_CREAT | O_EXCL |
                          O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -142,6 +146,7 @@ name_in_two_steps (int dir, const char *temporary, const char *path)
   if (empty == NULL)
     return -1;
   /* So that nobody else overwrites it with an image of his own. */
+  storage_file_set_locking (empty, locking);
   if (storage_file_lock (empty, ALL, ALL) == 0)
     r = rename_over (empty, dir, temporary, path);
   if (r == -1)
@@ -164,7 +169,8 @@ is_missing (int err)
  * may leave an empty file.
  */
 static int
-name_file (int dir, const char *temporary, const char *path)
+name_file (int dir, const char *temporary, const char *path,
+           enum storage_locking locking)
 {
   const char *name = base_name (path);
 
@@ -176,7 +182,7 @@ name_file (int dir, const char *temporary, const char *path)
       return 0;
     }
     if (is_missing (errno) || errno == EMLINK)
-      return name_in_two_steps (dir, temporary, path);
+      return name_in_two_steps (dir, temporary, path, locking);
   }
   return system_error (path, "naming the new image");
 }
@@ -186,10 +192,11 @@ name_file (int dir, const char *temporary, const char *path)
  */
 static int
 give_name (const struct created *c, const char *temporary,
-           const struct storage *old, const char *path)
+           const struct storage *old, const char *path,
+           enum storage_locking locking)
 {
   const int r = old != NULL ? rename_over (old, c->dir, temporary, path)
-    : name_file (c->dir, temporary, path);
+    : name_file (c->dir, temporary, path, locking);
 
   /* Others may have exchanged the file as long as it had the other name. */
   if (r == 0 && !has_name (c->storage, c->dir, c->name)) {
@@ -278,11 +285,12 @@ fill_and_name (struct created *c, const char *temporary,
                const struct storage *old, const char *path,
                const struct create_options *o)
 {
+  storage_file_set_locking (c->storage, o->locking);
   if (storage_file_lock (c->storage, ALL, ALL) == -1 ||
       create_image (c->storage, o) == -1)
     return -1;
   storage_file_unlock (c->storage);
-  return give_name (c, temporary, old, path);
+  return give_name (c, temporary, old, path, o->locking);
 }
 
 /* old: what is to be replaced, and what stat tells of it; or NULL. */
@@ -329,7 +337,7 @@ static int
 overwrite_it (struct created *c, const char *path, const struct stat *st,
               const struct create_options *o)
 {
-  struct storage *old = open_alone (path);
+  struct storage *old = open_alone (path, o);
   char *real; /* a symbolic link stays one */
   int r = -1;
 

@@ -37,6 +37,7 @@ struct create_options {
   enum preallocation preallocation;
   const char *backing;        /* the name to be recorded, or NULL */
   const char *backing_format; /* "raw", "qcow2"; NULL without backing */
+  enum storage_locking locking; /* create_file: of files, meanwhile */
 };
 
 /* As QEMU's: version 3, clusters of 64 KiB, refcounts of 16 bits. */

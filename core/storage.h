@@ -78,12 +78,12 @@ struct storage {
 };
 
 /* Open a file or block device, read-only, relative to the directory dirfd
- * (AT_FDCWD if none).  resolve is the RESOLVE_* mask of openat2(2), 0 for
- * an ordinary open.  name is for messages.  Neither waits for the writer
+ * (AT_FDCWD if none).  If it must lie beneath that then EXDEV is the error of
+ * a path that leads out of it.  name is for messages.  Neither waits for the writer
  * of a FIFO nor accepts one.  Returns NULL with the error set.
  */
 extern struct storage *storage_file_open (int dirfd, const char *path,
-                                          uint64_t resolve, const char *name);
+                                          bool beneath, const char *name);
 
 /* A storage of a file or block device that the caller has open for reading
  * and writing.  fd is owned from here on, even after an error.  It is never
@@ -101,10 +101,20 @@ enum {
   STORAGE_RESIZE = 1 << 3,
 };
 
+/* What becomes of these locks. */
+enum storage_locking {
+  STORAGE_LOCKING_AUTO, /* where they can't be had a note says so; default */
+  STORAGE_LOCKING_ON,   /* that is an error (ENOLCK) */
+  STORAGE_LOCKING_OFF,  /* none are taken or looked for */
+};
+
+/* Before the first of them. */
+extern void storage_file_set_locking (struct storage *s,
+                                      enum storage_locking locking);
+
 /* Make it known to other processes, until the storage is closed, that this
- * one uses these permissions of the file and denies those to others.  Does
- * nothing where the file system has no such locks.  Returns -1 with the
- * error set: EAGAIN if another process is in the way.
+ * one uses these permissions of the file and denies those to others.  Returns
+ * -1 with the error set: EAGAIN if another process is in the way.
  */
 extern int storage_file_lock (struct storage *s, unsigned uses,
                               unsigned denies);
@@ -123,7 +133,8 @@ extern int storage_file_make_writable (struct storage *s, unsigned uses,
                                        unsigned denies);
 
 /* Whether the file that a storage was opened from could be opened for
- * writing: returns -1 with the error set if not.  Nothing is opened.
+ * writing: returns -1 with the error set if not, EROFS if it is a block device
+ * that can't be written.
  */
 extern int storage_file_check_writable (const struct storage *s);
 

@@ -306,6 +306,7 @@ creation_run (struct chain_options *chain)
     return 0;
   if (options.backing != NULL && look_at_backing (chain) == -1)
     return -1;
+  options.locking = chain->locking;
   if (create_file (chain->file, overwrite, &options, &made) == -1) {
     nbdkit_error ("%s", error_message ());
     return -1;

@@ -7,6 +7,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,6 +61,13 @@ message_hook (const char *text)
   nbdkit_debug ("%s", text);
 }
 
+/* No error, but all that nbdkit always logs. */
+static void
+note_hook (const char *text)
+{
+  nbdkit_error ("note: %s", text);
+}
+
 static void
 qcow2_unload (void)
 {
@@ -93,6 +101,7 @@ qcow2_get_ready (void)
   struct image_options options = *params_options ();
 
   debug_hooks.message = message_hook;
+  debug_hooks.note = note_hook;
   debug_hooks.map = qcow2_debug_map > 0;
   debug_hooks.cache = qcow2_debug_cache > 0;
 
@@ -158,6 +167,16 @@ qcow2_default_export (int readonly, int is_tls)
   return "";
 }
 
+/* The first client that may write finds that it can't: say why, once. */
+static void
+note_read_only (void)
+{
+  static atomic_flag noted = ATOMIC_FLAG_INIT;
+
+  if (!atomic_flag_test_and_set (&noted))
+    note_message ("%s: it is served read-only", error_message ());
+}
+
 /* Make the image writable, and repair it if need be, for the first client that
  * may write it: before that nobody knows whether one will (nbdkit -r), and
  * others may read it.  A file that can only be read is served read-only, as
@@ -181,7 +200,7 @@ make_writable (struct handle *h)
   case EACCES:
   case EPERM:
   case EROFS:
-    nbdkit_debug ("%s: served read-only", error_message ());
+    note_read_only ();
     return 0;
   default:
     return -1;
