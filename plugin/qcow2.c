@@ -22,6 +22,7 @@
 #include "image.h"
 #include "params.h"
 #include "read.h"
+#include "signals.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -69,11 +70,18 @@ note_hook (const char *text)
 }
 
 static void
+qcow2_load (void)
+{
+  signals_catch ();
+}
+
+static void
 qcow2_unload (void)
 {
   if (image_close (image) == -1)
     nbdkit_error ("closing: %s", error_message ());
   params_free ();
+  signals_release ();
 }
 
 static void
@@ -446,6 +454,7 @@ static struct nbdkit_plugin plugin = {
   .dump_plugin = qcow2_dump_plugin,
   .get_ready = qcow2_get_ready,
   .after_fork = qcow2_after_fork,
+  .load = qcow2_load,
   .unload = qcow2_unload,
   .list_exports = qcow2_list_exports,
   .default_export = qcow2_default_export,

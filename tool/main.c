@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -197,6 +198,8 @@ main (int argc, char *argv[])
   int option, ret;
 
   debug_hooks.note = print_note;
+  /* A file that must not grow so far is an error of that write. */
+  signal (SIGXFSZ, SIG_IGN);
   while ((option = getopt_long (argc, argv, "Ur:p", long_options, NULL)) != -1)
     parse_option (&o, option);
   if (argc - optind != 2)
