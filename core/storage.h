@@ -122,12 +122,13 @@ extern int storage_file_lock (struct storage *s, unsigned uses,
 /* Give these locks up. */
 extern void storage_file_unlock (struct storage *s);
 
-/* Open a storage that was opened for reading once more, for writing: the
- * same file, which must still be under the same path, with locks as by storage_file_lock instead of those it has.
- * Nothing is written, and reads may go on meanwhile.  Returns -1 with the
- * error set, and nothing has changed: EACCES, EPERM or EROFS if this file
- * can only be read, EAGAIN if another process is in the way.  Does nothing
- * to a storage of another kind, nor if it was done before.
+/* Open a storage that was opened for reading once more, for writing: the same
+ * file, which must still be under the same path, with locks as by
+ * storage_file_lock instead of those it has.  Nothing is written, and reads
+ * may go on meanwhile.  Returns -1 with the error set, and nothing has
+ * changed: EACCES, EPERM or EROFS if this file can only be read, EAGAIN if
+ * another process is in the way.  Does nothing to a storage of another kind,
+ * nor if it was done before.
  */
 extern int storage_file_make_writable (struct storage *s, unsigned uses,
                                        unsigned denies);

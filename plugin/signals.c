@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* SIGXFSZ comes when a file would grow beyond the limit that the process has
- * for that (RLIMIT_FSIZE), and by default ends it.  It is the only one: SIGPIPE,
- * which is about sockets, nbdkit ignores itself, and SIGBUS needs a file that is
- * mapped.
+ * for that (RLIMIT_FSIZE), and by default ends it.  It is the only one:
+ * SIGPIPE, which is about sockets, nbdkit ignores itself, and SIGBUS needs a
+ * file that is mapped.
  *
  * It is caught, not ignored: exec keeps what is ignored, and so the command of
  * --run, and what that starts, would go on without this signal, too.  What is
