@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <linux/openat2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -15,7 +14,7 @@
 #include "error.h"
 
 /* Where names are looked up: a directory, and for FOLLOW_BENEATH what
- * the kernel needs to keep us below it.
+ * is needed to stay below it.
  */
 struct gate {
   enum follow follow;
@@ -111,13 +110,11 @@ open_beneath (const struct gate *g, const char *path, const char *name)
   if (below != NULL) {
     while (*below == '/')
       below++;
-    s = storage_file_open (g->fd, below, RESOLVE_BENEATH, name);
+    s = storage_file_open (g->fd, below, true, name);
   }
   if (s == NULL && (below == NULL || error_errno () == EXDEV))
     error_set (EACCES, "%s: not beneath the directory %s: "
                "refused by follow=beneath", name, g->root);
-  else if (s == NULL && error_errno () == ENOSYS)
-    error_set (ENOSYS, "%s: follow=beneath needs Linux 5.6 or later", name);
   return s;
 }
 
@@ -140,7 +137,7 @@ open_through (const struct gate *g, const char *path)
     if (g->follow == FOLLOW_BENEATH)
       s = open_beneath (g, path, name);
     else
-      s = storage_file_open (AT_FDCWD, full, 0, name);
+      s = storage_file_open (AT_FDCWD, full, false, name);
   }
   free (name);
   free (full);
@@ -296,6 +293,7 @@ lock (const struct chain *c, struct storage *s)
 {
   const unsigned denies = STORAGE_WRITE | STORAGE_RESIZE;
 
+  storage_file_set_locking (s, c->locking);
   return storage_file_lock (s, STORAGE_CONSISTENT_READ,
                             c->force_share ? 0 : denies);
 }
@@ -371,7 +369,7 @@ follow_user (struct chain *c, const char *backing, const char *format_name,
 
   if (format == -1)
     return -1;
-  s = storage_file_open (AT_FDCWD, backing, 0, backing);
+  s = storage_file_open (AT_FDCWD, backing, false, backing);
   return s == NULL ? -1 : add_and_setup (c, s, format, shared);
 }
 
@@ -434,6 +432,20 @@ follow_all (struct chain *c, const struct chain_options *options,
   return follow_names (c, options->follow, options->backing, NULL, shared);
 }
 
+/* Returns NULL with the error set. */
+static struct storage *
+open_image (const struct chain_options *o)
+{
+  struct storage *s = storage_file_open (AT_FDCWD, o->file, false, o->file);
+
+  if (s == NULL || o->made == NULL || storage_file_same (s, o->made))
+    return s;
+  error_set (EEXIST, "%s: it was replaced by another file since it was made",
+             o->file);
+  storage_close (s);
+  return NULL;
+}
+
 int
 chain_open (struct chain *c, const struct chain_options *options,
             struct shared *shared)
@@ -442,7 +454,8 @@ chain_open (struct chain *c, const struct chain_options *options,
 
   memset (c, 0, sizeof *c);
   c->force_share = options->force_share;
-  s = storage_file_open (AT_FDCWD, options->file, 0, options->file);
+  c->locking = options->locking;
+  s = open_image (options);
   if (s == NULL)
     return -1;
   if (add_and_setup (c, s, LAYER_QCOW2, shared) == -1 ||

@@ -26,10 +26,12 @@ enum follow {
 
 struct chain_options {
   const char *file;           /* the image's path */
+  const struct storage *made; /* it must be this one; NULL: any */
   enum follow follow;
   const char *backing;        /* its backing file, or NULL: what it names */
   const char *backing_format; /* "raw", "qcow2", or NULL: what it says */
   bool force_share;           /* read even what another process writes */
+  enum storage_locking locking;
 };
 
 struct chain_file {
@@ -40,6 +42,7 @@ struct chain_file {
 
 struct chain {
   bool force_share;
+  enum storage_locking locking;
   unsigned nr;
   struct chain_file *file[CHAIN_MAX_DEPTH]; /* the image itself is the first */
 };

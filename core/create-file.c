@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "create.h"
@@ -24,28 +25,41 @@ system_error (const char *path, const char *what)
   return -1;
 }
 
-/* Open what is to be written, so that no other process uses it.  Returns NULL
- * with the error set.
- */
-static struct storage *
-open_alone (const char *path, const char *name)
-{
-  struct storage *s = storage_file_open (AT_FDCWD, path, 0, name);
-  const unsigned all = STORAGE_CONSISTENT_READ | STORAGE_WRITE |
-    STORAGE_RESIZE;
+/* What is to be written is used by no other process. */
+#define ALL (STORAGE_CONSISTENT_READ | STORAGE_WRITE | STORAGE_RESIZE)
 
-  if (s != NULL && storage_file_make_writable (s, all, all) == 0)
+/* Open what is to be written.  Returns NULL with the error set. */
+static struct storage *
+open_alone (const char *path, const struct create_options *o)
+{
+  struct storage *s = storage_file_open (AT_FDCWD, path, false, path);
+
+  if (s == NULL)
+    return NULL;
+  storage_file_set_locking (s, o->locking);
+  if (storage_file_make_writable (s, ALL, ALL) == 0)
     return s;
   storage_close (s);
   return NULL;
 }
 
-/* Returns -1 with the error set. */
+static const char *
+base_name (const char *path)
+{
+  const char *slash = strrchr (path, '/');
+
+  return slash == NULL ? path : slash + 1;
+}
+
+/* The directory is opened once: who may rename it, or one above it, can't
+ * have anything made, renamed or removed in another one.  Returns -1 with the
+ * error set.
+ */
 static int
 open_directory (const char *path)
 {
-  const char *slash = strrchr (path, '/');
-  char *dir = slash == NULL ? strdup (".") : strndup (path, slash - path + 1);
+  const size_t len = base_name (path) - path;
+  char *dir = len == 0 ? strdup (".") : strndup (path, len);
   int fd = -1;
 
   if (dir != NULL)
@@ -66,26 +80,134 @@ sync_directory (const char *path, int fd)
   return system_error (path, "syncing its directory");
 }
 
-/* Give a file its name, which nothing must have. */
-static int
-name_file (const char *temporary, const char *path)
+/* ------------------------------------------------------------------- names */
+
+/* Whether it is this file that has this name.  Others who may write the
+ * directory can put another one there at any moment, or a link to one.
+ */
+static bool
+has_name (const struct storage *s, int dir, const char *name)
 {
-  if (renameat2 (AT_FDCWD, temporary, AT_FDCWD, path, RENAME_NOREPLACE) == 0)
+  struct stat st;
+
+  return fstatat (dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+    storage_file_is (s, &st);
+}
+
+/* Have a storage of a file that was made a moment ago.  Returns NULL with the
+ * error set, and the file is gone.
+ */
+static struct storage *
+adopt (int fd, int dir, const char *name, const char *path)
+{
+  struct storage *s = storage_file_adopt (fd, path);
+
+  if (s == NULL)
+    unlinkat (dir, name, 0);
+  return s;
+}
+
+static void
+remove_name (const struct storage *s, int dir, const char *name)
+{
+  if (has_name (s, dir, name))
+    unlinkat (dir, name, 0);
+}
+
+/* Give the image its name by renaming, over nothing that is not ours. */
+static int
+rename_over (const struct storage *ours, int dir, const char *temporary,
+             const char *path)
+{
+  const char *name = base_name (path);
+
+  if (!has_name (ours, dir, name)) {
+    error_set (EEXIST, "%s: it was replaced by another file meanwhile", path);
+    return -1;
+  }
+  if (renameat (dir, temporary, dir, name) == 0)
     return 0;
-  if (errno == EINVAL && link (temporary, path) == 0) {
-    unlink (temporary);
+  return system_error (path, "naming the new image");
+}
+
+/* Take the name with an empty file first. */
+static int
+name_in_two_steps (int dir, const char *temporary, const char *path,
+                   enum storage_locking locking)
+{
+  const int fd = openat (dir, base_name (path), O_RDWR | O_CREAT | O_EXCL |
+                         O_NOFOLLOW | O_CLOEXEC, 0600);
+  struct storage *empty = NULL;
+  int r = -1;
+
+  if (fd == -1)
+    return system_error (path, "naming the new image");
+  empty = adopt (fd, dir, base_name (path), path);
+  if (empty == NULL)
+    return -1;
+  /* So that nobody else overwrites it with an image of his own. */
+  storage_file_set_locking (empty, locking);
+  if (storage_file_lock (empty, ALL, ALL) == 0)
+    r = rename_over (empty, dir, temporary, path);
+  if (r == -1)
+    remove_name (empty, dir, base_name (path));
+  storage_close (empty);
+  return r;
+}
+
+/* Whether a call failed because the file system does not have it, or because
+ * it is forbidden as such, as in containers.
+ */
+static bool
+is_missing (int err)
+{
+  return err == EINVAL || err == ENOSYS || err == EOPNOTSUPP || err == EPERM;
+}
+
+/* Give a file its name, which nothing must have: by the first of three ways
+ * that can be had.  exFAT, for one, has the third only, by which a power cut
+ * may leave an empty file.
+ */
+static int
+name_file (int dir, const char *temporary, const char *path,
+           enum storage_locking locking)
+{
+  const char *name = base_name (path);
+
+  if (renameat2 (dir, temporary, dir, name, RENAME_NOREPLACE) == 0)
     return 0;
+  if (is_missing (errno)) {
+    if (linkat (dir, temporary, dir, name, 0) == 0) {
+      unlinkat (dir, temporary, 0);
+      return 0;
+    }
+    if (is_missing (errno) || errno == EMLINK)
+      return name_in_two_steps (dir, temporary, path, locking);
   }
   return system_error (path, "naming the new image");
 }
 
+/* The image is complete: in place of the old file, or where there must be
+ * none.
+ */
 static int
-replace_file (const char *temporary, const char *path)
+give_name (const struct created *c, const char *temporary,
+           const struct storage *old, const char *path,
+           enum storage_locking locking)
 {
-  if (rename (temporary, path) == 0)
-    return 0;
-  return system_error (path, "replacing it by the new image");
+  const int r = old != NULL ? rename_over (old, c->dir, temporary, path)
+    : name_file (c->dir, temporary, path, locking);
+
+  /* Others may have exchanged the file as long as it had the other name. */
+  if (r == 0 && !has_name (c->storage, c->dir, c->name)) {
+    error_set (EEXIST, "%s: it was replaced by another file while it was made",
+               path);
+    return -1;
+  }
+  return r;
 }
+
+/* ------------------------------------------------------------------ making */
 
 /* Have a file that replaces an old one be for the same users.  Who may not
  * give it away keeps it, but not for a group of his own.
@@ -100,139 +222,148 @@ make_alike (int fd, const struct stat *old)
   return fchmod (fd, mode);
 }
 
-/* A name next to path, of which not more is taken than names may have. */
+static uint32_t
+random_number (void)
+{
+  struct timespec now = { 0 };
+  uint32_t r;
+
+  if (getrandom (&r, sizeof r, 0) == sizeof r)
+    return r;
+  /* Some containers forbid the call.  A name need not be a secret. */
+  clock_gettime (CLOCK_REALTIME, &now);
+  return now.tv_nsec ^ (uint32_t) getpid () << 16;
+}
+
+/* A name for a file next to path, of which not more is taken than names may
+ * have.
+ */
 static char *
 temporary_name (const char *path)
 {
-  const char *slash = strrchr (path, '/');
-  const int dir = slash == NULL ? 0 : slash - path + 1;
-  uint32_t random;
   char *name;
 
-  if (getrandom (&random, sizeof random, 0) == -1 ||
-      asprintf (&name, "%.*s%.200s.%08" PRIx32, dir, path, path + dir,
-                random) == -1)
+  if (asprintf (&name, "%.200s.%08" PRIx32, base_name (path),
+                random_number ()) == -1)
     return NULL;
   return name;
 }
 
-/* An empty file, as open(2) would create path, or like the old one.  Returns
- * its name, or NULL with the error set.
+/* Names that others have already are passed over, so many times. */
+#define MAX_TRIES 100
+
+/* An empty file, as open(2) would create path, or like the old one.  It is
+ * this descriptor that is written to, and never what is under the name then.
+ * Returns -1 with the error set; else *name is the caller's.
  */
-static char *
-make_temporary (const char *path, const struct stat *old)
+static int
+make_temporary (int dir, const char *path, const struct stat *old, char **name)
 {
-  char *name = temporary_name (path);
   const mode_t mode = old == NULL ? 0666 : 0600;
-  int fd = -1;
+  unsigned tries = 0;
+  int fd;
 
-  if (name != NULL)
-    fd = open (name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, mode);
-  if (fd == -1 || (old != NULL && make_alike (fd, old) == -1)) {
-    system_error (path, "making a file next to it");
-    if (fd != -1)
-      unlink (name);
-    free (name);
-    name = NULL;
-  }
-  if (fd != -1)
+  do {
+    free (*name);
+    *name = temporary_name (path);
+    fd = *name == NULL ? -1 : openat (dir, *name, O_RDWR | O_CREAT | O_EXCL |
+                                      O_NOFOLLOW | O_CLOEXEC, mode);
+  } while (fd == -1 && *name != NULL && errno == EEXIST &&
+           ++tries < MAX_TRIES);
+  if (fd != -1 && (old == NULL || make_alike (fd, old) == 0))
+    return fd;
+  system_error (path, "making a file next to it");
+  if (fd != -1) {
+    unlinkat (dir, *name, 0);
     close (fd);
-  return name;
+  }
+  return -1;
 }
 
 static int
-fill (const char *temporary, const char *path, const struct create_options *o)
+fill_and_name (struct created *c, const char *temporary,
+               const struct storage *old, const char *path,
+               const struct create_options *o)
 {
-  struct storage *s = open_alone (temporary, path);
-  int r = -1;
-
-  if (s != NULL)
-    r = create_image (s, o);
-  storage_close (s);
-  return r;
-}
-
-/* Make the image, and have it at path: in place of the old file, or where
- * there must be none.
- */
-static int
-make_complete (const char *path, const struct stat *old,
-               const struct create_options *o, struct stat *made)
-{
-  char *temporary = make_temporary (path, old);
-  int r;
-
-  if (temporary == NULL)
+  storage_file_set_locking (c->storage, o->locking);
+  if (storage_file_lock (c->storage, ALL, ALL) == -1 ||
+      create_image (c->storage, o) == -1)
     return -1;
-  r = fill (temporary, path, o);
-  if (r == 0 && stat (temporary, made) == -1)
-    r = system_error (path, "looking at the new image");
-  if (r == 0)
-    r = old != NULL ? replace_file (temporary, path)
-      : name_file (temporary, path);
-  if (r == -1)
-    unlink (temporary);
+  storage_file_unlock (c->storage);
+  return give_name (c, temporary, old, path, o->locking);
+}
+
+/* old: what is to be replaced, and what stat tells of it; or NULL. */
+static int
+make_complete (struct created *c, const struct storage *old,
+               const struct stat *old_stat, const char *path,
+               const struct create_options *o)
+{
+  char *temporary = NULL;
+  int fd, r;
+
+  fd = make_temporary (c->dir, path, old_stat, &temporary);
+  if (fd != -1)
+    c->storage = adopt (fd, c->dir, temporary, path);
+  r = c->storage == NULL ? -1 : fill_and_name (c, temporary, old, path, o);
+  if (r == -1 && c->storage != NULL)
+    remove_name (c->storage, c->dir, temporary);
   free (temporary);
   return r;
 }
 
-void
-create_undo (const char *path, const struct stat *made)
-{
-  struct stat st;
-
-  if (stat (path, &st) == 0 && st.st_dev == made->st_dev &&
-      st.st_ino == made->st_ino)
-    unlink (path);
-}
-
 static int
-make_file (const char *path, const struct stat *old,
-           const struct create_options *o, struct stat *made)
+make_file (struct created *c, const struct storage *old,
+           const struct stat *old_stat, const char *path,
+           const struct create_options *o)
 {
-  const int dir = open_directory (path);
-  int r;
-
-  if (dir == -1)
+  c->dir = open_directory (path);
+  if (c->dir == -1)
     return -1;
-  r = make_complete (path, old, o, made);
-  if (r == 0 && sync_directory (path, dir) == -1) {
-    if (old == NULL)
-      create_undo (path, made);
-    r = -1;
-  }
-  close (dir);
-  return r;
+  c->name = strdup (base_name (path));
+  if (c->name == NULL)
+    return system_error (path, "making a file next to it");
+  if (make_complete (c, old, old_stat, path, o) == -1)
+    return -1;
+  if (sync_directory (path, c->dir) == 0)
+    return 0;
+  if (old == NULL)
+    remove_name (c->storage, c->dir, c->name);
+  return -1;
 }
 
 /* What is at path exists, and may be lost. */
 static int
-overwrite_it (const char *path, const struct stat *st,
-              const struct create_options *o, struct stat *made)
+overwrite_it (struct created *c, const char *path, const struct stat *st,
+              const struct create_options *o)
 {
-  struct storage *old = open_alone (path, path);
+  struct storage *old = open_alone (path, o);
   char *real; /* a symbolic link stays one */
   int r = -1;
 
   if (old == NULL)
     return -1;
-  if (S_ISBLK (st->st_mode)) {
-    *made = *st;
+  if (!storage_file_is (old, st))
+    error_set (EEXIST, "%s: it was replaced by another file meanwhile", path);
+  else if (S_ISBLK (st->st_mode)) {
+    c->storage = old;
     r = create_image (old, o);
+    storage_file_unlock (old);
+    return r;
   }
   else {
     real = realpath (path, NULL);
     r = real == NULL ? system_error (path, "finding it")
-      : make_file (real, st, o, made);
+      : make_file (c, old, st, real, o);
     free (real);
   }
   storage_close (old);
   return r;
 }
 
-int
-create_file (const char *path, bool overwrite, const struct create_options *o,
-             struct stat *made)
+static int
+create_or_overwrite (struct created *c, const char *path, bool overwrite,
+                     const struct create_options *o)
 {
   struct stat st;
 
@@ -243,7 +374,7 @@ create_file (const char *path, bool overwrite, const struct create_options *o,
       error_set (EEXIST, "%s: a symbolic link that leads nowhere", path);
       return -1;
     }
-    return make_file (path, NULL, o, made);
+    return make_file (c, NULL, NULL, path, o);
   }
   if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode))
     error_set (EINVAL, "%s: neither a regular file nor a block device", path);
@@ -251,6 +382,35 @@ create_file (const char *path, bool overwrite, const struct create_options *o,
     error_set (EEXIST, "%s: it exists already: create=overwrite gives up what "
                "is in it", path);
   else
-    return overwrite_it (path, &st, o, made);
+    return overwrite_it (c, path, &st, o);
   return -1;
+}
+
+int
+create_file (const char *path, bool overwrite, const struct create_options *o,
+             struct created *made)
+{
+  *made = (struct created) CREATED_NOTHING;
+  if (create_or_overwrite (made, path, overwrite, o) == 0)
+    return 0;
+  create_release (made);
+  return -1;
+}
+
+void
+create_release (struct created *made)
+{
+  storage_close (made->storage);
+  free (made->name);
+  if (made->dir != -1)
+    close (made->dir);
+  *made = (struct created) CREATED_NOTHING;
+}
+
+void
+create_undo (struct created *made)
+{
+  if (made->name != NULL)
+    remove_name (made->storage, made->dir, made->name);
+  create_release (made);
 }

@@ -14,7 +14,6 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/stat.h>
 
 #include "header.h"
 #include "storage.h"
@@ -38,6 +37,7 @@ struct create_options {
   enum preallocation preallocation;
   const char *backing;        /* the name to be recorded, or NULL */
   const char *backing_format; /* "raw", "qcow2"; NULL without backing */
+  enum storage_locking locking; /* create_file: of files, meanwhile */
 };
 
 /* As QEMU's: version 3, clusters of 64 KiB, refcounts of 16 bits. */
@@ -52,17 +52,34 @@ struct create_options {
  */
 extern int create_image (struct storage *s, const struct create_options *o);
 
+/* An image that was made under a path: which file it is in. */
+struct created {
+  struct storage *storage; /* open for writing, without locks */
+  int dir;                 /* the directory that it is in, and */
+  char *name;              /* its name there; NULL: it is a block device */
+};
+
+#define CREATED_NOTHING { .dir = -1 }
+
 /* The same under a path, relative to the current directory.  It is made under
  * another name next to it, and gets its own only when it is complete and
  * durable.  What is there already is an error (EEXIST), unless it may be
  * overwritten; it then stays until it is replaced, but on a block device.
- * *made tells which file the image is in: another one may be at the path soon.
- * Errors also: EAGAIN if another process uses what is to be overwritten.
+ * Others who may write the directory can't have anything written but what was
+ * made here.  *made tells which file that is, since another one may be at the
+ * path soon; one of the following two is to be called in the end.  Errors
+ * also: EAGAIN if another process uses what is to be overwritten.  After an
+ * error *made has nothing to be released.
  */
 extern int create_file (const char *path, bool overwrite,
-                        const struct create_options *o, struct stat *made);
+                        const struct create_options *o, struct created *made);
 
-/* Remove what create_file has made, unless another file is at the path now. */
-extern void create_undo (const char *path, const struct stat *made);
+/* The image stays.  Does nothing if nothing was made. */
+extern void create_release (struct created *made);
+
+/* Remove what create_file has made, unless another file has its name now, or
+ * it is on a block device; and release it.
+ */
+extern void create_undo (struct created *made);
 
 #endif /* QCOW2_CREATE_H */

@@ -113,3 +113,17 @@ debug_message (const char *fmt, ...)
   va_end (ap);
   debug_hooks.message (text);
 }
+
+void
+note_message (const char *fmt, ...)
+{
+  char text[2048];
+  va_list ap;
+
+  if (debug_hooks.note == NULL)
+    return;
+  va_start (ap, fmt);
+  vsnprintf (text, sizeof text, fmt, ap);
+  va_end (ap);
+  debug_hooks.note (text);
+}

@@ -60,6 +60,7 @@ extern bool damage_is_new (struct damage *d, uint64_t place);
  */
 struct debug_hooks {
   void (*message) (const char *text); /* NULL: nowhere */
+  void (*note) (const char *text);    /* where notes go; NULL: nowhere */
   bool map;                           /* every run a request is split in */
   bool cache;                         /* every miss of the metadata cache */
 };
@@ -67,6 +68,12 @@ struct debug_hooks {
 extern struct debug_hooks debug_hooks;
 
 extern void debug_message (const char *fmt, ...)
+  __attribute__ ((__format__ (__printf__, 1, 2)));
+
+/* Have the user know something that is no error, also without -v.  Whoever
+ * calls it sees to it that the same is not said many times.
+ */
+extern void note_message (const char *fmt, ...)
   __attribute__ ((__format__ (__printf__, 1, 2)));
 
 #endif /* QCOW2_ERROR_H */

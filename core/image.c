@@ -115,7 +115,7 @@ image_open_storage (struct storage *s, uint64_t cache_size)
 static int
 check_is_not (const struct storage *backing, const char *file)
 {
-  struct storage *s = storage_file_open (AT_FDCWD, file, 0, file);
+  struct storage *s = storage_file_open (AT_FDCWD, file, false, file);
   const bool same = s != NULL && storage_file_same (backing, s);
 
   storage_close (s);
@@ -143,6 +143,7 @@ qcow2_size (const struct chain_options *options, uint64_t *size)
     .chain.file = options->backing,
     .chain.follow = options->follow,
     .chain.force_share = options->force_share,
+    .chain.locking = options->locking,
     .cache_size = CACHE_MIN_BYTES,
   };
   struct image *im = image_open (&backing);
@@ -159,7 +160,7 @@ qcow2_size (const struct chain_options *options, uint64_t *size)
 static int
 raw_size (const struct chain_options *options, uint64_t *size)
 {
-  struct storage *s = storage_file_open (AT_FDCWD, options->backing, 0,
+  struct storage *s = storage_file_open (AT_FDCWD, options->backing, false,
                                          options->backing);
   int r = -1;
 

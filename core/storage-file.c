@@ -7,27 +7,32 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/openat2.h>
+#include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "beneath.h"
 #include "error.h"
+#include "locks.h"
 #include "storage.h"
 
 struct file {
   struct storage storage;
   _Atomic int fd;  /* the one to use */
-  int reading_fd;  /* that it was opened with; the same until made writable */
+  int reading_fd;  /* that it was opened with; the same until made writable;
+                    * -1 if it was adopted */
   dev_t dev;       /* the device itself where the file is one */
   ino_t ino;       /* 0 for a block device */
   unsigned denies; /* to others, by locks on reading_fd */
+  enum storage_locking locking;
 
-  /* To open it again. */
+  /* To open it again; NULL if it was adopted. */
   char *path;
   int dirfd; /* owned, or AT_FDCWD */
-  uint64_t resolve;
+  bool beneath;
 };
 
 static ssize_t
@@ -94,7 +99,9 @@ file_pwritev (struct storage *s, const struct iovec *iov, int nr,
   if (!durable)
     return pwritev (f->fd, iov, nr, offset);
   r = pwritev2 (f->fd, iov, nr, offset, RWF_DSYNC);
-  if (r != -1 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL))
+  /* EPERM: so do containers whose rules are older than the call. */
+  if (r != -1 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL &&
+                  errno != EPERM))
     return r;
   r = pwritev (f->fd, iov, nr, offset);
   return r != -1 && fdatasync (f->fd) == -1 ? -1 : r;
@@ -168,15 +175,13 @@ static const struct storage_ops file_ops = {
 };
 
 static int
-open_fd (int dirfd, const char *path, uint64_t resolve, int access)
+open_fd (int dirfd, const char *path, bool beneath, int access)
 {
   /* O_NONBLOCK: opening a FIFO must not wait for its other end. */
   const int flags = access | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
-  struct open_how how = { .flags = flags, .resolve = resolve };
 
-  if (resolve == 0)
-    return openat (dirfd, path, flags);
-  return syscall (SYS_openat2, dirfd, path, &how, sizeof how);
+  return beneath ? open_beneath (dirfd, path, flags)
+    : openat (dirfd, path, flags);
 }
 
 /* Fill in what fstat and lseek know.  Returns -1 with the error set. */
@@ -213,10 +218,10 @@ examine (struct file *f)
 
 /* Remember how to open it again.  Returns -1 with errno set. */
 static int
-remember (struct file *f, int dirfd, const char *path, uint64_t resolve)
+remember (struct file *f, int dirfd, const char *path, bool beneath)
 {
   f->path = strdup (path);
-  f->resolve = resolve;
+  f->beneath = beneath;
   f->dirfd = dirfd;
   if (f->path == NULL)
     return -1;
@@ -225,125 +230,119 @@ remember (struct file *f, int dirfd, const char *path, uint64_t resolve)
   return f->dirfd == -1 ? -1 : 0;
 }
 
-struct storage *
-storage_file_open (int dirfd, const char *path, uint64_t resolve,
-                   const char *name)
+/* One that has nothing open yet.  Returns NULL with the error set. */
+static struct file *
+new_file (const char *name)
 {
   struct file *f = calloc (1, sizeof *f);
 
-  if (f == NULL)
-    goto no_memory;
-  f->storage.ops = &file_ops;
-  f->fd = f->reading_fd = -1;
-  f->dirfd = AT_FDCWD;
-  f->storage.name = strdup (name);
-  if (f->storage.name == NULL) {
+  if (f != NULL) {
+    f->storage.ops = &file_ops;
+    f->fd = f->reading_fd = -1;
+    f->dirfd = AT_FDCWD;
+    f->storage.name = strdup (name);
+    if (f->storage.name != NULL)
+      return f;
     free (f);
-    goto no_memory;
   }
-  if (remember (f, dirfd, path, resolve) == 0)
-    f->fd = f->reading_fd = open_fd (dirfd, path, resolve, O_RDONLY);
-  if (f->fd == -1) {
-    error_set (errno, "%s: %s", name, strerror (errno));
-    storage_close (&f->storage);
-    return NULL;
-  }
-  if (examine (f) == -1) {
-    storage_close (&f->storage);
-    return NULL;
-  }
-  return &f->storage;
-
- no_memory:
   error_set (ENOMEM, "%s: out of memory", name);
   return NULL;
 }
 
-/* True if fd is the file that f has open. */
-static bool
-is_same (const struct file *f, int fd)
+struct storage *
+storage_file_open (int dirfd, const char *path, bool beneath,
+                   const char *name)
 {
-  struct stat st;
+  struct file *f = new_file (name);
 
-  if (fstat (fd, &st) == -1)
-    return false;
-  if (S_ISREG (st.st_mode))
-    return st.st_dev == f->dev && st.st_ino == f->ino;
-  return S_ISBLK (st.st_mode) && f->ino == 0 && st.st_rdev == f->dev;
+  if (f == NULL)
+    return NULL;
+  if (remember (f, dirfd, path, beneath) == 0)
+    f->fd = f->reading_fd = open_fd (dirfd, path, beneath, O_RDONLY);
+  if (f->fd == -1)
+    error_set (errno, "%s: %s", name, strerror (errno));
+  else if (examine (f) == 0)
+    return &f->storage;
+  storage_close (&f->storage);
+  return NULL;
 }
 
-/* QEMU's protocol (its block/file-posix.c): a shared lock on byte 100 + p
- * says that permission p is used, one on byte 200 + p that it is denied to
- * others.  Everyone locks first and then looks for conflicts, so that of two
- * who start at once at least one notices.
- */
-#define LOCK_USED 100
-#define LOCK_DENIED 200
-#define LOCK_PERMISSIONS 4
-
-/* Do cmd for each of these permissions.  Returns 0; or -1 with errno set,
- * EAGAIN for a conflict.
- */
-static int
-for_each_lock (int fd, int cmd, short type, off_t base, unsigned permissions)
+struct storage *
+storage_file_adopt (int fd, const char *name)
 {
-  unsigned p;
+  struct file *f = new_file (name);
 
-  for (p = 0; p < LOCK_PERMISSIONS; ++p) {
-    struct flock lock = {
-      .l_type = type,
-      .l_whence = SEEK_SET,
-      .l_start = base + p,
-      .l_len = 1,
-    };
-
-    if (!(permissions & (1U << p)))
-      continue;
-    if (fcntl (fd, cmd, &lock) == -1)
-      return -1;
-    if (cmd == F_OFD_GETLK && lock.l_type != F_UNLCK) {
-      errno = EAGAIN;
-      return -1;
-    }
+  if (f == NULL) {
+    close (fd);
+    return NULL;
   }
+  f->fd = fd;
+  if (examine (f) == 0)
+    return &f->storage;
+  storage_close (&f->storage);
+  return NULL;
+}
+
+/* True if st is of the file that f has open. */
+static bool
+is_same (const struct file *f, const struct stat *st)
+{
+  if (S_ISREG (st->st_mode))
+    return st->st_dev == f->dev && st->st_ino == f->ino;
+  return S_ISBLK (st->st_mode) && f->ino == 0 && st->st_rdev == f->dev;
+}
+
+void
+storage_file_set_locking (struct storage *s, enum storage_locking locking)
+{
+  if (s->ops == &file_ops)
+    ((struct file *) s)->locking = locking;
+}
+
+/* Returns -1 with the error set, unless it is no reason to stop. */
+static int
+locks_are_missing (const struct file *f, int err)
+{
+  static struct damage noted = DAMAGE_INIT;
+  const char *name = f->storage.name;
+
+  if (f->locking == STORAGE_LOCKING_ON) {
+    error_set (ENOLCK, "%s: locks can't be had (%s), and locking=on asks for "
+               "them", name, strerror (err));
+    return -1;
+  }
+  if (damage_is_new (&noted, f->dev)) /* say it once for each file system */
+    note_message ("%s: locks can't be had (%s): nothing keeps other programs "
+                  "from using it at the same time", name, strerror (err));
   return 0;
 }
 
-/* Say what this process uses and denies. */
+/* Take locks on fd; if that is not the descriptor for reading, then instead of
+ * those.  Returns -1 with the error set.
+ */
 static int
-place_locks (int fd, unsigned uses, unsigned denies)
+take_locks (const struct file *f, int fd, unsigned uses, unsigned denies)
 {
-  if (for_each_lock (fd, F_OFD_SETLK, F_RDLCK, LOCK_USED, uses) == -1)
-    return -1;
-  return for_each_lock (fd, F_OFD_SETLK, F_RDLCK, LOCK_DENIED, denies);
-}
+  const char *name = f->storage.name;
+  const bool writing = fd != f->reading_fd;
 
-/* See whether another process denies or uses that. */
-static int
-look_for_conflicts (int fd, unsigned uses, unsigned denies)
-{
-  if (for_each_lock (fd, F_OFD_GETLK, F_WRLCK, LOCK_DENIED, uses) == -1)
-    return -1;
-  return for_each_lock (fd, F_OFD_GETLK, F_WRLCK, LOCK_USED, denies);
-}
-
-/* Either of these failed: set the error, unless it is no reason to stop. */
-static int
-lock_failed (const struct storage *s, bool writing)
-{
-  if (errno == EINVAL || errno == ENOTSUP || errno == ENOLCK) {
-    debug_message ("%s: this file system has no locks: %s", s->name,
-                   strerror (errno));
+  if (f->locking == STORAGE_LOCKING_OFF)
     return 0;
+  switch (locks_take (fd, uses, denies, writing ? f->reading_fd : -1,
+                      f->denies)) {
+  case LOCKS_TAKEN:
+    return 0;
+  case LOCKS_MISSING:
+    return locks_are_missing (f, errno);
+  case LOCKS_CONFLICT:
+    break;
   }
-  if (errno != EAGAIN && errno != EACCES)
-    error_set (errno, "%s: locking: %s", s->name, strerror (errno));
-  else if (writing)
+  if (writing)
     error_set (EAGAIN, "%s: another process is using it (it holds QEMU's "
-               "lock), so that it can't be written", s->name);
+               "lock), so that it can't be written", name);
   else
     error_set (EAGAIN, "%s: another process is writing it (it holds QEMU's "
-               "lock); force-share=true reads it all the same", s->name);
+               "lock); force-share=true reads it all the same", name);
   return -1;
 }
 
@@ -355,20 +354,100 @@ storage_file_lock (struct storage *s, unsigned uses, unsigned denies)
   if (s->ops != &file_ops) /* nobody else can reach it */
     return 0;
   f->denies = denies;
-  if (place_locks (f->fd, uses, denies) == -1 ||
-      look_for_conflicts (f->fd, uses, denies) == -1)
-    return lock_failed (s, false);
-  return 0;
+  return take_locks (f, f->fd, uses, denies);
+}
+
+void
+storage_file_unlock (struct storage *s)
+{
+  struct file *f = (struct file *) s;
+
+  if (s->ops == &file_ops && f->locking != STORAGE_LOCKING_OFF)
+    locks_drop (f->fd);
+}
+
+/* Open the file once more, for writing: the one that is open, even if others
+ * put something else under its name at this very moment.  Some devices do
+ * something as soon as they are opened, so where /proc is mounted no name is
+ * used.  Returns -1 with errno set.
+ */
+static int
+reopen (const struct file *f)
+{
+  char self[64];
+  int fd;
+
+  snprintf (self, sizeof self, "/proc/self/fd/%d", f->reading_fd);
+  fd = open_fd (AT_FDCWD, self, false, O_RDWR);
+  return fd != -1 ? fd : open_fd (f->dirfd, f->path, f->beneath, O_RDWR);
+}
+
+/* The same, if it still is under its name: else nobody would find what is
+ * written.  Returns -1 with the error set.
+ */
+static int
+open_for_writing (const struct file *f)
+{
+  const char *name = f->storage.name;
+  struct stat st;
+  int fd;
+
+  if (fstatat (f->dirfd, f->path, &st, 0) == -1)
+    goto failed;
+  if (!is_same (f, &st))
+    goto replaced;
+  fd = reopen (f);
+  if (fd == -1)
+    goto failed;
+  if (fstat (fd, &st) == 0 && is_same (f, &st))
+    return fd;
+  close (fd);
+
+ replaced:
+  error_set (EIO, "%s: it was replaced by another file since it was opened",
+             name);
+  return -1;
+
+ failed:
+  error_set (errno, "%s: opening it for writing: %s", name, strerror (errno));
+  return -1;
+}
+
+/* True, with the error set, if that is what it is.  The kernel opens such a
+ * device for writing all the same, and only fails to write.
+ */
+static bool
+is_read_only_device (const struct file *f)
+{
+  int read_only = 0;
+
+  if (f->ino != 0 || ioctl (f->fd, BLKROGET, &read_only) == -1 ||
+      read_only == 0)
+    return false;
+  error_set (EROFS, "%s: the block device is read-only", f->storage.name);
+  return true;
 }
 
 int
 storage_file_check_writable (const struct storage *s)
 {
   const struct file *f = (const struct file *) s;
+  int fd;
 
-  if (s->ops != &file_ops ||
-      faccessat (f->dirfd, f->path, W_OK, AT_EACCESS) == 0)
+  if (s->ops != &file_ops)
     return 0;
+  if (is_read_only_device (f))
+    return -1;
+  if (faccessat (f->dirfd, f->path, W_OK, AT_EACCESS) == 0)
+    return 0;
+  if (errno == EPERM || errno == ENOSYS) {
+    /* It may be the call that is not permitted, in a container. */
+    fd = reopen (f);
+    if (fd != -1) {
+      close (fd);
+      return 0;
+    }
+  }
   error_set (errno, "%s: writing it: %s", s->name, strerror (errno));
   return -1;
 }
@@ -377,37 +456,27 @@ int
 storage_file_make_writable (struct storage *s, unsigned uses, unsigned denies)
 {
   struct file *f = (struct file *) s;
-  int fd, r;
+  int fd;
 
   if (s->ops != &file_ops || f->fd != f->reading_fd)
     return 0;
-  fd = open_fd (f->dirfd, f->path, f->resolve, O_RDWR);
-  if (fd == -1) {
-    error_set (errno, "%s: opening it for writing: %s", s->name,
-               strerror (errno));
+  fd = is_read_only_device (f) ? -1 : open_for_writing (f);
+  if (fd == -1)
     return -1;
-  }
-  if (!is_same (f, fd)) {
-    error_set (EIO, "%s: it was replaced by another file since it was opened",
-               s->name);
-    close (fd);
-    return -1;
-  }
-  /* What we deny to others while we read, we would deny to ourselves: but
-   * at no moment may others find no lock.
-   */
-  r = place_locks (fd, uses, denies);
-  (void) for_each_lock (f->reading_fd, F_OFD_SETLK, F_UNLCK, LOCK_DENIED,
-                        f->denies);
-  if (r == 0)
-    r = look_for_conflicts (fd, uses, denies);
-  if (r == -1 && lock_failed (s, true) == -1) {
-    (void) place_locks (f->reading_fd, 0, f->denies);
+  if (take_locks (f, fd, uses, denies) == -1) {
+    if (f->locking != STORAGE_LOCKING_OFF)
+      locks_deny (f->reading_fd, f->denies);
     close (fd);
     return -1;
   }
   f->fd = fd;
   return 0;
+}
+
+bool
+storage_file_is (const struct storage *s, const struct stat *st)
+{
+  return s->ops == &file_ops && is_same ((const struct file *) s, st);
 }
 
 bool

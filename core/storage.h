@@ -78,12 +78,18 @@ struct storage {
 };
 
 /* Open a file or block device, read-only, relative to the directory dirfd
- * (AT_FDCWD if none).  resolve is the RESOLVE_* mask of openat2(2), 0 for
- * an ordinary open.  name is for messages.  Neither waits for the writer
+ * (AT_FDCWD if none).  If it must lie beneath that then EXDEV is the error of
+ * a path that leads out of it.  name is for messages.  Neither waits for the writer
  * of a FIFO nor accepts one.  Returns NULL with the error set.
  */
 extern struct storage *storage_file_open (int dirfd, const char *path,
-                                          uint64_t resolve, const char *name);
+                                          bool beneath, const char *name);
+
+/* A storage of a file or block device that the caller has open for reading
+ * and writing.  fd is owned from here on, even after an error.  It is never
+ * opened again.  Returns NULL with the error set.
+ */
+extern struct storage *storage_file_adopt (int fd, const char *name);
 
 /* What a process does with a file, and what it lets others do: QEMU's
  * permissions, which QEMU makes known through byte-range locks.
@@ -95,28 +101,47 @@ enum {
   STORAGE_RESIZE = 1 << 3,
 };
 
+/* What becomes of these locks. */
+enum storage_locking {
+  STORAGE_LOCKING_AUTO, /* where they can't be had a note says so; default */
+  STORAGE_LOCKING_ON,   /* that is an error (ENOLCK) */
+  STORAGE_LOCKING_OFF,  /* none are taken or looked for */
+};
+
+/* Before the first of them. */
+extern void storage_file_set_locking (struct storage *s,
+                                      enum storage_locking locking);
+
 /* Make it known to other processes, until the storage is closed, that this
- * one uses these permissions of the file and denies those to others.  Does
- * nothing where the file system has no such locks.  Returns -1 with the
- * error set: EAGAIN if another process is in the way.
+ * one uses these permissions of the file and denies those to others.  Returns
+ * -1 with the error set: EAGAIN if another process is in the way.
  */
 extern int storage_file_lock (struct storage *s, unsigned uses,
                               unsigned denies);
 
-/* Open a storage that was opened for reading once more, for writing, under
- * the same path, with locks as by storage_file_lock instead of those it has.
- * Nothing is written, and reads may go on meanwhile.  Returns -1 with the
- * error set, and nothing has changed: EACCES, EPERM or EROFS if this file
- * can only be read, EAGAIN if another process is in the way.  Does nothing
- * to a storage of another kind, nor if it was done before.
+/* Give these locks up. */
+extern void storage_file_unlock (struct storage *s);
+
+/* Open a storage that was opened for reading once more, for writing: the same
+ * file, which must still be under the same path, with locks as by
+ * storage_file_lock instead of those it has.  Nothing is written, and reads
+ * may go on meanwhile.  Returns -1 with the error set, and nothing has
+ * changed: EACCES, EPERM or EROFS if this file can only be read, EAGAIN if
+ * another process is in the way.  Does nothing to a storage of another kind,
+ * nor if it was done before.
  */
 extern int storage_file_make_writable (struct storage *s, unsigned uses,
                                        unsigned denies);
 
 /* Whether the file that a storage was opened from could be opened for
- * writing: returns -1 with the error set if not.  Nothing is opened.
+ * writing: returns -1 with the error set if not, EROFS if it is a block device
+ * that can't be written.
  */
 extern int storage_file_check_writable (const struct storage *s);
+
+/* True if st, of stat(2), is of the file that a storage has open. */
+struct stat;
+extern bool storage_file_is (const struct storage *s, const struct stat *st);
 
 /* True if both are the same file on the host. */
 extern bool storage_file_same (const struct storage *a,

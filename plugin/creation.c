@@ -2,14 +2,11 @@
 
 #include <config.h>
 
-#include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <nbdkit-plugin.h>
 
@@ -23,10 +20,11 @@ static bool wanted, overwrite;
 static bool has_size, has_compression;
 static const char *first_key; /* of a parameter that only creating needs */
 
-static char *recorded;        /* the backing's name */
-static char *backing;         /* its path, if that is another */
-static char *remove_at_exit;  /* the new image, until nbdkit has started */
-static struct stat new_image; /* which file that is */
+static char *recorded; /* the backing's name */
+static char *backing;  /* its path, if that is another */
+
+/* The new image, until nbdkit has started: removed if it exits before. */
+static struct created made = CREATED_NOTHING;
 
 /* --------------------------------------------------------------- parameters */
 
@@ -261,8 +259,7 @@ creation_complete (struct chain_options *chain)
 void
 creation_keep (void)
 {
-  free (remove_at_exit);
-  remove_at_exit = NULL;
+  create_release (&made);
 }
 
 /* nbdkit exits when it can't start, without a word to its plugins.  Meanwhile
@@ -271,22 +268,17 @@ creation_keep (void)
 static void __attribute__ ((destructor))
 remove_image (void)
 {
-  if (remove_at_exit != NULL)
-    create_undo (remove_at_exit, &new_image);
-  creation_keep ();
+  create_undo (&made);
 }
 
 static int
-remember (const char *file)
+keep_when_forked (const char *file)
 {
-  if (!S_ISREG (new_image.st_mode))
-    return 0; /* a device can't be removed */
-  remove_at_exit = realpath (file, NULL); /* a symbolic link stays */
-  if (remove_at_exit != NULL &&
-      pthread_atfork (NULL, creation_keep, creation_keep) == 0)
+  const int err = pthread_atfork (NULL, creation_keep, creation_keep);
+
+  if (err == 0)
     return 0;
-  nbdkit_error ("%s: finding it again: %s", file, strerror (errno));
-  create_undo (file, &new_image);
+  nbdkit_error ("%s: %s", file, strerror (err));
   return -1;
 }
 
@@ -308,17 +300,19 @@ look_at_backing (const struct chain_options *chain)
 }
 
 int
-creation_run (const struct chain_options *chain)
+creation_run (struct chain_options *chain)
 {
   if (!wanted)
     return 0;
   if (options.backing != NULL && look_at_backing (chain) == -1)
     return -1;
-  if (create_file (chain->file, overwrite, &options, &new_image) == -1) {
+  options.locking = chain->locking;
+  if (create_file (chain->file, overwrite, &options, &made) == -1) {
     nbdkit_error ("%s", error_message ());
     return -1;
   }
-  return remember (chain->file);
+  chain->made = made.storage;
+  return keep_when_forked (chain->file);
 }
 
 void

@@ -27,12 +27,13 @@ extern int creation_set_compression (enum compression c);
  */
 extern int creation_complete (struct chain_options *chain);
 
-/* Make the image, if one is to be made.  Should nbdkit fail to start after
- * that, it is removed.  Returns -1 with nbdkit_error called.
+/* Make the image, if one is to be made: chain->made is set then, until
+ * creation_keep.  Should nbdkit fail to start after that, it is removed.
+ * Returns -1 with nbdkit_error called.
  */
-extern int creation_run (const struct chain_options *chain);
+extern int creation_run (struct chain_options *chain);
 
-/* nbdkit has started: the image stays. */
+/* nbdkit has started: the image stays, and it is not held any more. */
 extern void creation_keep (void);
 
 extern void creation_free (void);

@@ -103,6 +103,21 @@ set_force_share (const char *value)
 }
 
 static int
+set_locking (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [STORAGE_LOCKING_AUTO] = "auto", [STORAGE_LOCKING_ON] = "on",
+    [STORAGE_LOCKING_OFF] = "off", NULL,
+  };
+  const int i = params_choose (key, value, words, "auto, on or off");
+
+  if (i == -1)
+    return -1;
+  options.chain.locking = i;
+  return 0;
+}
+
+static int
 set_discard (const char *key, const char *value)
 {
   static const char *const words[] = { "unmap", "keep", NULL };
@@ -214,6 +229,8 @@ params_set (const char *key, const char *value)
     return set_backing_format (value);
   if (strcmp (key, "force-share") == 0)
     return set_force_share (value);
+  if (strcmp (key, "locking") == 0)
+    return set_locking (key, value);
   if (strcmp (key, "cache-size") == 0)
     return set_cache_size (value);
   if (strcmp (key, "discard") == 0)

@@ -47,6 +47,8 @@ extern int params_choose (const char *key, const char *value,
   "cache-size=<SIZE>          Size of the metadata cache (default 256M).\n" \
   "force-share=<BOOL>         Read even an image that another process\n"  \
   "                           writes (default false).\n"                  \
+  "locking=auto|on|off        Whether QEMU's locks are taken: where they\n" \
+  "                           can be had (default), always, never.\n"     \
   "discard=unmap|keep         Whether trimmed clusters give their space\n" \
   "                           back to the host (default) or not.\n"       \
   "bitmaps=invalidate         Write even an image with persistent bitmaps,\n" \

@@ -7,6 +7,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,7 @@
 #include "image.h"
 #include "params.h"
 #include "read.h"
+#include "signals.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -60,12 +62,26 @@ message_hook (const char *text)
   nbdkit_debug ("%s", text);
 }
 
+/* No error, but all that nbdkit always logs. */
+static void
+note_hook (const char *text)
+{
+  nbdkit_error ("note: %s", text);
+}
+
+static void
+qcow2_load (void)
+{
+  signals_catch ();
+}
+
 static void
 qcow2_unload (void)
 {
   if (image_close (image) == -1)
     nbdkit_error ("closing: %s", error_message ());
   params_free ();
+  signals_release ();
 }
 
 static void
@@ -90,13 +106,16 @@ qcow2_dump_plugin (void)
 static int
 qcow2_get_ready (void)
 {
+  struct image_options options = *params_options ();
+
   debug_hooks.message = message_hook;
+  debug_hooks.note = note_hook;
   debug_hooks.map = qcow2_debug_map > 0;
   debug_hooks.cache = qcow2_debug_cache > 0;
 
-  if (creation_run (&params_options ()->chain) == -1)
+  if (creation_run (&options.chain) == -1)
     return -1;
-  image = image_open (params_options ());
+  image = image_open (&options);
   if (image == NULL) {
     nbdkit_error ("%s", error_message ());
     return -1;
@@ -156,6 +175,16 @@ qcow2_default_export (int readonly, int is_tls)
   return "";
 }
 
+/* The first client that may write finds that it can't: say why, once. */
+static void
+note_read_only (void)
+{
+  static atomic_flag noted = ATOMIC_FLAG_INIT;
+
+  if (!atomic_flag_test_and_set (&noted))
+    note_message ("%s: it is served read-only", error_message ());
+}
+
 /* Make the image writable, and repair it if need be, for the first client that
  * may write it: before that nobody knows whether one will (nbdkit -r), and
  * others may read it.  A file that can only be read is served read-only, as
@@ -179,7 +208,7 @@ make_writable (struct handle *h)
   case EACCES:
   case EPERM:
   case EROFS:
-    nbdkit_debug ("%s: served read-only", error_message ());
+    note_read_only ();
     return 0;
   default:
     return -1;
@@ -425,6 +454,7 @@ static struct nbdkit_plugin plugin = {
   .dump_plugin = qcow2_dump_plugin,
   .get_ready = qcow2_get_ready,
   .after_fork = qcow2_after_fork,
+  .load = qcow2_load,
   .unload = qcow2_unload,
   .list_exports = qcow2_list_exports,
   .default_export = qcow2_default_export,

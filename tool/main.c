@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,12 @@ static const char usage[] =
   "check exits with 0 if all is well, 1 if it could not be completed, 2 if\n"
   "there are errors, 3 if there are only leaks.\n";
 
+static void
+print_note (const char *text)
+{
+  fprintf (stderr, NAME ": note: %s\n", text);
+}
+
 int
 tool_failed (void)
 {
@@ -46,7 +53,7 @@ tool_open (const struct tool_options *o, bool write)
 {
   const unsigned uses = STORAGE_CONSISTENT_READ;
   const unsigned writes = STORAGE_WRITE | STORAGE_RESIZE;
-  struct storage *s = storage_file_open (AT_FDCWD, o->file, 0, o->file);
+  struct storage *s = storage_file_open (AT_FDCWD, o->file, false, o->file);
   int r;
 
   if (s == NULL)
@@ -190,6 +197,9 @@ main (int argc, char *argv[])
   unsigned i;
   int option, ret;
 
+  debug_hooks.note = print_note;
+  /* A file that must not grow so far is an error of that write. */
+  signal (SIGXFSZ, SIG_IGN);
   while ((option = getopt_long (argc, argv, "Ur:p", long_options, NULL)) != -1)
     parse_option (&o, option);
   if (argc - optind != 2)

@@ -26,7 +26,8 @@
 /* The number of the call that fails, from 1 on; 0: none. */
 static unsigned fail_at, nr_calls;
 static int fail_errno;
-static bool die; /* instead */
+static bool die;              /* instead */
+static void (*strike) (void); /* instead: somebody else does this before it */
 
 static bool
 fails (void)
@@ -35,6 +36,10 @@ fails (void)
     return false;
   if (die)
     _exit (99);
+  if (strike != NULL) {
+    strike ();
+    return false;
+  }
   errno = fail_errno;
   return true;
 }
@@ -78,15 +83,47 @@ WRAP_NOTED ('d', int, fsync, (int fd), (fd))
 WRAP (int, fallocate, -1, (int fd, int mode, off_t at, off_t n),
       (fd, mode, at, n))
 WRAP (int, ftruncate, -1, (int fd, off_t size), (fd, size))
-WRAP (int, link, -1, (const char *from, const char *to), (from, to))
 WRAP (int, fchmod, -1, (int fd, mode_t mode), (fd, mode))
-WRAP (ssize_t, getrandom, -1, (void *buf, size_t n, unsigned flags),
-      (buf, n, flags))
 WRAP (char *, realpath, NULL, (const char *path, char *buf), (path, buf))
 WRAP (void *, malloc, NULL, (size_t n), (n))
 WRAP (void *, calloc, NULL, (size_t nr, size_t n), (nr, n))
 WRAP (char *, strdup, NULL, (const char *s), (s))
 WRAP (char *, strndup, NULL, (const char *s, size_t n), (s, n))
+
+/* These calls fail each time with this, unless it is 0. */
+static int no_random, no_renameat2, no_link;
+
+/* How often the same number comes, and others after that. */
+static unsigned same_numbers;
+
+extern ssize_t __real_getrandom (void *buf, size_t n, unsigned flags);
+extern ssize_t __wrap_getrandom (void *buf, size_t n, unsigned flags);
+ssize_t
+__wrap_getrandom (void *buf, size_t n, unsigned flags)
+{
+  if (no_random != 0)
+    errno = no_random;
+  if (no_random != 0 || fails ())
+    return -1;
+  if (same_numbers == 0)
+    return __real_getrandom (buf, n, flags);
+  same_numbers--;
+  memset (buf, 0, n);
+  return n;
+}
+
+extern int __real_linkat (int a, const char *from, int b, const char *to,
+                          int flags);
+extern int __wrap_linkat (int a, const char *from, int b, const char *to,
+                          int flags);
+int
+__wrap_linkat (int a, const char *from, int b, const char *to, int flags)
+{
+  note ('l');
+  if (no_link != 0)
+    errno = no_link;
+  return no_link != 0 || fails () ? -1 : __real_linkat (a, from, b, to, flags);
+}
 
 /* The process may not give files away. */
 static bool no_chown;
@@ -109,18 +146,18 @@ static void put (const char *path, const char *text);
 /* Somebody else's file replaces the new one as soon as it has its name. */
 static bool replaced;
 
-extern int __real_rename (const char *from, const char *to);
-extern int __wrap_rename (const char *from, const char *to);
+extern int __real_renameat (int a, const char *from, int b, const char *to);
+extern int __wrap_renameat (int a, const char *from, int b, const char *to);
 int
-__wrap_rename (const char *from, const char *to)
+__wrap_renameat (int a, const char *from, int b, const char *to)
 {
   int r;
 
   note ('n');
-  r = fails () ? -1 : __real_rename (from, to);
+  r = fails () ? -1 : __real_renameat (a, from, b, to);
   if (r == 0 && replaced) {
     put ("other", "theirs");
-    CHECK_OK (__real_rename ("other", to));
+    CHECK_OK (rename ("other", to));
   }
   return r;
 }
@@ -136,7 +173,10 @@ __wrap_renameat2 (int a, const char *from, int b, const char *to,
   note ('n');
   if (appears != NULL)
     put (appears, "theirs");
-  return fails () ? -1 : __real_renameat2 (a, from, b, to, flags);
+  if (no_renameat2 != 0)
+    errno = no_renameat2;
+  return no_renameat2 != 0 || fails () ? -1
+    : __real_renameat2 (a, from, b, to, flags);
 }
 
 extern int __real_open (const char *path, int flags, mode_t mode);
@@ -147,12 +187,12 @@ __wrap_open (const char *path, int flags, mode_t mode)
   return fails () ? -1 : __real_open (path, flags, mode);
 }
 
-extern int __real_openat (int dir, const char *path, int flags);
-extern int __wrap_openat (int dir, const char *path, int flags);
+extern int __real_openat (int dir, const char *path, int flags, mode_t mode);
+extern int __wrap_openat (int dir, const char *path, int flags, mode_t mode);
 int
-__wrap_openat (int dir, const char *path, int flags)
+__wrap_openat (int dir, const char *path, int flags, mode_t mode)
 {
-  return fails () ? -1 : __real_openat (dir, path, flags);
+  return fails () ? -1 : __real_openat (dir, path, flags, mode);
 }
 
 extern int __real_fcntl (int fd, int cmd, void *arg);
@@ -251,12 +291,14 @@ is_complete (const char *path)
   return n == size && memcmp (bytes, should, n) == 0;
 }
 
-static struct stat made;
+static struct created made = CREATED_NOTHING;
 
 static int
 create (const char *path, bool overwrite)
 {
   int r;
+
+  create_release (&made);
 
   error_set (0, "none");
   memset (calls, 0, sizeof calls);
@@ -283,20 +325,28 @@ static void
 test_undo (void)
 {
   CHECK_OK (create ("new", false));
-  create_undo ("new", &made);
+  create_undo (&made);
   CHECK_EQ (count_files (true), 0);
-  create_undo ("new", &made);
+  create_undo (&made);
 
   put ("new", "old");
   CHECK_OK (create ("new", true));
-  create_undo ("new", &made);
+  create_undo (&made);
   CHECK_EQ (count_files (true), 0);
+
+  CHECK_OK (create ("new", false));
+  put ("other", "theirs");
+  CHECK_OK (rename ("other", "new"));
+  create_undo (&made);
+  CHECK (holds ("new", "theirs"));
+  CHECK_EQ (count_files (true), 1);
 
   put ("new", "old");
   replaced = true;
-  CHECK_OK (create ("new", true));
+  CHECK_EQ (create ("new", true), -1);
   replaced = false;
-  create_undo ("new", &made);
+  CHECK_ERROR (EEXIST, "new: it was replaced by another file while");
+  create_undo (&made);
   CHECK (holds ("new", "theirs"));
   CHECK_EQ (count_files (true), 1);
 }
@@ -376,31 +426,252 @@ test_links (void)
   CHECK_EQ (count_files (true), 2);
 }
 
-/* Somebody was faster, with and without a file system that can rename so that
- * nothing is replaced.
- */
+/* What a call fails with where there is no such thing. */
+static const int missing[] = { EINVAL, ENOSYS, EPERM, EOPNOTSUPP };
+#define NR_MISSING (sizeof missing / sizeof missing[0])
+
+/* There are three ways to give it its name; 0 is the first. */
+static void
+have_way (unsigned way, int err)
+{
+  no_renameat2 = way > 0 ? err : 0;
+  no_link = way > 1 ? err : 0;
+}
+
+static void
+test_ways (void)
+{
+  const mode_t old = umask (022);
+  unsigned way, i;
+
+  for (way = 0; way < 3; ++way) {
+    for (i = 0; i < NR_MISSING; ++i) {
+      have_way (way, missing[i]);
+      CHECK_OK (create ("new", false));
+      CHECK (strchr (calls, 'l') != NULL || way == 0);
+      CHECK (is_complete ("new"));
+      CHECK_EQ (mode_of ("new"), 0644);
+      CHECK_EQ (count_files (true), 1);
+    }
+  }
+  have_way (0, 0);
+  umask (old);
+}
+
+/* Somebody was faster. */
 static void
 test_race (void)
 {
-  unsigned n = 0, without;
+  unsigned way;
+
+  for (way = 0; way < 3; ++way) {
+    have_way (way, EINVAL);
+    appears = "new";
+    CHECK_EQ (create ("new", false), -1);
+    CHECK_ERROR (EEXIST, "new: naming the new image");
+    CHECK (holds ("new", "theirs"));
+    appears = NULL;
+    CHECK_EQ (count_files (true), 1);
+  }
+  have_way (0, 0);
+}
+
+/* ------------------------------------------------------------- an attacker */
+
+/* Who may write the directory puts a link to another's file in place of the
+ * one that has no name yet,
+ */
+static void
+exchange_temporary (void)
+{
+  DIR *d = opendir (".");
+  struct dirent *e;
+
+  if (d == NULL)
+    abort ();
+  CHECK_OK (symlink ("victim", "link"));
+  while ((e = readdir (d)) != NULL) {
+    if (strlen (e->d_name) == 12 && strncmp (e->d_name, "new.", 4) == 0)
+      CHECK_OK (rename ("link", e->d_name));
+  }
+  closedir (d);
+  unlink ("link");
+}
+
+/* or of the one that has its name. */
+static void
+exchange_named (void)
+{
+  if (access ("new", F_OK) == -1)
+    return;
+  CHECK_OK (symlink ("victim", "link"));
+  CHECK_OK (rename ("link", "new"));
+}
+
+static bool
+is_link (const char *path)
+{
+  struct stat st;
+
+  return lstat (path, &st) == 0 && S_ISLNK (st.st_mode);
+}
+
+/* Before each call in turn.  Nothing happens to the other file, and nobody
+ * takes it for the new image.
+ */
+static void
+test_attacked (void (*attack) (void), bool overwrite, unsigned way)
+{
+  unsigned n = 0, hits = 0;
   int r;
 
-  for (without = 0; without < 2; ++without) {
-    do { /* find the call */
-      fail_at = without ? ++n : 0;
-      fail_errno = EINVAL;
-      appears = "new";
-      r = create ("new", false);
-      appears = NULL;
-      CHECK_EQ (r, -1);
-      if (holds ("new", "theirs")) {
-        CHECK_ERROR (EEXIST, "new: naming the new image");
-        CHECK_EQ (count_files (true), 1);
-      }
-      else
-        CHECK_EQ (count_files (true), 0);
-    } while (without && nr_calls >= n);
+  have_way (way, EPERM);
+  do {
+    put ("victim", "victim");
+    if (overwrite)
+      put ("new", "old");
+    fail_at = ++n;
+    strike = attack;
+    r = create ("new", overwrite);
+    strike = NULL;
+    CHECK (holds ("victim", "victim"));
+    if (r == 0 && !is_link ("new"))
+      CHECK (is_complete ("new"));
+    else
+      hits++;
+    /* Exchanged after it was made: at the call that syncs the folder. */
+    if (r == 0 && is_link ("new"))
+      CHECK (nr_calls == n && attack == exchange_named);
+    if (r == -1)
+      CHECK_HAS (error_message (), "replaced by another file");
+    count_files (true);
+  } while (nr_calls >= n);
+  CHECK (n > 20);
+  CHECK (hits > 0);
+  have_way (0, 0);
+}
+
+/* Once the name is taken, by an empty file, somebody else's takes it. */
+static bool struck;
+
+static void
+exchange_empty (void)
+{
+  struct stat st;
+
+  if (stat ("new", &st) == 0 && st.st_size == 0 &&
+      calls[strlen (calls) - 1] == 'l') { /* not renamed yet */
+    exchange_named ();
+    struck = true;
   }
+}
+
+static void
+test_attacked_empty (void)
+{
+  unsigned n = 0, hits = 0;
+
+  have_way (2, EPERM);
+  do {
+    put ("victim", "victim");
+    fail_at = ++n;
+    strike = exchange_empty;
+    struck = false;
+    if (create ("new", false) == 0)
+      CHECK (!struck && is_complete ("new"));
+    else {
+      CHECK (struck && is_link ("new"));
+      CHECK_ERROR (EEXIST, "new: it was replaced by another file");
+      hits++;
+    }
+    strike = NULL;
+    CHECK (holds ("victim", "victim"));
+    CHECK_EQ (count_files (true), 2);
+  } while (nr_calls >= n);
+  CHECK (hits > 0);
+  have_way (0, 0);
+}
+
+static void
+test_attacks (void)
+{
+  unsigned way;
+
+  for (way = 0; way < 3; ++way)
+    test_attacked (exchange_temporary, false, way);
+  test_attacked (exchange_temporary, true, 0);
+  test_attacked (exchange_named, true, 0);
+  test_attacked_empty ();
+}
+
+/* The directory itself is exchanged: nothing happens in the other. */
+static void
+exchange_folder (void)
+{
+  CHECK_OK (rename ("../folder", "../was"));
+  CHECK_OK (symlink ("victims", "../folder"));
+}
+
+static void
+test_folder (void)
+{
+  unsigned n = 0;
+  int r;
+
+  CHECK_OK (mkdir ("folder", 0777));
+  CHECK_OK (mkdir ("victims", 0777));
+  CHECK_OK (chdir ("victims"));
+  do {
+    fail_at = ++n;
+    strike = exchange_folder;
+    r = create ("../folder/new", false);
+    strike = NULL;
+    CHECK_OK (r);
+    if (access ("../was", F_OK) == 0) {
+      if (count_files (false) == 0)
+        CHECK_EQ (access ("../was/new", F_OK), 0);
+      else
+        CHECK (n <= 2); /* before it was opened */
+      create_undo (&made);
+      CHECK_EQ (count_files (true), 0);
+      CHECK_OK (unlink ("../folder"));
+      CHECK_OK (rename ("../was", "../folder"));
+    }
+    create_undo (&made);
+  } while (nr_calls >= n);
+  CHECK (n > 20);
+  CHECK_OK (chdir (".."));
+  CHECK_OK (rmdir ("folder"));
+  CHECK_OK (rmdir ("victims"));
+}
+
+/* ------------------------------------------------------------ random names */
+
+static void
+test_random (void)
+{
+  static const int errs[] = { ENOSYS, EPERM };
+  unsigned i;
+
+  for (i = 0; i < sizeof errs / sizeof errs[0]; ++i) {
+    no_random = errs[i];
+    CHECK_OK (create ("new", false));
+    no_random = 0;
+    CHECK (is_complete ("new"));
+    CHECK_EQ (count_files (true), 1);
+  }
+  put ("new.00000000", "theirs");
+  same_numbers = 5;
+  CHECK_OK (create ("new", false));
+  CHECK (is_complete ("new"));
+  CHECK (holds ("new.00000000", "theirs"));
+  unlink ("new");
+  same_numbers = 1000;
+  CHECK_EQ (create ("new", false), -1);
+  same_numbers = 0;
+  CHECK_ERROR (EEXIST, "new: making a file next to it");
+  CHECK (holds ("new.00000000", "theirs"));
+  CHECK_EQ (count_files (true), 1);
 }
 
 /* ------------------------------------------------------------------ faults */
@@ -440,14 +711,19 @@ static void
 test_failures (void)
 {
   static const int errs[] = { EIO, ENOSPC, EINVAL, EPERM, ENOMEM };
-  unsigned i, n, overwrite, refused = 0;
+  unsigned i, n, way, refused = 0;
 
   for (i = 0; i < sizeof errs / sizeof errs[0]; ++i) {
-    for (overwrite = 0; overwrite < 2; ++overwrite) {
-      for (n = 1; fail_once (overwrite, n, errs[i], &refused); ++n)
+    for (n = 1; fail_once (true, n, errs[i], &refused); ++n)
+      ;
+    CHECK (n > 20);
+    for (way = 0; way < 3; ++way) {
+      have_way (way, EPERM);
+      for (n = 1; fail_once (false, n, errs[i], &refused); ++n)
         ;
       CHECK (n > 20);
     }
+    have_way (0, 0);
   }
   CHECK (refused > 100);
 }
@@ -512,7 +788,11 @@ main (void)
   test_modes ();
   test_foreign ();
   test_links ();
+  test_ways ();
   test_race ();
+  test_attacks ();
+  test_folder ();
+  test_random ();
   test_failures ();
   test_deaths ();
   if (chdir ("..") == -1 || rmdir (folder) == -1)
