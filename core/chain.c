@@ -126,23 +126,18 @@ static struct storage *
 open_through (const struct gate *g, const char *path)
 {
   struct storage *s = NULL;
-  char *full, *name;
+  char *full;
 
   if (path[0] == '/')
     full = strdup (path);
   else if (asprintf (&full, "%s/%s", g->root, path) == -1)
     full = NULL;
-  name = full != NULL ? strdup (full) : NULL;
-  if (name == NULL)
+  if (full == NULL)
     no_memory (g->root);
-  else {
-    error_printable (name, strlen (name) + 1, full);
-    if (g->follow == FOLLOW_BENEATH)
-      s = open_beneath (g, path, name);
-    else
-      s = storage_file_open (AT_FDCWD, full, 0, name);
-  }
-  free (name);
+  else if (g->follow == FOLLOW_BENEATH)
+    s = open_beneath (g, path, full);
+  else
+    s = storage_file_open (AT_FDCWD, full, 0, full);
   free (full);
   return s;
 }
@@ -152,20 +147,17 @@ static int
 check_name (const struct gate *g, const struct chain_file *f)
 {
   const char *name = f->header.backing_name;
-  char printable[QCOW2_MAX_BACKING_NAME + 1];
 
-  error_printable (printable, sizeof printable, name);
   if (is_protocol (name)) {
     error_set (EACCES, "%s: its backing file is \"%s\": only plain paths are "
-               "ever followed, not protocols", f->layer.storage->name,
-               printable);
+               "ever followed, not protocols", f->layer.storage->name, name);
     return -1;
   }
   if (g->follow == FOLLOW_NONE) {
     error_set (EACCES, "%s: its backing file is \"%s\": refused by "
                "follow=none; follow=beneath allows files under the image's "
                "directory, follow=any allows any file, and backing=PATH "
-               "allows PATH", f->layer.storage->name, printable);
+               "allows PATH", f->layer.storage->name, name);
     return -1;
   }
   return 0;
@@ -175,8 +167,6 @@ check_name (const struct gate *g, const struct chain_file *f)
 static int
 parse_format (const char *file, const char *format)
 {
-  char printable[QCOW2_MAX_BACKING_FORMAT + 1];
-
   if (strcmp (format, "raw") == 0)
     return LAYER_RAW;
   if (strcmp (format, "qcow2") == 0)
@@ -188,8 +178,7 @@ parse_format (const char *file, const char *format)
                file);
   else
     error_set (ENOTSUP, "%s: the format of its backing file, \"%s\", is not "
-               "supported: only raw and qcow2 are", file,
-               error_printable (printable, sizeof printable, format));
+               "supported: only raw and qcow2 are", file, format);
   return -1;
 }
 

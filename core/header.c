@@ -130,9 +130,6 @@ feature_name (const uint8_t *table, size_t len, unsigned bit,
     if (table[i] == QCOW2_FEATURE_INCOMPATIBLE && table[i+1] == bit) {
       memcpy (name, table + i + 2, QCOW2_FEATURE_NAME_SIZE);
       name[QCOW2_FEATURE_NAME_SIZE] = '\0';
-      for (char *p = name; *p; ++p) /* it comes from a stranger */
-        if (*p < ' ' || *p > '~')
-          *p = '?';
       return;
     }
   }

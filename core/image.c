@@ -300,13 +300,15 @@ summarize (const struct image *im, const struct repair_report *r,
            char *summary, size_t len)
 {
   const struct check_report *b = &r->before, *a = &r->after;
+  char name[1024];
 
   if (b->corruptions == 0 && b->leaks == 0 && b->check_errors == 0 &&
       !b->dirty && !b->corrupt)
     return;
   snprintf (summary, len, "%s: repaired: %" PRIu64 " errors and %" PRIu64
             " leaked clusters were found, %" PRIu64 " and %" PRIu64
-            " are left", top (im)->layer.storage->name,
+            " are left",
+            error_printable (name, sizeof name, top (im)->layer.storage->name),
             b->corruptions + b->check_errors, b->leaks,
             a->corruptions + a->check_errors, a->leaks);
 }
@@ -534,13 +536,9 @@ find_snapshot (const struct image *im, const char *export)
 
   if (strncmp (export, IMAGE_SNAPSHOT_PREFIX, prefix) == 0)
     sn = snapshots_find (&im->snapshots, export + prefix);
-  if (sn == NULL) {
-    char name[256];
-
-    error_set (ENOENT, "%s: there is no export \"%s\"",
-               top (im)->layer.storage->name,
-               error_printable (name, sizeof name, export));
-  }
+  if (sn == NULL)
+    error_set (ENOENT, "%s: there is no export \"%.256s\"",
+               top (im)->layer.storage->name, export);
   return sn;
 }
 

@@ -44,13 +44,13 @@ print_offset (const struct info *i, const char *name, uint64_t value)
 static void
 print_string (const struct info *i, const char *name, const char *value)
 {
-  char printable[1100];
-
-  if (i->options->json)
+  if (i->options->json) {
     json_string (name, value);
-  else
-    printf ("%-22s %s\n", name,
-            error_printable (printable, sizeof printable, value));
+    return;
+  }
+  printf ("%-22s ", name);
+  tool_print_name (value);
+  putchar ('\n');
 }
 
 struct feature {
@@ -153,7 +153,7 @@ static void
 print_snapshot (const struct info *i, const struct snapshot *sn)
 {
   const time_t t = sn->date_sec;
-  char date[32] = "", id[64], name[256];
+  char date[32] = "";
   struct tm tm;
 
   if (i->options->json) {
@@ -170,9 +170,11 @@ print_snapshot (const struct info *i, const struct snapshot *sn)
   }
   if (gmtime_r (&t, &tm) != NULL)
     strftime (date, sizeof date, "%F %T UTC", &tm);
-  printf ("    %s \"%s\", %s, disk %" PRIu64 ", vm state %" PRIu64 "\n",
-          error_printable (id, sizeof id, sn->id),
-          error_printable (name, sizeof name, sn->name), date,
+  fputs ("    ", stdout);
+  tool_print_name (sn->id);
+  fputs (" \"", stdout);
+  tool_print_name (sn->name);
+  printf ("\", %s, disk %" PRIu64 ", vm state %" PRIu64 "\n", date,
           sn->disk_size, sn->vm_state_size);
 }
 
@@ -196,7 +198,6 @@ static int
 print_bitmap (void *opaque, const struct bitmap_info *b)
 {
   const struct info *i = opaque;
-  char name[1100];
 
   if (i->options->json) {
     json_open (NULL, '{');
@@ -205,11 +206,12 @@ print_bitmap (void *opaque, const struct bitmap_info *b)
     json_bool ("in-use", b->in_use);
     json_bool ("auto", b->automatic);
     json_close ('}');
+    return 0;
   }
-  else
-    printf ("    \"%s\", granularity %" PRIu64 "%s%s\n",
-            error_printable (name, sizeof name, b->name), b->granularity,
-            b->in_use ? ", in use" : "", b->automatic ? ", auto" : "");
+  fputs ("    \"", stdout);
+  tool_print_name (b->name);
+  printf ("\", granularity %" PRIu64 "%s%s\n", b->granularity,
+          b->in_use ? ", in use" : "", b->automatic ? ", auto" : "");
   return 0;
 }
 
@@ -230,7 +232,6 @@ static void
 print_layer (const struct info *i, const struct layer *l)
 {
   const char *format = l->format == LAYER_RAW ? "raw" : "qcow2";
-  char name[1100];
 
   if (i->options->json) {
     json_open (NULL, '{');
@@ -238,11 +239,11 @@ print_layer (const struct info *i, const struct layer *l)
     json_string ("format", format);
     json_number ("virtual-size", l->size);
     json_close ('}');
+    return;
   }
-  else
-    printf ("    %s (%s, %" PRIu64 " bytes)\n",
-            error_printable (name, sizeof name, l->storage->name), format,
-            l->size);
+  fputs ("    ", stdout);
+  tool_print_name (l->storage->name);
+  printf (" (%s, %" PRIu64 " bytes)\n", format, l->size);
 }
 
 /* What lies below the image, each file opened. */

@@ -33,6 +33,17 @@ static const char usage[] =
   "check exits with 0 if all is well, 1 if it could not be completed, 2 if\n"
   "there are errors, 3 if there are only leaks.\n";
 
+void
+tool_print_name (const char *name)
+{
+  char one[ERROR_ESCAPE_BYTES];
+
+  while (*name != '\0') {
+    name += error_escape (one, name);
+    fputs (one, stdout);
+  }
+}
+
 int
 tool_failed (void)
 {

@@ -73,9 +73,11 @@ print_human (const struct layer *top, const struct piece *p)
   printf ("%#14" PRIx64 " %#14" PRIx64 "  %-14s", p->start, p->run.length,
           kind_name (p->run.kind));
   if (has_offset (&p->run))
-    printf (" %#14" PRIx64 " %s", p->run.host.v, p->owner->storage->name);
+    printf (" %#14" PRIx64 " ", p->run.host.v);
   else if (depth (top, p->owner) > 0)
-    printf (" %14s %s", "", p->owner->storage->name);
+    printf (" %14s ", "");
+  if (has_offset (&p->run) || depth (top, p->owner) > 0)
+    tool_print_name (p->owner->storage->name);
   putchar ('\n');
 }
 

@@ -34,6 +34,9 @@ extern int tool_check (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
 
+/* A name on stdout, as it may be printed: see core/error.h. */
+extern void tool_print_name (const char *name);
+
 /* Say why core/ failed, on stderr.  Returns TOOL_FAILED. */
 extern int tool_failed (void);
 
