@@ -370,6 +370,26 @@ image_repair (struct image *im, enum image_repair mode, char *summary,
 /* ------------------------------------------------------------ made writable */
 
 int
+image_look_ahead (struct image *im, enum image_repair mode,
+                  const struct writer_options *options)
+{
+  struct header h = top (im)->header;
+  const bool repaired = is_to_be_repaired (&h, mode);
+  int r;
+
+  pthread_mutex_lock (&im->writer_lock);
+  r = check_may_write (im);
+  pthread_mutex_unlock (&im->writer_lock);
+  if (r == -1)
+    return 0;
+  if (repaired)
+    h.incompatible &= ~(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT);
+  r = writer_check_header (top (im)->layer.storage, &h, options);
+  /* What is damaged the repair may mend. */
+  return r == -1 && repaired && error_errno () != ENOTSUP ? 0 : r;
+}
+
+int
 image_make_writable (struct image *im, const struct writer_options *options)
 {
   int r = 0;
