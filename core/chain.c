@@ -11,8 +11,10 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "advice.h"
 #include "chain.h"
 #include "error.h"
+#include "foreign.h"
 
 /* Where names are looked up: a directory, and for FOLLOW_BENEATH what
  * the kernel needs to keep us below it.
@@ -113,11 +115,13 @@ open_beneath (const struct gate *g, const char *path, const char *name)
       below++;
     s = storage_file_open (g->fd, below, RESOLVE_BENEATH, name);
   }
-  if (s == NULL && (below == NULL || error_errno () == EXDEV))
-    error_set (EACCES, "%s: not beneath the directory %s: "
-               "refused by follow=beneath", name, g->root);
+  if (s == NULL && (below == NULL || error_errno () == EXDEV)) {
+    error_set (EACCES, "%s: not beneath the directory %s", name, g->root);
+    advise (ADVICE_BENEATH);
+  }
   else if (s == NULL && error_errno () == ENOSYS)
-    error_set (ENOSYS, "%s: follow=beneath needs Linux 5.6 or later", name);
+    error_set (ENOSYS, "%s: to keep it beneath a directory takes Linux 5.6 or "
+               "later", name);
   return s;
 }
 
@@ -154,10 +158,9 @@ check_name (const struct gate *g, const struct chain_file *f)
     return -1;
   }
   if (g->follow == FOLLOW_NONE) {
-    error_set (EACCES, "%s: its backing file is \"%s\": refused by "
-               "follow=none; follow=beneath allows files under the image's "
-               "directory, follow=any allows any file, and backing=PATH "
-               "allows PATH", f->layer.storage->name, name);
+    error_set (EACCES, "%s: its backing file is \"%s\", which was not allowed",
+               f->layer.storage->name, name);
+    advise (ADVICE_FOLLOW);
     return -1;
   }
   return 0;
@@ -171,11 +174,11 @@ parse_format (const char *file, const char *format)
     return LAYER_RAW;
   if (strcmp (format, "qcow2") == 0)
     return LAYER_QCOW2;
-  if (format[0] == '\0')
+  if (format[0] == '\0') {
     error_set (EINVAL, "%s: the format of its backing file is not recorded in "
-               "it and is never guessed: say backing-format=raw or "
-               "backing-format=qcow2 (or record it with qemu-img rebase -u)",
-               file);
+               "it and is never guessed", file);
+    advise (ADVICE_BACKING_FORMAT);
+  }
   else
     error_set (ENOTSUP, "%s: the format of its backing file, \"%s\", is not "
                "supported: only raw and qcow2 are", file, format);
@@ -222,8 +225,10 @@ chain_read_header (struct storage *s, struct header *h)
   if (storage_read (s, start, sizeof start, (struct host_off) { 0 }) == -1)
     return -1;
   len = header_want (s->name, start, s->size);
-  if (len == 0)
+  if (len == 0) {
+    foreign_explain (s);
     return -1;
+  }
   cluster = malloc (len);
   if (cluster == NULL) {
     no_memory (s->name);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "advice.h"
 #include "error.h"
 #include "image.h"
 #include "snapshot.h"
@@ -216,7 +217,8 @@ check_may_write (const struct image *im)
     error_set (EIO, "%s: a repair failed: nothing is written until it is "
                "opened anew", s->name);
   else if (im->chain.force_share) /* another process may write it */
-    error_set (EROFS, "%s: force-share=true is for reading only", s->name);
+    error_set (EROFS, "%s: it is shared with who writes it, so that it can "
+               "only be read", s->name);
   else
     return storage_file_check_writable (s);
   return -1;
@@ -236,8 +238,11 @@ make_writable (struct image *im, const struct writer_options *options)
    * change under those of a reader.
    */
   w = writer_open (&f->layer, &f->header, &im->snapshots, options);
-  if (w == NULL)
+  if (w == NULL) {
+    if (error_errno () != ENOMEM)
+      advise (ADVICE_REPAIR);
     return -1;
+  }
   if (lock_for_writing (f->layer.storage) == -1) {
     (void) writer_close (w); /* which has nothing to write */
     return -1;
@@ -327,13 +332,13 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
   const struct check_options options = {
     .messages = CHECK_MAX_MESSAGES, .found = debug_finding, .opaque = s->name,
   };
+  const bool all = mode != IMAGE_REPAIR_LEAKS ||
+    (top (im)->header.incompatible & QCOW2_INCOMPAT_DIRTY);
   struct repair_report r;
 
   if (check_may_write (im) == -1 || lock_for_writing (s) == -1)
     return -1;
-  if (repair_storage (s, mode == IMAGE_REPAIR_LEAKS &&
-                      !(top (im)->header.incompatible & QCOW2_INCOMPAT_DIRTY)
-                      ? REPAIR_LEAKS : REPAIR_ALL, &options, &r) == -1 ||
+  if (repair_storage (s, all ? REPAIR_ALL : REPAIR_LEAKS, &options, &r) == -1 ||
       read_anew (im) == -1) {
     /* What can be read now may not be on the disk. */
     im->repair_failed = true;
@@ -343,10 +348,11 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
   if (check_report_is_sound (&r.after))
     return 0;
   error_set (EIO, "%s: %" PRIu64 " errors are left after a repair%s%s: it is "
-             "not written; nbdkit -r serves it as it is", s->name,
+             "not written", s->name,
              r.after.corruptions + r.after.check_errors,
              r.why_not != NULL ? ", since " : "",
              r.why_not != NULL ? r.why_not : "");
+  advise (all ? ADVICE_READ_ONLY : ADVICE_REPAIR);
   return -1;
 }
 

@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "advice.h"
 #include "error.h"
 #include "storage.h"
 
@@ -341,9 +342,11 @@ lock_failed (const struct storage *s, bool writing)
   else if (writing)
     error_set (EAGAIN, "%s: another process is using it (it holds QEMU's "
                "lock), so that it can't be written", s->name);
-  else
+  else {
     error_set (EAGAIN, "%s: another process is writing it (it holds QEMU's "
-               "lock); force-share=true reads it all the same", s->name);
+               "lock)", s->name);
+    advise (ADVICE_SHARE);
+  }
   return -1;
 }
 

@@ -28,6 +28,9 @@ extern enum image_repair params_repair (void);
  */
 extern int params_apply (struct image *im);
 
+/* What helps against core/'s errors: parameters.  For advice_choose. */
+extern const char *const params_advice[];
+
 extern void params_free (void);
 
 /* A value that is one of several words, NULL after the last: its place in the

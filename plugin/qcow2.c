@@ -14,6 +14,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "advice.h"
 #include "codec.h"
 #include "creation.h"
 #include "error.h"
@@ -115,6 +116,7 @@ qcow2_get_ready (void)
   debug_hooks.message = message_hook;
   debug_hooks.map = qcow2_debug_map > 0;
   debug_hooks.cache = qcow2_debug_cache > 0;
+  advice_choose (params_advice);
 
   if (creation_run (&params_options ()->chain) == -1)
     return -1;

@@ -2,10 +2,8 @@
 
 #include <config.h>
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <time.h>
 
 #include "bitmaps.h"
@@ -292,30 +290,6 @@ print_backing (const struct info *i)
 /* -------------------------------------------------------------------- whole */
 
 static int
-read_header (struct info *i)
-{
-  uint8_t start[QCOW2_HEADER_LENGTH_V3] = { 0 };
-  const struct host_off zero = { 0 };
-  struct storage *s = i->storage;
-  uint8_t *buf;
-  size_t len;
-  int r = -1;
-
-  if (storage_read (s, start, sizeof start, zero) == -1)
-    return -1;
-  len = header_want (s->name, start, s->size);
-  if (len == 0)
-    return -1;
-  buf = malloc (len);
-  if (buf == NULL)
-    error_set (ENOMEM, "out of memory");
-  else if (storage_read (s, buf, len, zero) == 0)
-    r = header_decode (s->name, buf, len, s->size, &i->header);
-  free (buf);
-  return r;
-}
-
-static int
 print_info (struct info *i)
 {
   int r;
@@ -341,7 +315,7 @@ tool_info (const struct tool_options *o)
 
   if (i.storage == NULL)
     return tool_failed ();
-  r = read_header (&i);
+  r = chain_read_header (i.storage, &i.header);
   if (r == 0)
     r = print_info (&i);
   storage_close (i.storage);

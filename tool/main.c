@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "advice.h"
 #include "error.h"
 #include "tool.h"
 
@@ -201,6 +202,7 @@ main (int argc, char *argv[])
   unsigned i;
   int option, ret;
 
+  advice_choose (tool_advice);
   while ((option = getopt_long (argc, argv, "Ur:p", long_options, NULL)) != -1)
     parse_option (&o, option);
   if (argc - optind != 2)

@@ -34,6 +34,9 @@ extern int tool_check (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
 
+/* What helps against core/'s errors: options.  For advice_choose. */
+extern const char *const tool_advice[];
+
 /* A name on stdout, as it may be printed: see core/error.h. */
 extern void tool_print_name (const char *name);
 
