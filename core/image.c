@@ -24,6 +24,7 @@ struct image {
 
   pthread_mutex_t writer_lock;
   struct writer *_Atomic writer; /* NULL: not writable */
+  _Atomic uint64_t full; /* see no_space_once */
   enum detect_zeroes detect_zeroes;
   bool repaired;      /* writer_lock; or found to need no repair */
   bool repair_failed; /* writer_lock; nothing is written any more (I10) */
@@ -419,6 +420,30 @@ image_compression (const struct image *im)
   return top (im)->layer.compression;
 }
 
+/* Requests fail by the thousand once there is no space.  The first is logged,
+ * and another only after one that was given some has gone well: who merely
+ * overwrites can do so all the time.  full is 0, or one more than writer.taken
+ * was at the last failure.  r is the result of a request, and returned.
+ */
+static int
+no_space_once (struct image *im, int r)
+{
+  uint64_t full = atomic_load_explicit (&im->full, memory_order_relaxed);
+  const bool failed = r == -1 && error_errno () == ENOSPC;
+
+  if (full != 0 || failed) {
+    const uint64_t now = atomic_load (&im->writer->taken) + 1;
+
+    if (failed && atomic_exchange (&im->full, now) != 0)
+      error_set_repeated ();
+    else if (failed)
+      error_append (" (logged once until there is room again)");
+    else if (r == 0 && full != now)
+      atomic_compare_exchange_strong (&im->full, &full, 0);
+  }
+  return r;
+}
+
 static bool
 is_zero (const uint8_t *p, uint64_t count)
 {
@@ -471,9 +496,9 @@ write_or_zero (struct image *im, const uint8_t *p, uint64_t count,
   return 0;
 }
 
-int
-image_write (struct image *im, const void *buf, uint64_t count,
-             struct guest_off offset, unsigned flags)
+static int
+write_request (struct image *im, const void *buf, uint64_t count,
+               struct guest_off offset, unsigned flags)
 {
   const bool fua = (flags & IMAGE_FUA) != 0;
 
@@ -485,18 +510,28 @@ image_write (struct image *im, const void *buf, uint64_t count,
 }
 
 int
+image_write (struct image *im, const void *buf, uint64_t count,
+             struct guest_off offset, unsigned flags)
+{
+  return no_space_once (im, write_request (im, buf, count, offset, flags));
+}
+
+int
 image_zero (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
-  return disk_zero (im->writer, count, offset, (flags & IMAGE_MAY_TRIM) != 0,
-                    (flags & IMAGE_FAST) != 0, (flags & IMAGE_FUA) != 0);
+  return no_space_once (im, disk_zero (im->writer, count, offset,
+                                       (flags & IMAGE_MAY_TRIM) != 0,
+                                       (flags & IMAGE_FAST) != 0,
+                                       (flags & IMAGE_FUA) != 0));
 }
 
 int
 image_trim (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
-  return disk_trim (im->writer, count, offset, (flags & IMAGE_FUA) != 0);
+  return no_space_once (im, disk_trim (im->writer, count, offset,
+                                       (flags & IMAGE_FUA) != 0));
 }
 
 int
@@ -504,7 +539,7 @@ image_flush (struct image *im)
 {
   struct writer *w = im->writer;
 
-  return w == NULL ? 0 : writer_flush (w);
+  return w == NULL ? 0 : no_space_once (im, writer_flush (w));
 }
 
 static void
@@ -562,10 +597,14 @@ find_snapshot (const struct image *im, const char *export)
 
   if (strncmp (export, IMAGE_SNAPSHOT_PREFIX, prefix) == 0)
     sn = snapshots_find (&im->snapshots, export + prefix);
-  if (sn == NULL)
-    error_set (ENOENT, "%s: there is no export \"%.256s\"",
-               top (im)->layer.storage->name, export);
-  return sn;
+  if (sn != NULL)
+    return sn;
+  error_set (ENOENT, "%s: there is no export \"%.256s\"",
+             top (im)->layer.storage->name, export);
+  if (snapshots_find (&im->snapshots, export) != NULL)
+    error_append (": that snapshot is \"" IMAGE_SNAPSHOT_PREFIX "%.256s\"",
+                  export);
+  return NULL;
 }
 
 int

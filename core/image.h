@@ -114,7 +114,8 @@ extern int image_look_ahead (struct image *im, enum image_repair mode,
 
 /* Write to the live disk of a writable image.  The ranges must be within the
  * disk.  With IMAGE_FUA what was changed is durable on return.  Return -1 with
- * the error set: ENOSPC, EIO, ENOMEM; something may have been changed.
+ * the error set: ENOSPC, EIO, ENOMEM; something may have been changed.  ENOSPC
+ * is marked as repeated until a request has gone well that needed space.
  */
 #define IMAGE_FUA 1U
 #define IMAGE_MAY_TRIM 2U /* image_zero: host clusters need not be kept */

@@ -381,13 +381,19 @@ int
 writer_take (struct writer *w, uint64_t guest, uint64_t nr,
              struct space_clusters *out)
 {
-  return space_take (&w->space, guest, nr, out) == -1 ? failed (w) : 0;
+  if (space_take (&w->space, guest, nr, out) == -1)
+    return failed (w);
+  atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
+  return 0;
 }
 
 int
 writer_take_bytes (struct writer *w, uint64_t bytes, struct host_off *host)
 {
-  return space_take_bytes (&w->space, bytes, host) == -1 ? failed (w) : 0;
+  if (space_take_bytes (&w->space, bytes, host) == -1)
+    return failed (w);
+  atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
+  return 0;
 }
 
 struct freed

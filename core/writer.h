@@ -46,6 +46,7 @@ struct writer {
   struct gather gather;     /* of what is to be compressed */
   _Atomic uint64_t regained; /* bytes given up by compressing, since the last
                               * flush for that */
+  _Atomic uint64_t taken;   /* how often host clusters were handed out */
   pthread_mutex_t tables;   /* of changes to the L1 table */
 
   pthread_mutex_t begin_lock; /* of what changes the header's feature bits */

@@ -39,6 +39,11 @@ extern void params_free (void);
 extern int params_choose (const char *key, const char *value,
                           const char *const *words, const char *accepted);
 
+/* As nbdkit's functions, whose errors do not say which parameter it is. */
+extern int params_parse_bool (const char *key, const char *value, bool *b);
+extern int params_parse_size (const char *key, const char *value,
+                              uint64_t *size);
+
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
   "file=<PATH>                The qcow2 image to serve (required).\n"     \
