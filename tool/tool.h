@@ -24,6 +24,7 @@ struct tool_options {
   bool json;
   bool force_share;
   bool progress;
+  bool quiet;  /* check */
   bool repair; /* check */
   enum repair_mode mode;
   unsigned messages; /* check: to be printed */
