@@ -339,7 +339,8 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
 
   if (check_may_write (im) == -1 || lock_for_writing (s) == -1)
     return -1;
-  if (repair_storage (s, all ? REPAIR_ALL : REPAIR_LEAKS, &options, &r) == -1 ||
+  if (repair_storage (s, all ? REPAIR_ALL : REPAIR_LEAKS, &options,
+                      &r) == -1 ||
       read_anew (im) == -1) {
     /* What can be read now may not be on the disk. */
     im->repair_failed = true;

@@ -6,8 +6,8 @@
 #include "params.h"
 
 const char *const params_advice[ADVICE_NR] = {
-  [ADVICE_FOLLOW] = "refused by follow=none; follow=beneath allows files under "
-    "the image's directory, follow=any allows any file, and backing=PATH "
+  [ADVICE_FOLLOW] = "refused by follow=none; follow=beneath allows files "
+    "under the image's directory, follow=any allows any file, and backing=PATH "
     "allows PATH",
   [ADVICE_BENEATH] = "refused by follow=beneath",
   [ADVICE_BACKING_FORMAT] = "say backing-format=raw or backing-format=qcow2 "
@@ -16,8 +16,8 @@ const char *const params_advice[ADVICE_NR] = {
   [ADVICE_REPAIR] = "repair=all repairs it before it is written; nbdkit -r "
     "serves it as it is",
   [ADVICE_READ_ONLY] = "nbdkit -r serves it as it is",
-  [ADVICE_BITMAPS] = "bitmaps=invalidate gives them up; nbdkit -r serves it as "
-    "it is",
+  [ADVICE_BITMAPS] = "bitmaps=invalidate gives them up; nbdkit -r serves it "
+    "as it is",
   [ADVICE_RAW] = "nbdkit file serves it (as a backing file it needs "
     "backing-format=raw)",
 };

@@ -5,7 +5,7 @@
 #include "advice.h"
 #include "tool.h"
 
-/* The tool makes nothing writable but for a repair, which it does if it can. */
+/* Without words for what is to be written: the tool only repairs. */
 const char *const tool_advice[ADVICE_NR] = {
   [ADVICE_FOLLOW] = "refused by --follow=none, the default; --follow=beneath "
     "allows files under the image's directory, and --follow=any any file",

@@ -41,8 +41,8 @@ static const char usage[] =
 static const char check_usage[] =
   "Usage: " NAME " check [-r leaks|all] [OPTION...] IMAGE\n"
   "\n"
-  "Looks at all metadata of the image, and compares its refcounts with what is\n"
-  "in use.  Nothing is written without -r.\n"
+  "Looks at all metadata of the image, and compares its refcounts with what\n"
+  "is in use.  Nothing is written without -r.\n"
   "\n"
   "  -r, --repair=leaks       free leaked clusters, if nothing else is wrong\n"
   "  -r, --repair=all         repair all that is wrong; see the man page\n"
@@ -52,16 +52,16 @@ static const char check_usage[] =
   "      --output=human|json  how to print the result (human)\n"
   "  -U, --force-share        even if another process writes the image\n"
   "\n"
-  "exits with 0 if all is well, 1 if it could not be completed, 2 if there are\n"
-  "errors, 3 if there are only leaks.\n";
+  "exits with 0 if all is well, 1 if it could not be completed, 2 if there\n"
+  "are errors, 3 if there are only leaks.\n";
 
 static const char info_usage[] =
   "Usage: " NAME " info [OPTION...] IMAGE\n"
   "\n"
   "Prints the header, snapshots, bitmaps and the backing file's name.\n"
   "\n"
-  "      --follow=beneath     the backing files, too, as far as they are in the\n"
-  "                           image's directory or below it\n"
+  "      --follow=beneath     the backing files, too, as far as they are in\n"
+  "                           the image's directory or below it\n"
   "      --follow=any         the backing files, wherever they are\n"
   "      --output=human|json  how to print that (human)\n"
   "  -U, --force-share        even if another process writes the image\n";
@@ -71,8 +71,8 @@ static const char map_usage[] =
   "\n"
   "Prints which parts of the disk are data or zeros, and where they are.\n"
   "\n"
-  "      --follow=beneath     look into backing files as far as they are in the\n"
-  "                           image's directory or below it; needed if it has one\n"
+  "      --follow=beneath     look into backing files, as far as they are in\n"
+  "                           the image's directory or below it\n"
   "      --follow=any         look into backing files, wherever they are\n"
   "      --output=human|json  how to print that (human)\n"
   "  -U, --force-share        even if another process writes the image\n";
