@@ -10,8 +10,10 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "advice.h"
 #include "chain.h"
 #include "error.h"
+#include "foreign.h"
 
 /* Where names are looked up: a directory, and for FOLLOW_BENEATH what
  * is needed to stay below it.
@@ -112,9 +114,10 @@ open_beneath (const struct gate *g, const char *path, const char *name)
       below++;
     s = storage_file_open (g->fd, below, true, name);
   }
-  if (s == NULL && (below == NULL || error_errno () == EXDEV))
-    error_set (EACCES, "%s: not beneath the directory %s: "
-               "refused by follow=beneath", name, g->root);
+  if (s == NULL && (below == NULL || error_errno () == EXDEV)) {
+    error_set (EACCES, "%s: not beneath the directory %s", name, g->root);
+    advise (ADVICE_BENEATH);
+  }
   return s;
 }
 
@@ -123,23 +126,18 @@ static struct storage *
 open_through (const struct gate *g, const char *path)
 {
   struct storage *s = NULL;
-  char *full, *name;
+  char *full;
 
   if (path[0] == '/')
     full = strdup (path);
   else if (asprintf (&full, "%s/%s", g->root, path) == -1)
     full = NULL;
-  name = full != NULL ? strdup (full) : NULL;
-  if (name == NULL)
+  if (full == NULL)
     no_memory (g->root);
-  else {
-    error_printable (name, strlen (name) + 1, full);
-    if (g->follow == FOLLOW_BENEATH)
-      s = open_beneath (g, path, name);
-    else
-      s = storage_file_open (AT_FDCWD, full, false, name);
-  }
-  free (name);
+  else if (g->follow == FOLLOW_BENEATH)
+    s = open_beneath (g, path, full);
+  else
+    s = storage_file_open (AT_FDCWD, full, false, full);
   free (full);
   return s;
 }
@@ -149,20 +147,16 @@ static int
 check_name (const struct gate *g, const struct chain_file *f)
 {
   const char *name = f->header.backing_name;
-  char printable[QCOW2_MAX_BACKING_NAME + 1];
 
-  error_printable (printable, sizeof printable, name);
   if (is_protocol (name)) {
     error_set (EACCES, "%s: its backing file is \"%s\": only plain paths are "
-               "ever followed, not protocols", f->layer.storage->name,
-               printable);
+               "ever followed, not protocols", f->layer.storage->name, name);
     return -1;
   }
   if (g->follow == FOLLOW_NONE) {
-    error_set (EACCES, "%s: its backing file is \"%s\": refused by "
-               "follow=none; follow=beneath allows files under the image's "
-               "directory, follow=any allows any file, and backing=PATH "
-               "allows PATH", f->layer.storage->name, printable);
+    error_set (EACCES, "%s: its backing file is \"%s\", which was not allowed",
+               f->layer.storage->name, name);
+    advise (ADVICE_FOLLOW);
     return -1;
   }
   return 0;
@@ -172,21 +166,18 @@ check_name (const struct gate *g, const struct chain_file *f)
 static int
 parse_format (const char *file, const char *format)
 {
-  char printable[QCOW2_MAX_BACKING_FORMAT + 1];
-
   if (strcmp (format, "raw") == 0)
     return LAYER_RAW;
   if (strcmp (format, "qcow2") == 0)
     return LAYER_QCOW2;
-  if (format[0] == '\0')
+  if (format[0] == '\0') {
     error_set (EINVAL, "%s: the format of its backing file is not recorded in "
-               "it and is never guessed: say backing-format=raw or "
-               "backing-format=qcow2 (or record it with qemu-img rebase -u)",
-               file);
+               "it and is never guessed", file);
+    advise (ADVICE_BACKING_FORMAT);
+  }
   else
     error_set (ENOTSUP, "%s: the format of its backing file, \"%s\", is not "
-               "supported: only raw and qcow2 are", file,
-               error_printable (printable, sizeof printable, format));
+               "supported: only raw and qcow2 are", file, format);
   return -1;
 }
 
@@ -230,8 +221,10 @@ chain_read_header (struct storage *s, struct header *h)
   if (storage_read (s, start, sizeof start, (struct host_off) { 0 }) == -1)
     return -1;
   len = header_want (s->name, start, s->size);
-  if (len == 0)
+  if (len == 0) {
+    foreign_explain (s);
     return -1;
+  }
   cluster = malloc (len);
   if (cluster == NULL) {
     no_memory (s->name);

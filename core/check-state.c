@@ -8,6 +8,7 @@
 
 #include "check-state.h"
 #include "error.h"
+#include "foreign.h"
 
 /* What the format allows and header_decode does not: a check may have to
  * make an image whole that has lost its refcount table.
@@ -46,8 +47,10 @@ read_header (struct check *c)
   if (storage_read (c->storage, start, sizeof start, zero) == -1)
     return -1;
   len = header_want (c->storage->name, start, c->storage->size);
-  if (len == 0)
+  if (len == 0) {
+    foreign_explain (c->storage);
     return -1;
+  }
   buf = malloc (len);
   if (buf == NULL)
     error_set (ENOMEM, "out of memory");

@@ -297,7 +297,7 @@ commit_fail (struct commit *c)
 {
   pthread_mutex_lock (&c->lock);
   if (!atomic_load (&c->failed)) {
-    snprintf (c->message, sizeof c->message, "%s", error_message ());
+    snprintf (c->message, sizeof c->message, "%s", error_text ());
     atomic_store (&c->failed, true);
   }
   pthread_mutex_unlock (&c->lock);
@@ -539,7 +539,7 @@ commit_flush (struct commit *c)
     c->ended = c->started;
     c->result = r == 0 ? 0 : error_errno ();
     if (r == -1 && !atomic_load (&c->failed))
-      snprintf (c->message, sizeof c->message, "%s", error_message ());
+      snprintf (c->message, sizeof c->message, "%s", error_text ());
     pthread_cond_broadcast (&c->done);
     pthread_mutex_unlock (&c->lock);
     return r;

@@ -30,14 +30,44 @@ extern void error_append (const char *fmt, ...)
 extern void error_set_repeated (void);
 
 extern int error_errno (void);
-extern const char *error_message (void); /* valid until the next error_set */
 extern bool error_repeated (void);
 
-/* Copy a name that comes from an image or a client to buf, with `?' for
- * each control character, so that it can't forge lines of the log.  Returns
- * buf; what doesn't fit in size (> 0) is cut off.
+/* The message, as it may be printed: see error_printable.  Valid until the
+ * next error_set or error_message.
+ */
+extern const char *error_message (void);
+
+/* The same as it was set, for who is to set it again later. */
+extern const char *error_text (void);
+
+/* What may be printed: one place decides.  Names come from images, clients
+ * and folders of strangers, and must not forge lines of a log or hide what
+ * they are.  Characters of UTF-8 that show as themselves are kept.  Each byte
+ * of all others (controls, what is invisible or changes the direction of
+ * writing, what is not UTF-8) becomes an escape such as \x9b, and a backslash
+ * becomes two, so that neither can be mistaken.
+ *
+ * error_set, error_append and debug_message take names as they are: all of
+ * the message goes through this before anybody sees it.
+ *
+ * error_printable copies name to buf.  Returns buf; what doesn't fit in size
+ * (at least 4) is cut off, and ends in `...'.
  */
 extern const char *error_printable (char *buf, size_t size, const char *name);
+
+/* The same for the first character of a name that is not empty, or the first
+ * byte, if that is not UTF-8: to out, ended by a zero.  Returns how many bytes
+ * of name that was.
+ */
+#define ERROR_ESCAPE_BYTES 17
+extern size_t error_escape (char out[ERROR_ESCAPE_BYTES], const char *name);
+
+/* The first character of a name.  Returns its length in bytes, or 0 if that
+ * is not UTF-8.
+ */
+extern size_t error_character (const char *name, uint32_t *code);
+
+extern bool error_is_printable (uint32_t code);
 
 /* Places in an image already reported as damaged.  Bounded: once it is
  * full every further place counts as reported.  It does its own locking.

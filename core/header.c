@@ -130,9 +130,6 @@ feature_name (const uint8_t *table, size_t len, unsigned bit,
     if (table[i] == QCOW2_FEATURE_INCOMPATIBLE && table[i+1] == bit) {
       memcpy (name, table + i + 2, QCOW2_FEATURE_NAME_SIZE);
       name[QCOW2_FEATURE_NAME_SIZE] = '\0';
-      for (char *p = name; *p; ++p) /* it comes from a stranger */
-        if (*p < ' ' || *p > '~')
-          *p = '?';
       return;
     }
   }
@@ -331,7 +328,8 @@ check_crypt_method (const char *name, const uint8_t *buf)
   if (method == 0)
     return 0;
   error_set (ENOTSUP, "%s: encrypted, method %" PRIu32 " (%s) at offset %d: "
-             "encryption is not supported", name, method,
+             "encryption is not supported here; qemu-nbd serves it, and qemu-img "
+             "convert makes an image of it without", name, method,
              method == 1 ? "AES" : method == 2 ? "LUKS" : "unknown",
              FIELD_CRYPT_METHOD);
   return -1;
@@ -416,7 +414,9 @@ decode_features (const char *name, struct header *h)
 {
   if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE) {
     error_set (ENOTSUP, "%s: incompatible feature bit 2 (external data file) "
-               "at offset %d is not supported", name, FIELD_INCOMPATIBLE);
+               "at offset %d is not supported here; qemu-nbd serves it, and "
+               "qemu-img convert makes one file of it", name,
+               FIELD_INCOMPATIBLE);
     return -1;
   }
   h->extended_l2 = (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2) != 0;

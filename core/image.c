@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "advice.h"
 #include "error.h"
 #include "image.h"
 #include "snapshot.h"
@@ -23,6 +24,7 @@ struct image {
 
   pthread_mutex_t writer_lock;
   struct writer *_Atomic writer; /* NULL: not writable */
+  _Atomic uint64_t full; /* see no_space_once */
   enum detect_zeroes detect_zeroes;
   bool repaired;      /* writer_lock; or found to need no repair */
   bool repair_failed; /* writer_lock; nothing is written any more (I10) */
@@ -217,7 +219,8 @@ check_may_write (const struct image *im)
     error_set (EIO, "%s: a repair failed: nothing is written until it is "
                "opened anew", s->name);
   else if (im->chain.force_share) /* another process may write it */
-    error_set (EROFS, "%s: force-share=true is for reading only", s->name);
+    error_set (EROFS, "%s: it is shared with who writes it, so that it can "
+               "only be read", s->name);
   else
     return storage_file_check_writable (s);
   return -1;
@@ -237,8 +240,11 @@ make_writable (struct image *im, const struct writer_options *options)
    * change under those of a reader.
    */
   w = writer_open (&f->layer, &f->header, &im->snapshots, options);
-  if (w == NULL)
+  if (w == NULL) {
+    if (error_errno () != ENOMEM)
+      advise (ADVICE_REPAIR);
     return -1;
+  }
   if (lock_for_writing (f->layer.storage) == -1) {
     (void) writer_close (w); /* which has nothing to write */
     return -1;
@@ -301,13 +307,15 @@ summarize (const struct image *im, const struct repair_report *r,
            char *summary, size_t len)
 {
   const struct check_report *b = &r->before, *a = &r->after;
+  char name[1024];
 
   if (b->corruptions == 0 && b->leaks == 0 && b->check_errors == 0 &&
       !b->dirty && !b->corrupt)
     return;
   snprintf (summary, len, "%s: repaired: %" PRIu64 " errors and %" PRIu64
             " leaked clusters were found, %" PRIu64 " and %" PRIu64
-            " are left", top (im)->layer.storage->name,
+            " are left",
+            error_printable (name, sizeof name, top (im)->layer.storage->name),
             b->corruptions + b->check_errors, b->leaks,
             a->corruptions + a->check_errors, a->leaks);
 }
@@ -326,13 +334,14 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
   const struct check_options options = {
     .messages = CHECK_MAX_MESSAGES, .found = debug_finding, .opaque = s->name,
   };
+  const bool all = mode != IMAGE_REPAIR_LEAKS ||
+    (top (im)->header.incompatible & QCOW2_INCOMPAT_DIRTY);
   struct repair_report r;
 
   if (check_may_write (im) == -1 || lock_for_writing (s) == -1)
     return -1;
-  if (repair_storage (s, mode == IMAGE_REPAIR_LEAKS &&
-                      !(top (im)->header.incompatible & QCOW2_INCOMPAT_DIRTY)
-                      ? REPAIR_LEAKS : REPAIR_ALL, &options, &r) == -1 ||
+  if (repair_storage (s, all ? REPAIR_ALL : REPAIR_LEAKS, &options,
+                      &r) == -1 ||
       read_anew (im) == -1) {
     /* What can be read now may not be on the disk. */
     im->repair_failed = true;
@@ -342,10 +351,11 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
   if (check_report_is_sound (&r.after))
     return 0;
   error_set (EIO, "%s: %" PRIu64 " errors are left after a repair%s%s: it is "
-             "not written; nbdkit -r serves it as it is", s->name,
+             "not written", s->name,
              r.after.corruptions + r.after.check_errors,
              r.why_not != NULL ? ", since " : "",
              r.why_not != NULL ? r.why_not : "");
+  advise (all ? ADVICE_READ_ONLY : ADVICE_REPAIR);
   return -1;
 }
 
@@ -369,6 +379,26 @@ image_repair (struct image *im, enum image_repair mode, char *summary,
 /* ------------------------------------------------------------ made writable */
 
 int
+image_look_ahead (struct image *im, enum image_repair mode,
+                  const struct writer_options *options)
+{
+  struct header h = top (im)->header;
+  const bool repaired = is_to_be_repaired (&h, mode);
+  int r;
+
+  pthread_mutex_lock (&im->writer_lock);
+  r = check_may_write (im);
+  pthread_mutex_unlock (&im->writer_lock);
+  if (r == -1)
+    return 0;
+  if (repaired)
+    h.incompatible &= ~(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT);
+  r = writer_check_header (top (im)->layer.storage, &h, options);
+  /* What is damaged the repair may mend. */
+  return r == -1 && repaired && error_errno () != ENOTSUP ? 0 : r;
+}
+
+int
 image_make_writable (struct image *im, const struct writer_options *options)
 {
   int r = 0;
@@ -390,6 +420,30 @@ enum compression
 image_compression (const struct image *im)
 {
   return top (im)->layer.compression;
+}
+
+/* Requests fail by the thousand once there is no space.  The first is logged,
+ * and another only after one that was given some has gone well: who merely
+ * overwrites can do so all the time.  full is 0, or one more than writer.taken
+ * was at the last failure.  r is the result of a request, and returned.
+ */
+static int
+no_space_once (struct image *im, int r)
+{
+  uint64_t full = atomic_load_explicit (&im->full, memory_order_relaxed);
+  const bool failed = r == -1 && error_errno () == ENOSPC;
+
+  if (full != 0 || failed) {
+    const uint64_t now = atomic_load (&im->writer->taken) + 1;
+
+    if (failed && atomic_exchange (&im->full, now) != 0)
+      error_set_repeated ();
+    else if (failed)
+      error_append (" (logged once until there is room again)");
+    else if (r == 0 && full != now)
+      atomic_compare_exchange_strong (&im->full, &full, 0);
+  }
+  return r;
 }
 
 static bool
@@ -444,9 +498,9 @@ write_or_zero (struct image *im, const uint8_t *p, uint64_t count,
   return 0;
 }
 
-int
-image_write (struct image *im, const void *buf, uint64_t count,
-             struct guest_off offset, unsigned flags)
+static int
+write_request (struct image *im, const void *buf, uint64_t count,
+               struct guest_off offset, unsigned flags)
 {
   const bool fua = (flags & IMAGE_FUA) != 0;
 
@@ -458,18 +512,28 @@ image_write (struct image *im, const void *buf, uint64_t count,
 }
 
 int
+image_write (struct image *im, const void *buf, uint64_t count,
+             struct guest_off offset, unsigned flags)
+{
+  return no_space_once (im, write_request (im, buf, count, offset, flags));
+}
+
+int
 image_zero (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
-  return disk_zero (im->writer, count, offset, (flags & IMAGE_MAY_TRIM) != 0,
-                    (flags & IMAGE_FAST) != 0, (flags & IMAGE_FUA) != 0);
+  return no_space_once (im, disk_zero (im->writer, count, offset,
+                                       (flags & IMAGE_MAY_TRIM) != 0,
+                                       (flags & IMAGE_FAST) != 0,
+                                       (flags & IMAGE_FUA) != 0));
 }
 
 int
 image_trim (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
-  return disk_trim (im->writer, count, offset, (flags & IMAGE_FUA) != 0);
+  return no_space_once (im, disk_trim (im->writer, count, offset,
+                                       (flags & IMAGE_FUA) != 0));
 }
 
 int
@@ -477,7 +541,7 @@ image_flush (struct image *im)
 {
   struct writer *w = im->writer;
 
-  return w == NULL ? 0 : writer_flush (w);
+  return w == NULL ? 0 : no_space_once (im, writer_flush (w));
 }
 
 static void
@@ -535,14 +599,14 @@ find_snapshot (const struct image *im, const char *export)
 
   if (strncmp (export, IMAGE_SNAPSHOT_PREFIX, prefix) == 0)
     sn = snapshots_find (&im->snapshots, export + prefix);
-  if (sn == NULL) {
-    char name[256];
-
-    error_set (ENOENT, "%s: there is no export \"%s\"",
-               top (im)->layer.storage->name,
-               error_printable (name, sizeof name, export));
-  }
-  return sn;
+  if (sn != NULL)
+    return sn;
+  error_set (ENOENT, "%s: there is no export \"%.256s\"",
+             top (im)->layer.storage->name, export);
+  if (snapshots_find (&im->snapshots, export) != NULL)
+    error_append (": that snapshot is \"" IMAGE_SNAPSHOT_PREFIX "%.256s\"",
+                  export);
+  return NULL;
 }
 
 int

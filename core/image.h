@@ -103,9 +103,19 @@ enum image_repair {
 extern int image_repair (struct image *im, enum image_repair mode,
                          char *summary, size_t len);
 
+/* Whether the header and the directory of bitmaps forbid writing, as far as
+ * image_repair (by mode) will leave them so: known before there is a client.
+ * Nothing is locked, and no table is read.  Returns -1 with the error set as
+ * by image_make_writable; 0 too if the image will be served read-only, since
+ * the file can't be written.
+ */
+extern int image_look_ahead (struct image *im, enum image_repair mode,
+                             const struct writer_options *options);
+
 /* Write to the live disk of a writable image.  The ranges must be within the
  * disk.  With IMAGE_FUA what was changed is durable on return.  Return -1 with
- * the error set: ENOSPC, EIO, ENOMEM; something may have been changed.
+ * the error set: ENOSPC, EIO, ENOMEM; something may have been changed.  ENOSPC
+ * is marked as repeated until a request has gone well that needed space.
  */
 #define IMAGE_FUA 1U
 #define IMAGE_MAY_TRIM 2U /* image_zero: host clusters need not be kept */

@@ -353,7 +353,7 @@ make_space (struct plan *p, uint64_t old_size)
     return 0;
   /* It may have grown by less than that. */
   err = error_errno ();
-  snprintf (text, sizeof text, "%s", error_message ());
+  snprintf (text, sizeof text, "%s", error_text ());
   (void) storage_resize (c->storage, old_size);
   error_set (err, "%s (%" PRIu64 " clusters for new refcounts)", text,
              p->clusters);

@@ -118,39 +118,23 @@ read_entry (struct cursor *c, const struct header *h, struct snapshot *sn)
   return 0;
 }
 
-/* Whether a client can be given this as a name: UTF-8, without control
- * characters, neither empty nor too long.
+/* Whether a client can be given this as a name: it may be printed, and is
+ * neither empty nor too long.
  */
 static bool
 is_presentable (const char *s)
 {
-  const unsigned char *p = (const unsigned char *) s;
   const size_t len = strlen (s);
 
   if (len == 0 || len > MAX_LABEL)
     return false;
-  while (*p != '\0') {
-    unsigned more;
-    uint32_t c, least;
+  while (*s != '\0') {
+    uint32_t code;
+    const size_t n = error_character (s, &code);
 
-    if (*p < 0x80)
-      more = 0, c = *p, least = 0;
-    else if (*p >> 5 == 6)
-      more = 1, c = *p & 0x1f, least = 0x80;
-    else if (*p >> 4 == 14)
-      more = 2, c = *p & 0x0f, least = 0x800;
-    else if (*p >> 3 == 30)
-      more = 3, c = *p & 0x07, least = 0x10000;
-    else
+    if (n == 0 || !error_is_printable (code))
       return false;
-    for (++p; more > 0; --more, ++p) {
-      if (*p >> 6 != 2)
-        return false;
-      c = c << 6 | (*p & 0x3f);
-    }
-    if (c < least || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) ||
-        c < ' ' || (c >= 0x7f && c < 0xa0))
-      return false;
+    s += n;
   }
   return true;
 }
@@ -291,14 +275,12 @@ int
 snapshot_check (const struct snapshot *sn, const struct header *h,
                 const struct storage *s)
 {
-  char id[20];
   char what[64];
 
-  error_printable (id, sizeof id, sn->id);
-  snprintf (what, sizeof what, "L1 table of snapshot %s", id);
+  snprintf (what, sizeof what, "L1 table of snapshot %.20s", sn->id);
   if (sn->disk_size > INT64_MAX) {
-    error_set (EINVAL, "%s: snapshot %s: disk size %" PRIu64 " is more "
-               "than 2^63 - 1", s->name, id, sn->disk_size);
+    error_set (EINVAL, "%s: snapshot %.20s: disk size %" PRIu64 " is more "
+               "than 2^63 - 1", s->name, sn->id, sn->disk_size);
     return -1;
   }
   return header_check_table (s->name, h, s->size, what,

@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "advice.h"
 #include "beneath.h"
 #include "error.h"
 #include "locks.h"
@@ -340,9 +341,11 @@ take_locks (const struct file *f, int fd, unsigned uses, unsigned denies)
   if (writing)
     error_set (EAGAIN, "%s: another process is using it (it holds QEMU's "
                "lock), so that it can't be written", name);
-  else
+  else {
     error_set (EAGAIN, "%s: another process is writing it (it holds QEMU's "
-               "lock); force-share=true reads it all the same", name);
+               "lock)", name);
+    advise (ADVICE_SHARE);
+  }
   return -1;
 }
 

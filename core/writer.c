@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "advice.h"
 #include "bitmaps.h"
 #include "error.h"
 #include "writer.h"
@@ -27,18 +28,21 @@ writer_check_header (struct storage *s, const struct header *h,
 
   if (bitmaps_are_consistent (s, h, &has_bitmaps) == -1)
     return -1;
-  if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
+  if (h->incompatible & QCOW2_INCOMPAT_CORRUPT) {
     error_set (ENOTSUP, "%s: it is marked as corrupt (incompatible feature "
-               "bit 1): repair=all repairs it before it is written; nbdkit -r "
-               "serves it as it is", s->name);
-  else if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
+               "bit 1)", s->name);
+    advise (ADVICE_REPAIR);
+  }
+  else if (h->incompatible & QCOW2_INCOMPAT_DIRTY) {
     error_set (ENOTSUP, "%s: it is marked as dirty (incompatible feature "
-               "bit 0), so that its refcounts may be wrong: repair=all repairs "
-               "it before it is written; nbdkit -r serves it as it is",
-               s->name);
-  else if (has_bitmaps && !options->invalidate_bitmaps)
+               "bit 0), so that its refcounts may be wrong", s->name);
+    advise (ADVICE_REPAIR);
+  }
+  else if (has_bitmaps && !options->invalidate_bitmaps) {
     error_set (ENOTSUP, "%s: it has persistent bitmaps, which writing would "
-               "make wrong: bitmaps=invalidate gives them up", s->name);
+               "make wrong", s->name);
+    advise (ADVICE_BITMAPS);
+  }
   else
     return 0;
   return -1;
@@ -378,13 +382,19 @@ int
 writer_take (struct writer *w, uint64_t guest, uint64_t nr,
              struct space_clusters *out)
 {
-  return space_take (&w->space, guest, nr, out) == -1 ? failed (w) : 0;
+  if (space_take (&w->space, guest, nr, out) == -1)
+    return failed (w);
+  atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
+  return 0;
 }
 
 int
 writer_take_bytes (struct writer *w, uint64_t bytes, struct host_off *host)
 {
-  return space_take_bytes (&w->space, bytes, host) == -1 ? failed (w) : 0;
+  if (space_take_bytes (&w->space, bytes, host) == -1)
+    return failed (w);
+  atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
+  return 0;
 }
 
 struct freed

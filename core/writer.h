@@ -45,6 +45,7 @@ struct writer {
   struct inflight inflight; /* in clusters of the guest */
   unsigned compress_level;  /* 0: clusters are not compressed */
   struct gather gather;     /* of what is to be compressed */
+  _Atomic uint64_t taken;   /* how often host clusters were handed out */
   pthread_mutex_t tables;   /* of changes to the L1 table */
 
   pthread_mutex_t begin_lock; /* of what changes the header's feature bits */

@@ -29,43 +29,33 @@ static struct created made = CREATED_NOTHING;
 /* --------------------------------------------------------------- parameters */
 
 static int
+set_bool (const char *key, const char *value, bool *b)
+{
+  return params_parse_bool (key, value, b) == -1 ? -1 : 1;
+}
+
+static int
 set_create (const char *key, const char *value)
 {
-  int r;
-
   if (strcmp (value, "overwrite") == 0) {
     wanted = overwrite = true;
     return 1;
   }
-  r = nbdkit_parse_bool (value);
-  if (r == -1)
-    return -1;
-  wanted = r;
   overwrite = false;
-  return 1;
+  return set_bool (key, value, &wanted);
 }
 
 static int
 set_size (const char *key, const char *value)
 {
-  const int64_t size = nbdkit_parse_size (value);
-
-  if (size == -1)
-    return -1;
-  options.size = size;
   has_size = true;
-  return 1;
+  return params_parse_size (key, value, &options.size) == -1 ? -1 : 1;
 }
 
 static int
 set_cluster_size (const char *key, const char *value)
 {
-  const int64_t size = nbdkit_parse_size (value);
-
-  if (size == -1)
-    return -1;
-  options.cluster_size = size;
-  return 1;
+  return params_parse_size (key, value, &options.cluster_size) == -1 ? -1 : 1;
 }
 
 static int
@@ -88,26 +78,15 @@ set_refcount_bits (const char *key, const char *value)
 }
 
 static int
-set_bool (const char *value, bool *b)
-{
-  const int r = nbdkit_parse_bool (value);
-
-  if (r == -1)
-    return -1;
-  *b = r;
-  return 1;
-}
-
-static int
 set_lazy_refcounts (const char *key, const char *value)
 {
-  return set_bool (value, &options.lazy_refcounts);
+  return set_bool (key, value, &options.lazy_refcounts);
 }
 
 static int
 set_extended_l2 (const char *key, const char *value)
 {
-  return set_bool (value, &options.extended_l2);
+  return set_bool (key, value, &options.extended_l2);
 }
 
 static int

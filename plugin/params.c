@@ -9,10 +9,11 @@
 #include <nbdkit-plugin.h>
 
 #include "codec.h"
+#include "hints.h"
 #include "params.h"
 
 /* A metadata cache beyond this is a typing error. */
-#define MAX_CACHE_SIZE (INT64_C (1) << 40)
+#define MAX_CACHE_SIZE (UINT64_C (1) << 40)
 
 static char *file;
 static char *backing;
@@ -38,6 +39,12 @@ static int detect_zeroes = -1; /* default: off, or on with compress */
 static int
 set_path (const char *key, const char *value, char **path)
 {
+  if (*path != NULL && strcmp (key, "file") == 0) {
+    nbdkit_error ("two images: %s, and %s= was given twice (%s): one nbdkit "
+                  "serves one image, and parameters are KEY=VALUE", *path, key,
+                  value);
+    return -1;
+  }
   if (*path != NULL) {
     nbdkit_error ("%s= was given twice", key);
     return -1;
@@ -58,6 +65,33 @@ params_choose (const char *key, const char *value, const char *const *words,
   }
   nbdkit_error ("%s=%s: must be %s", key, value, accepted);
   return -1;
+}
+
+int
+params_parse_bool (const char *key, const char *value, bool *b)
+{
+  const int r = nbdkit_parse_bool (value);
+
+  if (r == -1) {
+    nbdkit_error ("%s=%s: must be true or false", key, value);
+    return -1;
+  }
+  *b = r;
+  return 0;
+}
+
+int
+params_parse_size (const char *key, const char *value, uint64_t *size)
+{
+  const int64_t r = nbdkit_parse_size (value);
+
+  if (r == -1) {
+    nbdkit_error ("%s=%s: must be a size, such as 65536, 64K or 10G", key,
+                  value);
+    return -1;
+  }
+  *size = r;
+  return 0;
 }
 
 static int
@@ -92,16 +126,6 @@ set_backing_format (const char *value)
 }
 
 static int
-set_force_share (const char *value)
-{
-  const int r = nbdkit_parse_bool (value);
-
-  if (r == -1)
-    return -1;
-  options.chain.force_share = r;
-  return 0;
-}
-
 static int
 set_locking (const char *key, const char *value)
 {
@@ -190,13 +214,13 @@ set_repair (const char *key, const char *value)
 }
 
 static int
-set_cache_size (const char *value)
+set_cache_size (const char *key, const char *value)
 {
-  const int64_t size = nbdkit_parse_size (value);
+  uint64_t size;
 
-  if (size == -1)
+  if (params_parse_size (key, value, &size) == -1)
     return -1;
-  if (size < (int64_t) CACHE_MIN_BYTES || size > MAX_CACHE_SIZE) {
+  if (size < CACHE_MIN_BYTES || size > MAX_CACHE_SIZE) {
     nbdkit_error ("cache-size=%s: must be from 64K to 1T", value);
     return -1;
   }
@@ -228,11 +252,11 @@ params_set (const char *key, const char *value)
   if (strcmp (key, "backing-format") == 0)
     return set_backing_format (value);
   if (strcmp (key, "force-share") == 0)
-    return set_force_share (value);
+    return params_parse_bool (key, value, &options.chain.force_share);
   if (strcmp (key, "locking") == 0)
     return set_locking (key, value);
   if (strcmp (key, "cache-size") == 0)
-    return set_cache_size (value);
+    return set_cache_size (key, value);
   if (strcmp (key, "discard") == 0)
     return set_discard (key, value);
   if (strcmp (key, "bitmaps") == 0)
@@ -245,7 +269,7 @@ params_set (const char *key, const char *value)
     return set_detect_zeroes (key, value);
   if (strcmp (key, "repair") == 0)
     return set_repair (key, value);
-  nbdkit_error ("unknown parameter '%s'", key);
+  hints_unknown (key, PARAMS_HELP);
   return -1;
 }
 

@@ -28,6 +28,9 @@ extern enum image_repair params_repair (void);
  */
 extern int params_apply (struct image *im);
 
+/* What helps against core/'s errors: parameters.  For advice_choose. */
+extern const char *const params_advice[];
+
 extern void params_free (void);
 
 /* A value that is one of several words, NULL after the last: its place in the
@@ -35,6 +38,11 @@ extern void params_free (void);
  */
 extern int params_choose (const char *key, const char *value,
                           const char *const *words, const char *accepted);
+
+/* As nbdkit's functions, whose errors do not say which parameter it is. */
+extern int params_parse_bool (const char *key, const char *value, bool *b);
+extern int params_parse_size (const char *key, const char *value,
+                              uint64_t *size);
 
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \

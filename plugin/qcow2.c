@@ -15,6 +15,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "advice.h"
 #include "codec.h"
 #include "creation.h"
 #include "error.h"
@@ -54,6 +55,15 @@ report_error (void)
   else
     nbdkit_error ("%s", error_message ());
   nbdkit_set_error (error_errno ());
+}
+
+/* What is no error but must be seen.  nbdkit has only errors, and what -v
+ * shows; and stderr may be a client's socket (nbdkit -s).
+ */
+static void
+report_note (const char *text)
+{
+  nbdkit_error ("(not an error) %s", text);
 }
 
 static void
@@ -100,6 +110,19 @@ qcow2_dump_plugin (void)
   printf ("qcow2_isal=%s\n", isal != NULL ? isal : "no");
 }
 
+/* Who starts a server whose first client will be refused is told now.  Whether
+ * it was started with -r, so that nobody writes, a plugin only learns from a
+ * client: hence it is no reason to stop.
+ */
+static void
+warn_of_refusal (void)
+{
+  if (image_look_ahead (image, params_repair (),
+                        params_writer_options ()) == -1)
+    nbdkit_error ("warning: %s (without -r, clients will be refused)",
+                  error_message ());
+}
+
 /* Open here, so that an image which can't be served stops nbdkit before it
  * forks, with its reason on stderr.
  */
@@ -112,6 +135,7 @@ qcow2_get_ready (void)
   debug_hooks.note = note_hook;
   debug_hooks.map = qcow2_debug_map > 0;
   debug_hooks.cache = qcow2_debug_cache > 0;
+  advice_choose (params_advice);
 
   if (creation_run (&options.chain) == -1)
     return -1;
@@ -120,7 +144,10 @@ qcow2_get_ready (void)
     nbdkit_error ("%s", error_message ());
     return -1;
   }
-  return params_apply (image);
+  if (params_apply (image) == -1)
+    return -1;
+  warn_of_refusal ();
+  return 0;
 }
 
 static int
@@ -193,11 +220,11 @@ note_read_only (void)
 static int
 make_writable (struct handle *h)
 {
-  char repaired[512];
+  char repaired[1280];
   int r = image_repair (image, params_repair (), repaired, sizeof repaired);
 
-  if (repaired[0] != '\0') /* no error, but all that nbdkit always logs */
-    nbdkit_error ("%s", repaired);
+  if (repaired[0] != '\0')
+    report_note (repaired);
   if (r == 0)
     r = image_make_writable (image, params_writer_options ());
   if (r == 0) {

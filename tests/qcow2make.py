@@ -563,7 +563,8 @@ class Qcow2:
         host = self.reserve(data_bits[:1] + bytes(self.cs - 1))
         table[0] = host
         toff = self.reserve(struct.pack(">%dQ" % ncl, *table))
-        name = name.encode()
+        if isinstance(name, str):
+            name = name.encode()
         ent = struct.pack(">QIIBBHI", toff, ncl, flags, 1, granularity_bits,
                           len(name), 0) + name
         ent += bytes(-len(ent) % 8)

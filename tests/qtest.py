@@ -137,7 +137,8 @@ class Server:
             return f.read().decode(errors="replace")
 
     def errors(self):
-        return [line for line in self.log().splitlines() if "error:" in line]
+        return [line for line in self.log().splitlines()
+                if "error:" in line and "error: warning:" not in line]
 
     def uri(self, export=""):
         from urllib.parse import quote

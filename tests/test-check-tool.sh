@@ -73,16 +73,16 @@ expect 1 'neither --repair' map --repair=all "$image"
 expect 1 'does not take --follow' check --follow=any "$image"
 expect 1 'exclude each other' check -U -r all "$image"
 expect 1 'no such command' shrink "$image"
-expect 1 'are wanted' check
-expect 1 'follow=' map "$image"
+expect 1 'image is wanted' check
+expect 1 '--follow=beneath allows' map "$image"
 expect 0 'Usage: ' --help
 expect 0 'qcow2' --version
 expect 0 '100%' check -p "$image"
 
 # Locks.
 qemu_holds "$image"
-expect 1 'lock' check "$image"
-expect 0 'virtual-size +8388608' info -U "$image"
+expect 1 'lock\): -U reads it all the same' check "$image"
+expect 0 'virtual-size +8 MiB .8388608 bytes' info -U "$image"
 qemu_lets_go
 qemu_holds "$image" -r
 expect 0 'found: +0 errors' check "$image"

@@ -54,7 +54,7 @@ mkfifo fifo
 expect_refusal 'fifo: neither' "$PLUGIN" fifo
 
 # --- Keys and values.
-for arg in nosuchkey=1 File=x follow-any=true cache_size=1M; do
+for arg in nosuchkey=1 follow-any=true; do
     expect_refusal "unknown parameter '${arg%%=*}'" \
         "$PLUGIN" image.qcow2 $arg
 done

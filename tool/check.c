@@ -112,7 +112,7 @@ run (const struct tool_options *o, struct storage *s, struct repair_report *r)
 {
   struct listener listener = { .options = o, .percent = 101 };
   const struct check_options options = {
-    .messages = o->messages,
+    .messages = o->quiet ? 0 : o->messages,
     .found = print_finding,
     .progress = print_progress,
     .opaque = &listener,
@@ -137,13 +137,19 @@ tool_check (const struct tool_options *o)
   storage_close (s);
   if (ret == -1)
     return tool_failed ();
-  if (o->json)
+  if (o->quiet)
+    ;
+  else if (o->json)
     print_json (o, &r);
   else
     print_human (o, &r);
-  if (o->repair && r.why_not != NULL)
-    fprintf (stderr, "%s: --repair=%s left damage: %s\n", o->file,
-             mode_name (o->mode), r.why_not);
+  if (o->repair && r.why_not != NULL) {
+    char name[1024];
+
+    fprintf (stderr, "%s: --repair=%s left damage: %s\n",
+             error_printable (name, sizeof name, o->file), mode_name (o->mode),
+             r.why_not);
+  }
   return r.after.check_errors > 0 ? TOOL_FAILED
     : r.after.corruptions > 0 ? TOOL_CORRUPT
     : r.after.leaks > 0 ? TOOL_LEAKS : TOOL_OK;

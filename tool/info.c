@@ -5,7 +5,8 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "bitmaps.h"
@@ -15,10 +16,15 @@
 #include "snapshot.h"
 #include "tool.h"
 
+/* All of it is read before anything is printed. */
 struct info {
   const struct tool_options *options;
   struct storage *storage;
   struct header header;
+  uint64_t actual_size; /* bytes of space that the file takes */
+  struct snapshots snapshots;
+  struct image *image;  /* to show backing files, else NULL */
+  struct layer *disk;   /* its live one */
 };
 
 /* ------------------------------------------------------------------- fields */
@@ -30,6 +36,24 @@ print_number (const struct info *i, const char *name, uint64_t value)
     json_number (name, value);
   else
     printf ("%-22s %" PRIu64 "\n", name, value);
+}
+
+/* In units for people, as qemu-img has it, and in bytes. */
+static void
+print_size (const struct info *i, const char *name, uint64_t value)
+{
+  static const char *const unit[] = { "B", "KiB", "MiB", "GiB", "TiB", "PiB",
+                                      "EiB" };
+  double shown = value;
+  unsigned n;
+
+  if (i->options->json) {
+    json_number (name, value);
+    return;
+  }
+  for (n = 0; shown >= 1000 && n < 6; ++n)
+    shown /= 1024;
+  printf ("%-22s %0.3g %s (%" PRIu64 " bytes)\n", name, shown, unit[n], value);
 }
 
 static void
@@ -44,13 +68,13 @@ print_offset (const struct info *i, const char *name, uint64_t value)
 static void
 print_string (const struct info *i, const char *name, const char *value)
 {
-  char printable[1100];
-
-  if (i->options->json)
+  if (i->options->json) {
     json_string (name, value);
-  else
-    printf ("%-22s %s\n", name,
-            error_printable (printable, sizeof printable, value));
+    return;
+  }
+  printf ("%-22s ", name);
+  tool_print_name (value);
+  putchar ('\n');
 }
 
 struct feature {
@@ -112,12 +136,13 @@ print_header (const struct info *i)
 
   print_string (i, "filename", i->options->file);
   print_string (i, "format", "qcow2");
-  print_number (i, "file-size", i->storage->size);
-  print_number (i, "virtual-size", h->disk_size);
+  print_size (i, "virtual-size", h->disk_size);
+  print_size (i, "actual-size", i->actual_size);
+  print_size (i, "file-size", i->storage->size);
   print_number (i, "version", h->version);
   print_number (i, "header-length", h->header_length);
-  print_number (i, "cluster-size", h->cluster_size);
-  print_number (i, "subcluster-size", h->subcluster_size);
+  print_size (i, "cluster-size", h->cluster_size);
+  print_size (i, "subcluster-size", h->subcluster_size);
   print_number (i, "refcount-bits", UINT64_C (1) << h->refcount_order);
   print_string (i, "compression-type",
                 h->compression == COMPRESSION_ZSTD ? "zstd" : "deflate");
@@ -153,7 +178,7 @@ static void
 print_snapshot (const struct info *i, const struct snapshot *sn)
 {
   const time_t t = sn->date_sec;
-  char date[32] = "", id[64], name[256];
+  char date[32] = "";
   struct tm tm;
 
   if (i->options->json) {
@@ -170,33 +195,29 @@ print_snapshot (const struct info *i, const struct snapshot *sn)
   }
   if (gmtime_r (&t, &tm) != NULL)
     strftime (date, sizeof date, "%F %T UTC", &tm);
-  printf ("    %s \"%s\", %s, disk %" PRIu64 ", vm state %" PRIu64 "\n",
-          error_printable (id, sizeof id, sn->id),
-          error_printable (name, sizeof name, sn->name), date,
+  fputs ("    ", stdout);
+  tool_print_name (sn->id);
+  fputs (" \"", stdout);
+  tool_print_name (sn->name);
+  printf ("\", %s, disk %" PRIu64 ", vm state %" PRIu64 "\n", date,
           sn->disk_size, sn->vm_state_size);
 }
 
-static int
-print_snapshots (struct info *i)
+static void
+print_snapshots (const struct info *i)
 {
-  struct snapshots t;
   uint32_t n;
 
-  if (snapshots_read (&t, &i->header, i->storage) == -1)
-    return -1;
   begin_list (i, "snapshots");
-  for (n = 0; n < t.nr; ++n)
-    print_snapshot (i, &t.snapshot[n]);
+  for (n = 0; n < i->snapshots.nr; ++n)
+    print_snapshot (i, &i->snapshots.snapshot[n]);
   end_list (i);
-  snapshots_free (&t);
-  return 0;
 }
 
 static int
 print_bitmap (void *opaque, const struct bitmap_info *b)
 {
   const struct info *i = opaque;
-  char name[1100];
 
   if (i->options->json) {
     json_open (NULL, '{');
@@ -205,21 +226,29 @@ print_bitmap (void *opaque, const struct bitmap_info *b)
     json_bool ("in-use", b->in_use);
     json_bool ("auto", b->automatic);
     json_close ('}');
+    return 0;
   }
-  else
-    printf ("    \"%s\", granularity %" PRIu64 "%s%s\n",
-            error_printable (name, sizeof name, b->name), b->granularity,
-            b->in_use ? ", in use" : "", b->automatic ? ", auto" : "");
+  fputs ("    \"", stdout);
+  tool_print_name (b->name);
+  printf ("\", granularity %" PRIu64 "%s%s\n", b->granularity,
+          b->in_use ? ", in use" : "", b->automatic ? ", auto" : "");
   return 0;
 }
 
 static int
-print_bitmaps (struct info *i)
+ignore_bitmap (void *opaque, const struct bitmap_info *b)
+{
+  (void) opaque, (void) b;
+  return 0;
+}
+
+static int
+print_bitmaps (const struct info *i)
 {
   int r;
 
   begin_list (i, "bitmaps");
-  r = bitmaps_list (i->storage, &i->header, print_bitmap, i);
+  r = bitmaps_list (i->storage, &i->header, print_bitmap, (void *) i);
   end_list (i);
   return r;
 }
@@ -230,7 +259,6 @@ static void
 print_layer (const struct info *i, const struct layer *l)
 {
   const char *format = l->format == LAYER_RAW ? "raw" : "qcow2";
-  char name[1100];
 
   if (i->options->json) {
     json_open (NULL, '{');
@@ -238,16 +266,16 @@ print_layer (const struct info *i, const struct layer *l)
     json_string ("format", format);
     json_number ("virtual-size", l->size);
     json_close ('}');
+    return;
   }
-  else
-    printf ("    %s (%s, %" PRIu64 " bytes)\n",
-            error_printable (name, sizeof name, l->storage->name), format,
-            l->size);
+  fputs ("    ", stdout);
+  tool_print_name (l->storage->name);
+  printf (" (%s, %" PRIu64 " bytes)\n", format, l->size);
 }
 
 /* What lies below the image, each file opened. */
 static int
-print_chain (const struct info *i)
+open_chain (struct info *i)
 {
   const struct tool_options *o = i->options;
   const struct image_options options = {
@@ -258,75 +286,69 @@ print_chain (const struct info *i)
     },
     .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,
   };
-  struct image *im = image_open (&options);
-  const struct layer *l;
-  struct layer *disk;
 
-  if (im == NULL)
-    return -1;
-  disk = image_open_disk (im, "");
-  if (disk == NULL) {
-    image_close (im);
-    return -1;
-  }
-  begin_list (i, "backing-chain");
-  for (l = disk->backing; l != NULL; l = l->backing)
-    print_layer (i, l);
-  end_list (i);
-  image_close_disk (disk);
-  image_close (im);
-  return 0;
+  if (i->header.backing_name[0] == '\0' || o->follow == FOLLOW_NONE)
+    return 0;
+  i->image = image_open (&options);
+  if (i->image != NULL)
+    i->disk = image_open_disk (i->image, "");
+  return i->disk != NULL ? 0 : -1;
 }
 
-static int
+static void
 print_backing (const struct info *i)
 {
+  const struct layer *l;
+
   if (i->header.backing_name[0] == '\0')
-    return 0;
+    return;
   print_string (i, "backing-filename", i->header.backing_name);
   print_string (i, "backing-format", i->header.backing_format);
-  return i->options->follow == FOLLOW_NONE ? 0 : print_chain (i);
+  if (i->disk == NULL)
+    return;
+  begin_list (i, "backing-chain");
+  for (l = i->disk->backing; l != NULL; l = l->backing)
+    print_layer (i, l);
+  end_list (i);
 }
 
 /* -------------------------------------------------------------------- whole */
 
 static int
-read_header (struct info *i)
+look_at_file (struct info *i)
 {
-  uint8_t start[QCOW2_HEADER_LENGTH_V3] = { 0 };
-  const struct host_off zero = { 0 };
-  struct storage *s = i->storage;
-  uint8_t *buf;
-  size_t len;
-  int r = -1;
+  struct stat st;
 
-  if (storage_read (s, start, sizeof start, zero) == -1)
+  if (stat (i->options->file, &st) == -1) {
+    error_set (errno, "%s: %s", i->options->file, strerror (errno));
     return -1;
-  len = header_want (s->name, start, s->size);
-  if (len == 0)
-    return -1;
-  buf = malloc (len);
-  if (buf == NULL)
-    error_set (ENOMEM, "out of memory");
-  else if (storage_read (s, buf, len, zero) == 0)
-    r = header_decode (s->name, buf, len, s->size, &i->header);
-  free (buf);
-  return r;
+  }
+  i->actual_size = st.st_blocks * UINT64_C (512);
+  return 0;
 }
 
 static int
-print_info (struct info *i)
+read_all (struct info *i)
+{
+  if (chain_read_header (i->storage, &i->header) == -1 ||
+      look_at_file (i) == -1 ||
+      snapshots_read (&i->snapshots, &i->header, i->storage) == -1 ||
+      bitmaps_list (i->storage, &i->header, ignore_bitmap, NULL) == -1)
+    return -1;
+  return open_chain (i);
+}
+
+static int
+print_info (const struct info *i)
 {
   int r;
 
   if (i->options->json)
     json_open (NULL, '{');
   print_header (i);
-  r = print_backing (i);
-  if (r == 0)
-    r = print_snapshots (i);
-  if (r == 0)
-    r = print_bitmaps (i);
+  print_backing (i);
+  print_snapshots (i);
+  r = print_bitmaps (i);
   if (i->options->json)
     json_close ('}');
   return r;
@@ -340,9 +362,14 @@ tool_info (const struct tool_options *o)
 
   if (i.storage == NULL)
     return tool_failed ();
-  r = read_header (&i);
+  r = read_all (&i);
   if (r == 0)
     r = print_info (&i);
+  if (r == -1)
+    (void) tool_failed ();
+  image_close_disk (i.disk);
+  (void) image_close (i.image); /* it was only read */
+  snapshots_free (&i.snapshots);
   storage_close (i.storage);
-  return r == -1 ? tool_failed () : TOOL_OK;
+  return r == -1 ? TOOL_FAILED : TOOL_OK;
 }

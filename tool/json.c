@@ -4,8 +4,8 @@
 
 #include <inttypes.h>
 #include <stdio.h>
-#include <string.h>
 
+#include "error.h"
 #include "json.h"
 
 static unsigned depth;
@@ -58,42 +58,28 @@ json_bool (const char *name, bool value)
   fputs (value ? "true" : "false", stdout);
 }
 
-/* How many bytes the character takes; 0: it is not proper UTF-8. */
-static size_t
-character (const unsigned char *p)
-{
-  const size_t n = *p < 0x80 ? 1 : *p >= 0xc2 && *p < 0xe0 ? 2
-    : *p >= 0xe0 && *p < 0xf0 ? 3 : *p >= 0xf0 && *p < 0xf5 ? 4 : 0;
-  size_t i;
-
-  for (i = 1; i < n; ++i)
-    if (p[i] >> 6 != 2)
-      return 0;
-  /* Longer than need be, surrogates, and beyond the last. */
-  if ((*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] >= 0xa0) ||
-      (*p == 0xf0 && p[1] < 0x90) || (*p == 0xf4 && p[1] >= 0x90))
-    return 0;
-  return n;
-}
-
 void
 json_string (const char *name, const char *value)
 {
-  const unsigned char *p = (const unsigned char *) value;
   size_t n;
 
   begin (name);
   putchar ('"');
-  for (; *p != '\0'; p += n > 0 ? n : 1) {
-    n = character (p);
+  for (; *value != '\0'; value += n > 0 ? n : 1) {
+    uint32_t c = 0;
+
+    n = error_character (value, &c);
     if (n == 0)
       fputs ("\\ufffd", stdout);
-    else if (*p < ' ' || *p == 0x7f)
-      printf ("\\u%04x", *p);
+    else if (c > 0xffff && !error_is_printable (c))
+      printf ("\\u%04" PRIx32 "\\u%04" PRIx32, 0xd7c0 + (c >> 10),
+              0xdc00 + (c & 0x3ff));
+    else if (!error_is_printable (c))
+      printf ("\\u%04" PRIx32, c);
     else {
-      if (*p == '"' || *p == '\\')
+      if (c == '"' || c == '\\')
         putchar ('\\');
-      fwrite (p, 1, n, stdout);
+      fwrite (value, 1, n, stdout);
     }
   }
   putchar ('"');

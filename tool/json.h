@@ -15,7 +15,9 @@ extern void json_close (char bracket);
 extern void json_number (const char *name, uint64_t value);
 extern void json_bool (const char *name, bool value);
 
-/* Bytes that are not UTF-8 become U+FFFD. */
+/* JSON is UTF-8: bytes that are not become U+FFFD.  Characters that may not be
+ * printed (see core/error.h) become escapes, which a reader undoes.
+ */
 extern void json_string (const char *name, const char *value);
 
 #endif /* QCOW2_JSON_H */

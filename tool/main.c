@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "advice.h"
 #include "error.h"
 #include "tool.h"
 
@@ -24,12 +25,16 @@ static const char usage[] =
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
+  "  -q, --quiet              check: print errors of this program only\n"
+  "  -f qcow2                 the format, which is always qcow2\n"
   "  -r, --repair=leaks|all   check: repair the image\n"
   "      --messages=N         check: print at most N findings (100)\n"
   "  -p, --progress           check: print how far it is\n"
   "      --follow=none|beneath|any\n"
   "                           info, map: which backing files to open (none)\n"
   "      --help, --version\n"
+  "\n"
+  NAME " help COMMAND tells more of each.\n"
   "\n"
   "check exits with 0 if all is well, 1 if it could not be completed, 2 if\n"
   "there are errors, 3 if there are only leaks.\n";
@@ -38,6 +43,56 @@ static void
 print_note (const char *text)
 {
   fprintf (stderr, NAME ": note: %s\n", text);
+}
+
+static const char check_usage[] =
+  "Usage: " NAME " check [-r leaks|all] [OPTION...] IMAGE\n"
+  "\n"
+  "Looks at all metadata of the image, and compares its refcounts with what\n"
+  "is in use.  Nothing is written without -r.\n"
+  "\n"
+  "  -r, --repair=leaks       free leaked clusters, if nothing else is wrong\n"
+  "  -r, --repair=all         repair all that is wrong; see the man page\n"
+  "      --messages=N         print at most N findings (100)\n"
+  "  -p, --progress           print how far it is, on standard error\n"
+  "  -q, --quiet              print neither findings nor the result\n"
+  "      --output=human|json  how to print the result (human)\n"
+  "  -U, --force-share        even if another process writes the image\n"
+  "\n"
+  "exits with 0 if all is well, 1 if it could not be completed, 2 if there\n"
+  "are errors, 3 if there are only leaks.\n";
+
+static const char info_usage[] =
+  "Usage: " NAME " info [OPTION...] IMAGE\n"
+  "\n"
+  "Prints the header, snapshots, bitmaps and the backing file's name.\n"
+  "\n"
+  "      --follow=beneath     the backing files, too, as far as they are in\n"
+  "                           the image's directory or below it\n"
+  "      --follow=any         the backing files, wherever they are\n"
+  "      --output=human|json  how to print that (human)\n"
+  "  -U, --force-share        even if another process writes the image\n";
+
+static const char map_usage[] =
+  "Usage: " NAME " map [OPTION...] IMAGE\n"
+  "\n"
+  "Prints which parts of the disk are data or zeros, and where they are.\n"
+  "\n"
+  "      --follow=beneath     look into backing files, as far as they are in\n"
+  "                           the image's directory or below it\n"
+  "      --follow=any         look into backing files, wherever they are\n"
+  "      --output=human|json  how to print that (human)\n"
+  "  -U, --force-share        even if another process writes the image\n";
+
+void
+tool_print_name (const char *name)
+{
+  char one[ERROR_ESCAPE_BYTES];
+
+  while (*name != '\0') {
+    name += error_escape (one, name);
+    fputs (one, stdout);
+  }
 }
 
 int
@@ -129,6 +184,7 @@ static const struct option long_options[] = {
   { "output", required_argument, NULL, OPT_OUTPUT },
   { "force-share", no_argument, NULL, 'U' },
   { "repair", required_argument, NULL, 'r' },
+  { "quiet", no_argument, NULL, 'q' },
   { "messages", required_argument, NULL, OPT_MESSAGES },
   { "progress", no_argument, NULL, 'p' },
   { "follow", required_argument, NULL, OPT_FOLLOW },
@@ -155,6 +211,13 @@ parse_option (struct tool_options *o, int option)
     break;
   case 'p':
     o->progress = true;
+    break;
+  case 'q':
+    o->quiet = true;
+    break;
+  case 'f':
+    if (strcmp (optarg, "qcow2") != 0)
+      wrong ("-f must be qcow2: ", "other formats are not known here");
     break;
   case OPT_FOLLOW:
     parse_follow (o, optarg);
@@ -184,35 +247,74 @@ check_options_of (const char *command, const struct tool_options *o)
     wrong ("--repair and --force-share ", "exclude each other");
 }
 
+static const struct command {
+  const char *name;
+  int (*run) (const struct tool_options *o);
+  const char *usage;
+} commands[] = {
+  { "check", tool_check, check_usage },
+  { "info", tool_info, info_usage },
+  { "map", tool_map, map_usage },
+};
+
+static const struct command *
+find_command (const char *name)
+{
+  unsigned i;
+
+  for (i = 0; i < sizeof commands / sizeof commands[0]; ++i)
+    if (strcmp (name, commands[i].name) == 0)
+      return &commands[i];
+  fprintf (stderr, NAME ": no such command '%s'%s\nTry `" NAME " --help'.\n",
+           name, strcmp (name, "create") == 0
+           ? ": nbdkit qcow2 IMAGE create=true size=SIZE makes an image" : "");
+  exit (TOOL_FAILED);
+}
+
+static int
+help (int argc, char *argv[])
+{
+  if (argc > 1)
+    wrong ("help takes ", "one command");
+  fputs (argc == 0 ? usage : find_command (argv[0])->usage, stdout);
+  return TOOL_OK;
+}
+
+static int
+run (int argc, char *argv[], struct tool_options *o)
+{
+  const struct command *c;
+
+  if (argc == 0)
+    wrong ("a command and an image are ", "wanted");
+  if (strcmp (argv[0], "help") == 0)
+    return help (argc - 1, argv + 1);
+  c = find_command (argv[0]);
+  if (argc == 1)
+    wrong (c->name, ": an image is wanted");
+  if (argc > 2)
+    wrong (c->name, ": one image at a time");
+  o->file = argv[1];
+  check_options_of (c->name, o);
+  return c->run (o);
+}
+
 int
 main (int argc, char *argv[])
 {
-  static const struct {
-    const char *name;
-    int (*run) (const struct tool_options *o);
-  } commands[] = {
-    { "check", tool_check }, { "info", tool_info }, { "map", tool_map },
-  };
   struct tool_options o = { .messages = 100 };
-  unsigned i;
   int option, ret;
 
   debug_hooks.note = print_note;
   /* A file that must not grow so far is an error of that write. */
   signal (SIGXFSZ, SIG_IGN);
   while ((option = getopt_long (argc, argv, "Ur:p", long_options, NULL)) != -1)
+  advice_choose (tool_advice);
+  while ((option = getopt_long (argc, argv, "Ur:pqf:", long_options, NULL))
+         != -1)
     parse_option (&o, option);
-  if (argc - optind != 2)
-    wrong ("a command and an image are ", "wanted");
-  o.file = argv[optind + 1];
-  for (i = 0; i < sizeof commands / sizeof commands[0]; ++i) {
-    if (strcmp (argv[optind], commands[i].name) != 0)
-      continue;
-    check_options_of (commands[i].name, &o);
-    ret = commands[i].run (&o);
-    if (fflush (stdout) != 0 || ferror (stdout))
-      wrong ("standard output: ", strerror (errno));
-    return ret;
-  }
-  wrong (argv[optind], ": no such command");
+  ret = run (argc - optind, argv + optind, &o);
+  if (fflush (stdout) != 0 || ferror (stdout))
+    wrong ("standard output: ", strerror (errno));
+  return ret;
 }

@@ -14,6 +14,7 @@ struct piece {
   uint64_t start;
   struct run run;
   const struct layer *owner;
+  bool present; /* some layer has it */
 };
 
 static unsigned
@@ -57,6 +58,7 @@ print_json (const struct layer *top, const struct piece *p)
   json_number ("start", p->start);
   json_number ("length", p->run.length);
   json_number ("depth", depth (top, p->owner));
+  json_bool ("present", p->present);
   json_bool ("zero", kind == RUN_ZERO_PLAIN || kind == RUN_ZERO_ALLOC);
   json_bool ("data", kind == RUN_DATA || kind == RUN_COMPRESSED);
   json_bool ("compressed", kind == RUN_COMPRESSED);
@@ -73,9 +75,11 @@ print_human (const struct layer *top, const struct piece *p)
   printf ("%#14" PRIx64 " %#14" PRIx64 "  %-14s", p->start, p->run.length,
           kind_name (p->run.kind));
   if (has_offset (&p->run))
-    printf (" %#14" PRIx64 " %s", p->run.host.v, p->owner->storage->name);
+    printf (" %#14" PRIx64 " ", p->run.host.v);
   else if (depth (top, p->owner) > 0)
-    printf (" %14s %s", "", p->owner->storage->name);
+    printf (" %14s ", "");
+  if (has_offset (&p->run) || depth (top, p->owner) > 0)
+    tool_print_name (p->owner->storage->name);
   putchar ('\n');
 }
 
@@ -96,10 +100,36 @@ static bool
 go_together (const struct piece *a, const struct piece *b)
 {
   if (a->run.length == 0 || a->run.kind != b->run.kind ||
-      a->owner != b->owner || a->run.kind == RUN_COMPRESSED)
+      a->owner != b->owner || a->present != b->present ||
+      a->run.kind == RUN_COMPRESSED)
     return false;
   return !has_offset (&a->run) ||
     a->run.host.v + a->run.length == b->run.host.v;
+}
+
+/* Zeros that no layer has are the last one's for layer_lookup.  As qemu-img has
+ * it, they are not present, and of the layer above where that one is short.
+ */
+static int
+find_present (const struct layer *top, struct piece *p)
+{
+  const struct guest_off at = { p->start };
+  const struct layer *owner = p->owner, *l;
+  struct run run;
+
+  p->present = true;
+  if (p->run.kind != RUN_ZERO_PLAIN)
+    return 0;
+  if (at.v >= owner->size) {
+    for (l = top; l != owner; l = l->backing)
+      p->owner = l;
+    p->present = false;
+    return 0;
+  }
+  if (map_lookup (&owner->map, at, p->run.length, &run) == -1)
+    return -1;
+  p->present = run.kind != RUN_UNALLOCATED;
+  return 0;
 }
 
 static int
@@ -107,10 +137,13 @@ look_up (const struct layer *top, uint64_t at, struct piece *p)
 {
   struct epoch *epoch = top->shared->epoch;
   const unsigned token = epoch_enter (epoch);
-  const int r = layer_lookup (top, (struct guest_off) { at }, top->size - at,
-                              &p->run, &p->owner);
+  int r;
 
   p->start = at;
+  r = layer_lookup (top, (struct guest_off) { at }, top->size - at, &p->run,
+                    &p->owner);
+  if (r == 0)
+    r = find_present (top, p);
   epoch_leave (epoch, token);
   return r;
 }

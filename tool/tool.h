@@ -24,6 +24,7 @@ struct tool_options {
   bool json;
   bool force_share;
   bool progress;
+  bool quiet;  /* check */
   bool repair; /* check */
   enum repair_mode mode;
   unsigned messages; /* check: to be printed */
@@ -33,6 +34,12 @@ struct tool_options {
 extern int tool_check (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
+
+/* What helps against core/'s errors: options.  For advice_choose. */
+extern const char *const tool_advice[];
+
+/* A name on stdout, as it may be printed: see core/error.h. */
+extern void tool_print_name (const char *name);
 
 /* Say why core/ failed, on stderr.  Returns TOOL_FAILED. */
 extern int tool_failed (void);

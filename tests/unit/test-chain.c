@@ -178,8 +178,8 @@ test_refused (void)
   CHECK (image_open_storage (memory_storage_new ("odd", b.data, b.size,
                                                  &control), CACHE_MIN_BYTES)
          == NULL);
-  CHECK_ERROR (EACCES, "odd: its backing file is \"b?se\": refused by "
-               "follow=none");
+  CHECK_ERROR (EACCES, "odd: its backing file is \"b\\x0ase\", which "
+               "was not allowed");
   CHECK_EQ (control.closes, 3);
   build_free (&b);
 }
@@ -335,7 +335,7 @@ test_files (void)
   ACCEPTED (0, 9, "top.qcow2", FOLLOW_BENEATH);
   ACCEPTED (4096, 10, "top.qcow2", FOLLOW_ANY);
   ACCEPTED (5 * 4096, 0, "top.qcow2", FOLLOW_ANY); /* past its end */
-  REFUSED (EACCES, "follow=none", "top.qcow2", FOLLOW_NONE);
+  REFUSED (EACCES, "not allowed", "top.qcow2", FOLLOW_NONE);
   REFUSED (EACCES, "\"base.raw\"", "sub/mid.qcow2", FOLLOW_NONE);
   ACCEPTED (0, 9, "sub/mid.qcow2", FOLLOW_BENEATH);
 
@@ -349,27 +349,27 @@ test_files (void)
   ACCEPTED (0, 9, "top.qcow2", FOLLOW_BENEATH, "sub/mid.qcow2", "qcow2");
 
   /* Out of the directory: by dots, by an absolute path, by links. */
-  REFUSED (EACCES, "follow=beneath", "sub/up.qcow2", FOLLOW_BENEATH);
+  REFUSED (EACCES, "not beneath", "sub/up.qcow2", FOLLOW_BENEATH);
   ACCEPTED (0, 9, "sub/up.qcow2", FOLLOW_ANY);
   snprintf (absolute, sizeof absolute, "%s/secret", cwd);
   write_image ("sub/out.qcow2", absolute, "raw", 0, 0);
-  REFUSED (EACCES, "follow=beneath", "sub/out.qcow2", FOLLOW_BENEATH);
+  REFUSED (EACCES, "not beneath", "sub/out.qcow2", FOLLOW_BENEATH);
   ACCEPTED (0, 9, "sub/out.qcow2", FOLLOW_ANY);
   snprintf (absolute, sizeof absolute, "%s/sub/base.raw", cwd);
   write_image ("sub/abs.qcow2", absolute, "raw", 0, 0);
   ACCEPTED (0, 9, "sub/abs.qcow2", FOLLOW_BENEATH);
   snprintf (absolute, sizeof absolute, "%s/sub//../secret", cwd);
   write_image ("sub/dots.qcow2", absolute, "raw", 0, 0);
-  REFUSED (EACCES, "follow=beneath", "sub/dots.qcow2", FOLLOW_BENEATH);
+  REFUSED (EACCES, "not beneath", "sub/dots.qcow2", FOLLOW_BENEATH);
   snprintf (absolute, sizeof absolute, "%s/submarine", cwd);
   write_image ("sub/dots.qcow2", absolute, "raw", 0, 0);
-  REFUSED (EACCES, "follow=beneath", "sub/dots.qcow2", FOLLOW_BENEATH);
+  REFUSED (EACCES, "not beneath", "sub/dots.qcow2", FOLLOW_BENEATH);
   if (symlink ("../secret", "sub/out-link") != 0 ||
       symlink ("base.raw", "sub/in-link") != 0 ||
       symlink ("top.qcow2", "link.qcow2") != 0)
     abort ();
   write_image ("sub/via-link", "out-link", "raw", 0, 0);
-  REFUSED (EACCES, "follow=beneath", "sub/via-link", FOLLOW_BENEATH);
+  REFUSED (EACCES, "not beneath", "sub/via-link", FOLLOW_BENEATH);
   write_image ("sub/via-link", "in-link", "raw", 0, 0);
   ACCEPTED (0, 9, "sub/via-link", FOLLOW_BENEATH);
   ACCEPTED (0, 9, "link.qcow2", FOLLOW_BENEATH);
@@ -388,10 +388,10 @@ test_files (void)
   write_image ("sub/nbd", "nbd:localhost:10809", "raw", 0, 0);
   REFUSED (EACCES, "protocols", "sub/nbd", FOLLOW_ANY);
   write_image ("sub/noformat", "base.raw", NULL, 0, 0);
-  REFUSED (EINVAL, "backing-format", "sub/noformat", FOLLOW_ANY);
+  REFUSED (EINVAL, "never guessed", "sub/noformat", FOLLOW_ANY);
   ACCEPTED (0, 9, "sub/noformat", FOLLOW_ANY, NULL, "raw");
   write_image ("sub/vmdk", "base.raw", "vm\033dk", 0, 0);
-  REFUSED (ENOTSUP, "\"vm?dk\"", "sub/vmdk", FOLLOW_ANY);
+  REFUSED (ENOTSUP, "\"vm\\x1bdk\"", "sub/vmdk", FOLLOW_ANY);
   write_image ("sub/missing", "nowhere", "raw", 0, 0);
   REFUSED (ENOENT, "sub/nowhere", "sub/missing", FOLLOW_ANY);
   REFUSED (ENOENT, "sub/nowhere", "sub/missing", FOLLOW_BENEATH);
@@ -405,7 +405,7 @@ test_files (void)
 
   /* A name from the image must not do things to the user's terminal. */
   write_image ("sub/hostile", "no\nsuch\033[2Jfile", "raw", 0, 0);
-  REFUSED (EACCES, "no?such", "sub/hostile", FOLLOW_NONE);
+  REFUSED (EACCES, "no\\x0asuch", "sub/hostile", FOLLOW_NONE);
   REFUSED (ENOENT, "such", "sub/hostile", FOLLOW_ANY);
   REFUSED (ENOENT, "such", "sub/hostile", FOLLOW_BENEATH);
   remove_all (names);

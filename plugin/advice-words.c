@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include "advice.h"
+#include "params.h"
+
+const char *const params_advice[ADVICE_NR] = {
+  [ADVICE_FOLLOW] = "refused by follow=none; follow=beneath allows files "
+    "under the image's directory, follow=any allows any file, and backing=PATH "
+    "allows PATH",
+  [ADVICE_BENEATH] = "refused by follow=beneath",
+  [ADVICE_BACKING_FORMAT] = "say backing-format=raw or backing-format=qcow2 "
+    "(or record it with qemu-img rebase -u)",
+  [ADVICE_SHARE] = "force-share=true reads it all the same",
+  [ADVICE_REPAIR] = "repair=all repairs it before it is written; nbdkit -r "
+    "serves it as it is",
+  [ADVICE_READ_ONLY] = "nbdkit -r serves it as it is",
+  [ADVICE_BITMAPS] = "bitmaps=invalidate gives them up; nbdkit -r serves it "
+    "as it is",
+  [ADVICE_RAW] = "nbdkit file serves it (as a backing file it needs "
+    "backing-format=raw)",
+};
