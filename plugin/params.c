@@ -126,7 +126,6 @@ set_backing_format (const char *value)
 }
 
 static int
-static int
 set_locking (const char *key, const char *value)
 {
   static const char *const words[] = {

@@ -308,7 +308,6 @@ main (int argc, char *argv[])
   debug_hooks.note = print_note;
   /* A file that must not grow so far is an error of that write. */
   signal (SIGXFSZ, SIG_IGN);
-  while ((option = getopt_long (argc, argv, "Ur:p", long_options, NULL)) != -1)
   advice_choose (tool_advice);
   while ((option = getopt_long (argc, argv, "Ur:pqf:", long_options, NULL))
          != -1)
