@@ -23,9 +23,9 @@ int
 writer_check_header (struct storage *s, const struct header *h,
                      const struct writer_options *options)
 {
-  bool has_bitmaps;
+  bool must_follow;
 
-  if (bitmaps_are_consistent (s, h, &has_bitmaps) == -1)
+  if (bitmaps_must_follow (s, h, &must_follow) == -1)
     return -1;
   if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
     error_set (ENOTSUP, "%s: it is marked as corrupt (incompatible feature "
@@ -36,9 +36,10 @@ writer_check_header (struct storage *s, const struct header *h,
                "bit 0), so that its refcounts may be wrong: repair=all repairs "
                "it before it is written; nbdkit -r serves it as it is",
                s->name);
-  else if (has_bitmaps && !options->invalidate_bitmaps)
-    error_set (ENOTSUP, "%s: it has persistent bitmaps, which writing would "
-               "make wrong: bitmaps=invalidate gives them up", s->name);
+  else if (must_follow && !options->invalidate_bitmaps)
+    error_set (ENOTSUP, "%s: it has persistent bitmaps that are enabled, which "
+               "writing would make wrong: bitmaps=invalidate gives them up",
+               s->name);
   else
     return 0;
   return -1;
@@ -284,8 +285,8 @@ failed (struct writer *w)
 
 /* What must be true before anything is changed: what nobody keeps up to date
  * from here on is not to be believed (I8), and with lazy refcounts the image
- * is dirty.  The bitmaps' own bit stays: they remain well-formed.  begin_lock
- * held.
+ * is dirty.  The bitmaps' own bit stays: they remain well-formed, and those
+ * that are disabled right.  begin_lock held.
  */
 static int
 begin (struct writer *w)
