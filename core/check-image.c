@@ -20,8 +20,6 @@
  * encryption, data files       checked                 not supported
  * an offset of 2^63 and more   some are an error of    beyond the end of the
  * in the snapshot table        the check itself        file
- * a table of no entries at an  not opened              fine
- * offset that is not aligned
  */
 
 #include <config.h>

@@ -99,8 +99,8 @@ extern unsigned header_l1_shift (const struct header *h);
  * aligned, not at 0 (the header is there), at most max bytes, and not
  * outside the file of file_size bytes.  what is the table's name, field
  * the offset of the header's (or another table's) field that points there;
- * both for the message.  An empty table is always right.  Returns -1 with
- * the error set to EINVAL.
+ * both for the message.  Of an empty table only the offset is checked, which
+ * may be 0.  Returns -1 with the error set to EINVAL.
  */
 extern int header_check_table (const char *name, const struct header *h,
                                uint64_t file_size, const char *what,
