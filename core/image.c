@@ -139,9 +139,13 @@ check_chain_is_not (const struct chain *c, const char *file)
 static int
 qcow2_size (const struct chain_options *options, uint64_t *size)
 {
+  const char *const *formats = options->lower_formats;
+  const bool given = formats != NULL && formats[0] != NULL;
   const struct image_options backing = {
     .chain.file = options->backing,
     .chain.follow = options->follow,
+    .chain.backing_format = given ? formats[0] : NULL,
+    .chain.lower_formats = given ? formats + 1 : NULL,
     .chain.force_share = options->force_share,
     .cache_size = CACHE_MIN_BYTES,
   };

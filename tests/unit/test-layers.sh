@@ -10,7 +10,7 @@ core=${srcdir:-$(dirname "$0")}/../../core
 # A room's own header does not count: it is on the same level.
 levels='
 0 format error storage storage-file
-1 header entry codec
+1 header entry codec backing-name
 2 check-counts check-mend check-refcounts check-report
 2 bitmaps cache create create-file decoded epoch gather inflight overlap
 3 check-state map snapshot commit
