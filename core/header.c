@@ -362,6 +362,27 @@ check_crypt_method (const char *name, const uint8_t *buf)
   return -1;
 }
 
+/* The end of the file may cut the L1 table off: some writers leave away what is
+ * zeros, and QEMU opens such an image.  It is never written.
+ */
+static int
+check_l1 (const char *name, uint64_t file_size, struct header *h)
+{
+  const uint64_t bytes = h->l1_size * sizeof (uint64_t);
+  const bool possible = h->l1_offset.v < QCOW2_MAX_HOST_SIZE / 2;
+  uint64_t end;
+
+  if (header_check_table (name, h, possible && file_size < QCOW2_MAX_HOST_SIZE
+                          ? QCOW2_MAX_HOST_SIZE : file_size, "L1 table",
+                          FIELD_L1_OFFSET, h->l1_offset, h->l1_size,
+                          sizeof (uint64_t), QCOW2_MAX_L1_BYTES) == -1)
+    return -1;
+  end = h->l1_offset.v + bytes;
+  if (bytes > 0 && end > file_size)
+    h->l1_missing = end - file_size < bytes ? end - file_size : bytes;
+  return 0;
+}
+
 /* The disk's size and the L1 table that must cover it. */
 static int
 decode_disk (const char *name, const uint8_t *buf, uint64_t file_size,
@@ -388,9 +409,7 @@ decode_disk (const char *name, const uint8_t *buf, uint64_t file_size,
                FIELD_L1_SIZE, size, l1_needed);
     return -1;
   }
-  return header_check_table (name, h, file_size, "L1 table", FIELD_L1_OFFSET,
-                             h->l1_offset, h->l1_size, sizeof (uint64_t),
-                             QCOW2_MAX_L1_BYTES);
+  return check_l1 (name, file_size, h);
 }
 
 static int

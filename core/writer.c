@@ -27,7 +27,12 @@ writer_check_header (struct storage *s, const struct header *h,
 
   if (bitmaps_must_follow (s, h, &must_follow) == -1)
     return -1;
-  if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
+  if (h->l1_missing > 0)
+    error_set (ENOTSUP, "%s: the L1 table at offset 0x%" PRIx64 " ends %" PRIu64
+               " bytes beyond the end of the file: repair=all makes it whole "
+               "before it is written; nbdkit -r serves it as it is", s->name,
+               h->l1_offset.v, h->l1_missing);
+  else if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
     error_set (ENOTSUP, "%s: it is marked as corrupt (incompatible feature "
                "bit 1): repair=all repairs it before it is written; nbdkit -r "
                "serves it as it is", s->name);

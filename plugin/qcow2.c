@@ -84,6 +84,13 @@ qcow2_dump_plugin (void)
   printf ("qcow2_isal=%s\n", isal != NULL ? isal : "no");
 }
 
+/* nbdkit logs nothing but errors without -v. */
+static void
+log_warning (void *opaque, const char *text)
+{
+  nbdkit_error ("warning: %s", text);
+}
+
 /* Open here, so that an image which can't be served stops nbdkit before it
  * forks, with its reason on stderr.
  */
@@ -101,6 +108,7 @@ qcow2_get_ready (void)
     nbdkit_error ("%s", error_message ());
     return -1;
   }
+  image_each_warning (image, log_warning, NULL);
   return params_apply (image);
 }
 

@@ -19,8 +19,9 @@ levels='
 6 check-image chain writer
 7 compress repair-state
 8 repair-entries repair-refcounts write
-9 repair zero
-10 image
+9 repair-l1 repair-snapshots zero
+10 repair
+11 image
 '
 
 level_of ()
