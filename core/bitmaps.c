@@ -32,6 +32,13 @@ flags (const struct cursor *c)
   return get_be32 (c->entry + FIELD_FLAGS);
 }
 
+/* Whether writing the disk makes this one wrong. */
+static inline bool
+must_follow (const struct cursor *c)
+{
+  return (flags (c) & (FLAG_IN_USE | FLAG_AUTO)) == FLAG_AUTO;
+}
+
 static int
 start (struct cursor *c, struct storage *s, const struct header *h)
 {
@@ -78,17 +85,16 @@ next (struct cursor *c)
 }
 
 int
-bitmaps_are_consistent (struct storage *s, const struct header *h,
-                        bool *consistent)
+bitmaps_must_follow (struct storage *s, const struct header *h, bool *any)
 {
   struct cursor c;
   int r;
 
-  *consistent = false;
+  *any = false;
   if (start (&c, s, h) == -1)
     return -1;
   while ((r = next (&c)) == 1)
-    *consistent |= !(flags (&c) & FLAG_IN_USE);
+    *any |= must_follow (&c);
   return r;
 }
 
@@ -105,7 +111,7 @@ bitmaps_mark_in_use (struct storage *s, const struct header *h, bool *written)
     const struct host_off place = { c.place.v + FIELD_FLAGS };
     uint8_t buf[4];
 
-    if (flags (&c) & FLAG_IN_USE)
+    if (!must_follow (&c))
       continue;
     put_be32 (buf, flags (&c) | FLAG_IN_USE);
     *written = true;

@@ -3,7 +3,11 @@
 /* Persistent bitmaps.  They are not kept up to date here: but an image that
  * has some can be written if they are marked as "in use", which is how a
  * writer that has crashed leaves them.  Everybody then knows better than to
- * believe them, and they can still be removed.  Spec: Bitmaps extension.
+ * believe them, and they can still be removed.
+ *
+ * One that is disabled (its `auto' flag is clear) tells what had changed up to
+ * some moment, and stays right whatever is written: it is left alone.  Spec:
+ * Bitmaps extension, Bitmap directory.
  */
 
 #ifndef QCOW2_BITMAPS_H
@@ -14,13 +18,14 @@
 #include "header.h"
 #include "storage.h"
 
-/* Whether the image has bitmaps that can be believed.  Returns -1 with the
- * error set: EINVAL if their directory is malformed, EIO.
+/* Whether the image has bitmaps that writing would make wrong: enabled, and
+ * not in use.  Returns -1 with the error set: EINVAL if their directory is
+ * malformed, EIO.
  */
-extern int bitmaps_are_consistent (struct storage *s, const struct header *h,
-                                   bool *consistent);
+extern int bitmaps_must_follow (struct storage *s, const struct header *h,
+                                bool *any);
 
-/* Mark all as in use, durably.  Returns -1 with the error set; *written tells
+/* Mark all of those as in use, durably.  Returns -1 with the error set; *written tells
  * whether that came to writing something, which may be on the disk or not.
  */
 extern int bitmaps_mark_in_use (struct storage *s, const struct header *h,

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "advice.h"
+#include "backing-name.h"
 #include "chain.h"
 #include "error.h"
 #include "foreign.h"
@@ -79,23 +80,14 @@ gate_open (struct gate *g, enum follow follow, const char *path)
   return 0;
 }
 
-/* QEMU takes a name for a protocol if it has a
- * colon before the first slash.  json: is one of these.
- */
-static bool
-is_protocol (const char *name)
-{
-  const size_t n = strcspn (name, ":/");
-
-  return name[n] == ':';
-}
-
 /* The part of an absolute path that is below the gate's directory, or NULL. */
 static const char *
 below_root (const struct gate *g, const char *path)
 {
   const size_t len = strlen (g->root_real);
 
+  while (path[1] == '/') /* as in file:///path */
+    path++;
   if (strcmp (g->root_real, "/") == 0)
     return path + 1;
   if (strncmp (path, g->root_real, len) == 0 && path[len] == '/')
@@ -144,41 +136,73 @@ open_through (const struct gate *g, const char *path)
 
 /* Say no to a name that must not be followed. */
 static int
-check_name (const struct gate *g, const struct chain_file *f)
+check_name (const struct gate *g, const struct chain_file *f,
+            struct backing_name *name)
 {
-  const char *name = f->header.backing_name;
-
-  if (is_protocol (name)) {
-    error_set (EACCES, "%s: its backing file is \"%s\": only plain paths are "
-               "ever followed, not protocols", f->layer.storage->name, name);
+  if (backing_name_parse (f->layer.storage->name, f->header.backing_name,
+                          name) == -1)
     return -1;
-  }
-  if (g->follow == FOLLOW_NONE) {
-    error_set (EACCES, "%s: its backing file is \"%s\", which was not allowed",
-               f->layer.storage->name, name);
-    advise (ADVICE_FOLLOW);
-    return -1;
-  }
-  return 0;
+  if (g->follow != FOLLOW_NONE)
+    return 0;
+  error_set (EACCES, "%s: its backing file is \"%s\", which was not allowed",
+             f->layer.storage->name, f->header.backing_name);
+  advise (ADVICE_FOLLOW);
+  return -1;
 }
 
-/* Returns an enum layer_format, or -1 with the error set. */
+/* The format of a file's backing file is not known; there are so many files
+ * above it, each of them qcow2.  Formats are given from the top down, since a
+ * layer counts whether it records one or not: else a chain in which somebody
+ * records a format would suddenly have others taken for what they aren't.
+ */
+static void
+no_format (const char *file, unsigned above)
+{
+  static const char unknown[] = "the format of its backing file is not "
+    "recorded in it and is never guessed";
+
+  if (above == 0)
+    error_set (EINVAL, "%s: %s", file, unknown);
+  else
+    error_set (EINVAL, "%s: %s; formats are given from the top down: qcow2 %u "
+               "time%s, for what is above it, and then its own", file, unknown,
+               above, above > 1 ? "s" : "");
+  advise (ADVICE_BACKING_FORMAT);
+}
+
+/* Returns an enum layer_format, or -1 with the error set.  above: see
+ * no_format.
+ */
 static int
-parse_format (const char *file, const char *format)
+parse_format (const char *file, const char *format, unsigned above)
 {
   if (strcmp (format, "raw") == 0)
     return LAYER_RAW;
   if (strcmp (format, "qcow2") == 0)
     return LAYER_QCOW2;
-  if (format[0] == '\0') {
-    error_set (EINVAL, "%s: the format of its backing file is not recorded in "
-               "it and is never guessed", file);
-    advise (ADVICE_BACKING_FORMAT);
-  }
+  if (format[0] == '\0')
+    no_format (file, above);
   else
     error_set (ENOTSUP, "%s: the format of its backing file, \"%s\", is not "
                "supported: only raw and qcow2 are", file, format);
   return -1;
+}
+
+/* The format that the user gives for the backing file of the last file of the
+ * chain, or NULL.
+ */
+static const char *
+format_given (const struct chain *c, const struct chain_options *options)
+{
+  unsigned i;
+
+  if (c->nr == 1)
+    return options->backing_format;
+  for (i = 0; options->lower_formats != NULL &&
+       options->lower_formats[i] != NULL; ++i)
+    if (i == c->nr - 2)
+      return options->lower_formats[i];
+  return NULL;
 }
 
 static struct chain_file *
@@ -323,20 +347,27 @@ resolve (const char *path, const char *name)
  * that file's path and becomes the new one's.
  */
 static int
-follow_name (struct chain *c, const struct gate *g, const char *format_name,
-             char **path, struct shared *shared)
+follow_name (struct chain *c, const struct gate *g,
+             const struct chain_options *options, char **path,
+             struct shared *shared)
 {
   const struct chain_file *f = c->file[c->nr - 1];
+  const char *format_name = format_given (c, options);
+  struct backing_name name;
   struct storage *s;
   char *next;
   int format;
 
-  if (check_name (g, f) == -1)
+  if (check_name (g, f, &name) == -1)
     return -1;
-  format = parse_format (f->layer.storage->name, format_name);
+  /* In this order for QEMU, too. */
+  if (format_name == NULL)
+    format_name = f->header.backing_format[0] != '\0' || name.format == NULL
+      ? f->header.backing_format : name.format;
+  format = parse_format (f->layer.storage->name, format_name, c->nr - 1);
   if (format == -1)
     return -1;
-  next = resolve (*path, f->header.backing_name);
+  next = resolve (*path, name.path);
   if (next == NULL) {
     no_memory (f->layer.storage->name);
     return -1;
@@ -357,7 +388,7 @@ follow_user (struct chain *c, const char *backing, const char *format_name,
              struct shared *shared)
 {
   const int format = parse_format (c->file[0]->layer.storage->name,
-                                   format_name);
+                                   format_name, 0);
   struct storage *s;
 
   if (format == -1)
@@ -375,33 +406,47 @@ base_name (const char *path)
 }
 
 /* Go on from the last file of the chain, which is at this path, for as
- * long as files name others.  first_format is the format of the first
- * one's backing file if the user gave it.
+ * long as files name others.
  */
 static int
-follow_names (struct chain *c, enum follow follow, const char *file,
-              const char *first_format, struct shared *shared)
+follow_names (struct chain *c, const struct chain_options *options,
+              const char *file, struct shared *shared)
 {
   struct gate g;
   char *path;
   int r = 0;
 
-  if (gate_open (&g, follow, file) == -1)
+  if (gate_open (&g, options->follow, file) == -1)
     return -1;
   path = strdup (base_name (file));
   if (path == NULL) {
     no_memory (file);
     r = -1;
   }
-  while (r == 0 && c->file[c->nr - 1]->header.backing_name[0] != '\0') {
-    r = follow_name (c, &g, first_format != NULL ? first_format
-                     : c->file[c->nr - 1]->header.backing_format,
-                     &path, shared);
-    first_format = NULL;
-  }
+  while (r == 0 && c->file[c->nr - 1]->header.backing_name[0] != '\0')
+    r = follow_name (c, &g, options, &path, shared);
   free (path);
   gate_close (&g);
   return r;
+}
+
+/* A format for what isn't there: the user thinks of another chain. */
+static int
+check_formats (const struct chain *c, const struct chain_options *options)
+{
+  const char *format = format_given (c, options);
+  const char *file = c->file[c->nr - 1]->layer.storage->name;
+
+  if (format == NULL)
+    return 0;
+  if (c->nr == 1)
+    error_set (EINVAL, "%s: it has no backing file for backing-format=%s to "
+               "describe", file, format);
+  else
+    error_set (EINVAL, "%s: it has no backing file for the backing-format=%s "
+               "that follows %u other%s to describe", file, format, c->nr - 1,
+               c->nr > 2 ? "s" : "");
+  return -1;
 }
 
 static int
@@ -409,20 +454,18 @@ follow_all (struct chain *c, const struct chain_options *options,
             struct shared *shared)
 {
   const struct header *h = &c->file[0]->header;
+  const char *file = options->file;
 
-  if (options->backing_format != NULL && options->backing == NULL &&
-      h->backing_name[0] == '\0') {
-    error_set (EINVAL, "%s: it has no backing file for backing-format=%s to "
-               "describe", options->file, options->backing_format);
-    return -1;
+  if (options->backing != NULL) {
+    file = options->backing;
+    if (follow_user (c, file, options->backing_format != NULL
+                     ? options->backing_format : h->backing_format,
+                     shared) == -1)
+      return -1;
   }
-  if (options->backing == NULL)
-    return follow_names (c, options->follow, options->file,
-                         options->backing_format, shared);
-  if (follow_user (c, options->backing, options->backing_format != NULL
-                   ? options->backing_format : h->backing_format, shared) == -1)
+  if (follow_names (c, options, file, shared) == -1)
     return -1;
-  return follow_names (c, options->follow, options->backing, NULL, shared);
+  return check_formats (c, options);
 }
 
 /* Returns NULL with the error set. */
@@ -463,6 +506,7 @@ int
 chain_open_storages (struct chain *c, struct storage *const *storages,
                      unsigned nr, struct shared *shared)
 {
+  const struct chain_options nothing = { .follow = FOLLOW_NONE };
   int format = LAYER_QCOW2;
   unsigned i;
 
@@ -470,12 +514,12 @@ chain_open_storages (struct chain *c, struct storage *const *storages,
   for (i = 0; i < nr && format != -1; ++i) {
     if (i > 0)
       format = parse_format (storages[i - 1]->name,
-                             c->file[i - 1]->header.backing_format);
+                             c->file[i - 1]->header.backing_format, i - 1);
     if (format == -1 || add_and_setup (c, storages[i], format, shared) == -1)
       break;
   }
   if (i == nr && (format == LAYER_RAW ||
-                  follow_names (c, FOLLOW_NONE, storages[i - 1]->name, NULL,
+                  follow_names (c, &nothing, storages[i - 1]->name,
                                 shared) == 0))
     return 0;
   if (format == -1)

@@ -21,7 +21,7 @@ _Static_assert (CHAIN_MAX_DEPTH <= CACHE_MAX_STORAGES,
 enum follow {
   FOLLOW_NONE,
   FOLLOW_BENEATH, /* those under its own directory */
-  FOLLOW_ANY,     /* any plain path */
+  FOLLOW_ANY,     /* any path on the host: see backing-name.h */
 };
 
 struct chain_options {
@@ -30,6 +30,11 @@ struct chain_options {
   enum follow follow;
   const char *backing;        /* its backing file, or NULL: what it names */
   const char *backing_format; /* "raw", "qcow2", or NULL: what it says */
+
+  /* The same for the backing file's own, and so on down the chain; NULL after
+   * the last.  NULL: all are what is recorded.
+   */
+  const char *const *lower_formats;
   bool force_share;           /* read even what another process writes */
   enum storage_locking locking;
 };

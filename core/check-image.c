@@ -17,11 +17,11 @@
  * more than 1000 unaligned     all are followed        1000 of them are
  * L2 tables
  * more than 2^31 clusters      not checked             checked
+ * extra data of a snapshot of  can't be checked, only  corruption
+ * more than 1024 bytes         repaired
  * encryption, data files       checked                 not supported
  * an offset of 2^63 and more   some are an error of    beyond the end of the
  * in the snapshot table        the check itself        file
- * a table of no entries at an  not opened              fine
- * offset that is not aligned
  */
 
 #include <config.h>
@@ -317,6 +317,10 @@ count_all (struct check *c)
   int r;
 
   if (check_refer (c, USE_HEADER, zero, 0, c->h.cluster_size, 1) == -1 ||
+      (c->reserved.nr > 0 &&
+       check_refer (c, USE_SNAPSHOTS, zero,
+                    c->reserved.first << c->h.cluster_bits,
+                    c->reserved.nr << c->h.cluster_bits, 1) == -1) ||
       check_find_l1s (c, &l1s) == -1)
     return -1;
   r = check_walk (c, &l1s, &visitor);

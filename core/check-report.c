@@ -99,6 +99,8 @@ add (struct check_report *to, const struct check_report *from)
   for (i = 0; i < CHECK_KINDS; ++i)
     to->found[i] += from->found[i];
   to->blind |= from->blind;
+  to->l1_cut |= from->l1_cut;
+  to->odd_snapshots += from->odd_snapshots;
   to->bitmaps_damaged |= from->bitmaps_damaged;
   to->windows++;
   if (from->counts_memory > to->counts_memory)

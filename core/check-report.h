@@ -48,7 +48,11 @@ struct check_report {
    * may be somebody's data.
    */
   bool blind;
+  bool l1_cut; /* the same for the active L1 table, which is beyond the end of
+                * the file in part or as a whole; not in blind */
   bool bitmaps_damaged; /* one of them, or the directory */
+  uint64_t odd_snapshots; /* of what is in found[CHECK_SNAPSHOT]: entries with
+                           * more or less extra data than they should have */
 
   bool dirty, corrupt; /* what the header says */
 

@@ -33,6 +33,11 @@ struct check {
   bool no_refcounts; /* don't count the refcount table and its blocks */
   bool only_look;    /* count nothing at all */
 
+  /* Clusters that count as used, since a table is about to be written there;
+   * for repair.
+   */
+  struct { uint64_t first, nr; } reserved;
+
   uint64_t next; /* the first cluster behind the window that is referred to */
 };
 

@@ -34,15 +34,17 @@ found_once (struct check *c, enum check_kind kind, const char *fmt, ...)
 /* Beyond this nothing can be read, since a host's offsets are signed. */
 #define MAX_OFFSET (INT64_MAX - (INT64_C (1) << 30))
 
-/* Refer to a table that leads to references which nobody else knows. */
+/* Refer to a table that leads to references which nobody else knows; cut: it
+ * is beyond the end of the file, in part at least.
+ */
 static int
 refer_to_root (struct check *c, enum check_use use, struct host_off place,
-               uint64_t offset, uint64_t bytes)
+               uint64_t offset, uint64_t bytes, bool *cut)
 {
   const uint64_t size = c->storage->size;
 
   if (bytes > 0 && (offset > size || bytes > size - offset))
-    c->findings.report.blind = true;
+    *cut = true;
   return check_refer (c, use, place, offset, bytes, 1) == -1 ? -1 : 0;
 }
 
@@ -51,9 +53,12 @@ static int
 add_l1 (struct check *c, struct check_l1s *l, struct host_off place,
         const struct check_l1 *l1)
 {
+  struct check_report *r = &c->findings.report;
+
   if (l1->entries > 0 && l1->offset <= MAX_OFFSET)
     l->l1[l->nr++] = *l1;
-  return refer_to_root (c, USE_L1, place, l1->offset, 8 * l1->entries);
+  return refer_to_root (c, USE_L1, place, l1->offset, 8 * l1->entries,
+                        l1->active ? &r->l1_cut : &r->blind);
 }
 
 /* Spec: Snapshots: fields of an entry of the snapshot table. */
@@ -65,6 +70,25 @@ add_l1 (struct check *c, struct check_l1s *l, struct host_off place,
 /* Version 3 images have at least the disk's size in there. */
 #define EXTRA_V3 16
 
+/* QEMU reads no more than 1024 bytes, and refuses the image. */
+static void
+judge_extra (struct check *c, struct host_off at, uint32_t extra)
+{
+  const bool too_short = c->h.version >= 3 && extra < EXTRA_V3;
+
+  if (!too_short && extra <= QCOW2_MAX_SNAPSHOT_EXTRA)
+    return;
+  if (check_is_first (c))
+    c->findings.report.odd_snapshots++;
+  if (too_short)
+    found_once (c, CHECK_SNAPSHOT, "snapshot table entry at 0x%" PRIx64
+                ": it has no disk size", at.v);
+  else
+    found_once (c, CHECK_SNAPSHOT, "snapshot table entry at 0x%" PRIx64
+                ": %" PRIu32 " bytes of extra data are more than %d", at.v,
+                extra, QCOW2_MAX_SNAPSHOT_EXTRA);
+}
+
 static int
 add_snapshot (struct check *c, struct check_l1s *l, struct host_off at,
               const uint8_t *entry)
@@ -74,9 +98,7 @@ add_snapshot (struct check *c, struct check_l1s *l, struct host_off at,
     .entries = get_be32 (entry + ENTRY_L1_SIZE),
   };
 
-  if (c->h.version >= 3 && get_be32 (entry + ENTRY_EXTRA_SIZE) < EXTRA_V3)
-    found_once (c, CHECK_SNAPSHOT, "snapshot table entry at 0x%" PRIx64
-                ": it has no disk size", at.v);
+  judge_extra (c, at, get_be32 (entry + ENTRY_EXTRA_SIZE));
   if (l1.offset % c->h.cluster_size != 0)
     found_once (c, CHECK_UNALIGNED, "snapshot table entry at 0x%" PRIx64
                 ": the L1 table's offset 0x%" PRIx64 " is not aligned", at.v,
@@ -92,10 +114,11 @@ add_snapshot (struct check *c, struct check_l1s *l, struct host_off at,
 }
 
 static int
-too_large (const struct check *c, struct host_off at, const char *what)
+too_large (const struct check *c, struct host_off at)
 {
-  error_set (EINVAL, "%s: snapshot table entry at offset 0x%" PRIx64 ": %s is "
-             "too large", c->storage->name, at.v, what);
+  error_set (EINVAL, "%s: snapshot table entry at offset 0x%" PRIx64 ": the "
+             "table is larger than %" PRIu64 " bytes", c->storage->name, at.v,
+             QCOW2_MAX_SNAPSHOT_TABLE_BYTES);
   return -1;
 }
 
@@ -115,16 +138,15 @@ find_snapshots (struct check *c, struct check_l1s *l)
     if (storage_read (c->storage, entry, sizeof entry, at) == -1)
       return -1;
     extra = get_be32 (entry + ENTRY_EXTRA_SIZE);
-    if (extra > QCOW2_MAX_SNAPSHOT_EXTRA)
-      return too_large (c, at, "its extra data");
     end = at.v + sizeof entry + extra + get_be16 (entry + ENTRY_ID_SIZE) +
       get_be16 (entry + ENTRY_NAME_SIZE);
     if (end - start > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
-      return too_large (c, at, "the table");
+      return too_large (c, at);
     if (add_snapshot (c, l, at, entry) == -1)
       return -1;
   }
-  return refer_to_root (c, USE_SNAPSHOTS, field, start, end - start);
+  return refer_to_root (c, USE_SNAPSHOTS, field, start, end - start,
+                        &c->findings.report.blind);
 }
 
 int

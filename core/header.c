@@ -86,6 +86,22 @@ header_l1_shift (const struct header *h)
   return h->cluster_bits + h->cluster_bits - entry_bits;
 }
 
+/* A table of no entries is nowhere; but QEMU looks at the offset all the same,
+ * and opens nothing with one that no table could have.
+ */
+static int
+check_no_table (const char *name, const struct header *h, const char *what,
+                uint64_t field, struct host_off offset)
+{
+  if (offset.v % h->cluster_size == 0 && offset.v <= INT64_MAX)
+    return 0;
+  error_set (EINVAL, "%s: %s offset 0x%" PRIx64 " (at offset %" PRIu64
+             "): must be a multiple of the cluster size %" PRIu64
+             " and less than 2^63, though the table is empty", name, what,
+             offset.v, field, h->cluster_size);
+  return -1;
+}
+
 int
 header_check_table (const char *name, const struct header *h,
                     uint64_t file_size, const char *what, uint64_t field,
@@ -94,13 +110,13 @@ header_check_table (const char *name, const struct header *h,
 {
   uint64_t bytes;
 
-  if (nr == 0)
-    return 0;
   if (__builtin_mul_overflow (nr, entry_size, &bytes) || bytes > max) {
     error_set (EINVAL, "%s: %s: %" PRIu64 " entries are more than the "
                "limit of %" PRIu64 " bytes allows", name, what, nr, max);
     return -1;
   }
+  if (nr == 0)
+    return check_no_table (name, h, what, field, offset);
   if (offset.v == 0 || offset.v % h->cluster_size != 0) {
     error_set (EINVAL, "%s: %s offset 0x%" PRIx64 " (at offset %" PRIu64
                "): must be a multiple of the cluster size %" PRIu64
@@ -205,7 +221,9 @@ decode_bitmaps (const uint8_t *data, size_t at, uint32_t len, struct header *h)
   h->bitmap_directory.v = get_be64 (data + 16);
 }
 
-/* Walk the extensions between start and end.  The feature name table is
+/* Walk the extensions between start and end, where the backing file's name or
+ * the second cluster begins.  What is cut off there is an error, as it is for
+ * QEMU: be it the data or only a type and a length.  The feature name table is
  * found where feature_names is not NULL.  Spec: Header extensions.
  */
 static int
@@ -215,19 +233,26 @@ decode_extensions (const char *name, const uint8_t *buf, size_t start,
 {
   size_t at = start;
 
-  while (end - at >= 8) {
-    const uint32_t type = get_be32 (buf + at);
-    const uint32_t len = get_be32 (buf + at + 4);
+  while (at < end) {
     const uint8_t *data = buf + at + 8;
+    uint32_t type, len;
 
-    if (type == QCOW2_EXT_END)
-      return 0;
-    if (len > end - at - 8) {
-      error_set (EINVAL, "%s: header extension 0x%08" PRIx32 " at offset %zu: "
-                 "its length %" PRIu32 " reaches beyond the header's end at "
-                 "%zu", name, type, at, len, end);
+    if (end - at < 8) {
+      error_set (EINVAL, "%s: header extension at offset %zu: its type and "
+                 "length, 8 bytes, are cut off by the extensions' end at %zu",
+                 name, at, end);
       return -1;
     }
+    type = get_be32 (buf + at);
+    len = get_be32 (buf + at + 4);
+    if (len > end - at - 8) {
+      error_set (EINVAL, "%s: header extension 0x%08" PRIx32 " at offset %zu: "
+                 "its length %" PRIu32 " reaches beyond the extensions' end "
+                 "at %zu", name, type, at, len, end);
+      return -1;
+    }
+    if (type == QCOW2_EXT_END)
+      return 0;
     switch (type) {
     case QCOW2_EXT_BACKING_FORMAT:
       if (len > QCOW2_MAX_BACKING_FORMAT) {
@@ -335,6 +360,27 @@ check_crypt_method (const char *name, const uint8_t *buf)
   return -1;
 }
 
+/* The end of the file may cut the L1 table off: some writers leave away what is
+ * zeros, and QEMU opens such an image.  It is never written.
+ */
+static int
+check_l1 (const char *name, uint64_t file_size, struct header *h)
+{
+  const uint64_t bytes = h->l1_size * sizeof (uint64_t);
+  const bool possible = h->l1_offset.v < QCOW2_MAX_HOST_SIZE / 2;
+  uint64_t end;
+
+  if (header_check_table (name, h, possible && file_size < QCOW2_MAX_HOST_SIZE
+                          ? QCOW2_MAX_HOST_SIZE : file_size, "L1 table",
+                          FIELD_L1_OFFSET, h->l1_offset, h->l1_size,
+                          sizeof (uint64_t), QCOW2_MAX_L1_BYTES) == -1)
+    return -1;
+  end = h->l1_offset.v + bytes;
+  if (bytes > 0 && end > file_size)
+    h->l1_missing = end - file_size < bytes ? end - file_size : bytes;
+  return 0;
+}
+
 /* The disk's size and the L1 table that must cover it. */
 static int
 decode_disk (const char *name, const uint8_t *buf, uint64_t file_size,
@@ -361,9 +407,7 @@ decode_disk (const char *name, const uint8_t *buf, uint64_t file_size,
                FIELD_L1_SIZE, size, l1_needed);
     return -1;
   }
-  return header_check_table (name, h, file_size, "L1 table", FIELD_L1_OFFSET,
-                             h->l1_offset, h->l1_size, sizeof (uint64_t),
-                             QCOW2_MAX_L1_BYTES);
+  return check_l1 (name, file_size, h);
 }
 
 static int

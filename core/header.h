@@ -29,6 +29,8 @@ struct header {
 
   uint64_t l1_size; /* entries */
   struct host_off l1_offset;
+  uint64_t l1_missing; /* bytes of it that lie beyond the end of the file, and
+                        * read as zeros */
 
   unsigned refcount_order;
   struct host_off refcount_table_offset;
@@ -64,7 +66,8 @@ extern size_t header_want (const char *name, const uint8_t *buf,
 /* Decode and validate the header.  buf holds the first cluster, of length
  * len (what header_want returned).  All tables that the header points to
  * are checked to be aligned, of a tolerable size and within the file, so
- * that the caller may use them.  Returns -1 with the error set: EINVAL
+ * that the caller may use them; but for the L1 table, which the end of the
+ * file may cut off.  Returns -1 with the error set: EINVAL
  * for a malformed header, ENOTSUP for a feature that is not known here.
  */
 extern int header_decode (const char *name, const uint8_t *buf, size_t len,
@@ -99,8 +102,8 @@ extern unsigned header_l1_shift (const struct header *h);
  * aligned, not at 0 (the header is there), at most max bytes, and not
  * outside the file of file_size bytes.  what is the table's name, field
  * the offset of the header's (or another table's) field that points there;
- * both for the message.  An empty table is always right.  Returns -1 with
- * the error set to EINVAL.
+ * both for the message.  Of an empty table only the offset is checked, which
+ * may be 0.  Returns -1 with the error set to EINVAL.
  */
 extern int header_check_table (const char *name, const struct header *h,
                                uint64_t file_size, const char *what,

@@ -36,6 +36,27 @@ top (const struct image *im)
   return im->chain.file[0];
 }
 
+void
+image_each_warning (const struct image *im, image_warning_fn *fn,
+                    void *opaque)
+{
+  char text[512];
+  unsigned i;
+
+  for (i = 0; i < im->chain.nr; ++i) {
+    const struct chain_file *f = im->chain.file[i];
+    const struct header *h = &f->header;
+
+    if (h->l1_missing == 0)
+      continue;
+    snprintf (text, sizeof text, "%s: the L1 table at offset 0x%" PRIx64
+              " ends %" PRIu64 " bytes beyond the end of the file: what is "
+              "missing is read as not allocated", f->layer.storage->name,
+              h->l1_offset.v, h->l1_missing);
+    fn (opaque, text);
+  }
+}
+
 /* Everything but the chain and what depends on it. */
 static struct image *
 image_new (uint64_t cache_size)
@@ -141,9 +162,13 @@ check_chain_is_not (const struct chain *c, const char *file)
 static int
 qcow2_size (const struct chain_options *options, uint64_t *size)
 {
+  const char *const *formats = options->lower_formats;
+  const bool given = formats != NULL && formats[0] != NULL;
   const struct image_options backing = {
     .chain.file = options->backing,
     .chain.follow = options->follow,
+    .chain.backing_format = given ? formats[0] : NULL,
+    .chain.lower_formats = given ? formats + 1 : NULL,
     .chain.force_share = options->force_share,
     .chain.locking = options->locking,
     .cache_size = CACHE_MIN_BYTES,
@@ -261,6 +286,8 @@ is_to_be_repaired (const struct header *h, enum image_repair mode)
   const bool dirty = h->incompatible & QCOW2_INCOMPAT_DIRTY;
   const bool corrupt = h->incompatible & QCOW2_INCOMPAT_CORRUPT;
 
+  if (h->l1_missing > 0) /* what is lost, if anything, nobody knows */
+    return mode == IMAGE_REPAIR_ALL;
   switch (mode) {
   case IMAGE_REPAIR_NONE:
     return false;
@@ -284,12 +311,18 @@ read_anew (struct image *im)
   struct chain_file *f = im->chain.file[0];
   const uint64_t then = epoch_now (&im->epoch);
   struct header h = { 0 };
+  struct snapshots t;
 
-  if (chain_read_header (f->layer.storage, &h) == -1)
+  if (chain_read_header (f->layer.storage, &h) == -1 ||
+      snapshots_read (&t, &h, f->layer.storage) == -1)
     return -1;
   /* The rest stays as it was, and has readers. */
   f->header.incompatible = h.incompatible;
   f->header.autoclear = h.autoclear;
+  f->header.l1_missing = h.l1_missing;
+  f->header.snapshots_offset = h.snapshots_offset;
+  im->snapshots.table_bytes = t.table_bytes;
+  snapshots_free (&t);
   f->header.refcount_table_offset = h.refcount_table_offset;
   f->header.refcount_table_clusters = h.refcount_table_clusters;
   for (;;) {
@@ -310,7 +343,7 @@ summarize (const struct image *im, const struct repair_report *r,
   char name[1024];
 
   if (b->corruptions == 0 && b->leaks == 0 && b->check_errors == 0 &&
-      !b->dirty && !b->corrupt)
+      !b->dirty && !b->corrupt && !b->l1_cut)
     return;
   snprintf (summary, len, "%s: repaired: %" PRIu64 " errors and %" PRIu64
             " leaked clusters were found, %" PRIu64 " and %" PRIu64

@@ -47,6 +47,13 @@ extern struct image *image_open_storages (struct storage *const *storages,
 extern struct image *image_open_storage (struct storage *s,
                                          uint64_t cache_size);
 
+/* Call fn for each thing about the files as they were opened that their owner
+ * should know, though the disk can be read.
+ */
+typedef void image_warning_fn (void *opaque, const char *text);
+extern void image_each_warning (const struct image *im, image_warning_fn *fn,
+                                void *opaque);
+
 /* The size, in bytes, of the disk that options->backing holds, of the format
  * options->backing_format: rounded up to 512.  Returns -1 with the error set:
  * EINVAL if options->file is among what is to be below it.
@@ -86,7 +93,10 @@ extern enum compression image_compression (const struct image *im);
 
 /* When an image is checked and repaired before it is written. */
 enum image_repair {
-  IMAGE_REPAIR_DIRTY, /* all that is wrong, if it is marked as dirty; default */
+  /* All that is wrong, if it is marked as dirty; default.  An L1 table that
+   * the end of the file cuts off is for IMAGE_REPAIR_ALL alone.
+   */
+  IMAGE_REPAIR_DIRTY,
   IMAGE_REPAIR_NONE,
   IMAGE_REPAIR_LEAKS, /* leaks too, each time */
   IMAGE_REPAIR_ALL,   /* all that is wrong, each time, and if it is marked as

@@ -10,6 +10,19 @@ repair_recount (struct repair *r)
   r->counted = false;
 }
 
+void
+repair_pretend_size (struct repair *r, uint64_t size)
+{
+  struct check *c = &r->c;
+
+  size = (size + 511) & ~UINT64_C (511);
+  if (size <= c->file_size)
+    return;
+  c->file_size = size;
+  c->nr = (size + c->h.cluster_size - 1) >> c->h.cluster_bits;
+  repair_recount (r);
+}
+
 int
 repair_each_window (struct repair *r, repair_window_fn *fn, void *opaque)
 {

@@ -23,6 +23,7 @@ struct repair {
   /* What there is to do. */
   bool rebuild; /* the refcount table, and all blocks */
   bool raise, lower;
+  bool keep_leaks; /* don't lower all the same */
 
   bool changed;       /* something was written since the last flush */
   uint64_t not_mended; /* entries in shared tables */
@@ -37,6 +38,9 @@ extern int repair_each_window (struct repair *r, repair_window_fn *fn,
 
 /* References are not what they were counted to be any more. */
 extern void repair_recount (struct repair *r);
+
+/* Look at the file as if it reached so far, since it is about to. */
+extern void repair_pretend_size (struct repair *r, uint64_t size);
 
 /* Whether metadata at this place may be written. */
 extern bool repair_may_write (const struct repair *r, struct host_off place);

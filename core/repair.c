@@ -24,12 +24,22 @@
  * else as well, all blocks and the table are written anew in place of 3 and
  * 5, in space that nothing refers to, and the header is switched over to them.
  *
+ * Entries of the snapshot table that have too much or too little extra data are
+ * mended last, if nothing else is left (repair-snapshots.h); what the old table
+ * took is freed by going through the steps once more.
+ *
  * What can't be decided is left as it is, and stays an error: metadata that
  * is used as something else too (which of both is right?) is not written at
  * all, as QEMU's repair does to the damage of data; so do refcounts that are
- * too narrow, and incomplete entries of the snapshot table.  If an L1 table
- * or the snapshot table can't be read as a whole then nothing is repaired,
- * since what it would refer to would be freed.
+ * too narrow.  If a snapshot's
+ * L1 table or the snapshot table can't be read as a whole then nothing is
+ * repaired, since what it would refer to would be freed.
+ *
+ * Before all of this the active L1 table is made whole if the end of the file
+ * cuts it off (repair-l1.h).  That guesses nothing if no cluster is leaked:
+ * the missing part referred to nothing.  Otherwise the leaks are kept by the
+ * repair that makes it whole, for who wants to look for what is lost; the next
+ * one can't tell them from others.
  */
 
 #include <config.h>
@@ -39,7 +49,9 @@
 #include "check-image.h"
 #include "error.h"
 #include "repair-entries.h"
+#include "repair-l1.h"
 #include "repair-refcounts.h"
+#include "repair-snapshots.h"
 #include "repair.h"
 
 #define DIRTY_OR_CORRUPT (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT)
@@ -49,6 +61,9 @@ static const char hidden[] =
 static const char has_errors[] =
   "leaks are not freed as long as there are errors, since they may be what a "
   "damaged entry should refer to";
+static const char maybe_missed[] =
+  "leaks are not freed yet, since they may be what the missing part of the L1 "
+  "table referred to: another repair frees them";
 static const char not_written[] =
   "metadata that is used as something else as well is not written";
 
@@ -86,7 +101,7 @@ repair_refcounts (struct repair *r)
       repair_clear_copied (r) == -1 ? -1 : repair_flush (r);
   if ((r->raise && repair_raise (r) == -1) || repair_flush (r) == -1 ||
       repair_clear_copied (r) == -1 || repair_flush (r) == -1 ||
-      (r->lower && repair_lower (r) == -1))
+      (r->lower && !r->keep_leaks && repair_lower (r) == -1))
     return -1;
   return repair_flush (r);
 }
@@ -108,6 +123,35 @@ run_steps (struct repair *r, struct repair_report *report)
   return repair_flush (r);
 }
 
+static int
+start (struct repair *r, struct storage *s,
+       const struct check_options *options)
+{
+  if (check_start (&r->c, s, options) == -1)
+    return -1;
+  r->c.mended = true;
+  r->c.counts.max = UINT64_MAX;
+  return 0;
+}
+
+/* Have all of the L1 table, if the end of the file cuts it off. */
+static int
+complete_l1 (struct storage *s, const struct check_options *options,
+             struct repair_report *report)
+{
+  struct repair r = { 0 };
+  int ret;
+
+  if (!report->before.l1_cut)
+    return 0;
+  if (start (&r, s, options) == -1)
+    return -1;
+  ret = repair_complete_l1 (&r, report->before.leaks > 0, &report->why_not);
+  check_end (&r.c);
+  free (r.shared);
+  return ret;
+}
+
 /* *anew: refcounts that were something else as well are not any more, so that
  * the other may be written now.
  */
@@ -118,10 +162,9 @@ run_once (struct storage *s, const struct check_options *options,
   struct repair r = { 0 };
   int ret;
 
-  if (check_start (&r.c, s, options) == -1)
+  if (start (&r, s, options) == -1)
     return -1;
-  r.c.mended = true;
-  r.c.counts.max = UINT64_MAX;
+  r.keep_leaks = report->before.l1_cut && report->before.leaks > 0;
   ret = run_steps (&r, report);
   *anew = r.rebuild && r.nr_shared > 0 && r.not_mended == 0;
   check_end (&r.c);
@@ -135,9 +178,35 @@ run (struct storage *s, const struct check_options *options,
 {
   bool anew;
 
+  if (complete_l1 (s, options, report) == -1)
+    return -1;
+  if (report->why_not != NULL)
+    return 0;
   if (run_once (s, options, report, &anew) == -1)
     return -1;
   return anew ? run_once (s, options, report, &anew) : 0;
+}
+
+/* Write the snapshot table anew, if it is all that is left to be mended. */
+static int
+mend_snapshots (struct storage *s, const struct check_options *options,
+                struct repair_report *report)
+{
+  const struct check_report *a = &report->after;
+  struct repair r = { 0 };
+  int ret;
+
+  if (report->why_not != NULL || a->odd_snapshots == 0 ||
+      a->corruptions != a->odd_snapshots || a->check_errors > 0)
+    return 0;
+  if (start (&r, s, options) == -1)
+    return -1;
+  ret = repair_snapshots (&r);
+  check_end (&r.c);
+  free (r.shared);
+  if (ret == -1 || run (s, options, report) == -1)
+    return -1;
+  return check_storage (s, options, &report->after);
 }
 
 /* The image is sound, and need not be marked as something else. */
@@ -161,9 +230,9 @@ is_to_do (enum repair_mode mode, struct repair_report *r)
 {
   const struct check_report *b = &r->before;
 
-  if (check_report_is_sound (b) && b->leaks == 0)
+  if (check_report_is_sound (b) && b->leaks == 0 && !b->l1_cut)
     return false;
-  if (b->blind)
+  if (b->blind || (b->l1_cut && mode == REPAIR_LEAKS))
     r->why_not = hidden;
   else if (mode == REPAIR_LEAKS &&
            (b->corruptions > b->found[CHECK_COPIED] || b->check_errors > 0))
@@ -181,9 +250,12 @@ repair_storage (struct storage *s, enum repair_mode mode,
   r->after = r->before;
   if (is_to_do (mode, r) &&
       (run (s, options, r) == -1 ||
-       check_storage (s, options, &r->after) == -1))
+       check_storage (s, options, &r->after) == -1 ||
+       (mode == REPAIR_ALL && mend_snapshots (s, options, r) == -1)))
     return -1;
-  if (check_report_is_sound (&r->after) &&
+  if (r->before.l1_cut && r->after.leaks > 0 && r->why_not == NULL)
+    r->why_not = maybe_missed;
+  if (check_report_is_sound (&r->after) && !r->after.l1_cut &&
       (r->after.dirty || r->after.corrupt)) {
     if (clear_marks (s, options) == -1)
       return -1;

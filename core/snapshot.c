@@ -87,14 +87,11 @@ read_entry (struct cursor *c, const struct header *h, struct snapshot *sn)
   sn->vm_state_size = get_be32 (entry + ENTRY_VM_STATE_SIZE);
   sn->disk_size = h->disk_size;
 
+  /* QEMU refuses more than QCOW2_MAX_SNAPSHOT_EXTRA.  What it has to do with
+   * is stepped over here, so that there is no reason to withhold the disk; a
+   * repair makes QEMU read it again.
+   */
   extra_size = get_be32 (entry + ENTRY_EXTRA_SIZE);
-  if (extra_size > QCOW2_MAX_SNAPSHOT_EXTRA) {
-    error_set (EINVAL, "%s: snapshot table entry at offset 0x%" PRIx64 ": "
-               "%" PRIu64 " bytes of extra data are more than %d",
-               c->storage->name, c->at - sizeof entry, extra_size,
-               QCOW2_MAX_SNAPSHOT_EXTRA);
-    return -1;
-  }
   known = extra_size < EXTRA_KNOWN ? extra_size : EXTRA_KNOWN;
   if (take (c, extra, known) == -1 ||
       take (c, NULL, extra_size - known) == -1)

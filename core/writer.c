@@ -24,11 +24,17 @@ int
 writer_check_header (struct storage *s, const struct header *h,
                      const struct writer_options *options)
 {
-  bool has_bitmaps;
+  bool must_follow;
 
-  if (bitmaps_are_consistent (s, h, &has_bitmaps) == -1)
+  if (bitmaps_must_follow (s, h, &must_follow) == -1)
     return -1;
-  if (h->incompatible & QCOW2_INCOMPAT_CORRUPT) {
+  if (h->l1_missing > 0) {
+    error_set (ENOTSUP, "%s: the L1 table at offset 0x%" PRIx64 " ends %" PRIu64
+               " bytes beyond the end of the file", s->name, h->l1_offset.v,
+               h->l1_missing);
+    advise (ADVICE_REPAIR);
+  }
+  else if (h->incompatible & QCOW2_INCOMPAT_CORRUPT) {
     error_set (ENOTSUP, "%s: it is marked as corrupt (incompatible feature "
                "bit 1)", s->name);
     advise (ADVICE_REPAIR);
@@ -38,9 +44,9 @@ writer_check_header (struct storage *s, const struct header *h,
                "bit 0), so that its refcounts may be wrong", s->name);
     advise (ADVICE_REPAIR);
   }
-  else if (has_bitmaps && !options->invalidate_bitmaps) {
-    error_set (ENOTSUP, "%s: it has persistent bitmaps, which writing would "
-               "make wrong", s->name);
+  else if (must_follow && !options->invalidate_bitmaps) {
+    error_set (ENOTSUP, "%s: it has persistent bitmaps that are enabled, which "
+               "writing would make wrong", s->name);
     advise (ADVICE_BITMAPS);
   }
   else
@@ -289,8 +295,8 @@ failed (struct writer *w)
 
 /* What must be true before anything is changed: what nobody keeps up to date
  * from here on is not to be believed (I8), and with lazy refcounts the image
- * is dirty.  The bitmaps' own bit stays: they remain well-formed.  begin_lock
- * held.
+ * is dirty.  The bitmaps' own bit stays: they remain well-formed, and those
+ * that are disabled right.  begin_lock held.
  */
 static int
 begin (struct writer *w)

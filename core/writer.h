@@ -63,7 +63,8 @@ struct writer_options {
 };
 
 /* Whether an image with this header may be written: not if it is marked as
- * dirty or corrupt, or has bitmaps that would become wrong.  Returns -1 with
+ * dirty or corrupt, has bitmaps that would become wrong, or lacks a part of its
+ * L1 table.  Returns -1 with
  * the error set: ENOTSUP, or EIO, EINVAL if that can't be told.
  */
 extern int writer_check_header (struct storage *s, const struct header *h,

@@ -17,7 +17,10 @@
 
 static char *file;
 static char *backing;
-static char *backing_format;
+
+/* Of the backing files from the first on down: constants. */
+static const char *formats[CHAIN_MAX_DEPTH];
+static unsigned nr_formats;
 
 static struct image_options options = {
   .chain.follow = FOLLOW_NONE,
@@ -110,18 +113,19 @@ set_follow (const char *key, const char *value)
 }
 
 static int
-set_backing_format (const char *value)
+set_backing_format (const char *key, const char *value)
 {
-  if (strcmp (value, "raw") != 0 && strcmp (value, "qcow2") != 0) {
-    nbdkit_error ("backing-format=%s: must be raw or qcow2", value);
+  static const char *const words[] = { "raw", "qcow2", NULL };
+  const int i = params_choose (key, value, words, "raw or qcow2");
+
+  if (i == -1)
+    return -1;
+  if (nr_formats == CHAIN_MAX_DEPTH - 1) { /* a NULL follows the last */
+    nbdkit_error ("%s= was given more than %u times: no backing chain is that "
+                  "deep", key, nr_formats);
     return -1;
   }
-  free (backing_format);
-  backing_format = strdup (value);
-  if (backing_format == NULL) {
-    nbdkit_error ("out of memory");
-    return -1;
-  }
+  formats[nr_formats++] = words[i];
   return 0;
 }
 
@@ -249,7 +253,7 @@ params_set (const char *key, const char *value)
   if (strcmp (key, "follow") == 0)
     return set_follow (key, value);
   if (strcmp (key, "backing-format") == 0)
-    return set_backing_format (value);
+    return set_backing_format (key, value);
   if (strcmp (key, "force-share") == 0)
     return params_parse_bool (key, value, &options.chain.force_share);
   if (strcmp (key, "locking") == 0)
@@ -302,7 +306,9 @@ params_complete (void)
   }
   options.chain.file = file;
   options.chain.backing = backing;
-  options.chain.backing_format = backing_format;
+  options.chain.backing_format = formats[0];
+  if (nr_formats > 1)
+    options.chain.lower_formats = formats + 1;
   if (complete_compress () == -1)
     return -1;
   return creation_complete (&options.chain);
@@ -352,6 +358,5 @@ params_free (void)
 {
   free (file);
   free (backing);
-  free (backing_format);
   creation_free ();
 }

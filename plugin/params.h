@@ -52,6 +52,7 @@ extern int params_parse_size (const char *key, const char *value,
   "backing=<PATH>             Use this backing file, whatever the image\n" \
   "                           names.\n"                                   \
   "backing-format=raw|qcow2   Its format; default: what the image records.\n" \
+  "                           Again for each backing file below it.\n"    \
   "cache-size=<SIZE>          Size of the metadata cache (default 256M).\n" \
   "force-share=<BOOL>         Read even an image that another process\n"  \
   "                           writes (default false).\n"                  \

@@ -123,6 +123,13 @@ warn_of_refusal (void)
                   error_message ());
 }
 
+/* nbdkit logs nothing but errors without -v. */
+static void
+log_warning (void *opaque, const char *text)
+{
+  nbdkit_error ("warning: %s", text);
+}
+
 /* Open here, so that an image which can't be served stops nbdkit before it
  * forks, with its reason on stderr.
  */
@@ -144,6 +151,7 @@ qcow2_get_ready (void)
     nbdkit_error ("%s", error_message ());
     return -1;
   }
+  image_each_warning (image, log_warning, NULL);
   if (params_apply (image) == -1)
     return -1;
   warn_of_refusal ();

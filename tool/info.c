@@ -282,6 +282,8 @@ open_chain (struct info *i)
     .chain = {
       .file = o->file,
       .follow = o->follow,
+      .backing_format = o->formats[0],
+      .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
       .force_share = o->force_share,
     },
     .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,

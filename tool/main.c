@@ -32,6 +32,9 @@ static const char usage[] =
   "  -p, --progress           check: print how far it is\n"
   "      --follow=none|beneath|any\n"
   "                           info, map: which backing files to open (none)\n"
+  "      --backing-format=raw|qcow2\n"
+  "                           info, map: the format of the backing file; again\n"
+  "                           for each below it\n"
   "      --help, --version\n"
   "\n"
   NAME " help COMMAND tells more of each.\n"
@@ -159,6 +162,17 @@ parse_follow (struct tool_options *o, const char *value)
 }
 
 static void
+parse_backing_format (struct tool_options *o, const char *value)
+{
+  if (strcmp (value, "raw") != 0 && strcmp (value, "qcow2") != 0)
+    wrong ("--backing-format must be ", "raw or qcow2");
+  if (o->nr_formats == CHAIN_MAX_DEPTH - 1)
+    wrong ("--backing-format was given more often than ",
+           "any backing chain is deep");
+  o->formats[o->nr_formats++] = value;
+}
+
+static void
 parse_messages (struct tool_options *o, const char *value)
 {
   unsigned long n;
@@ -176,6 +190,7 @@ enum {
   OPT_OUTPUT = 256,
   OPT_MESSAGES,
   OPT_FOLLOW,
+  OPT_BACKING_FORMAT,
   OPT_HELP,
   OPT_VERSION,
 };
@@ -188,6 +203,7 @@ static const struct option long_options[] = {
   { "messages", required_argument, NULL, OPT_MESSAGES },
   { "progress", no_argument, NULL, 'p' },
   { "follow", required_argument, NULL, OPT_FOLLOW },
+  { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
   { "help", no_argument, NULL, OPT_HELP },
   { "version", no_argument, NULL, OPT_VERSION },
   { NULL, 0, NULL, 0 },
@@ -222,6 +238,9 @@ parse_option (struct tool_options *o, int option)
   case OPT_FOLLOW:
     parse_follow (o, optarg);
     break;
+  case OPT_BACKING_FORMAT:
+    parse_backing_format (o, optarg);
+    break;
   case OPT_HELP:
     fputs (usage, stdout);
     exit (TOOL_OK);
@@ -243,6 +262,8 @@ check_options_of (const char *command, const struct tool_options *o)
     wrong (command, " takes neither --repair nor --progress");
   if (check && o->follow != FOLLOW_NONE)
     wrong (command, " does not take --follow: it looks at one file");
+  if (check && o->nr_formats > 0)
+    wrong (command, " does not take --backing-format: it looks at one file");
   if (o->repair && o->force_share)
     wrong ("--repair and --force-share ", "exclude each other");
 }

@@ -175,6 +175,8 @@ tool_map (const struct tool_options *o)
     .chain = {
       .file = o->file,
       .follow = o->follow,
+      .backing_format = o->formats[0],
+      .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
       .force_share = o->force_share,
     },
     .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,

@@ -29,6 +29,12 @@ struct tool_options {
   enum repair_mode mode;
   unsigned messages; /* check: to be printed */
   enum follow follow; /* info, map */
+
+  /* info, map: of the backing files from the first on down; NULL after the
+   * last.
+   */
+  const char *formats[CHAIN_MAX_DEPTH];
+  unsigned nr_formats;
 };
 
 extern int tool_check (const struct tool_options *o);

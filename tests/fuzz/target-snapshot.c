@@ -43,6 +43,8 @@ parse_entry (const uint8_t *data, size_t size, const struct header *h,
   if (*at > size || size - *at < 40)
     return false;
   extra = get_be32 (p + 36);
+  if (extra > size) /* nothing can be behind it */
+    return false;
   *e = (struct entry) {
     .l1_offset = get_be64 (p),
     .l1_size = get_be32 (p + 8),
@@ -53,7 +55,7 @@ parse_entry (const uint8_t *data, size_t size, const struct header *h,
   };
   e->name = e->id + e->id_size;
   end = *at + 40 + extra + e->id_size + e->name_size;
-  if (extra > QCOW2_MAX_SNAPSHOT_EXTRA || end > size || end > limit)
+  if (end > size || end > limit)
     return false;
   if (extra >= 16)
     e->disk_size = get_be64 (p + 48);

@@ -15,6 +15,7 @@
 
 #define EXTENSION 112 /* where it is in the header */
 #define IN_USE 1
+#define AUTO 2 /* enabled */
 
 /* An image with bitmaps that have these flags; their tables are empty. */
 static uint64_t
@@ -70,20 +71,21 @@ static const struct writer_options invalidate = {
   .invalidate_bitmaps = true,
 };
 
-/* Refused unless they may be lost; then they are marked before anything is
- * written, durably, and their autoclear bit stays, others don't.
+/* Refused unless they may be lost; then those that are enabled are marked
+ * before anything is written, durably, and their autoclear bit stays, others
+ * don't.
  */
 static void
 test_consistent (void)
 {
-  static const uint32_t flags[] = { 2, IN_USE | 4, 0 };
+  static const uint32_t flags[] = { AUTO, IN_USE | 4, AUTO | 4, 0 };
   struct memory_log log = MEMORY_LOG_INIT;
   uint64_t directory;
   struct builder b;
   struct image *im;
   size_t i;
 
-  directory = build_bitmaps (&b, 3, flags);
+  directory = build_bitmaps (&b, 4, flags);
   start (&b);
   im = open_image ();
   CHECK_EQ (image_make_writable (im, &careful), (uint64_t) -1);
@@ -92,9 +94,10 @@ test_consistent (void)
   CHECK_EQ (control.writes, 0);
   control.log = &log;
   CHECK_OK (image_write (im, "x", 1, (struct guest_off) { 0 }, 0));
-  CHECK_EQ (get_be32 (disk.data + directory + 12), 2 | IN_USE);
+  CHECK_EQ (get_be32 (disk.data + directory + 12), AUTO | IN_USE);
   CHECK_EQ (get_be32 (disk.data + directory + 32 + 12), IN_USE | 4);
-  CHECK_EQ (get_be32 (disk.data + directory + 64 + 12), IN_USE);
+  CHECK_EQ (get_be32 (disk.data + directory + 64 + 12), AUTO | IN_USE | 4);
+  CHECK_EQ (get_be32 (disk.data + directory + 104 + 12), 0);
   CHECK_EQ (get_be64 (disk.data + 88), QCOW2_AUTOCLEAR_BITMAPS);
   for (i = 0; i < log.nr && log.call[i].kind == MEMORY_WRITE; ++i)
     CHECK_EQ (log.call[i].offset / 4096, directory / 4096);
@@ -109,6 +112,34 @@ test_consistent (void)
   CHECK_OK (image_make_writable (im, &careful));
   CHECK_OK (image_write (im, "x", 1, (struct guest_off) { 0 }, 0));
   CHECK_OK (image_close (im));
+  memory_disk_free (&disk);
+}
+
+/* Disabled ones stay right whatever is written: nothing is asked, they are not
+ * changed, and their autoclear bit stays, so that they go on being believed.
+ */
+static void
+test_disabled (void)
+{
+  static const uint32_t flags[] = { 0, AUTO | IN_USE, 4, IN_USE };
+  uint8_t before[4096];
+  uint64_t directory;
+  struct builder b;
+  struct image *im;
+
+  directory = build_bitmaps (&b, 4, flags);
+  start (&b);
+  memcpy (before, disk.data + directory, sizeof before);
+  im = open_image ();
+  CHECK_OK (image_make_writable (im, &careful));
+  CHECK_OK (image_close (im));
+  im = open_image ();
+  CHECK_OK (image_make_writable (im, &invalidate));
+  CHECK_OK (image_write (im, "x", 1, (struct guest_off) { 0 }, 0));
+  CHECK_OK (image_close (im));
+  CHECK (memcmp (before, disk.data + directory, sizeof before) == 0);
+  CHECK_EQ (get_be64 (disk.data + 88), QCOW2_AUTOCLEAR_BITMAPS);
+  image_check_clean ("disabled bitmaps", disk.data, disk.size);
   memory_disk_free (&disk);
 }
 
@@ -196,7 +227,7 @@ test_short_extension (void)
 static void
 test_marking_fails (void)
 {
-  static const uint32_t flags[] = { 0, 0 };
+  static const uint32_t flags[] = { AUTO, AUTO };
   static const unsigned kinds[] = { MEMORY_WRITE, MEMORY_FLUSH };
   struct builder b;
   struct image *im;
@@ -226,6 +257,7 @@ main (void)
 {
   check_time_limit (100);
   test_consistent ();
+  test_disabled ();
   test_stale ();
   test_malformed ();
   test_short_extension ();

@@ -238,6 +238,7 @@ struct try {
   const char *file;
   enum follow follow;
   const char *backing, *backing_format;
+  const char *lower[3]; /* formats; NULL after the last */
 };
 
 static struct image *
@@ -246,7 +247,7 @@ try_open (const struct try *t)
   const struct image_options options = {
     .chain = {
       .file = t->file, .follow = t->follow, .backing = t->backing,
-      .backing_format = t->backing_format,
+      .backing_format = t->backing_format, .lower_formats = t->lower,
     },
     .cache_size = CACHE_MIN_BYTES,
   };
@@ -312,6 +313,7 @@ test_files (void)
     "sub/base.raw", "sub/mid.qcow2", "sub/up.qcow2", "sub/out.qcow2",
     "sub/abs.qcow2", "sub/out-link", "sub/in-link", "sub/loop1", "sub/loop2",
     "sub/self", "sub/json", "sub/nbd", "sub/noformat", "sub/vmdk",
+    "sub/old", "sub/said", "sub/file", "sub/json2", "sub/json3", "sub/json4", "sub/json5",
     "sub/missing", "sub/hostile", "sub/fifo", "sub/to-fifo", "sub/via-link",
     "sub/dots.qcow2", "sub", "secret", "link.qcow2", "top.qcow2", NULL,
   };
@@ -384,12 +386,47 @@ test_files (void)
 
   /* Protocols, formats, what is not there, what is no file. */
   write_image ("sub/json", "json:{\"driver\":\"raw\"}", "raw", 0, 0);
-  REFUSED (EACCES, "protocols", "sub/json", FOLLOW_ANY);
+  REFUSED (EACCES, "only plain paths", "sub/json", FOLLOW_ANY);
   write_image ("sub/nbd", "nbd:localhost:10809", "raw", 0, 0);
   REFUSED (EACCES, "protocols", "sub/nbd", FOLLOW_ANY);
   write_image ("sub/noformat", "base.raw", NULL, 0, 0);
   REFUSED (EINVAL, "never guessed", "sub/noformat", FOLLOW_ANY);
   ACCEPTED (0, 9, "sub/noformat", FOLLOW_ANY, NULL, "raw");
+
+  /* Formats are given from the top down, by their place. */
+  write_image ("sub/old", "noformat", NULL, 0, 0);
+  write_image ("sub/said", "old", "qcow2", 0, 0);
+  REFUSED (EINVAL, "qcow2 1 time,", "sub/old", FOLLOW_ANY, NULL, "qcow2");
+  REFUSED (EINVAL, "qcow2 2 times,", "sub/said", FOLLOW_ANY, NULL, "qcow2",
+           { "qcow2" });
+  ACCEPTED (0, 9, "sub/old", FOLLOW_ANY, NULL, "qcow2", { "raw" });
+  ACCEPTED (0, 9, "sub/said", FOLLOW_ANY, NULL, "qcow2", { "qcow2", "raw" });
+  ACCEPTED (0, 9, "sub/said", FOLLOW_ANY, "sub/noformat", "qcow2",
+            { "raw" });
+  REFUSED (EINVAL, "follows 2 others", "sub/old", FOLLOW_ANY, NULL, "qcow2",
+           { "raw", "raw" });
+
+  /* The same in file: and json:, which may tell the format, too; what the
+   * image records counts more, and the user's word most.
+   */
+  write_image ("sub/file", "file:base.raw", "raw", 0, 0);
+  REFUSED (EACCES, "follow=none", "sub/file", FOLLOW_NONE);
+  ACCEPTED (0, 9, "sub/file", FOLLOW_BENEATH);
+  write_image ("sub/json2", "json:{\"driver\":\"raw\",\"file.filename\":"
+               "\"base.raw\"}", NULL, 0, 0);
+  REFUSED (EACCES, "follow=none", "sub/json2", FOLLOW_NONE);
+  ACCEPTED (0, 9, "sub/json2", FOLLOW_BENEATH);
+  REFUSED (EINVAL, "not a qcow2 image", "sub/json2", FOLLOW_ANY, NULL,
+           "qcow2");
+  write_image ("sub/json3", "json:{\"driver\":\"raw\",\"file.filename\":"
+               "\"base.raw\"}", "qcow2", 0, 0);
+  REFUSED (EINVAL, "not a qcow2 image", "sub/json3", FOLLOW_ANY);
+  write_image ("sub/json4", "json:{\"file.filename\":\"base.raw\"}", NULL,
+               0, 0);
+  REFUSED (EINVAL, "backing-format", "sub/json4", FOLLOW_ANY);
+  write_image ("sub/json5", "json:{\"driver\":\"raw\",\"file.filename\":"
+               "\"../base.raw\"}", NULL, 0, 0);
+  REFUSED (EACCES, "not beneath", "sub/json5", FOLLOW_BENEATH);
   write_image ("sub/vmdk", "base.raw", "vm\033dk", 0, 0);
   REFUSED (ENOTSUP, "\"vm\\x1bdk\"", "sub/vmdk", FOLLOW_ANY);
   write_image ("sub/missing", "nowhere", "raw", 0, 0);

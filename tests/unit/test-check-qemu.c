@@ -34,7 +34,6 @@ enum reason {
   REASON_SUBCLUSTERS, /* of compressed data */
   REASON_UNALIGNED,   /* too many such L2 tables: not all are followed */
   REASON_BITMAPS,     /* qemu-img gives up */
-  REASON_EMPTY_TABLE, /* at an unaligned offset: likewise */
   REASON_LARGE,       /* offsets of 2^63 and more: likewise */
   REASON_HEADER,      /* core/ refuses a header that QEMU takes */
   REASON_OTHER_FILES, /* QEMU opens what the header names */
@@ -47,7 +46,6 @@ static const char *const reason_text[REASONS] = {
   "compressed clusters with subclusters",
   "more than 1000 unaligned L2 tables",
   "damaged bitmaps, which can't be opened there",
-  "empty tables at unaligned offsets, which can't be opened there",
   "offsets of 2^63 and more, which can't be checked there",
   "headers that are refused here",
   "names of backing and data files, which are opened there",
@@ -175,19 +173,13 @@ has_odd_compressed (const struct spoiled *s, const struct answer *a)
 
 /* Why qemu-img has nothing to say; REASONS: not known. */
 static enum reason
-why_incomplete (const struct spoiled *s, const struct answer *a,
-                const struct verdict *v)
+why_incomplete (const struct answer *a, const struct verdict *v)
 {
-  const uint64_t mask = (UINT64_C (1) << get_be32 (s->bytes + 20)) - 1;
-
   if (strstr (v->complained, "backing file") != NULL ||
       strstr (v->complained, "data-file-raw") != NULL)
     return REASON_OTHER_FILES;
   if (a->report.bitmaps_damaged)
     return REASON_BITMAPS;
-  if ((get_be32 (s->bytes + 60) == 0 && (get_be64 (s->bytes + 64) & mask)) ||
-      (get_be32 (s->bytes + 36) == 0 && (get_be64 (s->bytes + 40) & mask)))
-    return REASON_EMPTY_TABLE;
   if (a->report.found[CHECK_BEYOND] > 0 &&
       strstr (v->complained, "Could not open") == NULL)
     return REASON_LARGE;
@@ -208,7 +200,7 @@ why_different (const struct spoiled *s, const struct answer *a,
   if (!a->complete)
     return strstr (a->said, "(at offset") != NULL ? REASON_HEADER : REASONS;
   if (!v->complete)
-    return why_incomplete (s, a, v);
+    return why_incomplete (a, v);
   if (has_odd_compressed (s, a) && v->corruptions > 0)
     return REASON_SUBCLUSTERS;
   if (a->report.found[CHECK_UNALIGNED] > 1000 && v->corruptions > 0)

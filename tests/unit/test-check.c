@@ -304,6 +304,10 @@ test_blind (void)
   CHECK (check_built (&b).blind);
   CHECK_EQ (check_built (&b).found[CHECK_BEYOND], 1);
   put (&b, snapshots, b.snapshot_l1[0]);
+  put (&b, 40, UINT64_C (1) << 30);
+  CHECK (check_built (&b).l1_cut && !check_built (&b).blind);
+  CHECK_EQ (check_built (&b).found[CHECK_BEYOND], 1);
+  put (&b, 40, b.l1_offset);
   put_be32 (b.data + snapshots + 8, UINT32_MAX);
   CHECK (check_built (&b).blind);
   CHECK_EQ (check_built (&b).found[CHECK_SNAPSHOT], 1);
@@ -515,10 +519,10 @@ test_no_image (void)
   start (&b, 3);
   build_snapshot (&b, 0, &(uint64_t) { 1 });
   build_finish (&b);
-  put_be32 (b.data + get (&b, 64) + 36, 1025);
+  put_be32 (b.data + get (&b, 64) + 36, UINT32_MAX);
   s = build_storage (&b, NULL);
   CHECK_EQ (check_storage (s, &quiet, &r), -1);
-  CHECK_ERROR (EINVAL, "extra data");
+  CHECK_ERROR (EINVAL, "the table is larger than 67108864 bytes");
   storage_close (s);
   build_free (&b);
 }

@@ -113,15 +113,16 @@ static const struct change changes[] = {
   { T, 2, 9, 24, 8, 32769, EINVAL, "needs 2 entries", NULL },
   { T, 3, 16, 36, 4, 0, EINVAL, "L1 table size 0", "needs 1" },
   { T, 3, 16, 36, 4, 8192, 0, NULL, NULL },
-  { T, 3, 16, 36, 4, 8193, EINVAL, "L1 table at offset 0x30000",
-    "outside the file of 262144 bytes" },
+  { T, 3, 16, 36, 4, 8193, 0, NULL, NULL }, /* the end cuts it off */
   { T, 3, 16, 36, 4, 4194305, EINVAL, "4194305 entries", "33554432" },
   { T, 3, 16, 36, 4, UINT32_MAX, EINVAL, "4294967295 entries", NULL },
   { T, 3, 16, 40, 8, 0, EINVAL, "L1 table offset 0x0", "offset 40" },
   { T, 3, 16, 40, 8, 0x30200, EINVAL, "L1 table offset 0x30200",
     "cluster size 65536" },
-  { T, 3, 16, 40, 8, 0x40000, EINVAL, "L1 table at offset 0x40000",
-    "outside" },
+  { T, 3, 16, 40, 8, 0x40000, 0, NULL, NULL }, /* likewise */
+  { T, 3, 16, 40, 8, (UINT64_C (1) << 55) - 65536, 0, NULL, NULL },
+  { T, 3, 16, 40, 8, UINT64_C (1) << 55, EINVAL,
+    "L1 table at offset 0x80000000000000", "outside the file of 262144" },
   { T, 3, 16, 40, 8, UINT64_C (0xffffffffffff0000), EINVAL,
     "offset 0xffffffffffff0000", "outside" },
   { T, 3, 16, 40, 8, UINT64_C (1) << 63, EINVAL, "outside", NULL },
@@ -142,7 +143,14 @@ static const struct change changes[] = {
   { T, 3, 16, 60, 4, 1, EINVAL, "snapshot table offset 0x0", "offset 64" },
   { T, 3, 16, 60, 4, 65537, EINVAL, "65537 snapshots", "offset 60" },
   { T, 3, 16, 60, 4, UINT32_MAX, EINVAL, "4294967295 snapshots", NULL },
-  { T, 3, 16, 64, 8, 12345, 0, NULL, NULL }, /* there are none */
+  /* none: but where they would be must be a place for a table */
+  { T, 3, 16, 64, 8, 0x20000, 0, NULL, NULL },
+  { T, 3, 16, 64, 8, INT64_MAX & -65536, 0, NULL, NULL },
+  { T, 3, 16, 64, 8, 0x20200, EINVAL, "snapshot table offset 0x20200",
+    "offset 64" },
+  { T, 2, 16, 64, 8, 1, EINVAL, "snapshot table offset 0x1", "offset 64" },
+  { T, 3, 16, 64, 8, UINT64_C (1) << 63, EINVAL,
+    "snapshot table offset 0x8000000000000000", "less than 2^63" },
 
   /* encryption */
   { T, 3, 16, 32, 4, 1, ENOTSUP, "method 1 (AES)", "offset 32" },
@@ -164,7 +172,8 @@ static const struct change changes[] = {
   { T, 3, 16, 72, 8, UINT64_C (1) << 63, ENOTSUP, "bit 63 (",
     "0x8000000000000000" },
   { T, 3, 16, 72, 8, 96, ENOTSUP, "bit 5 (", "bit 6 (" },
-  { T, 2, 16, 72, 8, UINT32_C (0xe2792acb), 0, NULL, NULL }, /* unknown ext */
+  /* in version 2 these are an extension */
+  { T, 2, 16, 72, 8, UINT64_C (0xe2792acb00000008), 0, NULL, NULL },
 
   /* compatible and autoclear ones don't matter */
   { T, 3, 16, 80, 8, UINT64_MAX, 0, NULL, NULL },
@@ -302,9 +311,10 @@ test_disk_size (void)
   put (24, 8, UINT64_C (4194304) * 32768);
   file_size = 3 * 512 + (32 << 20);
   CHECK_OK (decode (&h));
+  CHECK_EQ (h.l1_missing, 0);
   file_size--;
-  CHECK_EQ (decode (&h), (uint64_t) -1);
-  CHECK_ERROR (EINVAL, "outside the file");
+  CHECK_OK (decode (&h));
+  CHECK_EQ (h.l1_missing, 1);
 }
 
 static void
@@ -327,9 +337,16 @@ test_file_size (void)
   make (3, 16);
   file_size = 0x30008;
   CHECK_OK (decode (&h));
-  file_size = 0x30007;
-  CHECK_EQ (decode (&h), (uint64_t) -1);
-  CHECK_ERROR (EINVAL, "truncated?");
+  CHECK_EQ (h.l1_missing, 0);
+  file_size = 0x30007; /* what is missing are zeros, for who reads */
+  CHECK_OK (decode (&h));
+  CHECK_EQ (h.l1_missing, 1);
+  file_size = 0x30000;
+  CHECK_OK (decode (&h));
+  CHECK_EQ (h.l1_missing, 8);
+  file_size = 0x20000;
+  CHECK_OK (decode (&h));
+  CHECK_EQ (h.l1_missing, 8);
 
   /* The refcount table's last cluster may be cut off by the file's end. */
   make (3, 16);
@@ -411,13 +428,18 @@ test_extensions (void)
       CHECK_OK (decode (&h));
       CHECK_STR (h.backing_format, "qcow2");
     }
-    /* What follows the end does not count, nor does the end's length. */
+    /* What follows the end does not count, nor does the end's data; but it
+     * must be there.
+     */
     make (2 + v, 16);
     at = extension (start[v], QCOW2_EXT_END, 0, NULL);
-    put_be32 (image + at - 4, UINT32_MAX);
+    put_be32 (image + at - 4, 65536 - at);
     extension (at, QCOW2_EXT_BACKING_FORMAT, 3, "raw");
     CHECK_OK (decode (&h));
     CHECK_STR (h.backing_format, "");
+    put_be32 (image + at - 4, 65536 - at + 1);
+    CHECK_EQ (decode (&h), (uint64_t) -1);
+    CHECK_ERROR (EINVAL, "extension 0x00000000");
 
     /* The format's length. */
     make (2 + v, 16);
@@ -438,15 +460,15 @@ test_extensions (void)
     extension (start[v], 0x12345678, 512 - start[v] - 7, NULL);
     CHECK_EQ (decode (&h), (uint64_t) -1);
     CHECK_ERROR (EINVAL, "extension 0x12345678");
-    CHECK_HAS (error_message (), "beyond the header's end at 512");
+    CHECK_HAS (error_message (), "beyond the extensions' end at 512");
     put_be32 (image + start[v] + 4, UINT32_MAX);
     CHECK_EQ (decode (&h), (uint64_t) -1);
     CHECK_ERROR (EINVAL, "length 4294967295");
     put_be32 (image + start[v] + 4, UINT32_MAX - 7);
     CHECK_EQ (decode (&h), (uint64_t) -1);
 
-    /* Odd ends: the last one's padding is cut, or less than 8 bytes are
-     * left; and the backing name is where extensions end.
+    /* Odd ends: the last one's padding is cut, or its data, or less than 8
+     * bytes are left for it; the backing name is where extensions end.
      */
     for (len = 0; len <= 16; ++len) {
       make (2 + v, 9);
@@ -458,12 +480,20 @@ test_extensions (void)
       CHECK_OK (decode (&h));
       CHECK_STR (h.backing_name, "backing/x");
       put (8, 8, at - 1);
-      if (len > 0) {
-        CHECK_EQ (decode (&h), (uint64_t) -1);
-        CHECK_ERROR (EINVAL, "beyond the header's end");
-      }
-      else /* there is no room for an extension at all */
+      CHECK_EQ (decode (&h), (uint64_t) -1);
+      CHECK_ERROR (EINVAL, len > 0 ? "beyond the extensions' end"
+                   : "are cut off by the extensions' end");
+    }
+    for (len = 0; len <= 8; ++len) {
+      make (2 + v, 9);
+      put (8, 8, start[v] + len);
+      put (16, 4, 9);
+      if (len == 0 || len == 8)
         CHECK_OK (decode (&h));
+      else {
+        CHECK_EQ (decode (&h), (uint64_t) -1);
+        CHECK_ERROR (EINVAL, "its type and length, 8 bytes, are cut off");
+      }
     }
   }
   /* A header that fills the cluster has none. */
@@ -586,7 +616,11 @@ test_check_table (void)
   header_check_table ("img", &h, 0x40000, "thing", 77,                  \
                       (struct host_off) { offset }, nr, size, max)
   CHECK_OK (TABLE (0, 0, 8, 0));
-  CHECK_OK (TABLE (12345, 0, 8, 0));
+  CHECK_OK (TABLE (INT64_MAX & -65536, 0, 8, 0));
+  CHECK_EQ (TABLE (12345, 0, 8, 0), (uint64_t) -1);
+  CHECK_ERROR (EINVAL, "img: thing offset 0x3039 (at offset 77)");
+  CHECK_EQ (TABLE (UINT64_C (1) << 63, 0, 8, 0), (uint64_t) -1);
+  CHECK_ERROR (EINVAL, "though the table is empty");
   CHECK_OK (TABLE (0x10000, 1, 8, 8));
   CHECK_OK (TABLE (0x10000, 0x30000, 1, 0x30000));
   CHECK_EQ (TABLE (0x10000, 2, 8, 15), (uint64_t) -1);
@@ -633,7 +667,8 @@ test_random (void)
     CHECK_EQ (h.disk_size % 512, 0);
     CHECK (h.l1_size == 0 ||
            (h.l1_offset.v > 0 && h.l1_offset.v % h.cluster_size == 0 &&
-            h.l1_offset.v + 8 * h.l1_size <= file_size));
+            (h.l1_missing == 8 * h.l1_size ||
+             h.l1_offset.v + 8 * h.l1_size - h.l1_missing <= file_size)));
     CHECK ((h.disk_size >> header_l1_shift (&h)) <= h.l1_size);
     CHECK (h.nr_snapshots == 0 ||
            (h.snapshots_offset.v > 0 &&

@@ -10,7 +10,7 @@ core=${srcdir:-$(dirname "$0")}/../../core
 # A room's own header does not count: it is on the same level.
 levels='
 0 format error advice beneath locks storage storage-file
-1 header entry codec foreign
+1 header entry codec foreign backing-name
 2 check-counts check-mend check-refcounts check-report
 2 bitmaps cache create create-file decoded epoch gather inflight overlap
 3 check-state map snapshot commit
@@ -19,8 +19,9 @@ levels='
 6 check-image chain writer
 7 compress repair-state
 8 repair-entries repair-refcounts write
-9 repair zero
-10 image
+9 repair-l1 repair-snapshots zero
+10 repair
+11 image
 '
 
 level_of ()

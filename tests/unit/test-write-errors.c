@@ -411,7 +411,7 @@ test_version_2 (void)
 
   build_start (&b, 2, 12, false, COMPRESSION_DEFLATE, DISK_BYTES);
   build_finish (&b);
-  put_be64 (b.data + 72, UINT64_C (0x00000000deadbeef)); /* an extension */
+  put_be64 (b.data + 72, UINT64_C (0xdeadbeef00000008)); /* an extension */
   rig_init (&rig, "v2", &b);
   rig_open (&rig);
   rig_write (&rig, 50 * CLUSTER, 1, 1);
