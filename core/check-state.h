@@ -33,6 +33,12 @@ struct check {
   bool no_refcounts; /* don't count the refcount table and its blocks */
   bool only_look;    /* count nothing at all */
 
+  /* If not NULL, references that are within the file are told to this, and
+   * are not counted.
+   */
+  void (*referred) (void *opaque, uint64_t offset, uint64_t bytes);
+  void *opaque;
+
   uint64_t next; /* the first cluster behind the window that is referred to */
 };
 

@@ -161,6 +161,18 @@ refuse_incompatible (const char *name, uint64_t unknown,
              "are not supported: %s", name, unknown, FIELD_INCOMPATIBLE, list);
 }
 
+/* A field that is not known is of no use to the image if it is 0. */
+static void
+note_unknown_fields (const uint8_t *buf, struct header *h)
+{
+  uint32_t i;
+
+  for (i = FIELD_COMPRESSION_TYPE + 1; i < h->header_length; ++i)
+    h->has_unknown |= buf[i] != 0;
+  h->has_unknown |= (h->compatible & ~QCOW2_COMPAT_LAZY_REFCOUNTS) != 0 ||
+    (h->autoclear & ~QCOW2_AUTOCLEAR_BITMAPS) != 0;
+}
+
 static int
 decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
 {
@@ -193,6 +205,7 @@ decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
     return -1;
   }
   h->compression = type;
+  note_unknown_fields (buf, h);
   return 0;
 }
 
@@ -200,6 +213,9 @@ decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
 static void
 decode_bitmaps (const uint8_t *data, size_t at, uint32_t len, struct header *h)
 {
+  /* Without its bit nobody knows whose the clusters are that it speaks of. */
+  h->has_unknown |= len != QCOW2_EXT_BITMAPS_BYTES || h->bitmaps_field != 0 ||
+    !(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS);
   if (len < QCOW2_EXT_BITMAPS_BYTES)
     return;
   h->nr_bitmaps = get_be32 (data);
@@ -252,6 +268,7 @@ decode_extensions (const char *name, const uint8_t *buf, size_t start,
       decode_bitmaps (data, at + 8, len, h);
       break;
     default: /* can safely be ignored */
+      h->has_unknown = true;
       break;
     }
     /* Padding up to a multiple of 8 may be cut off by the end. */

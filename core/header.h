@@ -48,6 +48,11 @@ struct header {
   struct host_off bitmap_directory;
   uint64_t bitmap_directory_size;
 
+  /* There is something in it that is not known here, or not to be believed:
+   * clusters may belong to that.
+   */
+  bool has_unknown;
+
   /* Empty strings where the image has none. */
   char backing_name[QCOW2_MAX_BACKING_NAME + 1];
   char backing_format[QCOW2_MAX_BACKING_FORMAT + 1];

@@ -11,6 +11,7 @@
 
 #include "error.h"
 #include "image.h"
+#include "leaks.h"
 #include "snapshot.h"
 #include "write.h"
 #include "zero.h"
@@ -23,6 +24,8 @@ struct image {
 
   pthread_mutex_t writer_lock;
   struct writer *_Atomic writer; /* NULL: not writable */
+  struct leaks *leaks; /* writer_lock; NULL: none are looked for */
+  bool leaks_begun;    /* writer_lock */
   enum detect_zeroes detect_zeroes;
   bool repaired;      /* writer_lock; or found to need no repair */
   bool repair_failed; /* writer_lock; nothing is written any more (I10) */
@@ -185,6 +188,7 @@ image_close (struct image *im)
 
   if (im == NULL)
     return 0;
+  (void) leaks_stop (im->leaks);
   r = writer_close (im->writer);
   snapshots_free (&im->snapshots);
   chain_close (&im->chain);
@@ -377,6 +381,28 @@ image_make_writable (struct image *im, const struct writer_options *options)
     r = make_writable (im, options);
   pthread_mutex_unlock (&im->writer_lock);
   return r;
+}
+
+void
+image_free_leaks (struct image *im)
+{
+  pthread_mutex_lock (&im->writer_lock);
+  if (im->writer != NULL && !im->leaks_begun) {
+    im->leaks = leaks_start (im->writer, &im->snapshots);
+    im->leaks_begun = true;
+  }
+  pthread_mutex_unlock (&im->writer_lock);
+}
+
+bool
+image_leaks_are_done (struct image *im)
+{
+  bool done;
+
+  pthread_mutex_lock (&im->writer_lock);
+  done = im->leaks == NULL || leaks_have_ended (im->leaks);
+  pthread_mutex_unlock (&im->writer_lock);
+  return done;
 }
 
 void

@@ -491,6 +491,9 @@ copy_table (struct writer *w, const struct map_l1 *l1,
     if (refcount != 1)
       clear_copied (m, words);
     r = storage_write (m->storage, words, m->cluster_size, to->host);
+    /* Who looks for references in the old table may come too late. */
+    commit_table_not_leaked (&w->commit, &m->format, words,
+                             m->cluster_size / sizeof *words);
   }
   free (words);
   return r == -1 ? -1 : set_l1 (w, l1, to->host, true, &old);

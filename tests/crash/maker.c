@@ -78,7 +78,7 @@ parse_flag (struct maker *k, const char *word)
     { "tail", &k->tail }, { "many", &k->many }, { "bitmap", &k->bitmap },
     { "autoclear", &k->autoclear },
     { "keep", &k->m->keep }, { "zip", &k->m->zip },
-    { "nozero", &k->m->no_zero },
+    { "nozero", &k->m->no_zero }, { "known", &k->m->known },
   };
   unsigned i;
 
@@ -658,7 +658,8 @@ make_extensions (struct maker *k)
 
   if (k->backing != BACKING_NONE)
     extension (&p, QCOW2_EXT_BACKING_FORMAT, format, strlen (format));
-  extension (&p, EXT_UNKNOWN, unknown, sizeof unknown);
+  if (!k->m->known)
+    extension (&p, EXT_UNKNOWN, unknown, sizeof unknown);
   if (k->bitmap) {
     put_be32 (bitmap, 1);
     put_be32 (bitmap + 4, 0);

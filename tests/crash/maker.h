@@ -53,6 +53,7 @@ struct made {
   bool keep;    /* to be written without punching holes */
   bool zip;     /* to be written with clusters compressed */
   bool no_zero; /* on a storage that can't zero or punch */
+  bool known;   /* the header has no extension that nobody knows */
 
   uint64_t disk_size;
   uint64_t nr_clusters; /* of the disk; the last one may be cut */
@@ -94,6 +95,7 @@ struct made {
  *   keep             written without punching holes
  *   zip              written with clusters compressed
  *   nozero           on a storage that can neither zero nor punch
+ *   known            without a header extension that nobody knows
  *   s1, s2, ...      another arrangement of the clusters
  *
  * Returns false if the name is none, or asks for what can't be.
