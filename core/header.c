@@ -267,6 +267,13 @@ decode_extensions (const char *name, const uint8_t *buf, size_t start,
     case QCOW2_EXT_BITMAPS:
       decode_bitmaps (data, at + 8, len, h);
       break;
+    case QCOW2_EXT_WRITER:
+      h->has_unknown |= len != QCOW2_EXT_WRITER_BYTES || h->hint.v != 0;
+      if (len >= QCOW2_EXT_WRITER_BYTES) {
+        h->hint.v = at + 8;
+        h->hint_set = data[0] != HEADER_HINT_ENDED;
+      }
+      break;
     default: /* can safely be ignored */
       h->has_unknown = true;
       break;
@@ -599,8 +606,14 @@ header_encode (const char *name, const struct header *h, uint8_t *buf,
             h->backing_format, format_len);
   /* Only a help to readers, so not where it would not fit. */
   if (h->version >= 3 &&
-      needed + extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE) <= len)
+      needed + extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE) <=
+      len) {
     encode_feature_names (buf, &at);
+    needed += extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE);
+  }
+  if (needed + extension_bytes (QCOW2_EXT_WRITER_BYTES) <= len)
+    *encode_extension (buf, &at, QCOW2_EXT_WRITER, QCOW2_EXT_WRITER_BYTES) =
+      HEADER_HINT_ENDED;
   encode_extension (buf, &at, QCOW2_EXT_END, 0);
   if (name_len > 0) {
     memcpy (buf + at, h->backing_name, name_len);

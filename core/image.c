@@ -188,7 +188,8 @@ image_close (struct image *im)
 
   if (im == NULL)
     return 0;
-  (void) leaks_stop (im->leaks);
+  if (leaks_stop (im->leaks))
+    writer_no_leaks (im->writer);
   r = writer_close (im->writer);
   snapshots_free (&im->snapshots);
   chain_close (&im->chain);
@@ -383,12 +384,20 @@ image_make_writable (struct image *im, const struct writer_options *options)
   return r;
 }
 
+/* By the hint, where there is one. */
+static bool
+may_have_leaks (const struct header *h)
+{
+  return h->hint.v == 0 || h->hint_set;
+}
+
 void
 image_free_leaks (struct image *im)
 {
   pthread_mutex_lock (&im->writer_lock);
   if (im->writer != NULL && !im->leaks_begun) {
-    im->leaks = leaks_start (im->writer, &im->snapshots);
+    if (may_have_leaks (&top (im)->header))
+      im->leaks = leaks_start (im->writer, &im->snapshots);
     im->leaks_begun = true;
   }
   pthread_mutex_unlock (&im->writer_lock);

@@ -73,8 +73,8 @@ extern int image_make_writable (struct image *im,
 
 /* Have leaks that a killed writer has left in a writable image be looked for and
  * freed in the background, until the image is closed.  Does nothing if that was
- * done before, nor if something in the image isn't known here, or if it can't
- * be started.
+ * done before, if the image says that there are none, if something in it isn't
+ * known here, or if it can't be started.
  */
 extern void image_free_leaks (struct image *im);
 
