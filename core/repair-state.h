@@ -23,6 +23,7 @@ struct repair {
   /* What there is to do. */
   bool rebuild; /* the refcount table, and all blocks */
   bool raise, lower;
+  bool keep_one; /* nothing becomes free */
 
   bool changed;       /* something was written since the last flush */
   uint64_t not_mended; /* entries in shared tables */

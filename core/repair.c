@@ -112,7 +112,8 @@ run_steps (struct repair *r, struct repair_report *report)
  * the other may be written now.
  */
 static int
-run_once (struct storage *s, const struct check_options *options,
+run_once (struct storage *s, enum repair_mode mode,
+          const struct check_options *options,
           struct repair_report *report, bool *anew)
 {
   struct repair r = { 0 };
@@ -121,6 +122,7 @@ run_once (struct storage *s, const struct check_options *options,
   if (check_start (&r.c, s, options) == -1)
     return -1;
   r.c.mended = true;
+  r.keep_one = mode == REPAIR_EXCESS;
   r.c.counts.max = UINT64_MAX;
   ret = run_steps (&r, report);
   *anew = r.rebuild && r.nr_shared > 0 && r.not_mended == 0;
@@ -130,14 +132,14 @@ run_once (struct storage *s, const struct check_options *options,
 }
 
 static int
-run (struct storage *s, const struct check_options *options,
-     struct repair_report *report)
+run (struct storage *s, enum repair_mode mode,
+     const struct check_options *options, struct repair_report *report)
 {
   bool anew;
 
-  if (run_once (s, options, report, &anew) == -1)
+  if (run_once (s, mode, options, report, &anew) == -1)
     return -1;
-  return anew ? run_once (s, options, report, &anew) : 0;
+  return anew ? run_once (s, mode, options, report, &anew) : 0;
 }
 
 /* The image is sound, and need not be marked as something else. */
@@ -168,6 +170,8 @@ is_to_do (enum repair_mode mode, struct repair_report *r)
   else if (mode == REPAIR_LEAKS &&
            (b->corruptions > b->found[CHECK_COPIED] || b->check_errors > 0))
     r->why_not = has_errors;
+  else if (mode == REPAIR_EXCESS && !check_report_is_sound (b))
+    r->why_not = has_errors;
   return r->why_not == NULL;
 }
 
@@ -180,7 +184,7 @@ repair_storage (struct storage *s, enum repair_mode mode,
     return -1;
   r->after = r->before;
   if (is_to_do (mode, r) &&
-      (run (s, options, r) == -1 ||
+      (run (s, mode, options, r) == -1 ||
        check_storage (s, options, &r->after) == -1))
     return -1;
   if (check_report_is_sound (&r->after) &&

@@ -115,7 +115,8 @@ def exercise(ours, snapshot):
 
 
 for ours in (True, False):
-    exercise(ours, False)
+    for snapshot in (False, True):
+        exercise(ours, snapshot)
 check(max(seen) > 0, "nothing was ever leaked: this tests nothing")
 print("leaks after a kill: %d at most" % max(seen))
 qtest.finish("leaks of killed servers")

@@ -16,7 +16,7 @@ levels='
 2 suspects
 3 check-state map snapshot commit
 4 check-tables layer refcount
-5 check-walk read extents space
+5 check-size check-walk read extents space
 6 check-image chain writer
 7 compress leaks repair-state
 8 repair-entries repair-refcounts write
