@@ -1031,5 +1031,9 @@ const char *const made_names[] = {
   "v3-c512-many-lazy-holes",
   "v3-c16k-ext-lazy-snap-comp-holes",
   "v3-c64k-ext-snap-comp-back",
+  "v3-c512-known-holes",
+  "v2-c512-known-snap-comp",
+  "v3-c4k-known-zip-snap-holes-back",
+  "v3-c16k-known-ext-snapall-holes",
   NULL
 };
