@@ -7,8 +7,8 @@
  * ever will then: only what the allocator hands out gets references, and it
  * hands out what had a refcount of 0, or what was given back to it.  So:
  *
- *  1. All clusters of some refcount blocks are suspects (suspects.h).  From here
- *     on, what is given up or given back is not, nor what a table refers to
+ *  1. All clusters of some refcount blocks are suspects (suspects.h).  From
+ *     here on, what is given up or given back is not, nor what a table refers to
  *     that is copied.  What was given up before is waited for.
  *  2. Those whose refcount on the disk is not 1 are none.
  *  3. Those in the reserve are none, at one moment.
