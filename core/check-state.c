@@ -208,7 +208,9 @@ check_refer (struct check *c, enum check_use use, struct host_off place,
                    bytes, place.v);
     return 0;
   }
-  if (c->only_look)
+  if (c->referred != NULL)
+    c->referred (c->opaque, offset, bytes);
+  if (c->only_look || c->referred != NULL)
     return 1;
   last = (offset + bytes - 1) >> bits;
   if (last >= c->nr)

@@ -37,6 +37,11 @@ struct check {
    * for repair.
    */
   struct { uint64_t first, nr; } reserved;
+  /* If not NULL, references that are within the file are told to this, and
+   * are not counted.
+   */
+  void (*referred) (void *opaque, uint64_t offset, uint64_t bytes);
+  void *opaque;
 
   uint64_t next; /* the first cluster behind the window that is referred to */
 };

@@ -118,6 +118,8 @@ add_freed (struct commit *c, const struct freed *f)
   l->bytes += f->bytes;
   atomic_fetch_add (&c->bytes_freed, f->bytes);
   atomic_fetch_add (&c->bytes_next, f->bytes);
+  if (c->suspects != NULL)
+    suspects_clear (c->suspects, f->host.v >> c->cluster_bits, f->nr);
   if (last != NULL && last->is_table == f->is_table &&
       last->host.v + (last->nr << c->cluster_bits) == f->host.v) {
     last->nr += f->nr;
@@ -448,6 +450,7 @@ take (struct commit *c, struct taken *t)
   t->nr = ++c->taken;
   t->freed = c->freed;
   t->freed->epoch = epoch_now (c->epoch);
+  t->freed->batch = t->nr;
   c->ordered = false;
   c->freed = next;
   atomic_store (&c->nr_next, 0);
@@ -604,4 +607,48 @@ commit_next_freed (struct commit *c)
   }
   pthread_mutex_unlock (&c->freed_lock);
   return l;
+}
+
+bool
+commit_has_freed (struct commit *c, uint64_t batch)
+{
+  bool has;
+
+  pthread_mutex_lock (&c->freed_lock);
+  has = c->first_freed != NULL && c->first_freed->batch <= batch;
+  pthread_mutex_unlock (&c->freed_lock);
+  return has;
+}
+
+/* ------------------------------------------------------------------- leaks */
+
+uint64_t
+commit_set_suspects (struct commit *c, struct suspects *s)
+{
+  uint64_t batch;
+
+  pthread_mutex_lock (&c->changes);
+  c->suspects = s;
+  batch = c->taken + 1;
+  pthread_mutex_unlock (&c->changes);
+  return batch;
+}
+
+void
+commit_not_leaked (struct commit *c, struct host_off host, uint64_t nr)
+{
+  pthread_mutex_lock (&c->changes);
+  if (c->suspects != NULL)
+    suspects_clear (c->suspects, host.v >> c->cluster_bits, nr);
+  pthread_mutex_unlock (&c->changes);
+}
+
+void
+commit_table_not_leaked (struct commit *c, const struct entry_format *f,
+                         const uint64_t *words, uint64_t nr_words)
+{
+  pthread_mutex_lock (&c->changes);
+  if (c->suspects != NULL)
+    suspects_clear_table (c->suspects, f, words, nr_words);
+  pthread_mutex_unlock (&c->changes);
 }

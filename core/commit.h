@@ -44,6 +44,7 @@
 #include "cache.h"
 #include "epoch.h"
 #include "storage.h"
+#include "suspects.h"
 
 /* References to host clusters that were given up, one each. */
 struct freed {
@@ -59,6 +60,7 @@ struct freed_list {
   struct freed_list *next;
   uint64_t epoch; /* when it was out of reach for new requests */
   uint64_t bytes; /* the sum */
+  uint64_t batch; /* its number */
   size_t nr, capacity;
   struct freed *freed;
 };
@@ -78,6 +80,7 @@ struct commit {
   bool ordered;              /* changes; the next batch needs both waits */
   uint64_t taken;            /* changes; the number of the last batch */
   struct freed_list *freed;  /* changes; by the next batch; never NULL */
+  struct suspects *suspects; /* changes; NULL: nobody looks for leaks */
 
   _Atomic uint64_t durable;  /* the number of the last batch that is */
   _Atomic bool unflushed;    /* something was written since the last flush */
@@ -199,6 +202,23 @@ extern bool commit_is_behind (struct commit *c);
  */
 extern struct freed_list *commit_next_freed (struct commit *c);
 extern void commit_free_list (struct commit *c, struct freed_list *l);
+
+/* Whether anything that was given up in batches up to this one, which has
+ * ended, waits for its turn to be taken.
+ */
+extern bool commit_has_freed (struct commit *c, uint64_t batch);
+
+/* From now on, whoever has clusters that could seem to be leaked says so to
+ * these: who gives them up, and by the two functions below.  Returns the
+ * number of the last batch of what was given up before.  NULL: not any more,
+ * and nobody uses those from before.
+ */
+extern uint64_t commit_set_suspects (struct commit *c, struct suspects *s);
+extern void commit_not_leaked (struct commit *c, struct host_off host,
+                               uint64_t nr);
+extern void commit_table_not_leaked (struct commit *c,
+                                     const struct entry_format *f,
+                                     const uint64_t *words, uint64_t nr_words);
 
 /* Nothing may be written any more, for the reason that is set as error. */
 extern void commit_fail (struct commit *c);

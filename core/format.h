@@ -46,6 +46,13 @@ struct host_off { uint64_t v; };
 #define QCOW2_EXT_BITMAPS UINT32_C (0x23852875)
 #define QCOW2_EXT_BITMAPS_BYTES 24
 
+/* Our own, which new images have: one byte, that is not 0 from before a
+ * writer's first change until it has ended well, and left no leaks.  It is only
+ * a hint: who doesn't know it keeps it as it is.
+ */
+#define QCOW2_EXT_WRITER UINT32_C (0x77726974) /* "writ" */
+#define QCOW2_EXT_WRITER_BYTES 1
+
 /* Spec: Feature name table. */
 #define QCOW2_FEATURE_ENTRY_SIZE 48
 #define QCOW2_FEATURE_NAME_SIZE 46

@@ -174,6 +174,18 @@ refuse_incompatible (const char *name, uint64_t unknown,
              "are not supported: %s", name, unknown, FIELD_INCOMPATIBLE, list);
 }
 
+/* A field that is not known is of no use to the image if it is 0. */
+static void
+note_unknown_fields (const uint8_t *buf, struct header *h)
+{
+  uint32_t i;
+
+  for (i = FIELD_COMPRESSION_TYPE + 1; i < h->header_length; ++i)
+    h->has_unknown |= buf[i] != 0;
+  h->has_unknown |= (h->compatible & ~QCOW2_COMPAT_LAZY_REFCOUNTS) != 0 ||
+    (h->autoclear & ~QCOW2_AUTOCLEAR_BITMAPS) != 0;
+}
+
 static int
 decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
 {
@@ -206,6 +218,7 @@ decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
     return -1;
   }
   h->compression = type;
+  note_unknown_fields (buf, h);
   return 0;
 }
 
@@ -213,6 +226,9 @@ decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
 static void
 decode_bitmaps (const uint8_t *data, size_t at, uint32_t len, struct header *h)
 {
+  /* Without its bit nobody knows whose the clusters are that it speaks of. */
+  h->has_unknown |= len != QCOW2_EXT_BITMAPS_BYTES || h->bitmaps_field != 0 ||
+    !(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS);
   if (len < QCOW2_EXT_BITMAPS_BYTES)
     return;
   h->nr_bitmaps = get_be32 (data);
@@ -273,7 +289,15 @@ decode_extensions (const char *name, const uint8_t *buf, size_t start,
     case QCOW2_EXT_BITMAPS:
       decode_bitmaps (data, at + 8, len, h);
       break;
+    case QCOW2_EXT_WRITER:
+      h->has_unknown |= len != QCOW2_EXT_WRITER_BYTES || h->hint.v != 0;
+      if (len >= QCOW2_EXT_WRITER_BYTES) {
+        h->hint.v = at + 8;
+        h->hint_set = data[0] != HEADER_HINT_ENDED;
+      }
+      break;
     default: /* can safely be ignored */
+      h->has_unknown = true;
       break;
     }
     /* Padding up to a multiple of 8 may be cut off by the end. */
@@ -626,8 +650,14 @@ header_encode (const char *name, const struct header *h, uint8_t *buf,
             h->backing_format, format_len);
   /* Only a help to readers, so not where it would not fit. */
   if (h->version >= 3 &&
-      needed + extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE) <= len)
+      needed + extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE) <=
+      len) {
     encode_feature_names (buf, &at);
+    needed += extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE);
+  }
+  if (needed + extension_bytes (QCOW2_EXT_WRITER_BYTES) <= len)
+    *encode_extension (buf, &at, QCOW2_EXT_WRITER, QCOW2_EXT_WRITER_BYTES) =
+      HEADER_HINT_ENDED;
   encode_extension (buf, &at, QCOW2_EXT_END, 0);
   if (name_len > 0) {
     memcpy (buf + at, h->backing_name, name_len);

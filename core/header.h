@@ -50,6 +50,15 @@ struct header {
   struct host_off bitmap_directory;
   uint64_t bitmap_directory_size;
 
+  /* The hint of QCOW2_EXT_WRITER: where its byte is; 0: there is none. */
+  struct host_off hint;
+  bool hint_set;
+
+  /* There is something in it that is not known here, or not to be believed:
+   * clusters may belong to that.
+   */
+  bool has_unknown;
+
   /* Empty strings where the image has none. */
   char backing_name[QCOW2_MAX_BACKING_NAME + 1];
   char backing_format[QCOW2_MAX_BACKING_FORMAT + 1];
@@ -86,6 +95,9 @@ extern void header_encode_features (const struct header *h,
 extern void
 header_encode_refcount_table (struct host_off table, uint32_t clusters,
                               uint8_t buf[HEADER_REFCOUNT_TABLE_BYTES]);
+
+#define HEADER_HINT_ENDED 0
+#define HEADER_HINT_SET 1 /* as is anything but 0 */
 
 /* The bytes of a new image's header, with its extensions and its backing
  * file's name: buf, of len bytes (a cluster), is zeros.  version, feature bits

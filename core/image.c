@@ -10,8 +10,11 @@
 #include <time.h>
 
 #include "advice.h"
+#include "check-image.h"
+#include "check-size.h"
 #include "error.h"
 #include "image.h"
+#include "leaks.h"
 #include "snapshot.h"
 #include "write.h"
 #include "zero.h"
@@ -25,6 +28,8 @@ struct image {
   pthread_mutex_t writer_lock;
   struct writer *_Atomic writer; /* NULL: not writable */
   _Atomic uint64_t full; /* see no_space_once */
+  struct leaks *leaks; /* writer_lock; NULL: none are looked for */
+  bool leaks_begun;    /* writer_lock */
   enum detect_zeroes detect_zeroes;
   bool repaired;      /* writer_lock; or found to need no repair */
   bool repair_failed; /* writer_lock; nothing is written any more (I10) */
@@ -213,6 +218,8 @@ image_close (struct image *im)
 
   if (im == NULL)
     return 0;
+  if (leaks_stop (im->leaks))
+    writer_no_leaks (im->writer);
   r = writer_close (im->writer);
   snapshots_free (&im->snapshots);
   chain_close (&im->chain);
@@ -392,6 +399,64 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
   return -1;
 }
 
+/* The tables that are read before an image is served, for the sake of excess
+ * references: beyond that they stay.
+ */
+#define EXCESS_MAX_BYTES (UINT64_C (64) << 20)
+
+/* Whether a writer that was killed may have left refcounts that are higher than
+ * the references, but not leaks alone: where it copied from a snapshot, or had
+ * several compressed clusters in one.  The bitmaps of one that has some are
+ * looked at when it is made writable, and only then.
+ */
+static bool
+may_have_excess (const struct image *im)
+{
+  const struct header *h = &top (im)->header;
+
+  if (h->has_unknown || im->snapshots.has_unknown || h->nr_bitmaps > 0 ||
+      (h->incompatible & (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT)))
+    return false;
+  return h->hint.v != 0 ? h->hint_set : h->nr_snapshots > 0;
+}
+
+/* Whether there is something to lower, and that may be done.  What can't be
+ * checked is served as it is.
+ */
+static bool
+has_excess (struct image *im)
+{
+  const struct check_options options = { .memory = EXCESS_MAX_BYTES };
+  struct storage *s = top (im)->layer.storage;
+  struct check_report report;
+  bool fit;
+
+  return check_tables_fit (s, EXCESS_MAX_BYTES, &fit) == 0 && fit &&
+    check_storage (s, &options, &report) == 0 &&
+    check_report_is_sound (&report) && report.leaks > 0 &&
+    (report.compressed_clusters > 0 || im->snapshots.nr > 0);
+}
+
+/* Before anybody writes: only then can references be counted.  Failures before
+ * something is written are no errors.  writer_lock held.
+ */
+static int
+lower_excess (struct image *im)
+{
+  const struct check_options options = { .memory = EXCESS_MAX_BYTES };
+  struct storage *s = top (im)->layer.storage;
+  struct repair_report r;
+
+  if (!may_have_excess (im) || check_may_write (im) == -1 ||
+      !has_excess (im) || lock_for_writing (s) == -1)
+    return 0;
+  if (repair_storage (s, REPAIR_EXCESS, &options, &r) == 0 &&
+      read_anew (im) == 0)
+    return 0;
+  im->repair_failed = true;
+  return -1;
+}
+
 int
 image_repair (struct image *im, enum image_repair mode, char *summary,
               size_t len)
@@ -403,6 +468,10 @@ image_repair (struct image *im, enum image_repair mode, char *summary,
   if (im->writer == NULL && !im->repaired &&
       is_to_be_repaired (&top (im)->header, mode)) {
     r = repair (im, mode, summary, len);
+    im->repaired = r == 0;
+  }
+  else if (im->writer == NULL && !im->repaired && mode != IMAGE_REPAIR_NONE) {
+    r = lower_excess (im);
     im->repaired = r == 0;
   }
   pthread_mutex_unlock (&im->writer_lock);
@@ -441,6 +510,36 @@ image_make_writable (struct image *im, const struct writer_options *options)
     r = make_writable (im, options);
   pthread_mutex_unlock (&im->writer_lock);
   return r;
+}
+
+/* By the hint, where there is one. */
+static bool
+may_have_leaks (const struct header *h)
+{
+  return h->hint.v == 0 || h->hint_set;
+}
+
+void
+image_free_leaks (struct image *im)
+{
+  pthread_mutex_lock (&im->writer_lock);
+  if (im->writer != NULL && !im->leaks_begun) {
+    if (may_have_leaks (&top (im)->header))
+      im->leaks = leaks_start (im->writer, &im->snapshots);
+    im->leaks_begun = true;
+  }
+  pthread_mutex_unlock (&im->writer_lock);
+}
+
+bool
+image_leaks_are_done (struct image *im)
+{
+  bool done;
+
+  pthread_mutex_lock (&im->writer_lock);
+  done = im->leaks == NULL || leaks_have_ended (im->leaks);
+  pthread_mutex_unlock (&im->writer_lock);
+  return done;
 }
 
 void

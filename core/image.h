@@ -78,6 +78,16 @@ extern int image_close (struct image *im);
 extern int image_make_writable (struct image *im,
                                 const struct writer_options *options);
 
+/* Have leaks that a killed writer has left in a writable image be looked for
+ * and freed in the background, until the image is closed.  Does nothing if that was
+ * done before, if the image says that there are none, if something in it isn't
+ * known here, or if it can't be started.
+ */
+extern void image_free_leaks (struct image *im);
+
+/* Whether that has ended by itself, or was not begun. */
+extern bool image_leaks_are_done (struct image *im);
+
 /* What becomes of zeros that are written. */
 enum detect_zeroes {
   DETECT_ZEROES_OFF,   /* they are written */

@@ -210,6 +210,23 @@ refcount_run (struct refcounts *r, uint64_t cluster, uint64_t max,
   return 0;
 }
 
+int
+refcount_next_block (struct refcounts *r, uint64_t *cluster,
+                     struct host_off *block)
+{
+  uint64_t index;
+
+  for (index = *cluster >> r->block_bits; index < table_entries (r);
+       ++index) {
+    *cluster = index << r->block_bits;
+    if (find_block (r, *cluster, block) == -1)
+      return -1;
+    if (block->v != 0)
+      return 1;
+  }
+  return 0;
+}
+
 /* Set those refcounts that are in one slice; returns how many, 0 with the
  * error set.
  */

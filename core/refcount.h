@@ -50,6 +50,12 @@ extern int refcount_run (struct refcounts *r, uint64_t cluster, uint64_t max,
 extern int refcount_set (struct refcounts *r, uint64_t cluster, uint64_t nr,
                          uint64_t refcount, uint64_t *batch);
 
+/* The next refcount block, and the first cluster that it describes, from that
+ * of *cluster on.  Returns 1, 0 if there is none, or -1 with the error set.
+ */
+extern int refcount_next_block (struct refcounts *r, uint64_t *cluster,
+                                struct host_off *block);
+
 /* Find up to max contiguous clusters that are not in use, and see to it that
  * there is a refcount block for them.  They may lie beyond the end of the
  * file.  Returns -1 with the error set: ENOSPC, EIO.

@@ -28,6 +28,13 @@ wanted (const struct check *c, const struct check_span *span,
   return counted < max ? counted : max;
 }
 
+/* What a refcount that is too high is lowered to. */
+static inline uint64_t
+lowered (const struct repair *r, uint64_t stored, uint64_t want)
+{
+  return r->keep_one && want == 0 && stored > 0 ? 1 : want;
+}
+
 /* ------------------------------------------------------------------ survey */
 
 static int
@@ -76,7 +83,7 @@ survey_span (struct check *c, void *opaque, const struct check_span *span)
       continue;
     r->highest = i + 1;
     r->raise |= stored < want;
-    r->lower |= stored > want;
+    r->lower |= stored > lowered (r, stored, want);
     if (want > 0 &&
         check_block_offset (&c->refcounts, i >> c->refcounts.block_bits) == 0)
       r->rebuild = true;
@@ -221,8 +228,10 @@ change_span (struct check *c, void *opaque, const struct check_span *span)
   for (i = span->first; i < span->end; ++i) {
     const uint64_t stored = check_refcount_at (order, span->refcounts,
                                                i - base);
-    const uint64_t want = wanted (c, span, i);
+    uint64_t want = wanted (c, span, i);
 
+    if (!x->up)
+      want = lowered (x->repair, stored, want);
     if (x->up ? stored < want : stored > want) {
       check_put_refcount (order, x->buf, i - base, want);
       any = true;

@@ -24,6 +24,7 @@ struct repair {
   bool rebuild; /* the refcount table, and all blocks */
   bool raise, lower;
   bool keep_leaks; /* don't lower all the same */
+  bool keep_one; /* nothing becomes free */
 
   bool changed;       /* something was written since the last flush */
   uint64_t not_mended; /* entries in shared tables */

@@ -156,7 +156,8 @@ complete_l1 (struct storage *s, const struct check_options *options,
  * the other may be written now.
  */
 static int
-run_once (struct storage *s, const struct check_options *options,
+run_once (struct storage *s, enum repair_mode mode,
+          const struct check_options *options,
           struct repair_report *report, bool *anew)
 {
   struct repair r = { 0 };
@@ -165,6 +166,7 @@ run_once (struct storage *s, const struct check_options *options,
   if (start (&r, s, options) == -1)
     return -1;
   r.keep_leaks = report->before.l1_cut && report->before.leaks > 0;
+  r.keep_one = mode == REPAIR_EXCESS;
   ret = run_steps (&r, report);
   *anew = r.rebuild && r.nr_shared > 0 && r.not_mended == 0;
   check_end (&r.c);
@@ -173,8 +175,8 @@ run_once (struct storage *s, const struct check_options *options,
 }
 
 static int
-run (struct storage *s, const struct check_options *options,
-     struct repair_report *report)
+run (struct storage *s, enum repair_mode mode,
+     const struct check_options *options, struct repair_report *report)
 {
   bool anew;
 
@@ -182,9 +184,9 @@ run (struct storage *s, const struct check_options *options,
     return -1;
   if (report->why_not != NULL)
     return 0;
-  if (run_once (s, options, report, &anew) == -1)
+  if (run_once (s, mode, options, report, &anew) == -1)
     return -1;
-  return anew ? run_once (s, options, report, &anew) : 0;
+  return anew ? run_once (s, mode, options, report, &anew) : 0;
 }
 
 /* Write the snapshot table anew, if it is all that is left to be mended. */
@@ -204,7 +206,7 @@ mend_snapshots (struct storage *s, const struct check_options *options,
   ret = repair_snapshots (&r);
   check_end (&r.c);
   free (r.shared);
-  if (ret == -1 || run (s, options, report) == -1)
+  if (ret == -1 || run (s, REPAIR_ALL, options, report) == -1)
     return -1;
   return check_storage (s, options, &report->after);
 }
@@ -237,6 +239,8 @@ is_to_do (enum repair_mode mode, struct repair_report *r)
   else if (mode == REPAIR_LEAKS &&
            (b->corruptions > b->found[CHECK_COPIED] || b->check_errors > 0))
     r->why_not = has_errors;
+  else if (mode == REPAIR_EXCESS && !check_report_is_sound (b))
+    r->why_not = has_errors;
   return r->why_not == NULL;
 }
 
@@ -249,7 +253,7 @@ repair_storage (struct storage *s, enum repair_mode mode,
     return -1;
   r->after = r->before;
   if (is_to_do (mode, r) &&
-      (run (s, options, r) == -1 ||
+      (run (s, mode, options, r) == -1 ||
        check_storage (s, options, &r->after) == -1 ||
        (mode == REPAIR_ALL && mend_snapshots (s, options, r) == -1)))
     return -1;

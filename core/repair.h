@@ -15,6 +15,11 @@ enum repair_mode {
    * flags.
    */
   REPAIR_LEAKS,
+  /* Lower refcounts that are too high, but not to 0, if nothing else is wrong:
+   * what nothing refers to is for others to find, as that doesn't need exact
+   * counts (leaks.h).
+   */
+  REPAIR_EXCESS,
   REPAIR_ALL, /* see repair.c */
 };
 

@@ -26,6 +26,7 @@ enum {
   EXTRA_VM_STATE_SIZE = 0,
   EXTRA_DISK_SIZE = 8,
   EXTRA_KNOWN = 16,
+  EXTRA_SPEC = 24, /* the rest is for those who run the machine */
 };
 
 /* Reads the table from its start; every byte is checked to be within the
@@ -73,7 +74,8 @@ take_string (struct cursor *c, size_t len)
 }
 
 static int
-read_entry (struct cursor *c, const struct header *h, struct snapshot *sn)
+read_entry (struct cursor *c, const struct header *h, struct snapshot *sn,
+            bool *has_unknown)
 {
   uint8_t entry[QCOW2_SNAPSHOT_ENTRY_SIZE];
   uint8_t extra[EXTRA_KNOWN];
@@ -92,6 +94,7 @@ read_entry (struct cursor *c, const struct header *h, struct snapshot *sn)
    * repair makes QEMU read it again.
    */
   extra_size = get_be32 (entry + ENTRY_EXTRA_SIZE);
+  *has_unknown |= extra_size > EXTRA_SPEC;
   known = extra_size < EXTRA_KNOWN ? extra_size : EXTRA_KNOWN;
   if (take (c, extra, known) == -1 ||
       take (c, NULL, extra_size - known) == -1)
@@ -220,7 +223,7 @@ snapshots_read (struct snapshots *t, const struct header *h, struct storage *s)
     return -1;
   }
   while (t->nr < h->nr_snapshots) {
-    if (read_entry (&c, h, &t->snapshot[t->nr++]) == -1)
+    if (read_entry (&c, h, &t->snapshot[t->nr++], &t->has_unknown) == -1)
       goto err;
   }
   if (choose_labels (t) == -1)

@@ -5,6 +5,7 @@
 #ifndef QCOW2_SNAPSHOT_H
 #define QCOW2_SNAPSHOT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "header.h"
@@ -29,6 +30,7 @@ struct snapshots {
   struct snapshot *snapshot;
   uint32_t nr;
   uint64_t table_bytes; /* that the table takes in the file */
+  bool has_unknown;     /* entries have data that is not known here */
 };
 
 /* Read the table of the image with this header.  Returns -1 with the

@@ -542,6 +542,7 @@ space_give_back (struct space *s, struct host_off host, uint64_t nr)
   bool added;
 
   pthread_mutex_lock (&s->lock);
+  commit_not_leaked (s->commit, host, nr); /* others may have it now */
   added = add_run (s, &r);
   pthread_mutex_unlock (&s->lock);
   if (!added)
@@ -823,6 +824,57 @@ space_reclaim (struct space *s)
   if (reclaim (s) == -1)
     debug_message ("%s", error_message ());
   pthread_mutex_unlock (&s->refcounts_lock);
+}
+
+bool
+space_has_reclaimed (struct space *s, uint64_t batch)
+{
+  bool done;
+
+  pthread_mutex_lock (&s->refcounts_lock);
+  if (reclaim (s) == -1)
+    debug_message ("%s", error_message ());
+  done = !commit_has_freed (s->commit, batch);
+  pthread_mutex_unlock (&s->refcounts_lock);
+  return done;
+}
+
+/* ------------------------------------------------------------------- leaks */
+
+void
+space_not_leaked (struct space *s)
+{
+  uint64_t pack;
+  unsigned i;
+
+  pthread_mutex_lock (&s->refcounts_lock);
+  pthread_mutex_lock (&s->lock);
+  for (i = 0; i < s->nr_runs; ++i)
+    commit_not_leaked (s->commit, cluster_offset (s, s->run[i].first),
+                       s->run[i].nr);
+  for (i = 0; i < SPACE_WINDOWS; ++i)
+    commit_not_leaked (s->commit, cluster_offset (s, s->window[i].run.first),
+                       s->window[i].run.nr);
+  pthread_mutex_unlock (&s->lock);
+  commit_not_leaked (s->commit, cluster_offset (s, s->ballast.first),
+                     s->ballast.nr);
+  /* The one that data goes on in may have more references soon. */
+  pack = cluster_start (s, s->pack_at);
+  commit_not_leaked (s->commit, (struct host_off) { pack },
+                     (next_cluster (s, s->pack_end) - pack)
+                     >> s->cluster_bits);
+  pthread_mutex_unlock (&s->refcounts_lock);
+}
+
+int
+space_next_block (struct space *s, uint64_t *cluster, struct host_off *block)
+{
+  int r;
+
+  pthread_mutex_lock (&s->refcounts_lock);
+  r = refcount_next_block (&s->refcounts, cluster, block);
+  pthread_mutex_unlock (&s->refcounts_lock);
+  return r;
 }
 
 /* ----------------------------------------------------------------- closing */

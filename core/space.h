@@ -132,6 +132,23 @@ extern int space_refcount (struct space *s, struct host_off host,
 /* Lower the refcounts of what was given up, as far as P3 allows by now. */
 extern void space_reclaim (struct space *s);
 
+/* The same; then whether that was all of what was given up in batches up to
+ * this one, which has ended.  May wait for refcounts_lock.
+ */
+extern bool space_has_reclaimed (struct space *s, uint64_t batch);
+
+/* Have nobody take the reserve, wherever it is, for leaked: see
+ * commit_set_suspects.  Takes both locks.
+ */
+extern void space_not_leaked (struct space *s);
+
+/* The next refcount block, and the first cluster that it describes, from that
+ * of *cluster on.  A block stays where it is.  Returns 1, 0 if there is none,
+ * or -1 with the error set.
+ */
+extern int space_next_block (struct space *s, uint64_t *cluster,
+                             struct host_off *block);
+
 /* Give back the reserve, and lower all refcounts that are to be lowered.  No
  * request may be running.  Returns -1 with the error set.
  */

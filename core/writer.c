@@ -212,6 +212,7 @@ writer_open (const struct layer *disk, const struct header *h,
   }
   w->disk = disk;
   w->header = *h;
+  w->leaks_left = h->hint_set;
   pthread_mutex_init (&w->tables, NULL);
   pthread_mutex_init (&w->begin_lock, NULL);
   inflight_init (&w->inflight);
@@ -256,6 +257,23 @@ write_features (struct writer *w)
     commit_fail (&w->commit);
     return -1;
   }
+  return 0;
+}
+
+/* Write the hint that a writer has not ended.  It becomes durable by the flush
+ * that makes the first leak so: no fdatasync is spent on it.
+ */
+static int
+write_hint (struct writer *w, uint8_t value)
+{
+  if (w->header.hint.v == 0)
+    return 0;
+  if (storage_write (w->disk->storage, &value, sizeof value,
+                     w->header.hint) == -1) {
+    commit_fail (&w->commit);
+    return -1;
+  }
+  commit_note_data (&w->commit);
   return 0;
 }
 
@@ -306,6 +324,8 @@ begin (struct writer *w)
   const uint64_t autoclear = has_bitmaps (h) ? QCOW2_AUTOCLEAR_BITMAPS : 0;
   bool written;
 
+  if (write_hint (w, HEADER_HINT_SET) == -1)
+    return -1;
   if (h->version < 3)
     return 0;
   if (bitmaps_mark_in_use (w->disk->storage, h, &written) == -1) {
@@ -512,6 +532,9 @@ copy_table (struct writer *w, const struct map_l1 *l1,
     else
       old.bytes = m->cluster_size;
     r = storage_write (m->storage, words, m->cluster_size, to->host);
+    /* Who looks for references in the old table may come too late. */
+    commit_table_not_leaked (&w->commit, &m->format, words,
+                             m->cluster_size / sizeof *words);
   }
   free (words);
   return r == -1 ? -1 : set_l1 (w, l1, to->host, true, &old);
@@ -640,6 +663,16 @@ clear_dirty (struct writer *w)
   return r;
 }
 
+/* All else is durable.  Leaks that are left are to be looked for, still. */
+static int
+clear_hint (struct writer *w)
+{
+  if (w->header.hint.v == 0 || w->leaks_left)
+    return 0;
+  return write_hint (w, HEADER_HINT_ENDED) == -1 ? -1
+    : commit_flush (&w->commit);
+}
+
 int
 writer_close (struct writer *w)
 {
@@ -653,6 +686,8 @@ writer_close (struct writer *w)
       r = space_close (&w->space);
     r = r == 0 ? clear_dirty (w) : failed (w);
   }
+  if (w->begun && r == 0)
+    r = clear_hint (w);
   space_destroy (&w->space);
   commit_destroy (&w->commit);
   writer_free (w);

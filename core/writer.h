@@ -51,6 +51,7 @@ struct writer {
   pthread_mutex_t begin_lock; /* of what changes the header's feature bits */
   _Atomic bool begun;         /* something was or will be written */
   bool dirty;                 /* begin_lock; we set the dirty bit */
+  bool leaks_left;            /* there may be some from before it was opened */
   _Atomic bool found_corrupt; /* by what no request was waiting for */
 };
 
@@ -79,6 +80,13 @@ extern struct writer *writer_open (const struct layer *disk,
                                    const struct header *h,
                                    const struct snapshots *snapshots,
                                    const struct writer_options *options);
+
+/* There are no leaks from before the writer was opened, any more. */
+static inline void
+writer_no_leaks (struct writer *w)
+{
+  w->leaks_left = false;
+}
 
 /* Write what is left to be written, and leave the image as it should be: no
  * leaks, not dirty.  No request may be running.  Returns -1 with the error

@@ -237,6 +237,8 @@ make_writable (struct handle *h)
     r = image_make_writable (image, params_writer_options ());
   if (r == 0) {
     h->writable = true;
+    if (params_repair () != IMAGE_REPAIR_NONE)
+      image_free_leaks (image);
     return 0;
   }
   switch (error_errno ()) {

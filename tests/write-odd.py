@@ -39,8 +39,9 @@ def leaks(img):
 
 
 def sound(seed, img, start, flags):
-    """The check says what it said at the start.  flags: that COPIED is
-    missing somewhere it may say, and mend, and nothing else is wrong."""
+    """The check says what it said at the start, or finds fewer leaks.  flags:
+    that COPIED is missing somewhere it may say, and mend, and nothing else is
+    wrong."""
     end = leaks(img)
     if flags:
         bad = [line for line in end[2].splitlines()
@@ -51,7 +52,9 @@ def sound(seed, img, start, flags):
             ok=False)
         end = leaks(img)
         start = (0, 0)
-    check(end[:2] == start[:2], "%s: qemu-img check: exit %d: %s" % (
+    # Leaks are freed, but where something else is odd.
+    freed = start[0] == 3 and end[0] in (0, 3) and end[1] <= start[1]
+    check(freed or end[:2] == start[:2], "%s: qemu-img check: exit %d: %s" % (
         seed, end[0], end[2][-400:]))
 
 

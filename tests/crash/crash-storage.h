@@ -62,7 +62,7 @@ struct crash_disk {
   uint64_t capacity; /* zeros follow the size */
 
   bool logging; /* initially set */
-  bool dawdle;  /* calls take their time, so that others run meanwhile */
+  _Atomic bool dawdle; /* calls take their time, so that others run meanwhile */
   bool no_zero; /* it can't zero, punch or allocate */
   struct crash_op *op;
   uint64_t nr, nr_allocated;

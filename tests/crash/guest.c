@@ -182,6 +182,8 @@ guest_make_writable (struct guest *r)
     if (r->m->zip) /* as the plugin does unless told otherwise */
       image_detect_zeroes (r->im, DETECT_ZEROES_ON);
     r->writable = true;
+    if (r->free_leaks)
+      image_free_leaks (r->im);
     return true;
   }
   if (error_errno () == ENOTSUP && r->m->lazy)

@@ -30,6 +30,7 @@ struct guest {
   struct image *im;
   bool writable;
 
+  bool free_leaks;         /* while it is writable */
   struct sharing *sharing; /* of guest_threads */
   bool careless; /* compare only what was touched, after each request */
 

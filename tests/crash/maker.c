@@ -79,6 +79,7 @@ parse_flag (struct maker *k, const char *word)
     { "autoclear", &k->autoclear },
     { "keep", &k->m->keep }, { "zip", &k->m->zip },
     { "nozero", &k->m->no_zero }, { "tight", &k->m->tight },
+    { "known", &k->m->known },
   };
   unsigned i;
 
@@ -658,7 +659,8 @@ make_extensions (struct maker *k)
 
   if (k->backing != BACKING_NONE)
     extension (&p, QCOW2_EXT_BACKING_FORMAT, format, strlen (format));
-  extension (&p, EXT_UNKNOWN, unknown, sizeof unknown);
+  if (!k->m->known)
+    extension (&p, EXT_UNKNOWN, unknown, sizeof unknown);
   if (k->bitmap) {
     put_be32 (bitmap, 1);
     put_be32 (bitmap + 4, 0);
@@ -1035,5 +1037,9 @@ const char *const made_names[] = {
   "v3-c512-many-lazy-holes",
   "v3-c16k-ext-lazy-snap-comp-holes",
   "v3-c64k-ext-snap-comp-back",
+  "v3-c512-known-holes",
+  "v2-c512-known-snap-comp",
+  "v3-c4k-known-zip-snap-holes-back",
+  "v3-c16k-known-ext-snapall-holes",
   NULL
 };

@@ -54,6 +54,7 @@ struct made {
   bool zip;     /* to be written with clusters compressed */
   bool no_zero; /* on a storage that can't zero, punch or allocate */
   bool tight;   /* to be written while little may wait to be had again */
+  bool known;   /* the header has no extension that nobody knows */
 
   uint64_t disk_size;
   uint64_t nr_clusters; /* of the disk; the last one may be cut */
@@ -96,6 +97,7 @@ struct made {
  *   zip              written with clusters compressed
  *   nozero           on a storage that can neither zero, punch nor allocate
  *   tight            written while little may wait to be had again
+ *   known            without a header extension that nobody knows
  *   s1, s2, ...      another arrangement of the clusters
  *
  * Returns false if the name is none, or asks for what can't be.

@@ -362,7 +362,8 @@ test_feature_names (void)
   CHECK_EQ (made.disk.data[120 + 4 * 48 + 1], 4);
   CHECK_STR ((const char *) made.disk.data + 120 + 4 * 48 + 2,
              "extended L2 entries");
-  CHECK_EQ (get_be64 (made.disk.data + 120 + 8 * 48), 0); /* the end */
+  CHECK_EQ (get_be32 (made.disk.data + 120 + 8 * 48), QCOW2_EXT_WRITER);
+  CHECK_EQ (get_be64 (made.disk.data + 136 + 8 * 48), 0); /* the end */
   new_image_free (&made);
 }
 

@@ -13,11 +13,12 @@ levels='
 1 header entry codec foreign backing-name
 2 check-counts check-mend check-refcounts check-report
 2 bitmaps cache create create-file decoded epoch gather inflight overlap
+2 suspects
 3 check-state map snapshot commit
 4 check-tables layer refcount
-5 check-walk read extents space
+5 check-size check-walk read extents space
 6 check-image chain writer
-7 compress repair-state
+7 compress leaks repair-state
 8 repair-entries repair-refcounts write
 9 repair-l1 repair-snapshots zero
 10 repair

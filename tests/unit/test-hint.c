@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The hint that a writer has not ended: when it is set and cleared, what that
+ * costs, and what is done by it.
+ */
+
+#include <config.h>
+
+#include <sched.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "create.h"
+#include "image.h"
+#include "memory-storage.h"
+
+static struct memory_disk disk;
+static struct memory_control control;
+static struct header header;
+static struct image *im;
+
+static void
+make (unsigned version, uint64_t cluster_size)
+{
+  struct create_options o = CREATE_DEFAULTS;
+  struct storage *s;
+
+  memset (&control, 0, sizeof control);
+  memory_disk_init (&disk, NULL, 0);
+  s = memory_disk_open (&disk, "test", &control);
+  o.version = version;
+  o.cluster_size = cluster_size;
+  o.size = 10 << 20;
+  CHECK_OK (create_image (s, &o));
+  storage_close (s);
+}
+
+static void
+decode (void)
+{
+  const uint64_t cluster_size = UINT64_C (1) << get_be32 (disk.data + 20);
+
+  CHECK_OK (header_decode ("test", disk.data, cluster_size,
+                           atomic_load (&disk.size), &header));
+}
+
+static bool
+is_set (void)
+{
+  decode ();
+  CHECK (!header.has_unknown);
+  return header.hint_set;
+}
+
+static void
+open_writable (void)
+{
+  const struct writer_options options = { 0 };
+
+  im = image_open_storage (memory_disk_open (&disk, "test", &control),
+                           CACHE_MIN_BYTES);
+  CHECK (im != NULL);
+  CHECK_OK (image_make_writable (im, &options));
+}
+
+static void
+write_some (uint64_t offset)
+{
+  CHECK_OK (image_write (im, "x", 1, (struct guest_off) { offset }, 0));
+}
+
+/* Set before anything else is written, without a flush of its own; cleared at
+ * the end, by one.
+ */
+static void
+test_toggled (unsigned version)
+{
+  struct memory_log log = MEMORY_LOG_INIT;
+  size_t last;
+
+  make (version, 65536);
+  CHECK (!is_set ());
+  CHECK_EQ (header.hint.v / 512, (header.hint.v + 1) / 512);
+  open_writable ();
+  image_free_leaks (im);
+  CHECK (!is_set ());
+  control.log = &log;
+  write_some (0);
+  CHECK (is_set ());
+  CHECK_EQ (log.call[0].kind, MEMORY_WRITE);
+  CHECK_EQ (log.call[0].offset, header.hint.v);
+  CHECK_EQ (log.call[0].count, 1);
+  CHECK_OK (image_flush (im));
+  memory_log_clear (&log);
+  write_some (1 << 20);
+  CHECK_OK (image_flush (im));
+  CHECK (is_set ());
+  memory_log_clear (&log);
+  CHECK_OK (image_close (im));
+  CHECK (!is_set ());
+  last = log.nr - 1;
+  CHECK_EQ (log.call[last].kind, MEMORY_FLUSH);
+  CHECK_EQ (log.call[last - 1].kind, MEMORY_WRITE);
+  CHECK_EQ (log.call[last - 1].offset, header.hint.v);
+  CHECK (log.call[last - 2].kind == MEMORY_FLUSH ||
+         log.call[last - 2].kind == MEMORY_RESIZE);
+  memory_log_free (&log);
+  memory_disk_free (&disk);
+}
+
+/* It stays while it is not known whether leaks are left. */
+static void
+test_stays (bool search)
+{
+  make (3, 65536);
+  decode ();
+  disk.data[header.hint.v] = 255;
+  CHECK (is_set ());
+  open_writable ();
+  write_some (0);
+  if (search) {
+    image_free_leaks (im);
+    while (!image_leaks_are_done (im))
+      sched_yield ();
+  }
+  CHECK_OK (image_close (im));
+  CHECK_EQ (is_set (), !search);
+  memory_disk_free (&disk);
+}
+
+/* Nobody looks for leaks where there are none. */
+static void
+test_spared (void)
+{
+  uint64_t reads;
+
+  make (3, 65536);
+  open_writable ();
+  reads = atomic_load (&control.preads);
+  image_free_leaks (im);
+  CHECK (image_leaks_are_done (im));
+  CHECK_EQ (atomic_load (&control.preads), reads);
+  CHECK_OK (image_close (im));
+  memory_disk_free (&disk);
+}
+
+/* Where it has no room there is none. */
+static void
+test_no_room (void)
+{
+  make (3, 512);
+  CHECK (!is_set ());
+  CHECK_EQ (header.hint.v, 0);
+  open_writable ();
+  write_some (0);
+  CHECK_OK (image_close (im));
+  CHECK (!is_set ());
+  memory_disk_free (&disk);
+}
+
+int
+main (void)
+{
+  check_time_limit (60);
+  test_toggled (3);
+  test_toggled (2);
+  test_stays (false);
+  test_stays (true);
+  test_spared ();
+  test_no_room ();
+  return check_result ();
+}
