@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "fixed-key.h"
 #include "memory.h"
 #include "target.h"
 
@@ -174,6 +175,7 @@ main (int argc, char *argv[])
   int c, to_write = -1;
   unsigned i;
 
+  fix_hash_key ();
   while ((c = getopt (argc, argv, "n:t:w:")) != -1) {
     switch (c) {
     case 'n': nr_mutations = atoi (optarg); break;
