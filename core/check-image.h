@@ -33,11 +33,12 @@ extern uint64_t check_next_window (const struct check *c);
 /* Look at the refcounts of the window, and on to the cluster end, in spans of
  * clusters of one chunk.  fn gets the chunk, NULL if there are no references
  * to its clusters, and the refcounts on the disk from the chunk's first
- * cluster on, which it may change.  Spans without either are left out.  Stops
- * when fn returns -1, with -1.
+ * cluster on, which it may change.  Spans without either are left out, as are
+ * holes of refcount blocks.  Stops when fn returns -1, with -1.
  */
 struct check_span {
   uint64_t first, end; /* clusters */
+  const struct counts *counts;
   const struct counts_chunk *chunk;
   uint8_t *refcounts;
 };
@@ -56,7 +57,8 @@ check_span_base (const struct check_span *span)
 static inline uint64_t
 check_span_counted (const struct check_span *span, uint64_t cluster)
 {
-  return span->chunk != NULL ? counts_get (span->chunk, cluster) : 0;
+  return span->chunk != NULL ? counts_get (span->counts, span->chunk, cluster)
+    : 0;
 }
 
 #endif /* QCOW2_CHECK_IMAGE_H */

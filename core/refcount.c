@@ -129,6 +129,8 @@ refcounts_init (struct refcounts *r, const struct header *h,
     .cluster_bits = h->cluster_bits,
     .order = h->refcount_order,
     .block_bits = h->cluster_bits + 3 - h->refcount_order,
+    .ones = h->refcount_order == 6 ? 1
+      : UINT64_MAX / ((UINT64_C (1) << (1U << h->refcount_order)) - 1),
     .table = h->refcount_table_offset,
     .table_clusters = h->refcount_table_clusters,
   };
@@ -137,7 +139,13 @@ refcounts_init (struct refcounts *r, const struct header *h,
     return -1;
   while (index < table_entries (r)) {
     const struct host_off at = { r->table.v + index * sizeof (uint64_t) };
+    const uint64_t hole = storage_hole (storage (r), at) / commit->slice_bytes;
 
+    /* Nothing is in the cache yet that is not in the storage. */
+    if (hole > 0) {
+      index += hole * (commit->slice_bytes / sizeof (uint64_t));
+      continue;
+    }
     if (read_slice (r, at, &s) == -1)
       return -1;
     for (i = 0; i < s.nr; ++i, ++index) {
@@ -207,6 +215,48 @@ refcount_run (struct refcounts *r, uint64_t cluster, uint64_t max,
       break;
   }
   *nr = n;
+  return 0;
+}
+
+/* Whether one of the refcounts in a word is 0: those of one bit, and others. */
+static inline bool
+has_zero (const struct refcounts *r, uint64_t word)
+{
+  unsigned bits;
+
+  for (bits = 1; bits < 1U << r->order; bits *= 2)
+    word |= word >> bits;
+  /* The lowest bit of each is set now if any of it was. */
+  return (word & r->ones) != r->ones;
+}
+
+/* The first cluster from this one on that is not in use, or else the first one of
+ * another slice of refcounts: whole words are skipped at once, since an image
+ * may have any refcounts, and very many of them.
+ */
+static int
+skip_used (struct refcounts *r, uint64_t cluster, uint64_t *next)
+{
+  const unsigned per_word_bits = 6 - r->order;
+  struct host_off block;
+  uint64_t i, in_slice, start;
+  struct slice s;
+
+  *next = cluster;
+  if (find_block (r, cluster, &block) == -1)
+    return -1;
+  if (block.v == 0)
+    return 0;
+  if (read_refcounts (r, block, cluster, &s, &i, &in_slice) == -1)
+    return -1;
+  start = cluster - i;
+  while (i < in_slice && get (r, &s, i) != 0) {
+    i++;
+    while (i % (UINT64_C (1) << per_word_bits) == 0 && i < in_slice &&
+           !has_zero (r, s.word[i >> per_word_bits]))
+      i += UINT64_C (1) << per_word_bits;
+  }
+  *next = start + i;
   return 0;
 }
 
@@ -536,7 +586,8 @@ refcount_find_free (struct refcounts *r, uint64_t max, uint64_t *cluster,
   bool taken;
 
   while (at < end) {
-    if (refcount_run (r, at, max, &refcount, nr) == -1)
+    if (skip_used (r, at, &at) == -1 ||
+        refcount_run (r, at, max, &refcount, nr) == -1)
       return -1;
     if (refcount == 0) {
       if (ensure_block (r, at, &taken) == -1)

@@ -186,6 +186,7 @@ set_cache_size (const char *value)
     return -1;
   }
   options.cache_size = size;
+  options.check_memory = size;
   return 0;
 }
 

@@ -10,8 +10,8 @@ core=${srcdir:-$(dirname "$0")}/../../core
 # A room's own header does not count: it is on the same level.
 levels='
 0 format error hash storage storage-file
-1 header entry codec
-2 check-counts check-mend check-refcounts check-report
+1 header entry codec check-holes
+2 check-counts check-mend check-ranges check-refcounts check-report
 2 bitmaps cache create create-file decoded epoch gather inflight overlap
 3 check-state map snapshot commit
 4 check-tables layer refcount
