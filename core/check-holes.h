@@ -13,7 +13,13 @@
 struct check_holes {
   struct storage *storage;
   uint64_t start, end; /* the hole that was found last */
+  uint64_t data;       /* in the page of this byte there was none; 0: not known */
 };
+
+/* Data are not asked for again within a page: holes are not smaller than that on
+ * most file systems, and to read one does no harm.
+ */
+#define CHECK_HOLES_PAGE UINT64_C (4096)
 
 static inline void
 check_holes_init (struct check_holes *h, struct storage *storage)
@@ -25,7 +31,7 @@ check_holes_init (struct check_holes *h, struct storage *storage)
 static inline void
 check_holes_forget (struct check_holes *h)
 {
-  h->start = h->end = 0;
+  h->start = h->end = h->data = 0;
 }
 
 /* How many of the count bytes from at on are in a hole, or beyond the end of
@@ -35,10 +41,15 @@ static inline uint64_t
 check_hole (struct check_holes *h, uint64_t at, uint64_t count)
 {
   if (at < h->start || at >= h->end) {
-    const uint64_t n = storage_hole (h->storage, (struct host_off) { at });
+    uint64_t n;
 
-    if (n == 0)
+    if (h->data != 0 && at / CHECK_HOLES_PAGE == h->data / CHECK_HOLES_PAGE)
       return 0;
+    n = storage_hole (h->storage, (struct host_off) { at });
+    if (n == 0) {
+      h->data = at;
+      return 0;
+    }
     h->start = at;
     h->end = at + n;
   }

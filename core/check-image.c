@@ -16,11 +16,11 @@
  * bitmap with extra data       can't be opened         fine, as Spec has it
  * more than 1000 unaligned     all are followed        1000 of them are, or
  * L2 tables                                            16 MiB
- * more than 1000 entries of    all refcounts of all    those of 1000 of them
+ * more than 100 entries of     all refcounts of all    those of 100 of them
  * the refcount table with a    of them are compared    are; the others are
  * block of another one                                 corruptions
  * tables of snapshots or       all are counted         refused, if that is
- * bitmaps claim more of the                            more than 2^21 clusters
+ * bitmaps claim more of the                            more than 2^20 clusters
  * file than it holds                                   and what it holds
  * more than 2^31 clusters      not checked             checked
  * encryption, data files       checked                 not supported
@@ -467,7 +467,7 @@ compare_clusters (struct check *c, const struct check_span *span)
   const uint64_t base = check_span_base (span);
   uint64_t i;
 
-  for (i = span->first; i < span->end; ++i) {
+  for (i = span->first; (i = check_span_next (span, i)) < span->end; ++i) {
     const uint64_t stored = check_refcount_at (c->h.refcount_order,
                                                span->refcounts, i - base);
     const uint64_t counted = check_span_counted (span, i);
@@ -501,11 +501,15 @@ static int
 visit_span (struct check *c, struct check_span *span, check_span_fn *fn,
             void *opaque)
 {
+  int r;
+
   span->chunk = counts_in_window (&c->counts, span->first)
     ? counts_find (&c->counts, span->first) : NULL;
-  if (check_refcounts_read (&c->refcounts, check_span_base (span),
-                            COUNTS_CHUNK, span->refcounts) == -1)
+  r = check_refcounts_read (&c->refcounts, check_span_base (span),
+                            COUNTS_CHUNK, span->refcounts);
+  if (r == -1)
     return -1;
+  span->any = r > 0;
   return fn (c, opaque, span);
 }
 

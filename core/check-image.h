@@ -41,6 +41,7 @@ struct check_span {
   const struct counts *counts;
   const struct counts_chunk *chunk;
   uint8_t *refcounts;
+  bool any; /* one of the refcounts is not 0 */
 };
 typedef int check_span_fn (struct check *c, void *opaque,
                            const struct check_span *span);
@@ -52,6 +53,19 @@ static inline uint64_t
 check_span_base (const struct check_span *span)
 {
   return span->first & ~(COUNTS_CHUNK - 1);
+}
+
+/* The first cluster from this one on that may have references or a refcount, or
+ * the span's end: most have not, where references are far apart.
+ */
+static inline uint64_t
+check_span_next (const struct check_span *span, uint64_t cluster)
+{
+  while (!span->any && cluster % 8 == 0 && cluster + 8 <= span->end &&
+         (span->chunk == NULL ||
+          get_be64 (span->chunk->narrow + cluster % COUNTS_CHUNK) == 0))
+    cluster += 8;
+  return cluster;
 }
 
 static inline uint64_t

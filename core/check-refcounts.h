@@ -37,7 +37,7 @@ struct check_refcounts {
  * has it, as `qemu-img check' does: but not for more entries than this, since
  * then a small file has very many refcounts.
  */
-#define CHECK_MAX_TWICE 1000
+#define CHECK_MAX_TWICE 100
 
 /* Read the table.  Returns -1 with the error set. */
 extern int check_refcounts_open (struct check_refcounts *r,

@@ -46,7 +46,7 @@ struct check {
  * that it has never written: more of them than this, and what the file holds,
  * are no image.
  */
-#define CHECK_MAX_CLAIMED (UINT64_C (1) << 21) /* clusters */
+#define CHECK_MAX_CLAIMED (UINT64_C (1) << 20) /* clusters */
 
 /* Read the header and the refcount table.  options must outlive c.  Returns
  * -1 with the error set if this is no image that can be checked.

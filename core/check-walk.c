@@ -139,6 +139,17 @@ visit_run (struct walk *w, const struct l2_table *t, size_t nr)
   return 0;
 }
 
+/* Holes would take memory, and time. */
+static void
+prefetch (struct walk *w, const struct l2_table *t, size_t nr)
+{
+  const uint64_t bytes = nr * w->c->h.cluster_size;
+
+  if (check_hole (&w->c->holes, t->offset, bytes) == 0)
+    storage_prefetch (w->c->storage, (struct host_off) { t->offset },
+                      bytes < RUN_BYTES ? bytes : RUN_BYTES);
+}
+
 static int
 visit_tables (struct walk *w)
 {
@@ -151,10 +162,8 @@ visit_tables (struct walk *w)
     /* The next run is read by the host while this one is looked at. */
     next = i + n;
     if (next < t->nr)
-      storage_prefetch (w->c->storage,
-                        (struct host_off) { t->table[next].offset },
-                        run_length (w, t->table + next, t->nr - next) *
-                        w->c->h.cluster_size);
+      prefetch (w, t->table + next,
+                run_length (w, t->table + next, t->nr - next));
     if (visit_run (w, t->table + i, n) == -1)
       return -1;
     progress (w, n);

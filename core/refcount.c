@@ -119,8 +119,10 @@ int
 refcounts_init (struct refcounts *r, const struct header *h,
                 struct commit *commit, struct overlap *overlap)
 {
+  const uint64_t per_slice = commit->slice_bytes / sizeof (uint64_t);
   struct slice s;
-  uint64_t index = 0;
+  uint64_t index = 0, ask_from = 0;
+  bool empty = false; /* the slice before was: a hole may follow */
   unsigned i;
 
   *r = (struct refcounts) {
@@ -139,15 +141,19 @@ refcounts_init (struct refcounts *r, const struct header *h,
     return -1;
   while (index < table_entries (r)) {
     const struct host_off at = { r->table.v + index * sizeof (uint64_t) };
-    const uint64_t hole = storage_hole (storage (r), at) / commit->slice_bytes;
-
     /* Nothing is in the cache yet that is not in the storage. */
-    if (hole > 0) {
-      index += hole * (commit->slice_bytes / sizeof (uint64_t));
+    const bool ask = empty && index >= ask_from;
+    const uint64_t hole = ask ? storage_hole (storage (r), at) : 0;
+
+    if (hole >= commit->slice_bytes) {
+      index += hole / commit->slice_bytes * per_slice;
       continue;
     }
+    if (ask)
+      ask_from = index + 16 * per_slice;
     if (read_slice (r, at, &s) == -1)
       return -1;
+    empty = true;
     for (i = 0; i < s.nr; ++i, ++index) {
       const struct host_off block = {
         s.word[i] & QCOW2_REFCOUNT_BLOCK_MASK
@@ -155,6 +161,7 @@ refcounts_init (struct refcounts *r, const struct header *h,
 
       if (block.v == 0)
         continue;
+      empty = false;
       if (check_block (r, index, s.word[i]) == -1 ||
           overlap_add (overlap, storage (r)->name, block, 1,
                        METADATA_REFCOUNT_BLOCK) == -1)

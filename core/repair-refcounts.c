@@ -68,7 +68,7 @@ survey_span (struct check *c, void *opaque, const struct check_span *span)
   const uint64_t base = check_span_base (span);
   uint64_t i;
 
-  for (i = span->first; i < span->end; ++i) {
+  for (i = span->first; (i = check_span_next (span, i)) < span->end; ++i) {
     const uint64_t stored = check_refcount_at (c->h.refcount_order,
                                                span->refcounts, i - base);
     const uint64_t want = wanted (c, span, i);
@@ -185,7 +185,7 @@ change_span (struct check *c, void *opaque, const struct check_span *span)
 
   memcpy (x->buf, span->refcounts,
           check_refcounts_bytes (&c->refcounts, COUNTS_CHUNK));
-  for (i = span->first; i < span->end; ++i) {
+  for (i = span->first; (i = check_span_next (span, i)) < span->end; ++i) {
     const uint64_t stored = check_refcount_at (order, span->refcounts,
                                                i - base);
     const uint64_t want = wanted (c, span, i);
@@ -275,7 +275,7 @@ plan_span (struct check *c, void *opaque, const struct check_span *span)
   uint64_t i;
 
   (void) c;
-  for (i = span->first; i < span->end; ++i) {
+  for (i = span->first; (i = check_span_next (span, i)) < span->end; ++i) {
     if (check_span_counted (span, i) == 0)
       continue;
     p->referred++;

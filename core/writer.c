@@ -161,14 +161,15 @@ static int
 add_l2_tables (struct writer *w)
 {
   const struct map *m = &w->disk->map;
+  const uint64_t per_slice = m->slice_bytes / sizeof (uint64_t);
   struct again again = { 0 };
-  uint64_t i;
+  uint64_t i, empty = 0; /* entries in a row */
   int r = 0;
 
   for (i = 0; r == 0 && i < m->l1_size; ++i) {
     struct map_l1 l1;
 
-    if (i % (m->slice_bytes / sizeof (uint64_t)) == 0) {
+    if (i % per_slice == 0 && empty >= per_slice) {
       const struct host_off at = { m->l1_offset.v + i * sizeof (uint64_t) };
       const uint64_t hole = storage_hole (m->storage, at) / sizeof (uint64_t);
 
@@ -179,6 +180,8 @@ add_l2_tables (struct writer *w)
     if (map_l1_entry (m, (struct guest_off) { i << m->l1_shift }, &l1) == -1 ||
         add_l2_table (w, &l1, &again) == -1)
       r = -1;
+    else
+      empty = l1.table.v == 0 ? empty + 1 : 0;
   }
   if (r == 0)
     r = check_again (w, &again);

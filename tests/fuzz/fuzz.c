@@ -29,7 +29,7 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
 {
   memory_start ();
   TARGET.test (data, size);
-  memory_end ();
+  memory_end (TARGET.memory);
   return 0;
 }
 

@@ -25,7 +25,7 @@
 
 static const struct target *const targets[] = {
   &target_header, &target_map, &target_write, &target_snapshot, &target_codec,
-  &target_check,
+  &target_check, &target_cost,
 };
 #define NR_TARGETS (sizeof targets / sizeof targets[0])
 
@@ -68,7 +68,7 @@ replay_input (const uint8_t *seed, size_t size, unsigned mutation)
   current_seed = mutation;
   memory_start ();
   target->test (input, size);
-  memory_end ();
+  memory_end (target->memory);
   nr_inputs++;
   free (input);
 }
