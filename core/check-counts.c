@@ -58,7 +58,8 @@ counts_free (struct counts *c)
   free (c->sorted);
   free (c->free_chunk);
   free (c->wide);
-  c->chunk = c->sorted = c->free_chunk = NULL;
+  c->chunk = c->free_chunk = NULL;
+  c->sorted = NULL;
   c->last = NULL;
   c->wide = NULL;
   c->bits = c->wide_bits = 0;
@@ -101,37 +102,36 @@ counts_look_up (const struct counts *c, uint64_t number)
   return c->chunk != NULL ? *find_place (c, number) : NULL;
 }
 
-/* Have the chunks, up to the n-th of a list, in a table of their own. */
+/* An empty table, instead of the one that there is. */
 static int
-make_table (struct counts *c, unsigned bits, struct counts_chunk **list,
-            size_t n)
+make_table (struct counts *c, unsigned bits)
 {
   struct counts_chunk **table = calloc (UINT64_C (1) << bits, sizeof *table);
-  size_t i;
 
   if (table == NULL)
     return no_memory ();
   account (c, sizeof *table << bits, sizeof *table << c->bits);
   c->chunk = table;
   c->bits = bits;
-  for (i = 0; i < n; ++i)
-    if (list[i] != NULL)
-      *find_place (c, list[i]->number) = list[i];
   return 0;
 }
 
 static int
 grow_table (struct counts *c)
 {
+  const uint64_t size = UINT64_C (1) << c->bits;
   struct counts_chunk **old = c->chunk;
-  int r;
+  uint64_t i;
 
-  if (c->nr_chunks * 4 < 3 * (UINT64_C (1) << c->bits))
+  if (c->nr_chunks * 4 < 3 * size)
     return 0;
-  r = make_table (c, c->bits + 1, old, UINT64_C (1) << c->bits);
-  if (r == 0)
-    free (old);
-  return r;
+  if (make_table (c, c->bits + 1) == -1)
+    return -1;
+  for (i = 0; i < size; ++i)
+    if (old[i] != NULL)
+      *find_place (c, old[i]->number) = old[i];
+  free (old);
+  return 0;
 }
 
 static struct counts_chunk *
@@ -158,18 +158,18 @@ take_chunk (struct counts *c)
 }
 
 static int
-compare_chunks (const void *a, const void *b)
+compare_entries (const void *a, const void *b)
 {
-  const struct counts_chunk *const *x = a, *const *y = b;
+  const struct counts_entry *x = a, *y = b;
 
-  return (*x)->number < (*y)->number ? -1 : (*x)->number > (*y)->number;
+  return x->number < y->number ? -1 : x->number > y->number;
 }
 
 /* All chunks in their order, to be freed; or NULL with the error set. */
-static struct counts_chunk **
+static struct counts_entry *
 list_chunks (const struct counts *c)
 {
-  struct counts_chunk **list = malloc ((c->nr_chunks + 1) * sizeof *list);
+  struct counts_entry *list = malloc ((c->nr_chunks + 1) * sizeof *list);
   size_t i, nr = 0;
 
   if (list == NULL) {
@@ -178,8 +178,8 @@ list_chunks (const struct counts *c)
   }
   for (i = 0; i < UINT64_C (1) << c->bits; ++i)
     if (c->chunk[i] != NULL)
-      list[nr++] = c->chunk[i];
-  qsort (list, nr, sizeof *list, compare_chunks);
+      list[nr++] = (struct counts_entry) { c->chunk[i]->number, c->chunk[i] };
+  qsort (list, nr, sizeof *list, compare_entries);
   return list;
 }
 
@@ -188,27 +188,52 @@ counts_sort (struct counts *c)
 {
   free (c->sorted);
   c->sorted = list_chunks (c);
+  c->position = 0;
   return c->sorted == NULL ? -1 : 0;
 }
 
-uint64_t
-counts_next (const struct counts *c, uint64_t cluster)
+/* Whether the chunk at this position is the first from a number on. */
+static bool
+is_first_from (const struct counts *c, size_t i, uint64_t number)
 {
-  const uint64_t number = cluster >> COUNTS_CHUNK_BITS;
+  return i <= c->nr_chunks &&
+    (i == c->nr_chunks || c->sorted[i].number >= number) &&
+    (i == 0 || c->sorted[i - 1].number < number);
+}
+
+/* Mostly the one after that of last time. */
+static size_t
+find_first_from (const struct counts *c, uint64_t number)
+{
   size_t low = 0, high = c->nr_chunks;
+
+  if (is_first_from (c, c->position, number))
+    return c->position;
+  if (is_first_from (c, c->position + 1, number))
+    return c->position + 1;
 
   while (low < high) {
     const size_t middle = low + (high - low) / 2;
 
-    if (c->sorted[middle]->number < number)
+    if (c->sorted[middle].number < number)
       low = middle + 1;
     else
       high = middle;
   }
-  if (low == c->nr_chunks)
+  return low;
+}
+
+uint64_t
+counts_next (struct counts *c, uint64_t cluster)
+{
+  const uint64_t number = cluster >> COUNTS_CHUNK_BITS;
+  size_t i;
+
+  c->position = i = find_first_from (c, number);
+  if (i == c->nr_chunks)
     return UINT64_MAX;
-  return c->sorted[low]->number == number ? cluster
-    : c->sorted[low]->number << COUNTS_CHUNK_BITS;
+  return c->sorted[i].number == number ? cluster
+    : c->sorted[i].number << COUNTS_CHUNK_BITS;
 }
 
 /* -------------------------------------------------------------- wide counts */
@@ -297,8 +322,10 @@ counts_add_many (struct counts *c, struct counts_chunk *k, uint64_t cluster,
 static int
 cut (struct counts *c, size_t keep)
 {
-  struct counts_chunk **list = list_chunks (c), **old = c->chunk, **p;
+  struct counts_entry *list = list_chunks (c);
+  struct counts_chunk **old = c->chunk, **p;
   const size_t nr = c->nr_chunks - keep;
+  size_t i;
 
   if (list == NULL)
     return -1;
@@ -307,13 +334,16 @@ cut (struct counts *c, size_t keep)
     free (list);
     return no_memory ();
   }
-  memcpy (p + c->nr_free, list + keep, nr * sizeof *p);
+  for (i = 0; i < nr; ++i)
+    p[c->nr_free + i] = list[keep + i].chunk;
   c->free_chunk = p;
-  c->end = list[keep]->number << COUNTS_CHUNK_BITS;
-  if (make_table (c, c->bits, list, keep) == -1) {
+  c->end = list[keep].number << COUNTS_CHUNK_BITS;
+  if (make_table (c, c->bits) == -1) {
     free (list);
     return -1;
   }
+  for (i = 0; i < keep; ++i)
+    *find_place (c, list[i].number) = list[i].chunk;
   free (old);
   free (list);
   c->nr_free += nr;

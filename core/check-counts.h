@@ -44,6 +44,12 @@ struct counts_chunk {
 
 struct counts_slab; /* of chunks */
 
+/* With its number, so that sorting them doesn't look into chunks. */
+struct counts_entry {
+  uint64_t number;
+  struct counts_chunk *chunk;
+};
+
 /* A count that doesn't fit into a byte. */
 struct counts_wide {
   uint64_t cluster;
@@ -59,7 +65,8 @@ struct counts {
   unsigned bits;               /* log2 of its size */
   size_t nr_chunks;
   struct counts_chunk *last;   /* found last */
-  struct counts_chunk **sorted;
+  struct counts_entry *sorted;
+  size_t position;             /* in there, where counts_next was last */
   struct counts_slab *slabs;
   struct counts_chunk **free_chunk; /* that were cut off: a stack */
   size_t nr_free;
@@ -91,7 +98,7 @@ extern int counts_sort (struct counts *c);
 /* The first cluster from this one on whose chunk exists; UINT64_MAX: there is
  * none.  After counts_sort.
  */
-extern uint64_t counts_next (const struct counts *c, uint64_t cluster);
+extern uint64_t counts_next (struct counts *c, uint64_t cluster);
 
 static inline bool
 counts_in_window (const struct counts *c, uint64_t cluster)

@@ -61,6 +61,37 @@ is_shared (const struct check_span *span, uint64_t cluster)
     (table && (meta || counts_flag (k, COUNTS_DATA, cluster)));
 }
 
+/* New refcounts take a block for each reference, if these are far apart.  What
+ * an image has in tables is more than that, in all but those that were made to
+ * fill the disk: they get no more than this, and so much for each cluster that
+ * has references.
+ */
+#define MAX_NEW_BYTES (UINT64_C (64) << 20)
+#define MAX_BYTES_EACH 16
+
+/* Before anything is written. */
+static int
+check_size (const struct repair *r)
+{
+  const uint64_t bytes = r->blocks << r->c.h.cluster_bits;
+
+  if (!r->rebuild || bytes <= MAX_NEW_BYTES + r->referred * MAX_BYTES_EACH)
+    return 0;
+  error_set (EIO, "%s: the clusters in use are so far apart that new refcounts "
+             "of them would take %" PRIu64 " bytes", r->c.storage->name, bytes);
+  return -1;
+}
+
+static void
+count_referred (struct repair *r, uint64_t cluster)
+{
+  const uint64_t block = (cluster >> r->c.refcounts.block_bits) + 1;
+
+  r->referred++;
+  r->blocks += block != r->last_block;
+  r->last_block = block;
+}
+
 static int
 survey_span (struct check *c, void *opaque, const struct check_span *span)
 {
@@ -76,6 +107,8 @@ survey_span (struct check *c, void *opaque, const struct check_span *span)
     if (stored == 0 && want == 0)
       continue;
     r->highest = i + 1;
+    if (want > 0)
+      count_referred (r, i);
     r->raise |= stored < want;
     r->lower |= stored > want;
     if (want > 0 &&
@@ -150,6 +183,7 @@ repair_survey (struct repair *r)
   size_t i;
 
   r->nr_shared = 0;
+  r->referred = r->blocks = r->last_block = 0;
   r->raise = r->lower = false;
   /* Two entries that have one block. */
   r->rebuild = rc->twice;
@@ -163,7 +197,7 @@ repair_survey (struct repair *r)
   for (i = 0; i < rc->nr_used; ++i)
     if (is_bad_block (r, rc->used[i]))
       r->rebuild = true;
-  return 0;
+  return check_size (r);
 }
 
 /* --------------------------------------------------------------- in place */
@@ -231,21 +265,12 @@ repair_lower (struct repair *r)
 
 #define MAX_ENTRIES (QCOW2_MAX_REFCOUNT_TABLE_BYTES / 8)
 
-/* New refcounts take a block for each reference, if these are far apart.  What
- * an image has in tables is more than that, in all but those that were made to
- * fill the disk: they get no more than this, and so much for each cluster that
- * has references.
- */
-#define MAX_NEW_BYTES (UINT64_C (64) << 20)
-#define MAX_BYTES_EACH 16
-
 /* The new blocks, and behind them the new table. */
 struct plan {
   struct repair *repair;
   uint64_t *table;  /* MAX_ENTRIES; where a block is wanted it is not 0 */
   uint64_t entries; /* up to the last block */
   uint64_t nr_blocks;
-  uint64_t referred; /* clusters that have references */
   uint64_t first, clusters; /* of all of it */
   uint64_t table_clusters;
 };
@@ -275,27 +300,10 @@ plan_span (struct check *c, void *opaque, const struct check_span *span)
   uint64_t i;
 
   (void) c;
-  for (i = span->first; (i = check_span_next (span, i)) < span->end; ++i) {
-    if (check_span_counted (span, i) == 0)
-      continue;
-    p->referred++;
-    if (want_block (p, i) == -1)
+  for (i = span->first; (i = check_span_next (span, i)) < span->end; ++i)
+    if (check_span_counted (span, i) > 0 && want_block (p, i) == -1)
       return -1;
-  }
   return 0;
-}
-
-static int
-check_size (const struct plan *p)
-{
-  const struct check *c = &p->repair->c;
-  const uint64_t bytes = p->clusters << c->h.cluster_bits;
-
-  if (bytes <= MAX_NEW_BYTES + p->referred * MAX_BYTES_EACH)
-    return 0;
-  error_set (EIO, "%s: the clusters in use are so far apart that new refcounts "
-             "of them would take %" PRIu64 " bytes", c->storage->name, bytes);
-  return -1;
 }
 
 /* Find room for a table and blocks, which have refcounts, too. */
@@ -469,7 +477,7 @@ find_space (struct repair *r, struct plan *p)
   const uint64_t size = r->c.storage->size;
   const uint64_t clusters = size >> r->c.h.cluster_bits;
 
-  if (place (p, r->c.nr) == -1 || check_size (p) == -1)
+  if (place (p, r->c.nr) == -1)
     return -1;
   if (make_space (p, size) == 0)
     return 0;

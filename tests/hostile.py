@@ -83,10 +83,10 @@ def colliding(path):
             found.add(x)
     # Few are so near to zero: the rest are multiples of the best step.
     x = 4096
-    while len(found) < 200000 and x < limit:
+    while len(found) < 100000 and x < limit:
         found.add(x)
         x += max(best[1] % 4096, 1)
-    tables = sorted(found)[:200000]
+    tables = sorted(found)[:100000]
     s = Sparse(path, 9, disk=len(tables) << 15, l1=(1 << 20, len(tables)),
                table=(4096, 1))
     s.put(4096, struct.pack(">Q", 8192))
@@ -117,7 +117,7 @@ def far_apart_blind(path):
 
 
 def far_apart_all(path):
-    far_apart(path, 250000, False)
+    far_apart(path, 120000, False)
 
 
 def bitmaps_of_one_table(path):
