@@ -365,6 +365,30 @@ test_sparse (void)
   build_free (&b);
 }
 
+/* L2 tables in holes of a sparse file are not read. */
+static void
+test_holes (void)
+{
+  struct memory_control control = { .size = UINT64_C (1) << 40,
+                                    .holes = true };
+  struct check_report r;
+  struct builder b;
+  struct storage *s;
+  unsigned i;
+
+  build_start (&b, 3, 16, false, COMPRESSION_DEFLATE, UINT64_C (64) << 29);
+  build_entry (&b, 0, build_data (&b, 1), 0);
+  build_finish (&b);
+  for (i = 1; i < 64; ++i)
+    put (&b, b.l1_offset + 8 * i, (UINT64_C (1) << 32) + i * 65536);
+  s = build_storage (&b, &control);
+  CHECK_OK (check_storage (s, &quiet, &r));
+  storage_close (s);
+  CHECK_EQ (r.found[CHECK_REFCOUNT], 63);
+  CHECK (control.bytes < 20 * 65536);
+  build_free (&b);
+}
+
 /* As many windows as there are chunks. */
 static void
 test_windows (void)
@@ -627,6 +651,7 @@ main (void)
   test_many_references (300);
   test_many_references (QCOW2_MAX_L1_BYTES / 8);
   test_sparse ();
+  test_holes ();
   test_windows ();
   test_counts ();
   test_counts_cut (8 << 20, 1, 1);
