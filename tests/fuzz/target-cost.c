@@ -338,7 +338,9 @@ change (struct image *im, const struct layer *disk)
 static void
 check (void)
 {
-  const struct check_options options = { .memory = 4 << 20 };
+  const struct check_options options = {
+    .memory = IMAGE_DEFAULT_CHECK_MEMORY,
+  };
   struct storage *s = sparse_open (&x.file);
   struct check_report report;
 
