@@ -16,6 +16,7 @@
 
 #include "cache.h"
 #include "error.h"
+#include "hash.h"
 
 #define WAYS 8
 #define SLOT_WORDS (CACHE_SLOT_BYTES / sizeof (uint64_t))
@@ -57,6 +58,7 @@ struct set {
 static const _Atomic uint64_t no_words[SLOT_WORDS];
 
 struct cache {
+  struct hash_key key; /* the image chooses what is in one set */
   uint64_t nr_sets;
   struct set *sets;
   _Atomic uint64_t *words; /* SLOT_WORDS for each way of each set */
@@ -94,6 +96,7 @@ cache_new (uint64_t bytes)
     goto no_memory;
   pthread_mutex_init (&c->lock, NULL);
   pthread_cond_init (&c->loaded, NULL);
+  c->key = hash_key ();
   c->nr_sets = bytes / (WAYS * (CACHE_SLOT_BYTES + sizeof c->listed[0]) +
                         sizeof (struct set));
   c->sets_bytes = c->nr_sets * sizeof (struct set);
@@ -139,10 +142,7 @@ find_set (const struct cache *c, uint64_t tag)
    * be the one that differs: mix all of them into the high half, which is
    * then scaled to nr_sets.
    */
-  uint64_t hash = (tag ^ tag >> 32) * UINT64_C (0x9e3779b97f4a7c15);
-
-  hash = (hash ^ hash >> 29) * UINT64_C (0xbf58476d1ce4e5b9);
-  return ((hash >> 32) * c->nr_sets) >> 32;
+  return ((hash_mix (&c->key, tag) >> 32) * c->nr_sets) >> 32;
 }
 
 static inline _Atomic uint64_t *

@@ -14,8 +14,14 @@
  * bitmap directory damaged     can't be opened         corruption, and the
  *                                                      rest is checked
  * bitmap with extra data       can't be opened         fine, as Spec has it
- * more than 1000 unaligned     all are followed        1000 of them are
- * L2 tables
+ * more than 1000 unaligned     all are followed        1000 of them are, or
+ * L2 tables                                            16 MiB
+ * more than 100 entries of     all refcounts of all    those of 100 of them
+ * the refcount table with a    of them are compared    are; the others are
+ * block of another one                                 corruptions
+ * tables of snapshots or       all are counted         refused, if that is
+ * bitmaps claim more of the                            more than 2^20 clusters
+ * file than it holds                                   and what it holds
  * more than 2^31 clusters      not checked             checked
  * extra data of a snapshot of  can't be checked, only  corruption
  * more than 1024 bytes         repaired
@@ -44,6 +50,13 @@ struct table {
   uint64_t judged;   /* how many paths COPIED flags count for */
   bool first;        /* judge the rest, too */
   uint64_t followed; /* where data would go on without a gap; 0: nowhere */
+};
+
+/* Of the table that was looked at last, of which more may follow. */
+struct part {
+  uint64_t table;
+  uint64_t end;
+  uint64_t followed;
 };
 
 static int
@@ -164,24 +177,28 @@ count_entry (struct table *t, struct host_off place, uint64_t word,
 }
 
 static int
-count_l2 (struct check *c, void *opaque, struct host_off place,
-          uint8_t *words, struct check_paths paths)
+count_l2 (struct check *c, void *opaque, struct host_off table,
+          struct host_off place, uint8_t *words, size_t bytes,
+          struct check_paths paths)
 {
   const size_t entry_size = c->h.extended_l2 ? 16 : 8;
-  const uint64_t cluster = place.v >> c->h.cluster_bits;
+  const uint64_t cluster = table.v >> c->h.cluster_bits;
+  struct part *part = opaque;
+  const bool goes_on = part->table == table.v && place.v >= part->end;
   struct table t = {
     .c = c,
     .paths = paths,
     .judged = paths.active,
     .first = check_is_first (c),
+    .followed = goes_on ? part->followed : 0,
   };
   size_t i;
 
   /* qemu-img does not look at flags in these. */
-  if (c->mended || place.v == 0 ||
+  if (c->mended || table.v == 0 ||
       !check_refcount_readable (&c->refcounts, cluster))
     t.judged = 0;
-  for (i = 0; i < c->h.cluster_size; i += entry_size) {
+  for (i = 0; i < bytes; i += entry_size) {
     const uint64_t word = get_be64 (words + i);
     const uint64_t bitmap = c->h.extended_l2 ? get_be64 (words + i + 8) : 0;
 
@@ -190,6 +207,7 @@ count_l2 (struct check *c, void *opaque, struct host_off place,
                      bitmap) == -1)
       return -1;
   }
+  *part = (struct part) { table.v, place.v + bytes, t.followed };
   return 0;
 }
 
@@ -271,7 +289,7 @@ count_block (struct check *c, uint64_t index, uint64_t block)
   if (c->mended || !counts_in_window (&c->counts, cluster))
     return 0;
   k = counts_find (&c->counts, cluster);
-  if (k == NULL || counts_get (k, cluster) != 1)
+  if (k == NULL || counts_get (&c->counts, k, cluster) != 1)
     check_found (&c->findings, CHECK_REFCOUNT_BLOCK, 1, "refcount block %"
                  PRIu64 " at 0x%" PRIx64 ": it is used as something else as "
                  "well", index, block);
@@ -283,16 +301,19 @@ count_refcounts (struct check *c)
 {
   const struct check_refcounts *r = &c->refcounts;
   const struct host_off field = { HEADER_REFCOUNT_TABLE_OFFSET };
-  uint64_t i;
+  size_t n;
 
   if (check_refer (c, USE_REFCOUNT_TABLE, field, r->offset.v, 8 * r->entries,
                    1) == -1)
     return -1;
-  for (i = 0; i < r->entries; ++i) {
+  if (r->ignored > 0 && check_is_first (c))
+    check_found (&c->findings, CHECK_REFCOUNT_BLOCK, r->ignored, "%" PRIu64
+                 " more entries of the refcount table have a block that "
+                 "another one has", r->ignored);
+  for (n = 0; n < r->nr_used; ++n) {
+    const uint64_t i = r->used[n];
     const uint64_t block = check_block_offset (r, i);
 
-    if (r->table[i] == 0)
-      continue;
     if (r->table[i] & REFCOUNT_TABLE_RESERVED)
       bad_block (c, i, "reserved bits are set");
     else if (block % c->h.cluster_size != 0)
@@ -311,9 +332,12 @@ count_refcounts (struct check *c)
 static int
 count_all (struct check *c)
 {
-  const struct check_visitor visitor = { .l1 = count_l1, .l2 = count_l2 };
+  struct part part = { 0, 0, 0 };
+  const struct check_visitor visitor = {
+    .l1 = count_l1, .l2 = count_l2, .opaque = &part,
+  };
   const struct host_off zero = { 0 };
-  struct check_l1s l1s;
+  struct check_ranges l1s;
   int r;
 
   if (check_refer (c, USE_HEADER, zero, 0, c->h.cluster_size, 1) == -1 ||
@@ -324,7 +348,7 @@ count_all (struct check *c)
       check_find_l1s (c, &l1s) == -1)
     return -1;
   r = check_walk (c, &l1s, &visitor);
-  check_free_l1s (&l1s);
+  check_ranges_free (&l1s);
   if (r == -1 || check_bitmaps (c) == -1)
     return -1;
   return c->no_refcounts ? 0 : count_refcounts (c);
@@ -333,17 +357,22 @@ count_all (struct check *c)
 int
 check_count (struct check *c, uint64_t first)
 {
-  for (;;) {
+  uint64_t end = c->nr + 2; /* references may reach so far beyond the file */
+
+  /* If the window was cut off then what was judged behind its end is to be
+   * judged again, but not here: the second walk is right.
+   */
+  do {
     check_findings_clear (&c->findings);
+    check_refcounts_forget (&c->refcounts);
+    check_holes_forget (&c->holes);
     c->next = UINT64_MAX;
-    /* References may reach two clusters beyond the file's end. */
-    if (counts_begin (&c->counts, first, c->nr + 1) == -1)
+    c->claimed = 0;
+    if (counts_begin (&c->counts, first, end) == -1 || count_all (c) == -1)
       return -1;
-    if (count_all (c) == 0)
-      return 0;
-    if (!c->counts.full || !counts_shrink (&c->counts))
-      return -1;
-  }
+    end = c->counts.end;
+  } while (c->counts.cut);
+  return counts_sort (&c->counts);
 }
 
 uint64_t
@@ -396,22 +425,62 @@ no_answers (struct check *c, uint64_t cluster, uint64_t n)
                check_block_offset (&c->refcounts, index));
 }
 
-/* Clusters that have their refcounts in one block. */
+/* Refcounts that can't be looked up, from the window on up to end: by blocks. */
 static void
-compare_some (struct check *c, const struct check_span *span, uint64_t first,
-              uint64_t end)
+find_no_answers (struct check *c, uint64_t end)
+{
+  const struct check_refcounts *r = &c->refcounts;
+  size_t i;
+
+  for (i = 0; i < r->nr_used; ++i) {
+    const uint64_t start = (uint64_t) r->used[i] << r->block_bits;
+    const uint64_t behind = start + (UINT64_C (1) << r->block_bits);
+    const uint64_t from = start > c->counts.first ? start : c->counts.first;
+    const uint64_t to = behind < end ? behind : end;
+
+    if (from < to && !check_refcount_readable (r, start))
+      no_answers (c, from, to - from);
+  }
+}
+
+/* Nobody listens to more messages about leaks where nothing has references. */
+static void
+count_leaks (struct check *c, const struct check_span *span)
+{
+  const uint64_t base = check_span_base (span);
+  uint64_t i, n = 0, last = 0;
+
+  for (i = span->first; i < span->end; ++i) {
+    if (check_refcount_at (c->h.refcount_order, span->refcounts,
+                           i - base) != 0) {
+      n++;
+      last = i;
+    }
+  }
+  if (n == 0)
+    return;
+  c->findings.report.image_end = (last + 1) << c->h.cluster_bits;
+  check_found (&c->findings, CHECK_LEAK, n, "%" PRIu64 " clusters are leaked",
+               n);
+}
+
+static void
+compare_clusters (struct check *c, const struct check_span *span)
 {
   uint64_t *image_end = &c->findings.report.image_end;
   const uint64_t base = check_span_base (span);
   uint64_t i;
 
-  for (i = first; i < end; ++i) {
+  for (i = span->first; (i = check_span_next (span, i)) < span->end; ++i) {
     const uint64_t stored = check_refcount_at (c->h.refcount_order,
                                                span->refcounts, i - base);
     const uint64_t counted = check_span_counted (span, i);
 
-    if ((stored | counted) != 0)
-      *image_end = (i + 1) << c->h.cluster_bits;
+    if ((stored | counted) == 0)
+      continue;
+    if (!check_refcount_readable (&c->refcounts, i)) /* found by its block */
+      continue;
+    *image_end = (i + 1) << c->h.cluster_bits;
     if (stored != counted)
       compare_refcount (c, i, stored, counted);
     if (counted > 1 && stored >= counted)
@@ -422,86 +491,51 @@ compare_some (struct check *c, const struct check_span *span, uint64_t first,
 static int
 compare_span (struct check *c, void *opaque, const struct check_span *span)
 {
-  uint64_t first, n;
-
   (void) opaque;
-  for (first = span->first; first < span->end; first += n) {
-    n = check_block_rest (&c->refcounts, first);
-    if (n > span->end - first)
-      n = span->end - first;
-    if (check_refcount_readable (&c->refcounts, first))
-      compare_some (c, span, first, first + n);
-    else
-      no_answers (c, first, n);
-  }
+  if (span->chunk == NULL && !check_findings_wanted (&c->findings))
+    count_leaks (c, span);
+  else
+    compare_clusters (c, span);
   return 0;
 }
 
 /* ------------------------------------------------------------------- spans */
 
-/* The next cluster that has a refcount block, or end. */
-static uint64_t
-next_block (const struct check *c, uint64_t cluster, uint64_t end)
-{
-  const struct check_refcounts *r = &c->refcounts;
-  const uint64_t index = cluster >> r->block_bits;
-  uint64_t i = index;
-
-  while (i < r->entries && check_block_offset (r, i) == 0)
-    i++;
-  if (i >= r->entries || i << r->block_bits >= end)
-    return end;
-  return i == index ? cluster : i << r->block_bits;
-}
-
-/* The next cluster of a chunk with counts, or end. */
-static uint64_t
-next_chunk (const struct check *c, uint64_t cluster, uint64_t end)
-{
-  uint64_t i = cluster & ~(COUNTS_CHUNK - 1);
-
-  while (i < end && i < c->counts.end && counts_find (&c->counts, i) == NULL)
-    i += COUNTS_CHUNK;
-  if (i >= end || i >= c->counts.end)
-    return end;
-  return i > cluster ? i : cluster;
-}
-
 static int
 visit_span (struct check *c, struct check_span *span, check_span_fn *fn,
             void *opaque)
 {
+  int r;
+
   span->chunk = counts_in_window (&c->counts, span->first)
     ? counts_find (&c->counts, span->first) : NULL;
-  if (check_refcounts_read (&c->refcounts, check_span_base (span),
-                            COUNTS_CHUNK, span->refcounts) == -1)
+  r = check_refcounts_read (&c->refcounts, check_span_base (span),
+                            COUNTS_CHUNK, span->refcounts);
+  if (r == -1)
     return -1;
+  span->any = r > 0;
   return fn (c, opaque, span);
 }
 
-/* A file may be sparse, and large: it takes as long as there are chunks and
- * blocks.
+/* A file may be sparse, and large: it takes as long as there are chunks, and
+ * refcounts in blocks that are no holes.
  */
 int
 check_each_span (struct check *c, uint64_t end, check_span_fn *fn,
                  void *opaque)
 {
-  uint64_t chunk = 0, block = 0, first = c->counts.first;
-  struct check_span span;
+  uint8_t refcounts[COUNTS_CHUNK * 8];
+  uint64_t chunk = 0, stored = 0, first = c->counts.first;
+  struct check_span span = { .counts = &c->counts, .refcounts = refcounts };
   int r = 0;
 
-  span.refcounts = malloc (check_refcounts_bytes (&c->refcounts,
-                                                  COUNTS_CHUNK));
-  if (span.refcounts == NULL) {
-    error_set (ENOMEM, "out of memory");
-    return -1;
-  }
-  for (; r == 0; first = span.end) {
+  check_refcounts_forget (&c->refcounts);
+  for (; r == 0 && first < end; first = span.end) {
     if (chunk <= first)
-      chunk = next_chunk (c, first, end);
-    if (block <= first)
-      block = next_block (c, first, end);
-    span.first = chunk < block ? chunk : block;
+      chunk = counts_next (&c->counts, first);
+    if (stored <= first)
+      stored = check_refcounts_next (&c->refcounts, first);
+    span.first = chunk < stored ? chunk : stored;
     if (span.first >= end)
       break;
     span.end = (span.first | (COUNTS_CHUNK - 1)) + 1;
@@ -509,7 +543,6 @@ check_each_span (struct check *c, uint64_t end, check_span_fn *fn,
       span.end = end;
     r = visit_span (c, &span, fn, opaque);
   }
-  free (span.refcounts);
   return r;
 }
 
@@ -524,6 +557,7 @@ check_window (struct check *c, uint64_t first)
   if (check_count (c, first) == -1)
     return -1;
   end = check_next_window (c);
+  find_no_answers (c, end);
   if (check_each_span (c, end, compare_span, NULL) == -1)
     return -1;
   r->counts_memory = c->counts.peak;

@@ -33,13 +33,15 @@ extern uint64_t check_next_window (const struct check *c);
 /* Look at the refcounts of the window, and on to the cluster end, in spans of
  * clusters of one chunk.  fn gets the chunk, NULL if there are no references
  * to its clusters, and the refcounts on the disk from the chunk's first
- * cluster on, which it may change.  Spans without either are left out.  Stops
- * when fn returns -1, with -1.
+ * cluster on, which it may change.  Spans without either are left out, as are
+ * holes of refcount blocks.  Stops when fn returns -1, with -1.
  */
 struct check_span {
   uint64_t first, end; /* clusters */
+  const struct counts *counts;
   const struct counts_chunk *chunk;
   uint8_t *refcounts;
+  bool any; /* one of the refcounts is not 0 */
 };
 typedef int check_span_fn (struct check *c, void *opaque,
                            const struct check_span *span);
@@ -53,10 +55,24 @@ check_span_base (const struct check_span *span)
   return span->first & ~(COUNTS_CHUNK - 1);
 }
 
+/* The first cluster from this one on that may have references or a refcount, or
+ * the span's end: most have not, where references are far apart.
+ */
+static inline uint64_t
+check_span_next (const struct check_span *span, uint64_t cluster)
+{
+  while (!span->any && cluster % 8 == 0 && cluster + 8 <= span->end &&
+         (span->chunk == NULL ||
+          get_be64 (span->chunk->narrow + cluster % COUNTS_CHUNK) == 0))
+    cluster += 8;
+  return cluster;
+}
+
 static inline uint64_t
 check_span_counted (const struct check_span *span, uint64_t cluster)
 {
-  return span->chunk != NULL ? counts_get (span->chunk, cluster) : 0;
+  return span->chunk != NULL ? counts_get (span->counts, span->chunk, cluster)
+    : 0;
 }
 
 #endif /* QCOW2_CHECK_IMAGE_H */

@@ -7,6 +7,7 @@
 #ifndef QCOW2_CHECK_REFCOUNTS_H
 #define QCOW2_CHECK_REFCOUNTS_H
 
+#include "check-holes.h"
 #include "entry.h"
 #include "storage.h"
 
@@ -18,9 +19,25 @@ struct check_refcounts {
   unsigned cluster_bits;
   unsigned block_bits; /* log2 of the refcounts in a block */
   struct host_off offset; /* of the table */
-  uint64_t *table;        /* words; at most 8 MiB */
+  uint64_t *table;        /* words; at most 8 MiB; holes take no memory */
   uint64_t entries;
+  uint32_t *used;         /* the indices of those that are not 0, ascending */
+  size_t nr_used;
+  bool twice;             /* two of them have one block */
+  uint64_t ignored;       /* entries with the block of another that are taken
+                           * for 0: see CHECK_MAX_TWICE */
+
+  struct check_holes holes;
+  uint64_t read_at;       /* what was read last: so many bytes from there on */
+  size_t read_bytes;
+  uint8_t read[4096];
 };
+
+/* All refcounts that a block has are looked at for each entry of the table that
+ * has it, as `qemu-img check' does: but not for more entries than this, since
+ * then a small file has very many refcounts.
+ */
+#define CHECK_MAX_TWICE 100
 
 /* Read the table.  Returns -1 with the error set. */
 extern int check_refcounts_open (struct check_refcounts *r,
@@ -60,20 +77,35 @@ check_refcounts_bytes (const struct check_refcounts *r, uint64_t n)
   return (n << r->order) / 8;
 }
 
+/* What was read and looked for before may not be what is there. */
+static inline void
+check_refcounts_forget (struct check_refcounts *r)
+{
+  check_holes_forget (&r->holes);
+  r->read_bytes = 0;
+}
+
 /* Read the refcounts of n clusters from first on, both multiples of 64, as
  * they are on the disk.  Those that can't be read are 0.  Returns 1 if one
  * is not 0, 0 if all are, or -1 with the error set.
  */
-extern int check_refcounts_read (const struct check_refcounts *r,
+extern int check_refcounts_read (struct check_refcounts *r,
                                  uint64_t first, uint64_t n, void *buf);
 
 /* Write those refcounts of buf that differ from old; both are as from
  * check_refcounts_read.  Sectors are written whole.  Returns -1 with the
  * error set.
  */
-extern int check_refcounts_write (const struct check_refcounts *r,
+extern int check_refcounts_write (struct check_refcounts *r,
                                   uint64_t first, uint64_t n,
                                   const void *old, const void *buf);
+
+/* The first cluster from this one on that may have a refcount other than 0;
+ * UINT64_MAX: there is none.  Holes of blocks are skipped, and blocks that can't
+ * be read.
+ */
+extern uint64_t check_refcounts_next (struct check_refcounts *r,
+                                      uint64_t cluster);
 
 /* The i-th refcount in such a buffer. */
 static inline uint64_t

@@ -50,8 +50,8 @@ keep (struct check_findings *f, enum check_kind kind, const char *text)
     f->nr++;
 }
 
-static bool
-is_wanted (const struct check_findings *f)
+bool
+check_findings_wanted (const struct check_findings *f)
 {
   const unsigned said = f->said + f->nr;
 
@@ -74,7 +74,7 @@ check_found (struct check_findings *f, enum check_kind kind, uint64_t n,
     r->check_errors += n;
   else
     r->corruptions += n;
-  if (!is_wanted (f))
+  if (!check_findings_wanted (f))
     return;
   va_start (ap, fmt);
   vsnprintf (text, sizeof text, fmt, ap);

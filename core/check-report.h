@@ -103,6 +103,9 @@ extern void check_findings_clear (struct check_findings *f);
 extern void check_findings_commit (struct check_findings *f,
                                    struct check_report *report);
 
+/* Whether a message about what is found next would be said. */
+extern bool check_findings_wanted (const struct check_findings *f);
+
 /* Something was found n times. */
 extern void check_found (struct check_findings *f, enum check_kind kind,
                          uint64_t n, const char *fmt, ...)

@@ -7,6 +7,7 @@
 #include "error.h"
 
 struct size {
+  struct check *c;
   uint64_t bytes, most;
 };
 
@@ -27,12 +28,24 @@ add_l1 (struct check *c, void *opaque, struct host_off place, uint8_t *words,
   return size->bytes <= size->most ? 0 : -1;
 }
 
+/* L1 tables that overlap are looked at once. */
+static int
+add_interval (void *opaque, uint64_t start, uint64_t end,
+              struct check_paths paths)
+{
+  struct size *size = opaque;
+
+  (void) paths;
+  return check_scan (size->c, (struct host_off) { start }, end - start, add_l1,
+                     size);
+}
+
 static int
 add_tables (struct check *c, struct size *size)
 {
-  struct check_l1s l1s;
+  struct check_ranges l1s = { 0 };
   uint64_t i;
-  int r = 0;
+  int r;
 
   size->bytes = c->refcounts.entries * 8;
   for (i = 0; i < c->refcounts.entries && size->bytes <= size->most; ++i) {
@@ -41,12 +54,10 @@ add_tables (struct check *c, struct size *size)
   }
   if (size->bytes > size->most)
     return 0;
-  if (check_find_l1s (c, &l1s) == -1)
-    return -1;
-  for (i = 0; r == 0 && i < l1s.nr; ++i)
-    r = check_scan (c, (struct host_off) { l1s.l1[i].offset },
-                    8 * l1s.l1[i].entries, add_l1, size);
-  check_free_l1s (&l1s);
+  r = check_find_l1s (c, &l1s);
+  if (r == 0)
+    r = check_each_interval (&l1s, 8, add_interval, size);
+  check_ranges_free (&l1s);
   return size->bytes > size->most ? 0 : r;
 }
 
@@ -54,8 +65,8 @@ int
 check_tables_fit (struct storage *s, uint64_t bytes, bool *fit)
 {
   const struct check_options options = { 0 };
-  struct size size = { .most = bytes };
   struct check c;
+  struct size size = { .c = &c, .most = bytes };
   int r = -1;
 
   if (check_start (&c, s, &options) == 0) {

@@ -16,6 +16,9 @@
 #define FIELD_REFCOUNT_TABLE_CLUSTERS \
   (HEADER_REFCOUNT_TABLE_OFFSET + sizeof (uint64_t))
 
+/* So much of a table is read at once. */
+#define SCAN_PIECE ((size_t) 1 << 16)
+
 /* Tables may be beyond the end of the file: that is found later on. */
 #define ANY_FILE_SIZE ((uint64_t) INT64_MAX)
 
@@ -77,9 +80,16 @@ check_start (struct check *c, struct storage *storage,
   };
   c->nr = (c->file_size + c->h.cluster_size - 1) >> c->h.cluster_bits;
   check_findings_init (&c->findings, options);
+  check_holes_init (&c->holes, storage);
   counts_init (&c->counts, memory != 0 ? memory : CHECK_MEMORY_DEFAULT,
                entry_refcount_max (c->h.refcount_order));
-  return check_refcounts_open (&c->refcounts, storage, &c->h);
+  c->words = malloc (SCAN_PIECE);
+  if (c->words == NULL)
+    error_set (ENOMEM, "out of memory");
+  else if (check_refcounts_open (&c->refcounts, storage, &c->h) == 0)
+    return 0;
+  free (c->words);
+  return -1;
 }
 
 void
@@ -87,6 +97,7 @@ check_end (struct check *c)
 {
   check_findings_clear (&c->findings);
   counts_free (&c->counts);
+  free (c->words);
   check_refcounts_close (&c->refcounts);
 }
 
@@ -114,36 +125,43 @@ static int
 load_ones (struct check *c, struct counts_chunk *k, uint64_t first)
 {
   const unsigned order = c->h.refcount_order;
-  uint8_t *buf;
+  uint8_t buf[COUNTS_CHUNK * 8];
   uint64_t i;
   int r;
 
-  buf = malloc (check_refcounts_bytes (&c->refcounts, COUNTS_CHUNK));
-  if (buf == NULL) {
-    error_set (ENOMEM, "out of memory");
-    return -1;
-  }
   r = check_refcounts_read (&c->refcounts, first, COUNTS_CHUNK, buf);
   for (i = 0; r == 1 && i < COUNTS_CHUNK; ++i) {
     if (check_refcount_at (order, buf, i) == 1)
       counts_set_flag (k, COUNTS_ONE, i);
   }
-  free (buf);
   return r == -1 ? -1 : 0;
 }
 
-static struct counts_chunk *
-touch (struct check *c, uint64_t cluster)
+/* What is behind the window is for another one. */
+static void
+note_behind (struct check *c, uint64_t cluster)
 {
-  struct counts_chunk *k = counts_find (&c->counts, cluster);
+  if (cluster >= c->counts.end && cluster < c->next)
+    c->next = cluster;
+}
 
-  if (k != NULL)
-    return k;
-  k = counts_new_chunk (&c->counts, cluster);
-  if (k != NULL && !c->mended &&
-      load_ones (c, k, cluster & ~(COUNTS_CHUNK - 1)) == -1)
-    return NULL;
-  return k;
+/* The chunk of a cluster; *chunk is NULL if it is not in the window. */
+static int
+touch (struct check *c, uint64_t cluster, struct counts_chunk **chunk)
+{
+  *chunk = NULL;
+  if (counts_in_window (&c->counts, cluster)) {
+    *chunk = counts_find (&c->counts, cluster);
+    if (*chunk != NULL)
+      return 0;
+    if (counts_new_chunk (&c->counts, cluster, chunk) == -1)
+      return -1;
+    if (*chunk != NULL)
+      return c->mended ? 0 : load_ones (c, *chunk, cluster &
+                                        ~(COUNTS_CHUNK - 1));
+  }
+  note_behind (c, cluster);
+  return 0;
 }
 
 static enum counts_flag
@@ -153,38 +171,64 @@ flag_of (enum check_use use)
     : COUNTS_META;
 }
 
+/* n references to clusters of one chunk, from first up to end.  *chunk is as
+ * with touch.
+ */
+static int
+refer_in_chunk (struct check *c, enum check_use use, uint64_t first,
+                uint64_t end, uint64_t n, struct counts_chunk **chunk)
+{
+  uint64_t i, surplus;
+
+  if (touch (c, first, chunk) == -1)
+    return -1;
+  for (i = first; *chunk != NULL && i < end; ++i) {
+    if (counts_add (&c->counts, *chunk, i, n, &surplus) == -1)
+      return -1;
+    /* The check judges blocks by themselves: in check-image.c. */
+    if (use != USE_REFCOUNT_BLOCK || c->mended)
+      counts_set_flag (*chunk, flag_of (use), i);
+    if (surplus > 0)
+      check_found (&c->findings, CHECK_OVERFLOW, surplus,
+                   "cluster at 0x%" PRIx64 ": it has more references than a "
+                   "refcount of %u bits can tell",
+                   i << c->h.cluster_bits, 1U << c->h.refcount_order);
+  }
+  return 0;
+}
+
 int
 check_refer_cluster_slowly (struct check *c, enum check_use use,
                             uint64_t cluster, uint64_t n,
                             struct counts_chunk **chunk)
 {
-  struct counts_chunk *k;
-  uint64_t surplus;
+  return refer_in_chunk (c, use, cluster, cluster + 1, n, chunk);
+}
 
-  *chunk = NULL;
-  if (!counts_in_window (&c->counts, cluster)) {
-    if (cluster >= c->counts.end && cluster < c->next)
-      c->next = cluster;
-    return 0;
+/* n references to all clusters from first up to end. */
+static int
+refer_clusters (struct check *c, enum check_use use, uint64_t first,
+                uint64_t end, uint64_t n)
+{
+  struct counts_chunk *chunk;
+  uint64_t next;
+
+  if (end > c->nr)
+    c->nr = end;
+  for (; first < end; first = next) {
+    next = (first | (COUNTS_CHUNK - 1)) + 1;
+    if (next > end)
+      next = end;
+    /* Windows end where chunks do. */
+    if (refer_in_chunk (c, use, first, next, n, &chunk) == -1)
+      return -1;
   }
-  k = touch (c, cluster);
-  if (k == NULL || counts_add (&c->counts, k, cluster, n, &surplus) == -1)
-    return -1;
-  /* The check judges blocks by themselves: in check-image.c. */
-  if (use != USE_REFCOUNT_BLOCK || c->mended)
-    counts_set_flag (k, flag_of (use), cluster);
-  if (surplus > 0)
-    check_found (&c->findings, CHECK_OVERFLOW, surplus,
-                 "cluster at 0x%" PRIx64 ": it has more references than a "
-                 "refcount of %u bits can tell",
-                 cluster << c->h.cluster_bits, 1U << c->h.refcount_order);
-  *chunk = k;
   return 0;
 }
 
 /* A file may end inside of its last cluster. */
-static bool
-is_beyond (const struct check *c, uint64_t offset, uint64_t bytes)
+bool
+check_is_beyond (const struct check *c, uint64_t offset, uint64_t bytes)
 {
   const uint64_t limit = c->file_size + c->h.cluster_size;
 
@@ -196,11 +240,10 @@ check_refer (struct check *c, enum check_use use, struct host_off place,
              uint64_t offset, uint64_t bytes, uint64_t n)
 {
   const unsigned bits = c->h.cluster_bits;
-  uint64_t i, last;
 
   if (bytes == 0)
     return 1;
-  if (is_beyond (c, offset, bytes)) {
+  if (check_is_beyond (c, offset, bytes)) {
     if (check_is_first (c))
       check_found (&c->findings, CHECK_BEYOND, n, "%s at 0x%" PRIx64 ", %"
                    PRIu64 " bytes (by what is at 0x%" PRIx64 "): it is "
@@ -212,16 +255,85 @@ check_refer (struct check *c, enum check_use use, struct host_off place,
     c->referred (c->opaque, offset, bytes);
   if (c->only_look || c->referred != NULL)
     return 1;
-  last = (offset + bytes - 1) >> bits;
-  if (last >= c->nr)
-    c->nr = last + 1;
-  for (i = offset >> bits; i <= last; ++i) {
-    struct counts_chunk *k;
+  return refer_clusters (c, use, offset >> bits,
+                         ((offset + bytes - 1) >> bits) + 1, n) == -1 ? -1 : 1;
+}
 
-    if (check_refer_cluster_slowly (c, use, i, n, &k) == -1)
-      return -1;
+/* ------------------------------------------------------------------ ranges */
+
+struct ranges_of {
+  struct check *c;
+  enum check_use use;
+  uint64_t held; /* clusters that may be something else than zeros */
+};
+
+static int
+claim (void *opaque, uint64_t start, uint64_t end, struct check_paths paths)
+{
+  struct ranges_of *o = opaque;
+
+  (void) paths;
+  o->c->claimed += (end - start) >> o->c->h.cluster_bits;
+  return 0;
+}
+
+/* In pieces that are large enough not to take long, where all is held. */
+static int
+find_held (void *opaque, uint64_t start, uint64_t end,
+           struct check_paths paths)
+{
+  struct ranges_of *o = opaque;
+  const uint64_t step = SCAN_PIECE > o->c->h.cluster_size ? SCAN_PIECE
+    : o->c->h.cluster_size;
+  uint64_t at, n;
+
+  (void) paths;
+  for (at = start; at < end; at += n) {
+    n = check_hole (&o->c->holes, at, end - at);
+    if (n > 0)
+      continue;
+    n = step < end - at ? step : end - at;
+    o->held += (n + o->c->h.cluster_size - 1) >> o->c->h.cluster_bits;
   }
-  return 1;
+  return 0;
+}
+
+static int
+refer_interval (void *opaque, uint64_t start, uint64_t end,
+                struct check_paths paths)
+{
+  struct ranges_of *o = opaque;
+  const unsigned bits = o->c->h.cluster_bits;
+
+  if (o->c->referred != NULL) {
+    o->c->referred (o->c->opaque, start, end - start);
+    return 0;
+  }
+  return refer_clusters (o->c, o->use, start >> bits, end >> bits, paths.all);
+}
+
+int
+check_refer_ranges (struct check *c, enum check_use use,
+                    const struct check_ranges *ranges)
+{
+  struct ranges_of o = { .c = c, .use = use };
+
+  if (c->only_look)
+    return 0;
+  if (check_each_interval (ranges, c->h.cluster_size, claim, &o) == -1)
+    return -1;
+  if (c->claimed > CHECK_MAX_CLAIMED) {
+    if (check_each_interval (ranges, c->h.cluster_size, find_held, &o) == -1)
+      return -1;
+    if (c->claimed > CHECK_MAX_CLAIMED + o.held) {
+      error_set (EINVAL, "%s: %s tables are said to take %" PRIu64 " clusters, "
+                 "of which the file holds %" PRIu64 " at most",
+                 c->storage->name, use == USE_L1 ? "L1" : "bitmap",
+                 c->claimed, o.held);
+      return -1;
+    }
+  }
+  return check_each_interval (ranges, c->h.cluster_size, refer_interval, &o);
 }
 
 /* Beyond the end of the file, where nothing is counted. */
@@ -258,57 +370,31 @@ check_copied_slowly (struct check *c, struct host_off place, uint64_t word,
   return 0;
 }
 
-#define SCAN_PIECE ((size_t) 1 << 17)
-
-/* How many bytes from here on, SCAN_PIECE at most, are to be read, or skipped
- * since they are a hole.  To ask for that costs more than to read a few.
- */
-static int
-scan_piece (struct check *c, struct host_off at, uint64_t rest, bool *hole,
-            uint64_t *piece)
+/* How many bytes from here on are to be skipped, or to be read. */
+static uint64_t
+scan_piece (struct check *c, uint64_t at, uint64_t rest, bool *skip)
 {
-  *hole = false;
-  if (rest <= SCAN_PIECE / 8)
-    *piece = rest;
-  else {
-    if (storage_extent (c->storage, at, rest, hole, piece) == -1)
-      return -1;
-    *piece = *hole ? *piece & ~UINT64_C (7) : (*piece + 7) & ~UINT64_C (7);
-    if (*piece == 0) { /* a word that begins with a hole */
-      *hole = false;
-      *piece = 8;
-    }
-  }
-  if (*piece > rest)
-    *piece = rest;
-  if (!*hole && *piece > SCAN_PIECE)
-    *piece = SCAN_PIECE;
-  return 0;
+  const uint64_t n = check_hole (&c->holes, at, rest) & ~UINT64_C (7);
+
+  *skip = n > 0;
+  return n > 0 ? n : rest < SCAN_PIECE ? rest : SCAN_PIECE;
 }
 
 int
 check_scan (struct check *c, struct host_off offset, uint64_t bytes,
             check_words_fn *fn, void *opaque)
 {
-  uint8_t *words = malloc (SCAN_PIECE);
-  uint64_t piece, at = 0;
-  bool hole;
-  int r = 0;
+  uint64_t piece, at;
+  bool skip;
 
-  if (words == NULL) {
-    error_set (ENOMEM, "out of memory");
-    return -1;
-  }
-  for (; r == 0 && at < bytes; at += piece) {
+  for (at = 0; at < bytes; at += piece) {
     const struct host_off place = { offset.v + at };
 
-    r = scan_piece (c, place, bytes - at, &hole, &piece);
-    if (r == 0 && !hole) {
-      r = storage_read (c->storage, words, piece, place);
-      if (r == 0)
-        r = fn (c, opaque, place, words, piece);
-    }
+    piece = scan_piece (c, place.v, bytes - at, &skip);
+    if (!skip &&
+        (storage_read (c->storage, c->words, piece, place) == -1 ||
+         fn (c, opaque, place, c->words, piece) == -1))
+      return -1;
   }
-  free (words);
-  return r;
+  return 0;
 }

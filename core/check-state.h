@@ -8,6 +8,7 @@
 #define QCOW2_CHECK_STATE_H
 
 #include "check-counts.h"
+#include "check-ranges.h"
 #include "check-refcounts.h"
 #include "check-report.h"
 #include "entry.h"
@@ -44,7 +45,18 @@ struct check {
   void *opaque;
 
   uint64_t next; /* the first cluster behind the window that is referred to */
+
+  struct check_holes holes;
+  uint64_t claimed; /* clusters that tables take by what refers to them, so far */
+  uint8_t *words;   /* of check_scan */
 };
+
+/* Tables that many entries of the snapshot table or the directory of bitmaps
+ * refer to are taken together; but those entries can claim places of the file
+ * that it has never written: more of them than this, and what the file holds,
+ * are no image.
+ */
+#define CHECK_MAX_CLAIMED (UINT64_C (1) << 20) /* clusters */
 
 /* Read the header and the refcount table.  options must outlive c.  Returns
  * -1 with the error set if this is no image that can be checked.
@@ -80,6 +92,18 @@ extern int check_refer (struct check *c, enum check_use use,
                         struct host_off place, uint64_t offset,
                         uint64_t bytes, uint64_t n);
 
+/* References to all tables of these ranges, which are there: one from each of
+ * them.  Returns -1 with the error set: EINVAL if there is too much of them.
+ */
+extern int check_refer_ranges (struct check *c, enum check_use use,
+                               const struct check_ranges *ranges);
+
+/* Whether bytes from offset on are beyond the end of the file, which may be
+ * inside of its last cluster.
+ */
+extern bool check_is_beyond (const struct check *c, uint64_t offset,
+                             uint64_t bytes);
+
 /* The same for one whole cluster that is aligned and within the file: what
  * most references are.  Returns 0 or -1.
  */
@@ -97,7 +121,7 @@ check_refer_cluster (struct check *c, enum check_use use, uint64_t cluster,
   *chunk = NULL;
   if (!counts_in_window (&c->counts, cluster) ||
       (k = counts_find (&c->counts, cluster)) == NULL || n != 1 ||
-      use != USE_DATA || counts_get (k, cluster) != 0)
+      use != USE_DATA || counts_get (&c->counts, k, cluster) != 0)
     return check_refer_cluster_slowly (c, use, cluster, n, chunk);
   *chunk = k;
   counts_set_flag (k, COUNTS_DATA, cluster);

@@ -34,8 +34,9 @@ found_once (struct check *c, enum check_kind kind, const char *fmt, ...)
 /* Beyond this nothing can be read, since a host's offsets are signed. */
 #define MAX_OFFSET (INT64_MAX - (INT64_C (1) << 30))
 
-/* Refer to a table that leads to references which nobody else knows; cut: it
- * is beyond the end of the file, in part at least.
+/* Refer to a table that leads to references which nobody else knows; *cut is set
+ * if it is beyond the end of the file, in part at least.  Returns as check_refer
+ * does.
  */
 static int
 refer_to_root (struct check *c, enum check_use use, struct host_off place,
@@ -45,21 +46,63 @@ refer_to_root (struct check *c, enum check_use use, struct host_off place,
 
   if (bytes > 0 && (offset > size || bytes > size - offset))
     *cut = true;
-  return check_refer (c, use, place, offset, bytes, 1) == -1 ? -1 : 0;
+  return check_refer (c, use, place, offset, bytes, 1);
 }
 
-/* Refer to an L1 table, and keep it if something of it can be read. */
+/* L1 tables: those that can be read as far as something of them is there, and
+ * those that are to be referred to.
+ */
+struct l1s {
+  struct check_ranges *readable;
+  struct check_ranges whole;
+};
+
 static int
-add_l1 (struct check *c, struct check_l1s *l, struct host_off place,
-        const struct check_l1 *l1)
+add_l1 (struct check *c, struct l1s *l, struct host_off place,
+        uint64_t offset, uint64_t entries, bool active)
 {
-  struct check_report *r = &c->findings.report;
+  struct check_report *report = &c->findings.report;
+  const bool only_look = c->only_look;
+  int r;
 
-  if (l1->entries > 0 && l1->offset <= MAX_OFFSET)
-    l->l1[l->nr++] = *l1;
-  return refer_to_root (c, USE_L1, place, l1->offset, 8 * l1->entries,
-                        l1->active ? &r->l1_cut : &r->blind);
+  if (entries == 0)
+    return 0;
+  if (offset <= MAX_OFFSET &&
+      check_ranges_add (l->readable, offset, 8 * entries, active) == -1)
+    return -1;
+  c->only_look = true; /* all of them are referred to at once */
+  r = refer_to_root (c, USE_L1, place, offset, 8 * entries,
+                     active ? &report->l1_cut : &report->blind);
+  c->only_look = only_look;
+  return r == 1 ? check_ranges_add (&l->whole, offset, 8 * entries, active)
+    : r;
 }
+
+/* ------------------------------------------------------------------ reading */
+
+/* Small pieces that follow each other are read by the buffer of check_scan. */
+struct reader {
+  uint64_t at, bytes;
+};
+
+#define READER_BYTES 16384
+
+static int
+read_piece (struct check *c, struct reader *r, void *buf, size_t bytes,
+            struct host_off at)
+{
+  if (r->bytes == 0 || at.v < r->at || at.v + bytes > r->at + r->bytes) {
+    r->bytes = 0;
+    if (storage_read (c->storage, c->words, READER_BYTES, at) == -1)
+      return -1;
+    r->at = at.v;
+    r->bytes = READER_BYTES;
+  }
+  memcpy (buf, c->words + (at.v - r->at), bytes);
+  return 0;
+}
+
+/* ---------------------------------------------------------------- snapshots */
 
 /* Spec: Snapshots: fields of an entry of the snapshot table. */
 #define ENTRY_L1_SIZE 8
@@ -90,25 +133,23 @@ judge_extra (struct check *c, struct host_off at, uint32_t extra)
 }
 
 static int
-add_snapshot (struct check *c, struct check_l1s *l, struct host_off at,
+add_snapshot (struct check *c, struct l1s *l, struct host_off at,
               const uint8_t *entry)
 {
-  const struct check_l1 l1 = {
-    .offset = get_be64 (entry),
-    .entries = get_be32 (entry + ENTRY_L1_SIZE),
-  };
+  const uint64_t offset = get_be64 (entry);
+  const uint64_t entries = get_be32 (entry + ENTRY_L1_SIZE);
 
   judge_extra (c, at, get_be32 (entry + ENTRY_EXTRA_SIZE));
-  if (l1.offset % c->h.cluster_size != 0)
+  if (offset % c->h.cluster_size != 0)
     found_once (c, CHECK_UNALIGNED, "snapshot table entry at 0x%" PRIx64
                 ": the L1 table's offset 0x%" PRIx64 " is not aligned", at.v,
-                l1.offset);
-  else if (l1.entries > QCOW2_MAX_L1_BYTES / 8)
+                offset);
+  else if (entries > QCOW2_MAX_L1_BYTES / 8)
     found_once (c, CHECK_SNAPSHOT, "snapshot table entry at 0x%" PRIx64
                 ": an L1 table of %" PRIu64 " entries is too large", at.v,
-                l1.entries);
+                entries);
   else
-    return add_l1 (c, l, at, &l1);
+    return add_l1 (c, l, at, offset, entries, false);
   c->findings.report.blind = true;
   return 0;
 }
@@ -123,10 +164,11 @@ too_large (const struct check *c, struct host_off at)
 }
 
 static int
-find_snapshots (struct check *c, struct check_l1s *l)
+find_snapshots (struct check *c, struct l1s *l)
 {
   const struct host_off field = { FIELD_SNAPSHOTS_OFFSET };
   const uint64_t start = c->h.snapshots_offset.v;
+  struct reader reader = { 0, 0 };
   uint64_t end = start;
   uint32_t i;
 
@@ -135,7 +177,7 @@ find_snapshots (struct check *c, struct check_l1s *l)
     uint8_t entry[QCOW2_SNAPSHOT_ENTRY_SIZE];
     uint64_t extra;
 
-    if (storage_read (c->storage, entry, sizeof entry, at) == -1)
+    if (read_piece (c, &reader, entry, sizeof entry, at) == -1)
       return -1;
     extra = get_be32 (entry + ENTRY_EXTRA_SIZE);
     end = at.v + sizeof entry + extra + get_be16 (entry + ENTRY_ID_SIZE) +
@@ -146,37 +188,24 @@ find_snapshots (struct check *c, struct check_l1s *l)
       return -1;
   }
   return refer_to_root (c, USE_SNAPSHOTS, field, start, end - start,
-                        &c->findings.report.blind);
+                        &c->findings.report.blind) == -1 ? -1 : 0;
 }
 
 int
-check_find_l1s (struct check *c, struct check_l1s *l)
+check_find_l1s (struct check *c, struct check_ranges *readable)
 {
   const struct host_off field = { FIELD_L1_OFFSET };
-  const struct check_l1 active = {
-    .offset = c->h.l1_offset.v,
-    .entries = c->h.l1_size,
-    .active = true,
-  };
+  struct l1s l = { .readable = readable };
+  int r = -1;
 
-  l->nr = 0;
-  l->l1 = calloc (1 + (size_t) c->h.nr_snapshots, sizeof *l->l1);
-  if (l->l1 == NULL) {
-    error_set (ENOMEM, "out of memory");
-    return -1;
-  }
-  if (add_l1 (c, l, field, &active) == 0 && find_snapshots (c, l) == 0)
-    return 0;
-  check_free_l1s (l);
-  return -1;
-}
-
-void
-check_free_l1s (struct check_l1s *l)
-{
-  free (l->l1);
-  l->l1 = NULL;
-  l->nr = 0;
+  *readable = (struct check_ranges) { .nr = 0 };
+  if (add_l1 (c, &l, field, c->h.l1_offset.v, c->h.l1_size, true) != -1 &&
+      find_snapshots (c, &l) == 0)
+    r = check_refer_ranges (c, USE_L1, &l.whole);
+  check_ranges_free (&l.whole);
+  if (r == -1)
+    check_ranges_free (readable);
+  return r;
 }
 
 /* ----------------------------------------------------------------- bitmaps */
@@ -233,32 +262,34 @@ is_bitmap (const struct check *c, const uint8_t *entry)
 }
 
 static void
-bad_bitmap (struct check *c, struct host_off at, const char *what)
+bad_bitmap (struct check *c, struct host_off at, const char *what, uint64_t n)
 {
   c->findings.report.bitmaps_damaged = true;
-  found_once (c, CHECK_BITMAPS, "%s at 0x%" PRIx64 ": it is not valid", what,
-              at.v);
+  if (check_is_first (c))
+    check_found (&c->findings, CHECK_BITMAPS, n, "%s at 0x%" PRIx64 ": it is "
+                 "not valid", what, at.v);
 }
 
 /* Returns as check_refer does. */
 static int
 refer_to_part (struct check *c, struct host_off place, uint64_t offset,
-               uint64_t bytes)
+               uint64_t bytes, uint64_t n)
 {
-  const int r = check_refer (c, USE_BITMAP, place, offset, bytes, 1);
+  const int r = check_refer (c, USE_BITMAP, place, offset, bytes, n);
 
   if (r == 0)
     c->findings.report.bitmaps_damaged = true;
   return r;
 }
 
+/* opaque: how many tables these words are in. */
 static int
 refer_to_bits (struct check *c, void *opaque, struct host_off place,
                uint8_t *words, size_t bytes)
 {
+  const uint64_t n = *(const uint64_t *) opaque;
   size_t i;
 
-  (void) opaque;
   for (i = 0; i < bytes; i += 8) {
     const struct host_off at = { place.v + i };
     const uint64_t word = get_be64 (words + i);
@@ -266,37 +297,56 @@ refer_to_bits (struct check *c, void *opaque, struct host_off place,
 
     if ((word & TABLE_RESERVED) || (offset != 0 && (word & TABLE_ALL_ONES)) ||
         offset % c->h.cluster_size != 0)
-      bad_bitmap (c, at, "bitmap table entry");
+      bad_bitmap (c, at, "bitmap table entry", n);
     else if (offset != 0 &&
-             refer_to_part (c, at, offset, c->h.cluster_size) == -1)
+             refer_to_part (c, at, offset, c->h.cluster_size, n) == -1)
       return -1;
   }
   return 0;
 }
 
+static int
+refer_to_interval (void *opaque, uint64_t start, uint64_t end,
+                   struct check_paths paths)
+{
+  uint64_t n = paths.all;
+
+  return check_scan (opaque, (struct host_off) { start }, end - start,
+                     refer_to_bits, &n);
+}
+
+/* A table of a bitmap, by its entry of the directory.  It is referred to later,
+ * with all the others.
+ */
+static int
+add_bitmap (struct check *c, struct check_ranges *tables, struct host_off at,
+            const uint8_t *entry)
+{
+  const uint64_t offset = get_be64 (entry);
+  const uint64_t bytes = 8 * (uint64_t) get_be32 (entry + BITMAP_TABLE_SIZE);
+
+  if (!check_is_beyond (c, offset, bytes))
+    return check_ranges_add (tables, offset, bytes, false);
+  return refer_to_part (c, at, offset, bytes, 1) == -1 ? -1 : 0;
+}
+
 /* Returns the entry's size, 0 if it is not valid, or -1. */
 static int64_t
-refer_to_bitmap (struct check *c, struct host_off at, uint64_t rest)
+find_bitmap (struct check *c, struct check_ranges *tables, struct reader *rd,
+             struct host_off at, uint64_t rest)
 {
   uint8_t entry[BITMAP_ENTRY_BYTES];
-  struct host_off table;
-  uint64_t size, bytes;
-  int r;
+  uint64_t size;
 
   if (rest < sizeof entry)
     return 0;
-  if (storage_read (c->storage, entry, sizeof entry, at) == -1)
+  if (read_piece (c, rd, entry, sizeof entry, at) == -1)
     return -1;
   size = (sizeof entry + (uint64_t) get_be32 (entry + BITMAP_EXTRA_SIZE) +
           get_be16 (entry + BITMAP_NAME_SIZE) + 7) & ~UINT64_C (7);
   if (size > rest || !is_bitmap (c, entry))
     return 0;
-  table.v = get_be64 (entry);
-  bytes = 8 * (uint64_t) get_be32 (entry + BITMAP_TABLE_SIZE);
-  r = refer_to_part (c, at, table.v, bytes);
-  if (r == 1)
-    r = check_scan (c, table, bytes, refer_to_bits, NULL);
-  return r == -1 ? -1 : (int64_t) size;
+  return add_bitmap (c, tables, at, entry) == -1 ? -1 : (int64_t) size;
 }
 
 static bool
@@ -307,35 +357,54 @@ directory_is_valid (const struct check *c)
     c->h.bitmap_directory_size <= QCOW2_MAX_BITMAP_DIRECTORY_BYTES;
 }
 
-int
-check_bitmaps (struct check *c)
+/* Find the tables, up to where the directory is damaged. */
+static int
+find_bitmaps (struct check *c, struct check_ranges *tables)
 {
-  const struct host_off field = { c->h.bitmaps_field };
   uint64_t rest = c->h.bitmap_directory_size;
   struct host_off at = c->h.bitmap_directory;
+  struct reader reader = { 0, 0 };
   uint32_t i;
-  int r;
 
-  if (!(c->h.autoclear & QCOW2_AUTOCLEAR_BITMAPS) || c->h.nr_bitmaps == 0)
-    return 0;
-  if (!directory_is_valid (c)) {
-    bad_bitmap (c, field, "bitmap directory's place");
-    return 0;
-  }
-  r = refer_to_part (c, field, at.v, rest);
-  for (i = 0; r == 1 && i < c->h.nr_bitmaps; ++i) {
-    const int64_t size = refer_to_bitmap (c, at, rest);
+  for (i = 0; i < c->h.nr_bitmaps; ++i) {
+    const int64_t size = find_bitmap (c, tables, &reader, at, rest);
 
     if (size == -1)
       return -1;
     if (size == 0) {
-      bad_bitmap (c, at, "bitmap directory entry");
+      bad_bitmap (c, at, "bitmap directory entry", 1);
       return 0;
     }
     at.v += size;
     rest -= size;
   }
-  if (r == 1 && rest > 0)
-    bad_bitmap (c, at, "bitmap directory's end");
+  if (rest > 0)
+    bad_bitmap (c, at, "bitmap directory's end", 1);
+  return 0;
+}
+
+int
+check_bitmaps (struct check *c)
+{
+  const struct host_off field = { c->h.bitmaps_field };
+  struct check_ranges tables = { .nr = 0 };
+  int r;
+
+  if (!(c->h.autoclear & QCOW2_AUTOCLEAR_BITMAPS) || c->h.nr_bitmaps == 0)
+    return 0;
+  if (!directory_is_valid (c)) {
+    bad_bitmap (c, field, "bitmap directory's place", 1);
+    return 0;
+  }
+  r = refer_to_part (c, field, c->h.bitmap_directory.v,
+                     c->h.bitmap_directory_size, 1);
+  if (r == 1) {
+    r = find_bitmaps (c, &tables);
+    if (r == 0)
+      r = check_refer_ranges (c, USE_BITMAP, &tables);
+    if (r == 0)
+      r = check_each_interval (&tables, 8, refer_to_interval, c);
+    check_ranges_free (&tables);
+  }
   return r == -1 ? -1 : 0;
 }

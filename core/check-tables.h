@@ -9,24 +9,12 @@
 
 #include "check-state.h"
 
-struct check_l1 {
-  uint64_t offset;
-  uint64_t entries;
-  bool active;
-};
-
-/* The L1 tables of the disk and of all snapshots: 65537 at most. */
-struct check_l1s {
-  struct check_l1 *l1;
-  size_t nr;
-};
-
-/* Find the L1 tables that can be read, and refer to them and to the snapshot
- * table.  Returns -1 with the error set, EINVAL if the snapshot table can't be
- * understood: nobody knows then what belongs to snapshots.
+/* Find the L1 tables of the disk and of all snapshots that can be read (65537 at
+ * most), and refer to them and to the snapshot table.  l is to be freed.  Returns
+ * -1 with the error set, EINVAL if the snapshot table can't be understood: nobody
+ * knows then what belongs to snapshots.
  */
-extern int check_find_l1s (struct check *c, struct check_l1s *l);
-extern void check_free_l1s (struct check_l1s *l);
+extern int check_find_l1s (struct check *c, struct check_ranges *l);
 
 /* Refer to the bitmap directory and all that is below it, if there are
  * bitmaps that may be believed.  Returns -1 with the error set.

@@ -10,9 +10,13 @@
 #include "error.h"
 
 #define MAX_UNALIGNED 1000
+#define MAX_UNALIGNED_BYTES (UINT64_C (16) << 20)
 
-/* Tables that are read at once, at least one. */
+/* Tables that follow each other are taken together, up to so much, and read in
+ * pieces of a size that lets holes be skipped.
+ */
 #define RUN_BYTES (UINT64_C (1) << 20)
+#define PIECE (UINT64_C (1) << 16)
 
 struct l2_table {
   uint64_t offset;
@@ -30,8 +34,7 @@ struct walk {
   const struct check_visitor *visitor;
   struct check_paths paths; /* to the piece of an L1 table */
   struct tables tables;
-  uint8_t *buf; /* for a run of L2 tables */
-  size_t buf_size;
+  uint8_t *buf; /* for a piece of L2 tables */
   unsigned unaligned;
   uint64_t done, total; /* L2 tables, for who waits */
 };
@@ -84,7 +87,7 @@ static size_t
 run_length (const struct walk *w, const struct l2_table *t, size_t nr)
 {
   const uint64_t size = w->c->h.cluster_size;
-  const size_t limit = w->buf_size / size;
+  const size_t limit = size < RUN_BYTES ? RUN_BYTES / size : 1;
   size_t n = 1;
 
   while (n < nr && n < limit && t[n].offset == t[n-1].offset + size)
@@ -92,42 +95,59 @@ run_length (const struct walk *w, const struct l2_table *t, size_t nr)
   return n;
 }
 
-/* Tables in a hole, or beyond the end of the file, are empty. */
+/* Give a piece of a run to the visitor, by tables. */
 static int
-is_hole (const struct walk *w, const struct l2_table *t, size_t nr,
-         bool *hole)
-{
-  const uint64_t bytes = nr * w->c->h.cluster_size;
-  uint64_t length;
-
-  if (storage_extent (w->c->storage, (struct host_off) { t->offset }, bytes,
-                      hole, &length) == -1)
-    return -1;
-  *hole = *hole && length >= bytes;
-  return 0;
-}
-
-static int
-visit_run (struct walk *w, const struct l2_table *t, size_t nr)
+visit_piece (struct walk *w, const struct l2_table *t, uint64_t at,
+             uint64_t bytes)
 {
   const uint64_t size = w->c->h.cluster_size;
-  const struct host_off start = { t->offset };
-  bool hole;
-  size_t i;
+  uint64_t done = 0, n;
 
-  if (is_hole (w, t, nr, &hole) == -1)
-    return -1;
-  if (hole)
-    return 0;
-  if (storage_read (w->c->storage, w->buf, nr * size, start) == -1)
-    return -1;
-  for (i = 0; i < nr; ++i) {
+  for (; done < bytes; done += n) {
+    const struct l2_table *table = t + (at + done) / size;
+
+    n = size - (at + done) % size;
+    if (n > bytes - done)
+      n = bytes - done;
     if (w->visitor->l2 (w->c, w->visitor->opaque,
-                        (struct host_off) { t[i].offset }, w->buf + i * size,
-                        t[i].paths) == -1)
+                        (struct host_off) { table->offset },
+                        (struct host_off) { t->offset + at + done },
+                        w->buf + done, n, table->paths) == -1)
       return -1;
   }
   return 0;
+}
+
+/* What is in a hole, or beyond the end of the file, is empty. */
+static int
+visit_run (struct walk *w, const struct l2_table *t, size_t nr)
+{
+  const uint64_t bytes = nr * w->c->h.cluster_size;
+  uint64_t at, n;
+
+  for (at = 0; at < bytes; at += n) {
+    const struct host_off place = { t->offset + at };
+
+    n = check_hole (&w->c->holes, place.v, bytes - at) & ~UINT64_C (15);
+    if (n > 0)
+      continue;
+    n = PIECE < bytes - at ? PIECE : bytes - at;
+    if (storage_read (w->c->storage, w->buf, n, place) == -1 ||
+        visit_piece (w, t, at, n) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* Holes would take memory, and time. */
+static void
+prefetch (struct walk *w, const struct l2_table *t, size_t nr)
+{
+  const uint64_t bytes = nr * w->c->h.cluster_size;
+
+  if (check_hole (&w->c->holes, t->offset, bytes) == 0)
+    storage_prefetch (w->c->storage, (struct host_off) { t->offset },
+                      bytes < RUN_BYTES ? bytes : RUN_BYTES);
 }
 
 static int
@@ -142,10 +162,8 @@ visit_tables (struct walk *w)
     /* The next run is read by the host while this one is looked at. */
     next = i + n;
     if (next < t->nr)
-      storage_prefetch (w->c->storage,
-                        (struct host_off) { t->table[next].offset },
-                        run_length (w, t->table + next, t->nr - next) *
-                        w->c->h.cluster_size);
+      prefetch (w, t->table + next,
+                run_length (w, t->table + next, t->nr - next));
     if (visit_run (w, t->table + i, n) == -1)
       return -1;
     progress (w, n);
@@ -185,7 +203,9 @@ make_room (struct walk *w)
 static int
 add_table (struct walk *w, uint64_t offset)
 {
-  if (offset % w->c->h.cluster_size != 0 && w->unaligned++ >= MAX_UNALIGNED)
+  if (offset % w->c->h.cluster_size != 0 &&
+      (w->unaligned >= MAX_UNALIGNED ||
+       w->unaligned++ * w->c->h.cluster_size >= MAX_UNALIGNED_BYTES))
     return 0;
   if (make_room (w) == -1)
     return -1;
@@ -216,78 +236,34 @@ visit_l1_words (struct check *c, void *opaque, struct host_off place,
   return 0;
 }
 
-/* A place from which on more or fewer L1 tables are. */
-struct edge {
-  uint64_t offset;
-  bool begins;
-  bool active;
-};
-
+/* What so many L1 tables have in common. */
 static int
-compare_edges (const void *a, const void *b)
+walk_interval (void *opaque, uint64_t start, uint64_t end,
+               struct check_paths paths)
 {
-  const struct edge *x = a, *y = b;
+  struct walk *w = opaque;
 
-  return (x->offset > y->offset) - (x->offset < y->offset);
-}
-
-static struct edge *
-find_edges (const struct check_l1s *l)
-{
-  struct edge *edge = calloc (2 * l->nr + 1, sizeof *edge);
-  size_t i;
-
-  if (edge == NULL) {
-    error_set (ENOMEM, "out of memory");
-    return NULL;
-  }
-  for (i = 0; i < l->nr; ++i) {
-    const struct check_l1 *t = &l->l1[i];
-
-    edge[2*i] = (struct edge) { t->offset, true, t->active };
-    edge[2*i+1] = (struct edge) { t->offset + 8 * t->entries, false,
-                                  t->active };
-  }
-  qsort (edge, 2 * l->nr, sizeof *edge, compare_edges);
-  return edge;
-}
-
-static int
-walk_l1s (struct walk *w, const struct check_l1s *l)
-{
-  struct edge *edge = find_edges (l);
-  int r = edge == NULL ? -1 : 0;
-  size_t i;
-
-  for (i = 0; r == 0 && i + 1 < 2 * l->nr; ++i) {
-    const uint64_t n = edge[i].begins ? 1 : -1;
-
-    w->paths.all += n;
-    w->paths.active += edge[i].active ? n : 0;
-    if (w->paths.all > 0)
-      r = check_scan (w->c, (struct host_off) { edge[i].offset },
-                      edge[i+1].offset - edge[i].offset, visit_l1_words, w);
-  }
-  free (edge);
-  return r;
+  w->paths = paths;
+  return check_scan (w->c, (struct host_off) { start }, end - start,
+                     visit_l1_words, w);
 }
 
 int
-check_walk (struct check *c, const struct check_l1s *l,
+check_walk (struct check *c, const struct check_ranges *l,
             const struct check_visitor *v)
 {
   struct walk w = { .c = c, .visitor = v };
   int r = -1;
 
+  check_holes_forget (&c->holes);
   /* An eighth of the memory, or the default's. */
   w.tables.limit = c->counts.budget / 8 / sizeof *w.tables.table;
   if (w.tables.limit < 1024)
     w.tables.limit = 1024;
-  w.buf_size = c->h.cluster_size > RUN_BYTES ? c->h.cluster_size : RUN_BYTES;
-  w.buf = malloc (w.buf_size);
+  w.buf = malloc (PIECE);
   if (w.buf == NULL)
     error_set (ENOMEM, "out of memory");
-  else if (walk_l1s (&w, l) == 0)
+  else if (check_each_interval (l, 8, walk_interval, &w) == 0)
     r = visit_tables (&w);
   free (w.buf);
   free (w.tables.table);

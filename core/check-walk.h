@@ -10,7 +10,7 @@
  * that are adjacent at once.
  *
  * A table that is not aligned is followed, since `qemu-img check' does so;
- * but not more than 1000 of them, which may overlap.
+ * but not more than 1000 of them, nor 16 MiB, since they may overlap.
  */
 
 #ifndef QCOW2_CHECK_WALK_H
@@ -18,14 +18,9 @@
 
 #include "check-tables.h"
 
-/* How many paths lead to an entry, and how many of them begin in the active
- * L1 table.
+/* A visitor is told how many paths lead to an entry, and how many of them begin in
+ * the active L1 table.
  */
-struct check_paths {
-  uint64_t all;
-  uint64_t active;
-};
-
 struct check_visitor {
   /* A piece of L1 tables: words as in check_words_fn.  Then each word in
    * there that is not 0 is followed; l1 may change them before.
@@ -33,14 +28,17 @@ struct check_visitor {
   int (*l1) (struct check *c, void *opaque, struct host_off place,
              uint8_t *words, size_t bytes, struct check_paths paths);
 
-  /* A whole L2 table. */
-  int (*l2) (struct check *c, void *opaque, struct host_off place,
-             uint8_t *words, struct check_paths paths);
+  /* A piece of the L2 table at this offset: whole entries.  Holes are left
+   * out.
+   */
+  int (*l2) (struct check *c, void *opaque, struct host_off table,
+             struct host_off place, uint8_t *words, size_t bytes,
+             struct check_paths paths);
   void *opaque;
 };
 
 /* Returns -1 with the error set, as the visitor did. */
-extern int check_walk (struct check *c, const struct check_l1s *l,
+extern int check_walk (struct check *c, const struct check_ranges *l,
                        const struct check_visitor *v);
 
 #endif /* QCOW2_CHECK_WALK_H */

@@ -19,6 +19,20 @@
 #include "write.h"
 #include "zero.h"
 
+/* Why an image can't be written: found out at some cost, which another client
+ * does not have to cause again.  It holds as long as the file is as it was then,
+ * by its inode, size and times.  Should something have changed that these don't
+ * tell (within one tick of the file system's clock, or on a block device) then an
+ * image stays refused that need not be; that it is sound is never taken from
+ * here, so nothing is written that should not be.
+ */
+struct verdict {
+  bool known;
+  struct storage_stamp stamp;
+  int err;
+  char message[1024];
+};
+
 struct image {
   struct shared shared;
   struct epoch epoch;
@@ -33,6 +47,8 @@ struct image {
   enum detect_zeroes detect_zeroes;
   bool repaired;      /* writer_lock; or found to need no repair */
   bool repair_failed; /* writer_lock; nothing is written any more (I10) */
+  uint64_t check_memory;
+  struct verdict verdict; /* writer_lock */
 };
 
 static const struct chain_file *
@@ -74,6 +90,7 @@ image_new (uint64_t cache_size)
   }
   epoch_init (&im->epoch);
   pthread_mutex_init (&im->writer_lock, NULL);
+  im->check_memory = IMAGE_DEFAULT_CHECK_MEMORY;
   im->shared.epoch = &im->epoch;
   im->shared.cache = cache_new (cache_size);
   if (im->shared.cache != NULL)
@@ -105,6 +122,8 @@ image_open (const struct image_options *options)
 
   if (im == NULL)
     return NULL;
+  if (options->check_memory != 0)
+    im->check_memory = options->check_memory;
   if (chain_open (&im->chain, &options->chain, &im->shared) == -1) {
     (void) image_close (im);
     return NULL;
@@ -232,6 +251,34 @@ image_close (struct image *im)
   return r;
 }
 
+/* Keep the error just set.  writer_lock held. */
+static void
+keep_verdict (struct image *im)
+{
+  struct verdict *v = &im->verdict;
+
+  v->err = error_errno ();
+  snprintf (v->message, sizeof v->message, "%s", error_message ());
+  v->known = v->err != ENOMEM &&
+    storage_stamp (top (im)->layer.storage, &v->stamp);
+}
+
+/* Whether it is known that the image can't be written: then the error is set.
+ * writer_lock held.
+ */
+static bool
+has_verdict (const struct image *im)
+{
+  const struct verdict *v = &im->verdict;
+  struct storage_stamp now;
+
+  if (!v->known || !storage_stamp (top (im)->layer.storage, &now) ||
+      !storage_stamps_equal (&now, &v->stamp))
+    return false;
+  error_set (v->err, "%s", v->message);
+  return true;
+}
+
 /* The permissions that QEMU takes on an image it writes. */
 static int
 lock_for_writing (struct storage *s)
@@ -266,7 +313,8 @@ make_writable (struct image *im, const struct writer_options *options)
   struct writer *w;
 
   if (check_may_write (im) == -1 ||
-      writer_check_header (f->layer.storage, &f->header, options) == -1)
+      writer_check_header (f->layer.storage, &f->header, options) == -1 ||
+      has_verdict (im))
     return -1;
   /* The locks come last, since they stay; what is looked at before can't
    * change under those of a reader.
@@ -275,6 +323,7 @@ make_writable (struct image *im, const struct writer_options *options)
   if (w == NULL) {
     if (error_errno () != ENOMEM)
       advise (ADVICE_REPAIR);
+    keep_verdict (im);
     return -1;
   }
   if (lock_for_writing (f->layer.storage) == -1) {
@@ -372,13 +421,15 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
 {
   struct storage *s = top (im)->layer.storage;
   const struct check_options options = {
+    .memory = im->check_memory,
     .messages = CHECK_MAX_MESSAGES, .found = debug_finding, .opaque = s->name,
   };
   const bool all = mode != IMAGE_REPAIR_LEAKS ||
     (top (im)->header.incompatible & QCOW2_INCOMPAT_DIRTY);
   struct repair_report r;
 
-  if (check_may_write (im) == -1 || lock_for_writing (s) == -1)
+  if (check_may_write (im) == -1 || has_verdict (im) ||
+      lock_for_writing (s) == -1)
     return -1;
   if (repair_storage (s, all ? REPAIR_ALL : REPAIR_LEAKS, &options,
                       &r) == -1 ||
@@ -396,6 +447,7 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
              r.why_not != NULL ? ", since " : "",
              r.why_not != NULL ? r.why_not : "");
   advise (all ? ADVICE_READ_ONLY : ADVICE_REPAIR);
+  keep_verdict (im);
   return -1;
 }
 

@@ -30,7 +30,10 @@ struct image;
 struct image_options {
   struct chain_options chain;
   uint64_t cache_size; /* bytes, at least CACHE_MIN_BYTES */
+  uint64_t check_memory; /* for a check, in bytes; 0: the default */
 };
+
+#define IMAGE_DEFAULT_CHECK_MEMORY (UINT64_C (64) << 20)
 
 #define IMAGE_DEFAULT_CACHE_SIZE (UINT64_C (256) << 20)
 
@@ -118,7 +121,9 @@ enum image_repair {
  * stay.  Readers may be at work.  What was done is written to summary, of len
  * bytes: empty if nothing was.  Returns -1 with the error set: as
  * image_make_writable, or EIO if errors are left.  A repair that was cut off
- * by an error sticks (I10): neither this nor image_make_writable goes on.
+ * by an error sticks (I10): neither this nor image_make_writable goes on.  That
+ * errors are left is known from then on, until the file is changed: nothing is
+ * looked at again meanwhile.
  */
 extern int image_repair (struct image *im, enum image_repair mode,
                          char *summary, size_t len);

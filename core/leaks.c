@@ -257,16 +257,18 @@ look_at_l1 (struct check *c, void *opaque, struct host_off place,
 }
 
 static int
-look_at_l2 (struct check *c, void *opaque, struct host_off place,
-            uint8_t *words, struct check_paths paths)
+look_at_l2 (struct check *c, void *opaque, struct host_off table,
+            struct host_off place, uint8_t *words, size_t bytes,
+            struct check_paths paths)
 {
   struct leaks *l = opaque;
   const uint64_t size = file_size (l);
   const size_t step = c->h.extended_l2 ? 16 : 8;
   size_t i;
 
+  (void) table;
   (void) paths;
-  for (i = 0; i < c->h.cluster_size; i += step) {
+  for (i = 0; i < bytes; i += step) {
     uint64_t entry[2] = {
       get_be64 (words + i), step == 16 ? get_be64 (words + i + 8) : 0
     };
@@ -286,13 +288,13 @@ walk (struct leaks *l, struct check *c)
     .l1 = look_at_l1, .l2 = look_at_l2, .opaque = l,
   };
   const struct check_report *report = &c->findings.report;
-  struct check_l1s l1s;
+  struct check_ranges l1s = { 0 };
   int r;
 
-  if (check_find_l1s (c, &l1s) == -1)
-    return -1;
-  r = check_walk (c, &l1s, &visitor);
-  check_free_l1s (&l1s);
+  r = check_find_l1s (c, &l1s);
+  if (r == 0)
+    r = check_walk (c, &l1s, &visitor);
+  check_ranges_free (&l1s);
   if (r == -1 || check_bitmaps (c) == -1)
     return -1;
   if (c->h.has_unknown || report->blind || report->bitmaps_damaged ||

@@ -231,6 +231,16 @@ index_in_table (const struct map *m, struct guest_off offset)
   return (offset.v & table_mask) >> m->format.cluster_bits;
 }
 
+/* Whether the table has nothing from here on, which is left bytes before its
+ * end: a hole of the file, of which no part was changed in the cache since.  A
+ * change that was answered before this was asked is either there or no hole.
+ */
+static bool
+is_empty (const struct map *m, struct host_off slice, uint64_t left)
+{
+  return cache_is_clean (m->cache) && storage_hole (m->storage, slice) >= left;
+}
+
 /* Find the run at offset within the L2 table, as far as one slice of it
  * reaches.
  */
@@ -252,6 +262,12 @@ lookup_l2 (const struct map *m, struct host_off table, struct guest_off offset,
     const uint64_t left = (table_bytes - at) / m->slice_bytes;
 
     ahead = (max >> cluster_bits) / nr;
+    if (ahead >= left && left > 1 && is_empty (m, slice, table_bytes - at)) {
+      run->kind = RUN_UNALLOCATED;
+      run->length = (left * nr << cluster_bits) -
+        (offset.v & (((uint64_t) nr << cluster_bits) - 1));
+      return 0;
+    }
     if (ahead > left)
       ahead = left;
   }

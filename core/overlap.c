@@ -14,10 +14,11 @@
 #define REMOVED 511 /* lookups go on behind it */
 
 #define KIND_MASK UINT64_C (511)
-#define FIRST_SIZE 64 /* entries; a power of two */
+#define FIRST_BITS 6
 
 struct overlap_table {
   struct overlap_table *older; /* readers may still be in there */
+  unsigned bits;               /* log2 of size */
   uint64_t size, used;         /* used: not EMPTY */
   _Atomic uint64_t entry[];
 };
@@ -27,6 +28,7 @@ overlap_init (struct overlap *o, unsigned cluster_bits)
 {
   memset (o, 0, sizeof *o);
   o->cluster_bits = cluster_bits;
+  o->key = hash_key ();
   pthread_mutex_init (&o->lock, NULL);
 }
 
@@ -135,8 +137,7 @@ find_range (const struct overlap *o, uint64_t start, uint64_t end)
 static inline uint64_t
 hash (const struct overlap *o, const struct overlap_table *t, uint64_t cluster)
 {
-  return ((cluster >> o->cluster_bits) * UINT64_C (0x9e3779b97f4a7c15) >> 20)
-    & (t->size - 1);
+  return hash_top (&o->key, cluster >> o->cluster_bits, t->bits);
 }
 
 /* The entry of this cluster, or the EMPTY one where looking for it ends, and
@@ -187,17 +188,20 @@ static int
 reserve (struct overlap *o, uint64_t nr)
 {
   struct overlap_table *old = o->table, *t;
-  uint64_t size = old == NULL ? FIRST_SIZE : old->size, i;
+  unsigned bits = old == NULL ? FIRST_BITS : old->bits;
+  uint64_t size, i;
 
   if (old != NULL && (old->used + nr) * 2 <= old->size)
     return 0;
-  while (size < (nr + (old == NULL ? 0 : old->used)) * 2)
-    size *= 2;
+  while (UINT64_C (1) << bits < (nr + (old == NULL ? 0 : old->used)) * 2)
+    bits++;
+  size = UINT64_C (1) << bits;
   t = calloc (1, sizeof *t + size * sizeof t->entry[0]);
   if (t == NULL) {
     error_set (ENOMEM, "out of memory");
     return -1;
   }
+  t->bits = bits;
   t->size = size;
   t->older = old;
   for (i = 0; old != NULL && i < old->size; ++i) {

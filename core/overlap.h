@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "format.h"
+#include "hash.h"
 
 enum metadata {
   METADATA_NONE,
@@ -40,6 +41,7 @@ struct overlap_range {
 
 struct overlap {
   unsigned cluster_bits;
+  struct hash_key key; /* the image chooses what is put in the table */
 
   /* What stays where it is while the image is open: sorted, and fixed once
    * overlap_sort was called.

@@ -119,8 +119,10 @@ int
 refcounts_init (struct refcounts *r, const struct header *h,
                 struct commit *commit, struct overlap *overlap)
 {
+  const uint64_t per_slice = commit->slice_bytes / sizeof (uint64_t);
   struct slice s;
-  uint64_t index = 0;
+  uint64_t index = 0, ask_from = 0;
+  bool empty = false; /* the slice before was: a hole may follow */
   unsigned i;
 
   *r = (struct refcounts) {
@@ -129,6 +131,8 @@ refcounts_init (struct refcounts *r, const struct header *h,
     .cluster_bits = h->cluster_bits,
     .order = h->refcount_order,
     .block_bits = h->cluster_bits + 3 - h->refcount_order,
+    .ones = h->refcount_order == 6 ? 1
+      : UINT64_MAX / ((UINT64_C (1) << (1U << h->refcount_order)) - 1),
     .table = h->refcount_table_offset,
     .table_clusters = h->refcount_table_clusters,
   };
@@ -137,9 +141,19 @@ refcounts_init (struct refcounts *r, const struct header *h,
     return -1;
   while (index < table_entries (r)) {
     const struct host_off at = { r->table.v + index * sizeof (uint64_t) };
+    /* Nothing is in the cache yet that is not in the storage. */
+    const bool ask = empty && index >= ask_from;
+    const uint64_t hole = ask ? storage_hole (storage (r), at) : 0;
 
+    if (hole >= commit->slice_bytes) {
+      index += hole / commit->slice_bytes * per_slice;
+      continue;
+    }
+    if (ask)
+      ask_from = index + 16 * per_slice;
     if (read_slice (r, at, &s) == -1)
       return -1;
+    empty = true;
     for (i = 0; i < s.nr; ++i, ++index) {
       const struct host_off block = {
         s.word[i] & QCOW2_REFCOUNT_BLOCK_MASK
@@ -147,6 +161,7 @@ refcounts_init (struct refcounts *r, const struct header *h,
 
       if (block.v == 0)
         continue;
+      empty = false;
       if (check_block (r, index, s.word[i]) == -1 ||
           overlap_add (overlap, storage (r)->name, block, 1,
                        METADATA_REFCOUNT_BLOCK) == -1)
@@ -224,6 +239,48 @@ refcount_next_block (struct refcounts *r, uint64_t *cluster,
     if (block->v != 0)
       return 1;
   }
+  return 0;
+}
+
+/* Whether one of the refcounts in a word is 0: those of one bit, and others. */
+static inline bool
+has_zero (const struct refcounts *r, uint64_t word)
+{
+  unsigned bits;
+
+  for (bits = 1; bits < 1U << r->order; bits *= 2)
+    word |= word >> bits;
+  /* The lowest bit of each is set now if any of it was. */
+  return (word & r->ones) != r->ones;
+}
+
+/* The first cluster from this one on that is not in use, or else the first one of
+ * another slice of refcounts: whole words are skipped at once, since an image
+ * may have any refcounts, and very many of them.
+ */
+static int
+skip_used (struct refcounts *r, uint64_t cluster, uint64_t *next)
+{
+  const unsigned per_word_bits = 6 - r->order;
+  struct host_off block;
+  uint64_t i, in_slice, start;
+  struct slice s;
+
+  *next = cluster;
+  if (find_block (r, cluster, &block) == -1)
+    return -1;
+  if (block.v == 0)
+    return 0;
+  if (read_refcounts (r, block, cluster, &s, &i, &in_slice) == -1)
+    return -1;
+  start = cluster - i;
+  while (i < in_slice && get (r, &s, i) != 0) {
+    i++;
+    while (i % (UINT64_C (1) << per_word_bits) == 0 && i < in_slice &&
+           !has_zero (r, s.word[i >> per_word_bits]))
+      i += UINT64_C (1) << per_word_bits;
+  }
+  *next = start + i;
   return 0;
 }
 
@@ -553,7 +610,8 @@ refcount_find_free (struct refcounts *r, uint64_t max, uint64_t *cluster,
   bool taken;
 
   while (at < end) {
-    if (refcount_run (r, at, max, &refcount, nr) == -1)
+    if (skip_used (r, at, &at) == -1 ||
+        refcount_run (r, at, max, &refcount, nr) == -1)
       return -1;
     if (refcount == 0) {
       if (ensure_block (r, at, &taken) == -1)

@@ -25,6 +25,7 @@ struct refcounts {
   unsigned cluster_bits;
   unsigned order;          /* log2 of the bits of a refcount */
   unsigned block_bits;     /* log2 of the refcounts in a block */
+  uint64_t ones;           /* a word of refcounts of 1 */
   struct host_off table;
   uint64_t table_clusters;
   uint64_t first_free;     /* number of a cluster: all before are in use */

@@ -32,7 +32,7 @@ static int
 walk (struct repair *r, struct check_visitor v, bool set)
 {
   struct pass p = { .repair = r, .set = set };
-  struct check_l1s l1s;
+  struct check_ranges l1s;
   int ret = -1;
 
   p.old = malloc (UINT64_C (1) << QCOW2_MAX_CLUSTER_BITS);
@@ -44,7 +44,7 @@ walk (struct repair *r, struct check_visitor v, bool set)
   r->c.only_look = true;
   if (check_find_l1s (&r->c, &l1s) == 0) {
     ret = check_walk (&r->c, &l1s, &v);
-    check_free_l1s (&l1s);
+    check_ranges_free (&l1s);
   }
   r->c.only_look = false;
   free (p.old);
@@ -78,17 +78,19 @@ mend_l1 (struct check *c, void *opaque, struct host_off place,
 }
 
 static int
-mend_l2 (struct check *c, void *opaque, struct host_off place,
-         uint8_t *words, struct check_paths paths)
+mend_l2 (struct check *c, void *opaque, struct host_off table,
+         struct host_off place, uint8_t *words, size_t bytes,
+         struct check_paths paths)
 {
   const size_t entry_size = c->h.extended_l2 ? 16 : 8;
   struct pass *p = opaque;
   uint64_t nr = 0;
   size_t i;
 
+  (void) table;
   (void) paths;
-  memcpy (p->old, words, c->h.cluster_size);
-  for (i = 0; i < c->h.cluster_size; i += entry_size) {
+  memcpy (p->old, words, bytes);
+  for (i = 0; i < bytes; i += entry_size) {
     uint64_t entry[2] = { get_be64 (words + i), 0 };
 
     if (c->h.extended_l2)
@@ -101,7 +103,7 @@ mend_l2 (struct check *c, void *opaque, struct host_off place,
       put_be64 (words + i + 8, entry[1]);
   }
   if (repair_may_write (p->repair, place))
-    return write_changed (p, place, words, c->h.cluster_size);
+    return write_changed (p, place, words, bytes);
   p->repair->not_mended += nr;
   return 0;
 }
@@ -123,7 +125,7 @@ repair_mend_entries (struct repair *r)
 static uint64_t
 flagged (const struct pass *p, uint64_t word)
 {
-  const struct check *c = &p->repair->c;
+  struct check *c = &p->repair->c;
   const uint64_t offset = word & QCOW2_ENTRY_OFFSET_MASK;
   const uint64_t cluster = offset >> c->h.cluster_bits;
   const uint64_t max = entry_refcount_max (c->h.refcount_order);
@@ -137,7 +139,7 @@ flagged (const struct pass *p, uint64_t word)
   /* What the refcount is by now.  One that can't tell more than 1 is still
    * better than 0, as it would be after a copy of what is used elsewhere.
    */
-  alone = k != NULL && (max == 1 || counts_get (k, cluster) == 1);
+  alone = k != NULL && (max == 1 || counts_get (&c->counts, k, cluster) == 1);
   if (p->set)
     return alone ? word | QCOW2_ENTRY_COPIED : word;
   return alone ? word : word & ~QCOW2_ENTRY_COPIED;
@@ -169,23 +171,25 @@ flag_l1 (struct check *c, void *opaque, struct host_off place,
 }
 
 static int
-flag_l2 (struct check *c, void *opaque, struct host_off place,
-         uint8_t *words, struct check_paths paths)
+flag_l2 (struct check *c, void *opaque, struct host_off table,
+         struct host_off place, uint8_t *words, size_t bytes,
+         struct check_paths paths)
 {
   const size_t entry_size = c->h.extended_l2 ? 16 : 8;
   struct pass *p = opaque;
   size_t i;
 
+  (void) table;
   if (paths.active == 0 || !repair_may_write (p->repair, place))
     return 0;
-  memcpy (p->old, words, c->h.cluster_size);
-  for (i = 0; i < c->h.cluster_size; i += entry_size) {
+  memcpy (p->old, words, bytes);
+  for (i = 0; i < bytes; i += entry_size) {
     const uint64_t word = get_be64 (words + i);
 
     if (!(word & QCOW2_L2_COMPRESSED))
       put_be64 (words + i, flagged (p, word));
   }
-  return write_changed (p, place, words, c->h.cluster_size);
+  return write_changed (p, place, words, bytes);
 }
 
 static const struct check_visitor flag_visitor = {

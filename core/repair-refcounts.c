@@ -58,13 +58,45 @@ add_shared (struct repair *r, uint64_t cluster)
 }
 
 static bool
-is_shared (const struct counts_chunk *k, uint64_t cluster)
+is_shared (const struct check_span *span, uint64_t cluster)
 {
+  const struct counts_chunk *k = span->chunk;
   const bool meta = counts_flag (k, COUNTS_META, cluster);
   const bool table = counts_flag (k, COUNTS_L2, cluster);
 
-  return (meta && counts_get (k, cluster) > 1) ||
+  return (meta && check_span_counted (span, cluster) > 1) ||
     (table && (meta || counts_flag (k, COUNTS_DATA, cluster)));
+}
+
+/* New refcounts take a block for each reference, if these are far apart.  What
+ * an image has in tables is more than that, in all but those that were made to
+ * fill the disk: they get no more than this, and so much for each cluster that
+ * has references.
+ */
+#define MAX_NEW_BYTES (UINT64_C (64) << 20)
+#define MAX_BYTES_EACH 16
+
+/* Before anything is written. */
+static int
+check_size (const struct repair *r)
+{
+  const uint64_t bytes = r->blocks << r->c.h.cluster_bits;
+
+  if (!r->rebuild || bytes <= MAX_NEW_BYTES + r->referred * MAX_BYTES_EACH)
+    return 0;
+  error_set (EIO, "%s: the clusters in use are so far apart that new refcounts "
+             "of them would take %" PRIu64 " bytes", r->c.storage->name, bytes);
+  return -1;
+}
+
+static void
+count_referred (struct repair *r, uint64_t cluster)
+{
+  const uint64_t block = (cluster >> r->c.refcounts.block_bits) + 1;
+
+  r->referred++;
+  r->blocks += block != r->last_block;
+  r->last_block = block;
 }
 
 static int
@@ -74,7 +106,7 @@ survey_span (struct check *c, void *opaque, const struct check_span *span)
   const uint64_t base = check_span_base (span);
   uint64_t i;
 
-  for (i = span->first; i < span->end; ++i) {
+  for (i = span->first; (i = check_span_next (span, i)) < span->end; ++i) {
     const uint64_t stored = check_refcount_at (c->h.refcount_order,
                                                span->refcounts, i - base);
     const uint64_t want = wanted (c, span, i);
@@ -82,20 +114,21 @@ survey_span (struct check *c, void *opaque, const struct check_span *span)
     if (stored == 0 && want == 0)
       continue;
     r->highest = i + 1;
+    if (want > 0)
+      count_referred (r, i);
     r->raise |= stored < want;
     r->lower |= stored > lowered (r, stored, want);
     if (want > 0 &&
         check_block_offset (&c->refcounts, i >> c->refcounts.block_bits) == 0)
       r->rebuild = true;
-    if (want > 0 && is_shared (span->chunk, i) && add_shared (r, i) == -1)
+    if (want > 0 && is_shared (span, i) && add_shared (r, i) == -1)
       return -1;
   }
   return 0;
 }
 
 /* All clusters that a refcount can be for: those beyond the end of the file
- * are leaked as soon as it grows.  New refcounts have none of them; and blocks
- * that are all different, as they are otherwise, are no more than the file has.
+ * are leaked as soon as it grows.  New refcounts have none of them.
  */
 static uint64_t
 refcounts_end (const struct repair *r, uint64_t next)
@@ -122,40 +155,6 @@ is_odd_block (const struct repair *r, uint64_t word)
   return word != 0 &&
     (word % c->h.cluster_size != 0 || word >> c->h.cluster_bits >= c->nr ||
      word >= c->file_size);
-}
-
-static int
-compare_words (const void *a, const void *b)
-{
-  const uint64_t *x = a, *y = b;
-
-  return *x < *y ? -1 : *x > *y;
-}
-
-/* Whether two entries of the refcount table have one block: then all refcounts
- * that they have could be very many, of a small file.
- */
-static int
-find_twice (const struct repair *r, bool *twice)
-{
-  const struct check_refcounts *rc = &r->c.refcounts;
-  uint64_t *words = malloc (8 * rc->entries + 1);
-  uint64_t i, nr = 0;
-
-  if (words == NULL) {
-    error_set (ENOMEM, "out of memory");
-    return -1;
-  }
-  for (i = 0; i < rc->entries; ++i)
-    if (rc->table[i] != 0)
-      words[nr++] = rc->table[i];
-  if (nr > 1)
-    qsort (words, nr, sizeof words[0], compare_words);
-  *twice = false;
-  for (i = 1; i < nr; ++i)
-    *twice |= words[i] == words[i - 1];
-  free (words);
-  return 0;
 }
 
 /* A block that is used as something else too may not be written. */
@@ -187,23 +186,25 @@ is_bad_table (const struct repair *r)
 int
 repair_survey (struct repair *r)
 {
-  uint64_t i;
+  const struct check_refcounts *rc = &r->c.refcounts;
+  size_t i;
 
   r->nr_shared = 0;
+  r->referred = r->blocks = r->last_block = 0;
   r->raise = r->lower = false;
-  if (find_twice (r, &r->rebuild) == -1)
-    return -1;
-  for (i = 0; i < r->c.refcounts.entries; ++i)
-    if (is_odd_block (r, r->c.refcounts.table[i]))
+  /* Two entries that have one block. */
+  r->rebuild = rc->twice;
+  for (i = 0; i < rc->nr_used; ++i)
+    if (is_odd_block (r, rc->table[rc->used[i]]))
       r->rebuild = true;
   if (repair_each_window (r, survey_window, NULL) == -1)
     return -1;
   if (is_bad_table (r))
     r->rebuild = true;
-  for (i = 0; i < r->c.refcounts.entries; ++i)
-    if (is_bad_block (r, i))
+  for (i = 0; i < rc->nr_used; ++i)
+    if (is_bad_block (r, rc->used[i]))
       r->rebuild = true;
-  return 0;
+  return check_size (r);
 }
 
 /* --------------------------------------------------------------- in place */
@@ -211,7 +212,7 @@ repair_survey (struct repair *r)
 struct change {
   struct repair *repair;
   bool up;
-  uint8_t *buf;
+  uint8_t buf[COUNTS_CHUNK * 8];
 };
 
 static int
@@ -225,7 +226,7 @@ change_span (struct check *c, void *opaque, const struct check_span *span)
 
   memcpy (x->buf, span->refcounts,
           check_refcounts_bytes (&c->refcounts, COUNTS_CHUNK));
-  for (i = span->first; i < span->end; ++i) {
+  for (i = span->first; (i = check_span_next (span, i)) < span->end; ++i) {
     const uint64_t stored = check_refcount_at (order, span->refcounts,
                                                i - base);
     uint64_t want = wanted (c, span, i);
@@ -249,16 +250,8 @@ static int
 change_window (struct repair *r, uint64_t next, void *up)
 {
   struct change x = { .repair = r, .up = *(const bool *) up };
-  int ret;
 
-  x.buf = malloc (check_refcounts_bytes (&r->c.refcounts, COUNTS_CHUNK));
-  if (x.buf == NULL) {
-    error_set (ENOMEM, "out of memory");
-    return -1;
-  }
-  ret = check_each_span (&r->c, refcounts_end (r, next), change_span, &x);
-  free (x.buf);
-  return ret;
+  return check_each_span (&r->c, refcounts_end (r, next), change_span, &x);
 }
 
 int
@@ -312,11 +305,12 @@ want_block (struct plan *p, uint64_t cluster)
 static int
 plan_span (struct check *c, void *opaque, const struct check_span *span)
 {
+  struct plan *p = opaque;
   uint64_t i;
 
   (void) c;
-  for (i = span->first; i < span->end; ++i)
-    if (check_span_counted (span, i) > 0 && want_block (opaque, i) == -1)
+  for (i = span->first; (i = check_span_next (span, i)) < span->end; ++i)
+    if (check_span_counted (span, i) > 0 && want_block (p, i) == -1)
       return -1;
   return 0;
 }
@@ -369,21 +363,25 @@ make_space (struct plan *p, uint64_t old_size)
   return -1;
 }
 
-/* The refcounts of a span, in those blocks that there are to be. */
+/* The refcounts of a chunk, in those blocks that there are to be. */
 static int
-write_span (struct plan *p, const struct check_span *span, uint8_t *buf)
+write_chunk (struct plan *p, uint64_t base)
 {
-  const struct check *c = &p->repair->c;
+  struct check *c = &p->repair->c;
   const struct check_refcounts *rc = &c->refcounts;
-  const uint64_t base = check_span_base (span);
+  const struct check_span span = {
+    .counts = &c->counts,
+    .chunk = counts_in_window (&c->counts, base)
+      ? counts_find (&c->counts, base) : NULL,
+  };
+  uint8_t buf[COUNTS_CHUNK * 8] = { 0 };
   uint64_t i, n;
 
-  memset (buf, 0, check_refcounts_bytes (rc, COUNTS_CHUNK));
-  for (i = span->first; i < span->end; ++i) {
+  for (i = base; i < base + COUNTS_CHUNK; ++i) {
     const bool new = i >= p->first && i < p->first + p->clusters;
 
     check_put_refcount (c->h.refcount_order, buf, i - base,
-                        new ? 1 : wanted (c, span, i));
+                        new ? 1 : wanted (c, &span, i));
   }
   for (i = base; i < base + COUNTS_CHUNK; i += n) {
     const uint64_t index = i >> rc->block_bits;
@@ -403,45 +401,30 @@ write_span (struct plan *p, const struct check_span *span, uint8_t *buf)
   return 0;
 }
 
-/* Whether a block is wanted for anything in a chunk. */
-static bool
-is_planned (const struct plan *p, uint64_t first)
+/* The next cluster that is to have a refcount; the blocks are zeros by now. */
+static uint64_t
+next_wanted (const struct plan *p, uint64_t cluster)
 {
-  const unsigned bits = p->repair->c.refcounts.block_bits;
-  const uint64_t last = (first + COUNTS_CHUNK - 1) >> bits;
-  uint64_t i;
+  const uint64_t end = p->first + p->clusters;
+  uint64_t next = counts_next (&p->repair->c.counts, cluster);
 
-  for (i = first >> bits; i <= last && i < p->entries; ++i)
-    if (p->table[i] != 0)
-      return true;
-  return false;
+  if (cluster < end && next > p->first)
+    next = cluster > p->first ? cluster : p->first;
+  return next;
 }
 
 static int
 write_blocks (struct plan *p, uint64_t first, uint64_t end)
 {
-  const struct check *c = &p->repair->c;
-  const size_t bytes = check_refcounts_bytes (&c->refcounts, COUNTS_CHUNK);
-  uint8_t *buf = malloc (bytes);
-  int r = 0;
-
-  if (buf == NULL) {
-    error_set (ENOMEM, "out of memory");
-    return -1;
+  for (;;) {
+    first = next_wanted (p, first);
+    if (first >= end)
+      return 0;
+    first &= ~(COUNTS_CHUNK - 1);
+    if (write_chunk (p, first) == -1)
+      return -1;
+    first += COUNTS_CHUNK;
   }
-  for (; r == 0 && first < end; first += COUNTS_CHUNK) {
-    const struct check_span span = {
-      .first = first,
-      .end = first + COUNTS_CHUNK,
-      .chunk = counts_in_window (&c->counts, first)
-        ? counts_find (&c->counts, first) : NULL,
-    };
-
-    if (is_planned (p, first))
-      r = write_span (p, &span, buf);
-  }
-  free (buf);
-  return r;
 }
 
 static int

@@ -17,6 +17,11 @@ struct repair {
   bool counted;     /* c has the counts of a window, and they are right */
   uint64_t highest; /* behind the last cluster with references or a refcount */
 
+  /* Clusters that have references, and refcount blocks that they want, the last
+   * of which has this index and one.
+   */
+  uint64_t referred, blocks, last_block;
+
   uint64_t *shared; /* in ascending order */
   size_t nr_shared;
 

@@ -79,6 +79,18 @@ file_extent (struct storage *s, uint64_t offset, uint64_t count,
   return 0;
 }
 
+static uint64_t
+file_hole (struct storage *s, uint64_t offset)
+{
+  struct file *f = (struct file *) s;
+  const off_t data = lseek (f->fd, offset, SEEK_DATA);
+  const uint64_t size = atomic_load (&s->size);
+
+  if (data == -1)
+    return errno == ENXIO && offset < size ? size - offset : 0;
+  return (uint64_t) data - offset;
+}
+
 static void
 file_prefetch (struct storage *s, uint64_t offset, uint64_t count)
 {
@@ -148,6 +160,24 @@ file_resize (struct storage *s, uint64_t size)
   return -1;
 }
 
+/* The size is that of now: another program may have changed it. */
+static int
+file_stamp (struct storage *s, struct storage_stamp *stamp)
+{
+  struct file *f = (struct file *) s;
+  struct stat st;
+
+  if (fstat (f->fd, &st) == -1)
+    return -1;
+  stamp->device = st.st_dev;
+  stamp->inode = st.st_ino;
+  if (S_ISREG (st.st_mode))
+    stamp->size = st.st_size;
+  stamp->modified = st.st_mtim;
+  stamp->changed = st.st_ctim;
+  return 0;
+}
+
 static void
 file_close (struct storage *s)
 {
@@ -166,12 +196,14 @@ file_close (struct storage *s)
 static const struct storage_ops file_ops = {
   .pread = file_pread,
   .extent = file_extent,
+  .hole = file_hole,
   .prefetch = file_prefetch,
   .pwritev = file_pwritev,
   .flush = file_flush,
   .zero = file_zero,
   .allocate = file_allocate,
   .resize = file_resize,
+  .stamp = file_stamp,
   .close = file_close,
 };
 

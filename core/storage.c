@@ -233,6 +233,27 @@ storage_extent (struct storage *s, struct host_off offset, uint64_t count,
   return 0;
 }
 
+/* As far as extent is asked, which may look at all that it is asked for. */
+#define HOLE_PIECE (UINT64_C (1) << 16)
+
+uint64_t
+storage_hole (struct storage *s, struct host_off offset)
+{
+  const uint64_t size = atomic_load_explicit (&s->size, memory_order_relaxed);
+  uint64_t length;
+  bool hole;
+
+  if (offset.v >= size)
+    return UINT64_MAX - offset.v;
+  if (s->ops->hole != NULL)
+    return s->ops->hole (s, offset.v);
+  if (s->ops->extent == NULL)
+    return 0;
+  length = size - offset.v < HOLE_PIECE ? size - offset.v : HOLE_PIECE;
+  return s->ops->extent (s, offset.v, length, &hole, &length) == 0 && hole
+    ? length : 0;
+}
+
 int
 storage_is_zero (struct storage *s, struct host_off offset, uint64_t count,
                  bool *zero)
@@ -262,6 +283,28 @@ storage_prefetch (struct storage *s, struct host_off offset, uint64_t count)
 {
   if (s->ops->prefetch != NULL)
     s->ops->prefetch (s, offset.v, count);
+}
+
+bool
+storage_stamp (struct storage *s, struct storage_stamp *stamp)
+{
+  *stamp = (struct storage_stamp) { .size = atomic_load (&s->size) };
+  return s->ops->stamp == NULL || s->ops->stamp (s, stamp) == 0;
+}
+
+static bool
+same_time (const struct timespec *a, const struct timespec *b)
+{
+  return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
+}
+
+bool
+storage_stamps_equal (const struct storage_stamp *a,
+                      const struct storage_stamp *b)
+{
+  return a->device == b->device && a->inode == b->inode &&
+    a->size == b->size && same_time (&a->modified, &b->modified) &&
+    same_time (&a->changed, &b->changed);
 }
 
 void

@@ -16,10 +16,20 @@
 #include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "format.h"
 
 struct storage;
+
+/* What changes when a storage is changed by anybody: of a file, by any program
+ * that writes it, cuts it off or puts another one in its place.  Times are those
+ * of the file system, which may be coarse.
+ */
+struct storage_stamp {
+  uint64_t device, inode, size;
+  struct timespec modified, changed;
+};
 
 struct storage_ops {
   /* As pread(2): may be short, 0 at the end; -1 sets errno.  It is
@@ -34,6 +44,12 @@ struct storage_ops {
    */
   int (*extent) (struct storage *, uint64_t offset, uint64_t count,
                  bool *hole, uint64_t *length);
+
+  /* How many bytes from offset on, which is in the storage, are known to be a
+   * hole, to its end; 0: none.  That costs less than extent, which may have to
+   * look for the end of data.  May be NULL: extent is asked.
+   */
+  uint64_t (*hole) (struct storage *, uint64_t offset);
 
   /* Start reading into the host's cache, without waiting.  May be NULL. */
   void (*prefetch) (struct storage *, uint64_t offset, uint64_t count);
@@ -67,6 +83,11 @@ struct storage_ops {
    * of a fixed size and smaller than that.
    */
   int (*resize) (struct storage *, uint64_t size);
+
+  /* Fill in what there is; the size that is known is in it.  -1 sets errno.  May
+   * be NULL where nobody else has the storage.
+   */
+  int (*stamp) (struct storage *, struct storage_stamp *);
 
   void (*close) (struct storage *);
 };
@@ -202,6 +223,11 @@ extern int storage_resize (struct storage *s, uint64_t size);
 extern int storage_extent (struct storage *s, struct host_off offset,
                            uint64_t count, bool *hole, uint64_t *length);
 
+/* How many bytes from offset on are known to read as zeros, since they are in a
+ * hole or past the end; 0: that is not known.  There may be more behind them.
+ */
+extern uint64_t storage_hole (struct storage *s, struct host_off offset);
+
 /* Tell in *zero whether all count bytes at offset are zeros now.  Errors as
  * with storage_read.
  */
@@ -210,6 +236,12 @@ extern int storage_is_zero (struct storage *s, struct host_off offset,
 
 extern void storage_prefetch (struct storage *s, struct host_off offset,
                               uint64_t count);
+
+/* Fill in *stamp.  Returns false, without an error set, if that can't be done. */
+extern bool storage_stamp (struct storage *s, struct storage_stamp *stamp);
+
+extern bool storage_stamps_equal (const struct storage_stamp *a,
+                                  const struct storage_stamp *b);
 
 /* NULL is allowed. */
 extern void storage_close (struct storage *s);

@@ -164,21 +164,34 @@ add_l2_table (struct writer *w, const struct map_l1 *l1, struct again *again)
   return overlap_add (&w->overlap, name (w), l1->table, 1, kind);
 }
 
+/* Holes of the L1 table are skipped: nothing is in the cache yet that is not in
+ * the storage.
+ */
 static int
 add_l2_tables (struct writer *w)
 {
   const struct map *m = &w->disk->map;
+  const uint64_t per_slice = m->slice_bytes / sizeof (uint64_t);
   struct again again = { 0 };
-  uint64_t i;
+  uint64_t i, empty = 0; /* entries in a row */
   int r = 0;
 
   for (i = 0; r == 0 && i < m->l1_size; ++i) {
-    const struct guest_off offset = { i << m->l1_shift };
     struct map_l1 l1;
 
-    if (map_l1_entry (m, offset, &l1) == -1 ||
+    if (i % per_slice == 0 && empty >= per_slice) {
+      const struct host_off at = { m->l1_offset.v + i * sizeof (uint64_t) };
+      const uint64_t hole = storage_hole (m->storage, at) / sizeof (uint64_t);
+
+      if (hole >= m->l1_size - i)
+        break;
+      i += hole;
+    }
+    if (map_l1_entry (m, (struct guest_off) { i << m->l1_shift }, &l1) == -1 ||
         add_l2_table (w, &l1, &again) == -1)
       r = -1;
+    else
+      empty = l1.table.v == 0 ? empty + 1 : 0;
   }
   if (r == 0)
     r = check_again (w, &again);

@@ -228,6 +228,7 @@ set_cache_size (const char *key, const char *value)
     return -1;
   }
   options.cache_size = size;
+  options.check_memory = size;
   return 0;
 }
 

@@ -26,6 +26,7 @@
 #include "checker.h"
 #include "content.h"
 #include "error.h"
+#include "fixed-key.h"
 #include "guest.h"
 #include "no-memory.h"
 #include "power-cut.h"
@@ -568,6 +569,7 @@ main (int argc, char *argv[])
 {
   int opt;
 
+  fix_hash_key ();
   while ((opt = getopt_long (argc, argv, "", long_options, NULL)) != -1)
     set_option (opt, optarg);
   if (options.jobs < 1 || options.jobs > MAX_JOBS)

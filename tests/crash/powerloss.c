@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "explore.h"
+#include "fixed-key.h"
 #include "random.h"
 
 #define MAX_JOBS 256
@@ -577,6 +578,7 @@ main (int argc, char *argv[])
 {
   int opt;
 
+  fix_hash_key ();
   while ((opt = getopt_long (argc, argv, "", long_options, NULL)) != -1)
     set_option (opt, optarg);
   if (optind != argc) {

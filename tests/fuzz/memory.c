@@ -51,7 +51,7 @@ memory_start (void)
 }
 
 void
-memory_end (void)
+memory_end (long max)
 {
-  expect (peak <= MAX_BYTES, "an input takes too much memory");
+  expect (peak <= (max != 0 ? max : MAX_BYTES), "an input takes too much memory");
 }

@@ -8,6 +8,7 @@
 #define FUZZ_MEMORY_H
 
 extern void memory_start (void);
-extern void memory_end (void);
+/* max: bytes; 0: the usual bound. */
+extern void memory_end (long max);
 
 #endif /* FUZZ_MEMORY_H */

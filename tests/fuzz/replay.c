@@ -19,12 +19,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "fixed-key.h"
 #include "memory.h"
 #include "target.h"
 
 static const struct target *const targets[] = {
   &target_header, &target_map, &target_write, &target_snapshot, &target_codec,
-  &target_check,
+  &target_check, &target_cost,
 };
 #define NR_TARGETS (sizeof targets / sizeof targets[0])
 
@@ -67,7 +68,7 @@ replay_input (const uint8_t *seed, size_t size, unsigned mutation)
   current_seed = mutation;
   memory_start ();
   target->test (input, size);
-  memory_end ();
+  memory_end (target->memory);
   nr_inputs++;
   free (input);
 }
@@ -174,6 +175,7 @@ main (int argc, char *argv[])
   int c, to_write = -1;
   unsigned i;
 
+  fix_hash_key ();
   while ((c = getopt (argc, argv, "n:t:w:")) != -1) {
     switch (c) {
     case 'n': nr_mutations = atoi (optarg); break;

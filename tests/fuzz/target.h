@@ -13,6 +13,7 @@
 struct target {
   const char *name; /* that of its folder of corpus/ and regressions/, too */
   size_t max_size;  /* of an input */
+  long memory;      /* bytes that one may take; 0: as memory.c says */
 
   /* Use the input.  Aborts, saying why, where core/ breaks its word. */
   void (*test) (const uint8_t *data, size_t size);
@@ -33,6 +34,9 @@ extern const struct target target_map;      /* reads, extents, refcounts */
 extern const struct target target_write;    /* all that changes the disk */
 extern const struct target target_snapshot; /* the table, and what is in it */
 extern const struct target target_check;    /* check and repair */
+
+/* How an image is made that holds little and claims much: see target-cost.c. */
+extern const struct target target_cost;
 
 /* Compressed data, by itself and in an image: see target-codec.c. */
 extern const struct target target_codec;

@@ -9,9 +9,9 @@ core=${srcdir:-$(dirname "$0")}/../../core
 
 # A room's own header does not count: it is on the same level.
 levels='
-0 format error advice beneath locks storage storage-file
-1 header entry codec foreign backing-name
-2 check-counts check-mend check-refcounts check-report
+0 format error advice hash beneath locks storage storage-file
+1 header entry codec foreign backing-name check-holes
+2 check-counts check-mend check-ranges check-refcounts check-report
 2 bitmaps cache create create-file decoded epoch gather inflight overlap
 2 suspects
 3 check-state map snapshot commit

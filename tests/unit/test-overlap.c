@@ -93,6 +93,48 @@ test_clusters (void)
   overlap_destroy (&o);
 }
 
+/* Clusters of which a multiplication by the golden ratio makes small numbers,
+ * which collide in each table that takes the top bits of that: which take no
+ * longer than others, since the hash has a key.
+ */
+#define FLOOD 30000
+#define GOLDEN UINT64_C (0x9e3779b97f4a7c15)
+
+static double
+seconds_to_add (bool hostile)
+{
+  uint64_t inverse = GOLDEN, i, nr = 0;
+  struct timespec start, end;
+  struct overlap o;
+
+  for (i = 0; i < 6; ++i)
+    inverse *= 2 - GOLDEN * inverse;
+  overlap_init (&o, 9);
+  clock_gettime (CLOCK_THREAD_CPUTIME_ID, &start);
+  for (i = 1; nr < FLOOD; ++i) {
+    const uint64_t cluster = hostile ? i * inverse : mix (i) >> 9;
+
+    if (cluster >> 55 != 0) /* no such offset */
+      continue;
+    CHECK_OK (overlap_add (&o, "test", AT (cluster << 9), 1, METADATA_L2));
+    nr++;
+  }
+  clock_gettime (CLOCK_THREAD_CPUTIME_ID, &end);
+  overlap_destroy (&o);
+  return end.tv_sec - start.tv_sec + (end.tv_nsec - start.tv_nsec) / 1e9;
+}
+
+static void
+test_flood (void)
+{
+  const double usual = seconds_to_add (false);
+  const double hostile = seconds_to_add (true);
+
+  if (hostile > 10 * usual + 0.05)
+    check_failed (__FILE__, __LINE__, "clusters that were chosen take %g s, "
+                  "others %g s", hostile, usual);
+}
+
 static void
 test_names (void)
 {
@@ -214,6 +256,7 @@ main (void)
   test_ranges ();
   test_ranges_collide ();
   test_clusters ();
+  test_flood ();
   test_names ();
   test_random ();
   test_threads ();

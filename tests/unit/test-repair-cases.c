@@ -343,7 +343,9 @@ test_failing (bool rebuild)
   build (&b, true);
   damage (&b, rebuild);
   for (call = 1;; ++call) {
-    struct memory_control control = { .fail_call = call };
+    struct memory_control control = {
+      .fail_call = call, .fail_kinds = ~MEMORY_EXTENT,
+    };
     struct repair_report r;
     struct memory_disk d;
     struct storage *s;
@@ -438,7 +440,7 @@ test_windows (bool rebuild)
   memory_disk_init (&b, image.data, image.size);
   s = memory_disk_open (&b, "test", NULL);
   CHECK_OK (repair_storage (s, REPAIR_ALL, &little, &r));
-  CHECK_EQ (r.before.windows, 6);
+  CHECK (r.before.windows > 40); /* one for each cluster with data */
   storage_close (s);
   CHECK_EQ (a.size, b.size);
   CHECK (memcmp (a.data, b.data, a.size) == 0);
