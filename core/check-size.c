@@ -67,12 +67,12 @@ check_tables_fit (struct storage *s, uint64_t bytes, bool *fit)
   const struct check_options options = { 0 };
   struct check c;
   struct size size = { .c = &c, .most = bytes };
-  int r = -1;
+  int r;
 
-  if (check_start (&c, s, &options) == 0) {
-    c.only_look = c.mended = true; /* nothing is counted, or judged */
-    r = add_tables (&c, &size);
-  }
+  if (check_start (&c, s, &options) == -1)
+    return -1;
+  c.only_look = c.mended = true; /* nothing is counted, or judged */
+  r = add_tables (&c, &size);
   check_end (&c);
   *fit = size.bytes <= bytes;
   return r;

@@ -46,6 +46,7 @@ struct image {
   bool leaks_begun;    /* writer_lock */
   enum detect_zeroes detect_zeroes;
   bool repaired;      /* writer_lock; or found to need no repair */
+  bool counted;       /* writer_lock; excess references were lowered */
   bool repair_failed; /* writer_lock; nothing is written any more (I10) */
   uint64_t check_memory;
   struct verdict verdict; /* writer_lock */
@@ -522,9 +523,10 @@ image_repair (struct image *im, enum image_repair mode, char *summary,
     r = repair (im, mode, summary, len);
     im->repaired = r == 0;
   }
-  else if (im->writer == NULL && !im->repaired && mode != IMAGE_REPAIR_NONE) {
+  else if (im->writer == NULL && !im->repaired && !im->counted &&
+           mode != IMAGE_REPAIR_NONE) {
     r = lower_excess (im);
-    im->repaired = r == 0;
+    im->counted = r == 0;
   }
   pthread_mutex_unlock (&im->writer_lock);
   return r;
@@ -545,8 +547,11 @@ image_look_ahead (struct image *im, enum image_repair mode,
   pthread_mutex_unlock (&im->writer_lock);
   if (r == -1)
     return 0;
-  if (repaired)
+  if (repaired) {
     h.incompatible &= ~(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT);
+    if (mode == IMAGE_REPAIR_ALL)
+      h.l1_missing = 0;
+  }
   r = writer_check_header (top (im)->layer.storage, &h, options);
   /* What is damaged the repair may mend. */
   return r == -1 && repaired && error_errno () != ENOTSUP ? 0 : r;

@@ -308,14 +308,14 @@ look_at_tables (struct leaks *l)
 {
   const struct check_options options = { .memory = WALK_MEMORY };
   struct check c;
-  int r = -1;
+  int r;
 
-  if (check_start (&c, storage (l), &options) == 0) {
-    c.mended = true; /* nothing is to be judged */
-    c.referred = refer;
-    c.opaque = l;
-    r = walk (l, &c);
-  }
+  if (check_start (&c, storage (l), &options) == -1)
+    return -1;
+  c.mended = true; /* nothing is to be judged */
+  c.referred = refer;
+  c.opaque = l;
+  r = walk (l, &c);
   check_end (&c);
   return r;
 }

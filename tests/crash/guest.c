@@ -559,6 +559,13 @@ compare_loosely (struct guest *r, const struct request *q)
   return ok;
 }
 
+/* Whether it may leave what it is about as it is: zeros would be written. */
+static bool
+is_advice (const struct made *m, const struct request *q)
+{
+  return q->kind == REQUEST_TRIM && m->version == 2 && m->backing != NULL;
+}
+
 static bool
 do_overlapping (struct guest *r, const struct request *unrounded)
 {
@@ -581,7 +588,7 @@ do_overlapping (struct guest *r, const struct request *unrounded)
     return wrong (r, "%s at %" PRIu64 ", %" PRIu64 " bytes: %s",
                   request_name (&q), q.offset, q.count, error_message ());
   lock (r);
-  if (ret == 0)
+  if (ret == 0 && !is_advice (r->m, &q))
     history_answer (r->history, number, crash_disk_now (r->disk), q.fua);
   else
     history_fail (r->history, number, crash_disk_now (r->disk));

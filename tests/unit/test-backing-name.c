@@ -96,7 +96,7 @@ static const struct refused refused[] = {
   { __LINE__, "json:{\"file.\":\"a\"}", EACCES, "\"file.\"" },
   { __LINE__, "json:{\"\":\"a\"}", EACCES, "\"\" is more" },
   { __LINE__, "json:{\"Driver\":\"raw\"}", EACCES, "\"Driver\"" },
-  { __LINE__, "json:{\"\\u001b[31m\":\"raw\"}", EACCES, "\"?[31m\"" },
+  { __LINE__, "json:{\"\\u001b[31m\":\"raw\"}", EACCES, "\"\\x1b[31m\"" },
   { __LINE__, "json:{\"driver\":\"nbd\",\"host\":\"a\"}", EACCES, "\"host\"" },
   { __LINE__, "json:{\"driver\":\"nbd\"," FILE_A "}", EACCES,
     "driver \"nbd\"" },

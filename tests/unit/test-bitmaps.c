@@ -89,7 +89,7 @@ test_consistent (void)
   start (&b);
   im = open_image ();
   CHECK_EQ (image_make_writable (im, &careful), (uint64_t) -1);
-  CHECK_ERROR (ENOTSUP, "bitmaps=invalidate");
+  CHECK_ERROR (ENOTSUP, "that are enabled");
   CHECK_OK (image_make_writable (im, &invalidate));
   CHECK_EQ (control.writes, 0);
   control.log = &log;
