@@ -63,20 +63,13 @@ report_error (void)
 static void
 report_note (const char *text)
 {
-  nbdkit_error ("(not an error) %s", text);
+  nbdkit_error ("(not an error) note: %s", text);
 }
 
 static void
 message_hook (const char *text)
 {
   nbdkit_debug ("%s", text);
-}
-
-/* No error, but all that nbdkit always logs. */
-static void
-note_hook (const char *text)
-{
-  nbdkit_error ("note: %s", text);
 }
 
 static void
@@ -139,7 +132,7 @@ qcow2_get_ready (void)
   struct image_options options = *params_options ();
 
   debug_hooks.message = message_hook;
-  debug_hooks.note = note_hook;
+  debug_hooks.note = report_note;
   debug_hooks.map = qcow2_debug_map > 0;
   debug_hooks.cache = qcow2_debug_cache > 0;
   advice_choose (params_advice);

@@ -394,8 +394,9 @@ is_kept (const struct memory_disk *d, uint64_t from, uint64_t to)
   return from >= to || memcmp (d->data + from, x.data + from, to - from) == 0;
 }
 
-/* I8: but for where the refcount table is, two feature bits that are cleared,
- * and autoclear bits, of which none is set.
+/* I8: but for where the refcount table is, and a snapshot table that QEMU would
+ * refuse; two feature bits that are cleared, and autoclear bits, of which none
+ * is set.
  */
 static void
 check_header (const struct memory_disk *d)
@@ -404,7 +405,8 @@ check_header (const struct memory_disk *d)
   const uint64_t cleared = QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT;
   const bool v3 = get_be32 (x.data + 4) >= 3;
 
-  expect (is_kept (d, 0, 48) && is_kept (d, 60, 72) &&
+  expect (is_kept (d, 0, 48) &&
+          is_kept (d, 60, x.before.odd_snapshots > 0 ? 64 : 72) &&
           is_kept (d, v3 ? 96 : 72, cluster_size) &&
           (!v3 || is_kept (d, 80, 88)),
           "something in the header was not kept");
@@ -553,16 +555,19 @@ repair_again (struct memory_disk *d, const struct outcome *first)
 
 /* ----------------------------------------------------------- by the plugin */
 
-/* What comes to the same.  With an image that is marked nothing does but
- * REPAIR_ALL: more than leaks is repaired then, or nothing.
+/* What comes to the same.  With an image that is marked, or whose L1 table is
+ * cut off, nothing does but REPAIR_ALL: more than leaks is repaired then, or
+ * nothing.
  */
 static enum image_repair
 image_mode (void)
 {
+  const struct check_report *b = &x.before;
+
   if (x.mode == REPAIR_ALL)
-    return x.before.dirty && !x.before.corrupt ? IMAGE_REPAIR_DIRTY
+    return b->dirty && !b->corrupt && !b->l1_cut ? IMAGE_REPAIR_DIRTY
       : IMAGE_REPAIR_ALL;
-  return x.before.dirty || x.before.corrupt ? IMAGE_REPAIR_NONE
+  return b->dirty || b->corrupt || b->l1_cut ? IMAGE_REPAIR_NONE
     : IMAGE_REPAIR_LEAKS;
 }
 

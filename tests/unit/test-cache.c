@@ -16,6 +16,7 @@
 
 #include "cache.h"
 #include "check.h"
+#include "fixed-key.h"
 #include "random.h"
 
 /* What the cache maps is counted: C3. */
@@ -630,6 +631,7 @@ test_hot (void)
 int
 main (void)
 {
+  fix_hash_key ();
   check_time_limit (200);
   test_hits ();
   test_size ();
