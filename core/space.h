@@ -5,7 +5,8 @@
  * Clusters are reserved in batches: their refcounts are raised to 1 before
  * anybody wants them, so that the refcount of a cluster that is handed out is
  * mostly durable already, and mapping it needs no order.  After a crash the
- * reserved ones are leaks, two batches at most; space_close gives them back.
+ * reserved ones are leaks, two batches and the ballast at most; space_close gives
+ * them back.
  *
  * Contiguous guest clusters get contiguous host clusters: once writes go on
  * where others ended, a window of host clusters is set apart for the guest

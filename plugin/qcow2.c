@@ -203,13 +203,16 @@ qcow2_default_export (int readonly, int is_tls)
   return "";
 }
 
-/* The first client that may write finds that it can't: say why, once. */
+/* The first client that may write finds that it can't: say why, once, unless
+ * that is what was asked for.
+ */
 static void
 note_read_only (void)
 {
   static atomic_flag noted = ATOMIC_FLAG_INIT;
 
-  if (!atomic_flag_test_and_set (&noted))
+  if (!params_options ()->chain.force_share &&
+      !atomic_flag_test_and_set (&noted))
     note_message ("%s: it is served read-only", error_message ());
 }
 
