@@ -278,13 +278,29 @@ zero_by_writing (const struct zeroing *z, uint64_t from, uint64_t to,
   return z->is_trim ? 0 : write_zeros (z, from, *done);
 }
 
+/* How far a trim does nothing, since entries have nothing that hides what lies
+ * below: not even a table is made for that.
+ */
+static uint64_t
+skip_advice (const struct zeroing *z, uint64_t from)
+{
+  if (!z->is_trim || has_zero_flag (z) || !has_below (z, from))
+    return 0;
+  /* The last cluster may reach beyond the end of the backing file. */
+  return ((z->w->disk->backing->size - 1) | (map_of (z)->cluster_size - 1)) +
+    1 - from;
+}
+
 /* Some whole granules: *done is where they end. */
 static int
 zero_some (const struct zeroing *z, uint64_t from, uint64_t to,
            uint64_t *done)
 {
-  uint64_t length;
+  uint64_t length = skip_advice (z, from);
 
+  *done = from + length;
+  if (length > 0)
+    return 0;
   if (skip_zeros (z, from, to, &length) == -1)
     return -1;
   *done = from + length;
