@@ -398,3 +398,26 @@ check_scan (struct check *c, struct host_off offset, uint64_t bytes,
   }
   return 0;
 }
+
+/* ------------------------------------------------------------ small pieces */
+
+#define READER_BYTES 16384
+
+_Static_assert (READER_BYTES <= SCAN_PIECE, "it is within the buffer");
+
+int
+check_read_piece (struct check *c, struct check_reader *r, void *buf,
+                  size_t bytes, struct host_off at)
+{
+  if (bytes > READER_BYTES)
+    return storage_read (c->storage, buf, bytes, at);
+  if (r->bytes == 0 || at.v < r->at || at.v + bytes > r->at + r->bytes) {
+    r->bytes = 0;
+    if (storage_read (c->storage, c->words, READER_BYTES, at) == -1)
+      return -1;
+    r->at = at.v;
+    r->bytes = READER_BYTES;
+  }
+  memcpy (buf, c->words + (at.v - r->at), bytes);
+  return 0;
+}

@@ -162,4 +162,15 @@ extern int check_scan (struct check *c, struct host_off offset,
 
 extern const char *check_use_name (enum check_use use);
 
+/* Small pieces that follow each other are read together, by the buffer of
+ * check_scan, which nobody else may use meanwhile.  Initially all zeros.
+ */
+struct check_reader {
+  uint64_t at, bytes; /* what is in there */
+};
+
+/* Returns -1 with the error set. */
+extern int check_read_piece (struct check *c, struct check_reader *r,
+                             void *buf, size_t bytes, struct host_off at);
+
 #endif /* QCOW2_CHECK_STATE_H */

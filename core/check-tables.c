@@ -78,30 +78,6 @@ add_l1 (struct check *c, struct l1s *l, struct host_off place,
     : r;
 }
 
-/* ------------------------------------------------------------------ reading */
-
-/* Small pieces that follow each other are read by the buffer of check_scan. */
-struct reader {
-  uint64_t at, bytes;
-};
-
-#define READER_BYTES 16384
-
-static int
-read_piece (struct check *c, struct reader *r, void *buf, size_t bytes,
-            struct host_off at)
-{
-  if (r->bytes == 0 || at.v < r->at || at.v + bytes > r->at + r->bytes) {
-    r->bytes = 0;
-    if (storage_read (c->storage, c->words, READER_BYTES, at) == -1)
-      return -1;
-    r->at = at.v;
-    r->bytes = READER_BYTES;
-  }
-  memcpy (buf, c->words + (at.v - r->at), bytes);
-  return 0;
-}
-
 /* ---------------------------------------------------------------- snapshots */
 
 /* Spec: Snapshots: fields of an entry of the snapshot table. */
@@ -168,7 +144,7 @@ find_snapshots (struct check *c, struct l1s *l)
 {
   const struct host_off field = { FIELD_SNAPSHOTS_OFFSET };
   const uint64_t start = c->h.snapshots_offset.v;
-  struct reader reader = { 0, 0 };
+  struct check_reader reader = { 0, 0 };
   uint64_t end = start;
   uint32_t i;
 
@@ -177,7 +153,7 @@ find_snapshots (struct check *c, struct l1s *l)
     uint8_t entry[QCOW2_SNAPSHOT_ENTRY_SIZE];
     uint64_t extra;
 
-    if (read_piece (c, &reader, entry, sizeof entry, at) == -1)
+    if (check_read_piece (c, &reader, entry, sizeof entry, at) == -1)
       return -1;
     extra = get_be32 (entry + ENTRY_EXTRA_SIZE);
     end = at.v + sizeof entry + extra + get_be16 (entry + ENTRY_ID_SIZE) +
@@ -332,7 +308,7 @@ add_bitmap (struct check *c, struct check_ranges *tables, struct host_off at,
 
 /* Returns the entry's size, 0 if it is not valid, or -1. */
 static int64_t
-find_bitmap (struct check *c, struct check_ranges *tables, struct reader *rd,
+find_bitmap (struct check *c, struct check_ranges *tables, struct check_reader *rd,
              struct host_off at, uint64_t rest)
 {
   uint8_t entry[BITMAP_ENTRY_BYTES];
@@ -340,7 +316,7 @@ find_bitmap (struct check *c, struct check_ranges *tables, struct reader *rd,
 
   if (rest < sizeof entry)
     return 0;
-  if (read_piece (c, rd, entry, sizeof entry, at) == -1)
+  if (check_read_piece (c, rd, entry, sizeof entry, at) == -1)
     return -1;
   size = (sizeof entry + (uint64_t) get_be32 (entry + BITMAP_EXTRA_SIZE) +
           get_be16 (entry + BITMAP_NAME_SIZE) + 7) & ~UINT64_C (7);
@@ -363,7 +339,7 @@ find_bitmaps (struct check *c, struct check_ranges *tables)
 {
   uint64_t rest = c->h.bitmap_directory_size;
   struct host_off at = c->h.bitmap_directory;
-  struct reader reader = { 0, 0 };
+  struct check_reader reader = { 0, 0 };
   uint32_t i;
 
   for (i = 0; i < c->h.nr_bitmaps; ++i) {

@@ -28,6 +28,7 @@ _Static_assert (MAX_ENTRY <= BUFFER_BYTES, "an entry fits");
 /* The entries, on their way. */
 struct copy {
   struct check *c;
+  struct check_reader reader;
   uint64_t from;      /* where the next one is */
   uint8_t *buf;
   size_t used;
@@ -78,8 +79,8 @@ copy_entry (struct copy *x)
   uint32_t extra, wanted, kept;
   size_t names;
 
-  if (storage_read (c->storage, entry, QCOW2_SNAPSHOT_ENTRY_SIZE,
-                    (struct host_off) { x->from }) == -1)
+  if (check_read_piece (c, &x->reader, entry, QCOW2_SNAPSHOT_ENTRY_SIZE,
+                        (struct host_off) { x->from }) == -1)
     return -1;
   extra = get_be32 (entry + ENTRY_EXTRA_SIZE);
   wanted = extra_wanted (c, extra);
@@ -88,10 +89,10 @@ copy_entry (struct copy *x)
     get_be16 (entry + ENTRY_NAME_SIZE);
   x->from += QCOW2_SNAPSHOT_ENTRY_SIZE;
   x->used += QCOW2_SNAPSHOT_ENTRY_SIZE;
-  if (storage_read (c->storage, x->buf + x->used, kept,
-                    (struct host_off) { x->from }) == -1 ||
-      storage_read (c->storage, x->buf + x->used + wanted, names,
-                    (struct host_off) { x->from + extra }) == -1)
+  if (check_read_piece (c, &x->reader, x->buf + x->used, kept,
+                        (struct host_off) { x->from }) == -1 ||
+      check_read_piece (c, &x->reader, x->buf + x->used + wanted, names,
+                        (struct host_off) { x->from + extra }) == -1)
     return -1;
   if (wanted > extra)
     complete_extra (c, entry, extra);
@@ -108,6 +109,7 @@ copy_table (struct copy *x)
   uint32_t i;
 
   x->from = x->c->h.snapshots_offset.v;
+  x->reader.bytes = 0;
   x->bytes = x->used = 0;
   for (i = 0; i < x->c->h.nr_snapshots; ++i) {
     x->from = (x->from + 7) & ~UINT64_C (7);

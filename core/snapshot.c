@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "error.h"
 #include "snapshot.h"
@@ -30,12 +31,33 @@ enum {
 };
 
 /* Reads the table from its start; every byte is checked to be within the
- * file and the table's limit.
+ * file and the table's limit.  Entries have several small pieces, and there may
+ * be very many: they are read together.
  */
 struct cursor {
   struct storage *storage;
   uint64_t start, at;
+  uint64_t ahead;     /* where what is in buf is from; 0: nothing is */
+  uint8_t buf[4096];
 };
+
+static int
+read_piece (struct cursor *c, void *buf, uint64_t count)
+{
+  const struct host_off at = { c->at };
+
+  if (c->ahead == 0 || c->at < c->ahead ||
+      c->at + count > c->ahead + sizeof c->buf) {
+    c->ahead = 0;
+    /* If what follows can't be read, that is no reason to give this up. */
+    if (count > sizeof c->buf ||
+        storage_read (c->storage, c->buf, sizeof c->buf, at) == -1)
+      return storage_read (c->storage, buf, count, at);
+    c->ahead = c->at;
+  }
+  memcpy (buf, c->buf + (c->at - c->ahead), count);
+  return 0;
+}
 
 static int
 take (struct cursor *c, void *buf, uint64_t count)
@@ -48,9 +70,7 @@ take (struct cursor *c, void *buf, uint64_t count)
                c->start, c->at, QCOW2_MAX_SNAPSHOT_TABLE_BYTES);
     return -1;
   }
-  if (buf != NULL &&
-      storage_read (c->storage, buf, count,
-                    (struct host_off) { c->at }) == -1)
+  if (buf != NULL && read_piece (c, buf, count) == -1)
     return -1;
   c->at += count;
   return 0;
