@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <string.h>
 
 #include "bitmaps.h"
 #include "error.h"
@@ -17,13 +18,18 @@
 #define FLAG_IN_USE UINT32_C (1)
 #define FLAG_AUTO UINT32_C (2)
 
-/* The entries, one after the other. */
+/* As QEMU has it. */
+#define MAX_BITMAPS 65535
+
+/* The entries, one after the other.  They are small, and are read together. */
 struct cursor {
   struct storage *storage;
   uint32_t left;
   uint64_t at, end; /* of the directory that is left, in the file */
   struct host_off place; /* of this entry */
   uint8_t entry[ENTRY_BYTES];
+  uint64_t ahead;     /* where the bytes in buf are from; 0: there are none */
+  uint8_t buf[4096];
 };
 
 static inline uint32_t
@@ -52,9 +58,29 @@ start (struct cursor *c, struct storage *s, const struct header *h)
                           h->bitmap_directory_size, 1,
                           QCOW2_MAX_BITMAP_DIRECTORY_BYTES) == -1)
     return -1;
+  if (h->nr_bitmaps > MAX_BITMAPS) {
+    error_set (EINVAL, "%s: %" PRIu32 " bitmaps (header extension at offset "
+               "%" PRIu64 ") are more than %d", s->name, h->nr_bitmaps,
+               h->bitmaps_field, MAX_BITMAPS);
+    return -1;
+  }
   c->left = h->nr_bitmaps;
   c->at = h->bitmap_directory.v;
   c->end = c->at + h->bitmap_directory_size;
+  return 0;
+}
+
+static int
+read_entry (struct cursor *c)
+{
+  if (c->ahead == 0 || c->at + ENTRY_BYTES > c->ahead + sizeof c->buf) {
+    c->ahead = 0;
+    /* If what follows can't be read, that is no reason to give this up. */
+    if (storage_read (c->storage, c->buf, sizeof c->buf, c->place) == -1)
+      return storage_read (c->storage, c->entry, ENTRY_BYTES, c->place);
+    c->ahead = c->at;
+  }
+  memcpy (c->entry, c->buf + (c->at - c->ahead), ENTRY_BYTES);
   return 0;
 }
 
@@ -68,7 +94,7 @@ next (struct cursor *c)
     return 0;
   c->place.v = c->at;
   if (c->end - c->at >= ENTRY_BYTES) {
-    if (storage_read (c->storage, c->entry, ENTRY_BYTES, c->place) == -1)
+    if (read_entry (c) == -1)
       return -1;
     size = ((uint64_t) ENTRY_BYTES + get_be32 (c->entry + FIELD_EXTRA_SIZE) +
             get_be16 (c->entry + FIELD_NAME_SIZE) + 7) & ~UINT64_C (7);

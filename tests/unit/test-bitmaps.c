@@ -200,7 +200,8 @@ test_malformed (void)
   check_malformed (EXTENSION + 16, 8, UINT64_C (1) << 60, "limit");
   check_malformed (EXTENSION + 16, 8, 40, "beyond the directory's end");
   check_malformed (EXTENSION + 8, 4, 3, "beyond the directory's end");
-  check_malformed (EXTENSION + 8, 4, UINT32_MAX, "beyond the directory's end");
+  check_malformed (EXTENSION + 8, 4, UINT32_MAX, "are more than 65535");
+  check_malformed (EXTENSION + 8, 4, 65535, "beyond the directory's end");
   check_malformed (20, 4, UINT32_MAX, "beyond the directory's end");
   check_malformed (32 + 18, 2, UINT16_MAX, "beyond the directory's end");
 }
