@@ -317,7 +317,7 @@ decode_incompatible (const char *name, const uint8_t *buf, size_t len,
 {
   const uint8_t *names = NULL;
   size_t names_len = 0;
-  struct header ignored;
+  struct header ignored = { .version = 0 };
   uint64_t unknown;
 
   h->header_length = get_be32 (buf + FIELD_HEADER_LENGTH);
