@@ -142,10 +142,10 @@ is_usable (const struct snapshot *sn, size_t size, const struct header *h)
 {
   const uint64_t bytes = sn->l1_size * 8, offset = sn->l1_offset.v;
 
-  return sn->disk_size <= INT64_MAX &&
+  return sn->disk_size <= INT64_MAX && offset <= INT64_MAX &&
+    offset % h->cluster_size == 0 &&
     (bytes == 0 || (bytes <= QCOW2_MAX_L1_BYTES && offset != 0 &&
-                    offset % h->cluster_size == 0 && offset <= size &&
-                    bytes <= size - offset));
+                    offset <= size && bytes <= size - offset));
 }
 
 static void
