@@ -26,7 +26,7 @@ static _Thread_local struct {
 struct debug_hooks debug_hooks;
 
 /* The end of a text that did not fit says so. */
-static void
+static void __attribute__ ((__format__ (__printf__, 3, 0)))
 format (char *buf, size_t size, const char *fmt, va_list ap)
 {
   static const char cut[] = "...";
@@ -209,7 +209,7 @@ damage_is_new (struct damage *d, uint64_t place)
 
 /* -------------------------------------------------------- what is no error */
 
-static void
+static void __attribute__ ((__format__ (__printf__, 2, 0)))
 tell (void (*hook) (const char *text), const char *fmt, va_list ap)
 {
   char text[TEXT_BYTES], printable[PRINTABLE_BYTES];

@@ -7,8 +7,9 @@
 
 /* Without words for what is to be written: the tool only repairs. */
 const char *const tool_advice[ADVICE_NR] = {
-  [ADVICE_FOLLOW] = "refused by --follow=none, the default; --follow=beneath "
-    "allows files under the image's directory, and --follow=any any file",
+  [ADVICE_FOLLOW] = ("refused by --follow=none, the default; --follow=beneath "
+                     "allows files under the image's directory, and "
+                     "--follow=any any file"),
   [ADVICE_BENEATH] = "refused by --follow=beneath",
   [ADVICE_BACKING_FORMAT] = "record it with qemu-img rebase -u",
   [ADVICE_SHARE] = "-U reads it all the same",
