@@ -12,6 +12,7 @@
 
 #include "cache.h"
 #include "check.h"
+#include "fixed-key.h"
 #include "memory-storage.h"
 #include "random.h"
 #include "seconds.h"
@@ -543,6 +544,7 @@ test_space (void)
 int
 main (void)
 {
+  fix_hash_key ();
   check_time_limit (200 + 2 * test_seconds (1));
   test_batch ();
   test_change_during_batch ();

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "check.h"
+#include "fixed-key.h"
 #include "commit.h"
 #include "memory-storage.h"
 #include "random.h"
@@ -753,6 +754,7 @@ test_recycle (void)
 int
 main (void)
 {
+  fix_hash_key ();
   check_time_limit (200 + test_seconds (1));
   test_sequences ();
   test_runs ();
