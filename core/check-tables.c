@@ -63,6 +63,7 @@ add_l1 (struct check *c, struct l1s *l, struct host_off place,
 {
   struct check_report *report = &c->findings.report;
   const bool only_look = c->only_look;
+  uint64_t bytes;
   int r;
 
   if (entries == 0)
@@ -74,8 +75,13 @@ add_l1 (struct check *c, struct l1s *l, struct host_off place,
   r = refer_to_root (c, USE_L1, place, offset, 8 * entries,
                      active ? &report->l1_cut : &report->blind);
   c->only_look = only_look;
-  return r == 1 ? check_ranges_add (&l->whole, offset, 8 * entries, active)
-    : r;
+  bytes = 8 * entries;
+  /* What is there of it a repair must not take for something else. */
+  if (r == 0 && active && c->mended && offset < c->file_size) {
+    bytes = c->file_size - offset;
+    r = 1;
+  }
+  return r == 1 ? check_ranges_add (&l->whole, offset, bytes, active) : r;
 }
 
 /* ---------------------------------------------------------------- snapshots */

@@ -43,7 +43,7 @@ struct image {
   struct writer *_Atomic writer; /* NULL: not writable */
   _Atomic uint64_t full; /* see no_space_once */
   struct leaks *leaks; /* writer_lock; NULL: none are looked for */
-  bool leaks_begun;    /* writer_lock */
+  bool leaks_begun;    /* writer_lock; or are not to be looked for */
   enum detect_zeroes detect_zeroes;
   bool repaired;      /* writer_lock; or found to need no repair */
   bool counted;       /* writer_lock; excess references were lowered */
@@ -440,6 +440,11 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
     return -1;
   }
   summarize (im, &r, summary, len);
+  /* Leaks that a repair keeps are for somebody to look at: the search, which
+   * can't tell them from others, must not free them at once.
+   */
+  if (r.after.leaks > 0)
+    im->leaks_begun = true;
   if (check_report_is_sound (&r.after))
     return 0;
   error_set (EIO, "%s: %" PRIu64 " errors are left after a repair%s%s: it is "

@@ -30,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -280,9 +281,22 @@ leaves_nothing (void)
   return false;
 }
 
+/* If TEST_TIMES is set: how long it took, and the time of all processors. */
+static void
+tell_time (double began)
+{
+  struct rusage u;
+
+  getrusage (RUSAGE_CHILDREN, &u);
+  say ("took %.1f s, %.1f s of the processors", now () - began,
+       u.ru_utime.tv_sec + u.ru_utime.tv_usec / 1e6 +
+       u.ru_stime.tv_sec + u.ru_stime.tv_usec / 1e6);
+}
+
 int
 main (int argc, char **argv)
 {
+  const double began = now ();
   const double seconds = seconds_of ("TEST_LIMIT", LIMIT);
   char limit[32];
   int by;
@@ -312,6 +326,8 @@ main (int argc, char **argv)
   }
   if (!leaves_nothing ())
     return TIMED_OUT;
+  if (getenv ("TEST_TIMES") != NULL)
+    tell_time (began);
   if (WIFSIGNALED (status)) {
     say ("ended by signal %d (%s)", WTERMSIG (status),
          strsignal (WTERMSIG (status)));

@@ -6,6 +6,7 @@
 
 set -eu
 
+unset TEST_TIMES
 limited=$PWD/limited
 driver=$(cd "$(dirname "$TEST_DRIVER")" && pwd)/test-driver
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/limited.XXXXXX")
@@ -55,6 +56,9 @@ says 'there-is-none: No such file'
 echo word > in
 ends 0 cat < in
 [ "$(cat said)" = word ]
+# How long it took, if that is asked for.
+TEST_TIMES=1 ends 1 false
+says '^limited: took [0-9]*\.[0-9] s, [0-9]*\.[0-9] s of the processors$'
 # What it leaves may be about to end.
 ends 0 bash -c 'sleep 0.2 & echo $! > pids'
 silent

@@ -496,6 +496,15 @@ may_be_left (const struct repair_report *r)
     r->after.found[CHECK_SNAPSHOT] > 0;
 }
 
+/* They may be what the missing part of the L1 table referred to: the repair that
+ * makes it whole keeps them, and the next one frees them.
+ */
+static bool
+keeps_leaks (void)
+{
+  return x.before.l1_cut && x.before.leaks > 0;
+}
+
 static void
 compare_reports (const struct outcome *o, const struct memory_disk *d)
 {
@@ -510,7 +519,7 @@ compare_reports (const struct outcome *o, const struct memory_disk *d)
           "a repair leaves something else than it says");
   if (sound) {
     expect (!r->after.dirty && !r->after.corrupt, "a mark is left");
-    expect (r->after.leaks == 0, "leaks are left");
+    expect (r->after.leaks == 0 || keeps_leaks (), "leaks are left");
   }
   else {
     expect (x.mode == REPAIR_LEAKS || may_be_left (r), "errors are left");
@@ -535,7 +544,7 @@ check_untouched (const struct outcome *o, const struct memory_disk *d)
 }
 
 static void
-repair_again (struct memory_disk *d, const struct outcome *first)
+expect_nothing_to_do (struct memory_disk *d, const struct outcome *first)
 {
   const uint64_t size = d->size;
   uint8_t *copy = malloc (size);
@@ -551,6 +560,22 @@ repair_again (struct memory_disk *d, const struct outcome *first)
           same_reports (&o.report.after, &first->report.after),
           "a second repair comes to something else");
   free (copy);
+}
+
+static void
+repair_again (struct memory_disk *d, const struct outcome *first)
+{
+  struct outcome second;
+
+  if (!succeeds (first) || !keeps_leaks ()) {
+    expect_nothing_to_do (d, first);
+    return;
+  }
+  repair (d, &second);
+  expect (succeeds (&second) && second.report.after.leaks == 0,
+          "leaks are left by the second repair");
+  check_kept (d);
+  expect_nothing_to_do (d, &second);
 }
 
 /* ----------------------------------------------------------- by the plugin */

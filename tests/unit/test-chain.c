@@ -93,15 +93,28 @@ use_disk (const struct image *im, const char *export)
   return failed;
 }
 
+/* How many calls of the storage it takes to open it. */
+static uint64_t
+calls_to_open (const struct builder *b)
+{
+  struct memory_control control = { 0 };
+
+  image_close (image_open_storage (memory_storage_new ("sound", b->data,
+                                                       b->size, &control),
+                                   CACHE_MIN_BYTES));
+  return control.calls;
+}
+
 /* Each call of the storage fails in turn; alone, or with all that follow. */
 static void
 test_faults (bool ever_after)
 {
   struct builder b;
-  uint64_t call, calls_at_open = 0;
+  uint64_t call, calls_at_open;
   unsigned nr_failed_opens = 0;
 
   make_image (&b);
+  calls_at_open = calls_to_open (&b);
   for (call = 1; ; ++call) {
     struct memory_control control = {
       .fail_call = call, .fail_ever_after = ever_after,
@@ -121,7 +134,6 @@ test_faults (bool ever_after)
       nr_failed_opens++;
       continue;
     }
-    calls_at_open = calls_at_open ? calls_at_open : control.calls;
     CHECK_OK (image_list (im, ignore_export, NULL));
     failed = use_disk (im, "") + use_disk (im, "snapshot/abcd") +
       use_disk (im, "snapshot/2");
@@ -139,7 +151,12 @@ test_faults (bool ever_after)
       break;
     }
   }
-  CHECK_EQ (nr_failed_opens, calls_at_open);
+  /* Two calls read the header.  Two more read the snapshot table and what
+   * follows it, up to the end of the file: one that fails alone does no harm,
+   * since then the table is read without what follows.
+   */
+  CHECK_EQ (calls_at_open, 4);
+  CHECK_EQ (nr_failed_opens, ever_after ? 4 : 2);
   CHECK (call > calls_at_open + 10);
   build_free (&b);
 }
