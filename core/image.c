@@ -9,15 +9,15 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "advice.h"
-#include "check-image.h"
-#include "check-size.h"
-#include "error.h"
+#include "base/advice.h"
+#include "base/error.h"
 #include "image.h"
-#include "leaks.h"
-#include "snapshot.h"
-#include "write.h"
-#include "zero.h"
+#include "qcow2/check/check.h"
+#include "qcow2/check/size.h"
+#include "qcow2/snapshot.h"
+#include "qcow2/write/leaks.h"
+#include "qcow2/write/write.h"
+#include "qcow2/write/zero.h"
 
 /* Why an image can't be written: found out at some cost, which another client
  * does not have to cause again.  It holds as long as the file is as it was then,

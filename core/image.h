@@ -14,16 +14,16 @@
  * while an image is made writable, stands above them all.
  */
 
-#ifndef QCOW2_IMAGE_H
-#define QCOW2_IMAGE_H
+#ifndef CORE_IMAGE_H
+#define CORE_IMAGE_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#include "chain.h"
-#include "layer.h"
-#include "repair.h"
-#include "writer.h"
+#include "disk/chain.h"
+#include "disk/layer.h"
+#include "qcow2/check/repair.h"
+#include "qcow2/write/writer.h"
 
 struct image;
 
@@ -187,4 +187,4 @@ extern void image_close_disk (struct layer *disk); /* NULL is allowed */
 /* The size in bytes that a disk is best read by: cluster or subcluster. */
 extern uint32_t image_preferred_size (const struct image *im);
 
-#endif /* QCOW2_IMAGE_H */
+#endif /* CORE_IMAGE_H */

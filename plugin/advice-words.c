@@ -2,7 +2,7 @@
 
 #include <config.h>
 
-#include "advice.h"
+#include "base/advice.h"
 #include "params.h"
 
 const char *const params_advice[ADVICE_NR] = {

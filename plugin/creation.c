@@ -10,9 +10,9 @@
 
 #include <nbdkit-plugin.h>
 
-#include "create.h"
+#include "base/error.h"
 #include "creation.h"
-#include "error.h"
+#include "manage/create.h"
 #include "params.h"
 
 static struct create_options options = CREATE_DEFAULTS;

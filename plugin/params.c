@@ -8,9 +8,9 @@
 
 #include <nbdkit-plugin.h>
 
-#include "codec.h"
 #include "hints.h"
 #include "params.h"
+#include "qcow2/codec.h"
 
 /* A metadata cache beyond this is a typing error. */
 #define MAX_CACHE_SIZE (UINT64_C (1) << 40)

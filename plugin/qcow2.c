@@ -15,14 +15,14 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
-#include "advice.h"
-#include "codec.h"
+#include "base/advice.h"
+#include "base/error.h"
 #include "creation.h"
-#include "error.h"
-#include "extents.h"
+#include "disk/extents.h"
+#include "disk/read.h"
 #include "image.h"
 #include "params.h"
-#include "read.h"
+#include "qcow2/codec.h"
 #include "signals.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL

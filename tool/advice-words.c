@@ -2,7 +2,7 @@
 
 #include <config.h>
 
-#include "advice.h"
+#include "base/advice.h"
 #include "tool.h"
 
 /* Without words for what is to be written: the tool only repairs. */

@@ -6,9 +6,9 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "check-image.h"
-#include "error.h"
+#include "base/error.h"
 #include "json.h"
+#include "qcow2/check/check.h"
 #include "tool.h"
 
 struct listener {

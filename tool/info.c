@@ -9,11 +9,11 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "bitmaps.h"
-#include "error.h"
+#include "base/error.h"
 #include "image.h"
 #include "json.h"
-#include "snapshot.h"
+#include "qcow2/bitmaps.h"
+#include "qcow2/snapshot.h"
 #include "tool.h"
 
 /* All of it is read before anything is printed. */

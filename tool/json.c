@@ -5,7 +5,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#include "error.h"
+#include "base/error.h"
 #include "json.h"
 
 static unsigned depth;

@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "advice.h"
-#include "error.h"
+#include "base/advice.h"
+#include "base/error.h"
 #include "tool.h"
 
 #define NAME "nbdkit-qcow2-tool"

@@ -5,7 +5,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#include "error.h"
+#include "base/error.h"
 #include "image.h"
 #include "json.h"
 #include "tool.h"

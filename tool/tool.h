@@ -7,9 +7,9 @@
 
 #include <stdbool.h>
 
-#include "chain.h"
-#include "repair.h"
-#include "storage.h"
+#include "disk/chain.h"
+#include "qcow2/check/repair.h"
+#include "storage/storage.h"
 
 /* Exit codes, which are those of `qemu-img check'. */
 enum {

@@ -9,8 +9,8 @@
 #include <string.h>
 
 #include "checker.h"
-#include "entry.h"
-#include "format.h"
+#include "qcow2/entry.h"
+#include "qcow2/format.h"
 
 /* Spec: the reserved bits of entries. */
 #define L1_RESERVED UINT64_C (0x7f000000000001ff)

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "checker.h"
 #include "content.h"
 #include "crash-storage.h"

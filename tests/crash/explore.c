@@ -13,7 +13,7 @@
 #include "checker.h"
 #include "content.h"
 #include "explore.h"
-#include "format.h"
+#include "qcow2/format.h"
 #include "random.h"
 
 #define HEADER_INCOMPATIBLE 72

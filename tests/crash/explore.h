@@ -8,8 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "power-cut.h"
 #include "guest.h"
+#include "power-cut.h"
 
 /* Shared by all workers. */
 struct explore_stats {

@@ -23,9 +23,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "checker.h"
 #include "content.h"
-#include "error.h"
 #include "fixed-key.h"
 #include "guest.h"
 #include "no-memory.h"

@@ -9,12 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "content.h"
-#include "error.h"
+#include "disk/read.h"
 #include "guest.h"
 #include "must-have.h"
 #include "no-memory.h"
-#include "read.h"
 
 /* As small as it can be, so that tables leave it. */
 #define CACHE_SIZE CACHE_MIN_BYTES

@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "header.h"
+#include "qcow2/header.h"
 
 /* What the live disk's tables say of a cluster, and a snapshot's. */
 enum cluster_state {

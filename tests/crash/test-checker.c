@@ -15,11 +15,12 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "build.h"
 #include "checker.h"
 #include "content.h"
-#include "entry.h"
 #include "maker.h"
+#include "qcow2/entry.h"
 #include "random.h"
 
 static unsigned failures;

@@ -10,9 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "check.h"
 #include "checker.h"
-#include "entry.h"
+#include "qcow2/entry.h"
 #include "workload.h"
 
 /* A request, but for where it goes to. */

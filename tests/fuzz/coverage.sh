@@ -13,38 +13,38 @@ set -eu
 
 found=${1-}
 srcdir=$(cd "$(dirname "$0")" && pwd)
-objects=../../core/.libs
+objects=../../core
 export srcdir
 
 find ../.. -name '*.gcda' -delete
 make --silent fuzz-replay
 ./fuzz-replay -n 0
-for target in check codec header map snapshot write; do
+for target in check codec cost header map snapshot write; do
     if [ -n "$found" ] && [ -d "$found/$target" ]; then
         ./fuzz-replay -n 0 -t "$target" "$found/$target"
     fi
 done
 
-if ! ls "$objects"/*.gcda > /dev/null 2>&1; then
+if [ -z "$(find "$objects" -name '*.gcda' -print -quit)" ]; then
     echo "$0: nothing was counted: configure with CFLAGS=... --coverage" >&2
     exit 1
 fi
-# storage-file.c is about files, which fuzzing has none of.
-LC_ALL=C gcov --no-output --object-directory "$objects" \
-    "$objects"/*.gcda 2> /dev/null |
+# storage/file.c is about files, which fuzzing has none of.
+find "$objects" -name '*.gcda' -exec env LC_ALL=C gcov --no-output {} + \
+    2> /dev/null |
     awk -F "[':% ]+" '
-        /^File / { file = $2; sub (".*/", "", file); next }
-        /^Lines executed/ && file ~ /\.c$/ && file != "storage-file.c" {
+        /^File / { file = $2; sub (".*/core/", "", file); next }
+        /^Lines executed/ && file ~ /\.c$/ && file != "storage/file.c" {
             lines[file] = $5; share[file] = $3
         }
         { if (/^Lines executed/) file = "" }
         END {
             for (file in lines) {
-                printf "%-14s %6.1f %% of %4d lines\n", file, share[file], \
+                printf "%-30s %6.1f %% of %4d lines\n", file, share[file], \
                     lines[file] | "sort"
                 all += lines[file]; done += lines[file] * share[file] / 100
             }
             close ("sort")
-            printf "%-14s %6.1f %% of %4d lines\n", "all", \
+            printf "%-30s %6.1f %% of %4d lines\n", "all", \
                 100 * done / all, all
         }'

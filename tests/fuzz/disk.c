@@ -5,13 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "disk.h"
-#include "extents.h"
+#include "disk/extents.h"
+#include "disk/read.h"
 #include "image.h"
 #include "memory-storage.h"
 #include "promise.h"
 #include "random.h"
-#include "read.h"
 
 #define MAX_READ 65536
 #define MAX_WINDOW (UINT64_C (2) << 20)

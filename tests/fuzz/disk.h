@@ -7,8 +7,8 @@
 
 #include <stdint.h>
 
-#include "header.h"
-#include "layer.h"
+#include "disk/layer.h"
+#include "qcow2/header.h"
 #include "reference.h"
 
 /* A raw backing file, for images that name one. */

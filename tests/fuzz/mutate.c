@@ -3,9 +3,9 @@
 #include <config.h>
 
 #include "build.h"
-#include "format.h"
 #include "image-check.h"
 #include "mutate.h"
+#include "qcow2/format.h"
 #include "random.h"
 
 /* The header's fields. */

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "error.h"
+#include "base/error.h"
 
 static inline void __attribute__ ((__noreturn__))
 broken (const char *what)

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "format.h"
+#include "qcow2/format.h"
 #include "reference.h"
 
 /* The word at an offset within the file; what lies past its end is zeros. */

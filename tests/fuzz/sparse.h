@@ -7,7 +7,7 @@
 #ifndef FUZZ_SPARSE_H
 #define FUZZ_SPARSE_H
 
-#include "storage.h"
+#include "storage/storage.h"
 
 #define SPARSE_BLOCK 4096
 #define SPARSE_MAX_BLOCKS 4096 /* 16 MiB: what is behind that has no space */

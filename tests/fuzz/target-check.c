@@ -26,16 +26,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "check-image.h"
+#include "base/bytes.h"
 #include "disk.h"
-#include "image.h"
+#include "disk/read.h"
 #include "image-check.h"
+#include "image.h"
 #include "memory-storage.h"
 #include "mutate.h"
 #include "promise.h"
+#include "qcow2/check/check.h"
+#include "qcow2/check/repair.h"
 #include "random.h"
-#include "read.h"
-#include "repair.h"
 #include "target.h"
 
 #define SECTOR 512

@@ -15,13 +15,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "build.h"
-#include "codec.h"
+#include "disk/read.h"
 #include "image.h"
 #include "memory-storage.h"
 #include "promise.h"
+#include "qcow2/codec.h"
 #include "random.h"
-#include "read.h"
 #include "target.h"
 
 #define DATA 8

@@ -18,10 +18,11 @@
 #include <string.h>
 #include <time.h>
 
-#include "check-image.h"
-#include "extents.h"
+#include "base/bytes.h"
+#include "disk/extents.h"
 #include "image.h"
 #include "promise.h"
+#include "qcow2/check/check.h"
 #include "random.h"
 #include "sparse.h"
 #include "target.h"

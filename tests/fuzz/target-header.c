@@ -9,10 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "build.h"
-#include "header.h"
 #include "mutate.h"
 #include "promise.h"
+#include "qcow2/header.h"
 #include "random.h"
 #include "target.h"
 

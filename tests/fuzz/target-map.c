@@ -8,13 +8,13 @@
 #include <string.h>
 
 #include "disk.h"
-#include "image.h"
 #include "image-check.h"
+#include "image.h"
 #include "memory-storage.h"
 #include "mutate.h"
 #include "promise.h"
+#include "qcow2/write/refcount.h"
 #include "random.h"
-#include "refcount.h"
 #include "target.h"
 
 /* Refcounts that are looked at, and a few behind the file's end. */

@@ -7,13 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "disk.h"
 #include "image.h"
 #include "memory-storage.h"
 #include "mutate.h"
 #include "promise.h"
+#include "qcow2/snapshot.h"
 #include "random.h"
-#include "snapshot.h"
 #include "target.h"
 
 #define MAX_VISITED 3

@@ -18,15 +18,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "disk.h"
-#include "image.h"
+#include "disk/read.h"
 #include "image-check.h"
+#include "image.h"
 #include "memory-storage.h"
 #include "mutate.h"
 #include "promise.h"
+#include "qcow2/snapshot.h"
 #include "random.h"
-#include "read.h"
-#include "snapshot.h"
 #include "target.h"
 
 /* Requests stay within windows of the disk, whose contents are known; and

@@ -57,10 +57,11 @@ read_row () {
 
 # ----------------------------------------------------------------- building
 
-# compile FILE OBJECT
+# compile FILE OBJECT: with the headers of the current folder's core/ first, if
+# it has some.
 compile () {
     # shellcheck disable=SC2086
-    ${CC-cc} -I"$top_builddir" -I"$work/core" -I"$work/unit" \
+    ${CC-cc} -I"$top_builddir" -Icore -I"$work/core" -I"$work/unit" \
              -I"$work/crash" ${CFLAGS--O1 -g} -pthread -w -c -o "$2" "$1"
 }
 
@@ -103,14 +104,16 @@ compile_some () {
 
 # All without a fault, from a copy, so that nothing changes under it.
 build () {
-    local folder job program pids=()
+    local folder job program sources pids=()
     mkdir "$work"/{core,unit,crash,programs} || exit 2
-    cp "$top"/core/*.[ch] "$work/core" || exit 2
+    (cd "$top/core" && find . -name '*.[ch]' -exec cp --parents -t "$work/core" {} +) ||
+        exit 2
     for folder in unit crash; do
         cp "$top/tests/$folder"/*.[ch] "$work/$folder" || exit 2
     done
+    mapfile -t sources < <(find "$work"/{core,unit,crash} -name '*.c')
     for ((job = 0; job < jobs; ++job)); do
-        compile_some "$job" "$work"/{core,unit,crash}/*.c &
+        compile_some "$job" "${sources[@]}" &
         pids+=($!)
     done
     for job in "${pids[@]}"; do
@@ -119,8 +122,10 @@ build () {
     while read -r program; do
         find_flags "$program" || fail "there is no Makefile for $program"
     done < "$work/wanted"
+    # Several folders of core/ have an object of the same name.
     for folder in crash unit core; do
-        ar rcs "$work/lib$folder.a" "$work/$folder"/*.o || exit 2
+        find "$work/$folder" -name '*.o' -exec ar qcs "$work/lib$folder.a" {} + ||
+            exit 2
     done
 }
 
@@ -152,19 +157,19 @@ pass () {
 # put_in NAME: the fault, into objects.
 put_in () {
     local file
-    mkdir core || return 1
     while read -r file; do
+        mkdir -p "${file%/*}"
         cp "$work/$file" "$file" || return 1
     done < <(sed -n 's,^+++ b/,,p' "$srcdir/$1.patch")
     patch -s -f -p1 -F0 < "$srcdir/$1.patch" || return 1
-    for file in core/*.c; do
+    while read -r file; do
         compile "$file" "${file%.c}.o" || return 1
-    done
+    done < <(find core -name '*.c')
 }
 
 # mutate NAME: print what each of its tests made of the fault.
 mutate () {
-    local i tests commands status took program
+    local i tests commands status took program objects
     read_row "$1"
     if ! put_in "$1" > log 2>&1; then
         echo "ERROR   $1 does not apply or compile"
@@ -173,7 +178,8 @@ mutate () {
     fi
     for i in "${!tests[@]}"; do
         program=${commands[i]%% *}
-        if ! link "$program" core/*.o > log 2>&1; then
+        mapfile -t objects < <(find core -name '*.o')
+        if ! link "$program" "${objects[@]}" > log 2>&1; then
             echo "ERROR   $1 does not link"
             cat log
             return

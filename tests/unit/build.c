@@ -8,6 +8,7 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include "base/bytes.h"
 #include "build.h"
 #include "image-check.h"
 #include "random.h"

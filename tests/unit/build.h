@@ -13,8 +13,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "header.h"
+#include "base/bytes.h"
 #include "memory-storage.h"
+#include "qcow2/header.h"
 
 static inline void
 put_be16 (void *p, uint16_t v)

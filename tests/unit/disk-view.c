@@ -8,9 +8,9 @@
 #include <string.h>
 
 #include "disk-view.h"
+#include "disk/read.h"
 #include "image.h"
 #include "memory-storage.h"
-#include "read.h"
 
 #define SECTOR 512
 

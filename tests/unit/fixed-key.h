@@ -5,7 +5,7 @@
 #ifndef UNIT_FIXED_KEY_H
 #define UNIT_FIXED_KEY_H
 
-#include "hash.h"
+#include "base/hash.h"
 
 static inline void
 fix_hash_key (void)

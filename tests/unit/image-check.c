@@ -7,8 +7,8 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "format.h"
 #include "image-check.h"
+#include "qcow2/format.h"
 
 /* A stranger's image might take for ever: of all others it is enough. */
 #define MAX_STEPS (UINT64_C (1) << 27)

@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "check.h"
+#include "disk/read.h"
 #include "gate.h"
 #include "image-check.h"
 #include "image.h"
@@ -15,7 +17,6 @@
 #include "meeting-disk.h"
 #include "must-have.h"
 #include "random.h"
-#include "read.h"
 #include "serial.h"
 
 struct interleave_counts interleave_counts;

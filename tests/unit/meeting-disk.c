@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "image.h"
 #include "meeting-disk.h"
 #include "must-have.h"

@@ -8,7 +8,7 @@
 #define UNIT_MODEL_H
 
 #include "build.h"
-#include "map.h"
+#include "qcow2/map.h"
 
 #define MODEL_SECTOR 512
 

@@ -2,11 +2,12 @@
 
 #include <config.h>
 
+#include "base/bytes.h"
 #include "check.h"
-#include "image.h"
+#include "disk/read.h"
 #include "image-check.h"
+#include "image.h"
 #include "new-image.h"
-#include "read.h"
 
 #define SECTOR NEW_IMAGE_SECTOR
 #define PIECE 65536

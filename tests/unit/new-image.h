@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "create.h"
+#include "manage/create.h"
 #include "memory-storage.h"
 
 struct new_image {

@@ -5,11 +5,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "check.h"
+#include "disk/read.h"
 #include "image-check.h"
 #include "must-have.h"
 #include "random.h"
-#include "read.h"
 #include "rig.h"
 
 void

@@ -9,7 +9,8 @@
 #include <string.h>
 
 #include "../crash/checker.h"
-#include "entry.h"
+#include "base/bytes.h"
+#include "qcow2/entry.h"
 #include "random.h"
 #include "spoil.h"
 

@@ -6,7 +6,7 @@
 
 #include <errno.h>
 
-#include "advice.h"
+#include "base/advice.h"
 #include "check.h"
 
 static const char *const words[ADVICE_NR] = {

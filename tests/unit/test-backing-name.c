@@ -7,8 +7,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "backing-name.h"
 #include "check.h"
+#include "disk/backing-name.h"
 #include "random.h"
 
 struct accepted {

@@ -16,8 +16,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "beneath.h"
 #include "check.h"
+#include "storage/beneath.h"
 
 /* ------------------------------------------------------------------ faults */
 

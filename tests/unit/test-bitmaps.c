@@ -7,11 +7,12 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "bitmaps.h"
+#include "base/bytes.h"
 #include "build.h"
 #include "check.h"
 #include "image-check.h"
 #include "image.h"
+#include "qcow2/bitmaps.h"
 
 #define EXTENSION 112 /* where it is in the header */
 #define IN_USE 1

@@ -10,7 +10,8 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "cache.h"
+#include "base/bytes.h"
+#include "cache/tables.h"
 #include "check.h"
 #include "fixed-key.h"
 #include "memory-storage.h"

@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "cache.h"
+#include "cache/tables.h"
 #include "check.h"
 #include "fixed-key.h"
 #include "random.h"

@@ -11,12 +11,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "build.h"
 #include "check.h"
-#include "extents.h"
+#include "disk/extents.h"
+#include "disk/read.h"
 #include "image.h"
 #include "random.h"
-#include "read.h"
 
 /* An image with one of everything: tables, kinds, two snapshots. */
 static void

@@ -19,9 +19,10 @@
 
 #include "../crash/content.h"
 #include "../crash/maker.h"
-#include "check-image.h"
-#include "error.h"
+#include "base/bytes.h"
+#include "base/error.h"
 #include "memory-storage.h"
+#include "qcow2/check/check.h"
 #include "random.h"
 #include "spoil.h"
 

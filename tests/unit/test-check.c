@@ -8,9 +8,10 @@
 
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "build.h"
-#include "check-image.h"
 #include "check.h"
+#include "qcow2/check/check.h"
 #include "random.h"
 
 static const struct check_options quiet;

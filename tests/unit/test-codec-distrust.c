@@ -13,7 +13,7 @@
 #endif
 
 #include "check.h"
-#include "codec.h"
+#include "qcow2/codec.h"
 
 #define CLUSTER 65536
 

@@ -10,9 +10,10 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include "base/bytes.h"
 #include "build.h"
 #include "check.h"
-#include "codec.h"
+#include "qcow2/codec.h"
 #include "random.h"
 #include "seconds.h"
 

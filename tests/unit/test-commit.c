@@ -9,10 +9,11 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "check.h"
 #include "fixed-key.h"
-#include "commit.h"
 #include "memory-storage.h"
+#include "qcow2/write/writeback.h"
 #include "random.h"
 #include "seconds.h"
 

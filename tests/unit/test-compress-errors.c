@@ -12,10 +12,10 @@
 #include <stdlib.h>
 
 #include "check.h"
+#include "disk/read.h"
 #include "failures.h"
 #include "image-check.h"
 #include "random.h"
-#include "read.h"
 #include "rig.h"
 #include "seconds.h"
 

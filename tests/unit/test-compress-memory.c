@@ -16,9 +16,9 @@
 #include <zstd_errors.h>
 
 #include "check.h"
+#include "disk/read.h"
 #include "image-check.h"
 #include "no-memory.h"
-#include "read.h"
 #include "rig.h"
 
 #define CLUSTER UINT64_C (4096)

@@ -11,8 +11,8 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "create.h"
 #include "image.h"
+#include "manage/create.h"
 #include "memory-storage.h"
 #include "random.h"
 #include "seconds.h"

@@ -17,9 +17,9 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "create.h"
-#include "image.h"
 #include "image-check.h"
+#include "image.h"
+#include "manage/create.h"
 
 /* ------------------------------------------------------------------ faults */
 

@@ -7,12 +7,13 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "check.h"
-#include "image.h"
+#include "disk/read.h"
 #include "image-check.h"
+#include "image.h"
 #include "new-image.h"
 #include "random.h"
-#include "read.h"
 #include "seconds.h"
 
 #define SECTOR NEW_IMAGE_SECTOR

@@ -9,8 +9,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
+#include "cache/clusters.h"
 #include "check.h"
-#include "decoded.h"
 #include "random.h"
 
 #define CLUSTER 65536

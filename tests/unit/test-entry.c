@@ -8,8 +8,9 @@
 
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "check.h"
-#include "entry.h"
+#include "qcow2/entry.h"
 #include "random.h"
 
 /* Bits lo to hi of w, both included. */

@@ -6,8 +6,8 @@
 
 #include <stdlib.h>
 
+#include "base/epoch.h"
 #include "check.h"
-#include "epoch.h"
 #include "random.h"
 #include "seconds.h"
 

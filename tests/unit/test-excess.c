@@ -9,14 +9,15 @@
 
 #include <stdlib.h>
 
-#include "check-image.h"
-#include "check-size.h"
+#include "base/bytes.h"
 #include "check.h"
 #include "checker.h"
 #include "crash-storage.h"
-#include "entry.h"
 #include "maker.h"
-#include "repair.h"
+#include "qcow2/check/check.h"
+#include "qcow2/check/repair.h"
+#include "qcow2/check/size.h"
+#include "qcow2/entry.h"
 
 static struct made m;
 static struct crash_disk disk;

@@ -9,12 +9,12 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "chain.h"
 #include "check.h"
-#include "extents.h"
+#include "disk/chain.h"
+#include "disk/extents.h"
+#include "disk/read.h"
 #include "model.h"
 #include "random.h"
-#include "read.h"
 
 #define MAX_LAYERS 4
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "foreign.h"
+#include "qcow2/foreign.h"
 
 static uint8_t buf[FOREIGN_BYTES];
 

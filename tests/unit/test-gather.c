@@ -6,8 +6,8 @@
 
 #include <stdlib.h>
 
+#include "base/coalesce.h"
 #include "check.h"
-#include "gather.h"
 #include "random.h"
 
 static struct gather gather;

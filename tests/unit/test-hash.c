@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <sys/random.h>
 
+#include "base/hash.h"
 #include "check.h"
-#include "hash.h"
 #include "random.h"
 
 /* getrandom fails, as in a container that knows no such call. */

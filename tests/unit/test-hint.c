@@ -9,9 +9,10 @@
 #include <sched.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "check.h"
-#include "create.h"
 #include "image.h"
+#include "manage/create.h"
 #include "memory-storage.h"
 
 static struct memory_disk disk;

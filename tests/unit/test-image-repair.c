@@ -9,10 +9,11 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "build.h"
 #include "check.h"
+#include "disk/read.h"
 #include "image.h"
-#include "read.h"
 
 #define CLUSTER 4096
 #define ONE 3 /* clusters of the guest that share one of the host */

@@ -6,8 +6,8 @@
 
 #include <stdlib.h>
 
+#include "base/inflight.h"
 #include "check.h"
-#include "inflight.h"
 #include "random.h"
 #include "seconds.h"
 

@@ -1,36 +1,26 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-3-Clause
 
-# The rooms of core/ are on levels, and each includes only lower ones.
-# A file that is not in the table fails as well: give it a level.
+# The wings of core/: which folder includes which others.  Within a folder files
+# include each other as they like, but not in circles.
 
 core=${srcdir:-$(dirname "$0")}/../../core
 [ -n "$1" ] && core=$1
 
-# A room's own header does not count: it is on the same level.
-levels='
-0 format error advice hash beneath locks storage storage-file
-1 header entry codec foreign backing-name check-holes
-2 check-counts check-mend check-ranges check-refcounts check-report
-2 bitmaps cache create create-file decoded epoch gather inflight overlap
-2 suspects
-3 check-state map snapshot commit
-4 check-tables layer refcount
-5 check-size check-walk read extents space
-6 check-image chain writer
-7 compress leaks repair-state
-8 repair-entries repair-refcounts write
-9 repair-l1 repair-snapshots zero
-10 repair
-11 image
+# A folder: what it may include beside itself, folders or single headers.
+wings='
+base:
+storage: base
+cache: base storage
+qcow2: base storage cache
+disk: base storage cache qcow2
+qcow2/check: base storage
+qcow2/check: qcow2/codec.h qcow2/entry.h qcow2/foreign.h qcow2/format.h
+qcow2/check: qcow2/header.h
+qcow2/write: base storage cache qcow2 disk qcow2/check
+manage: base storage qcow2
+.: base storage cache qcow2 disk qcow2/check qcow2/write manage
 '
-
-level_of ()
-{
-    printf '%s' "$levels" |
-        awk -v room="$1" '{ for (i = 2; i <= NF; i++)
-                              if ($i == room) { print $1; exit } }'
-}
 
 failed=0
 nr=0
@@ -41,64 +31,43 @@ fail ()
     failed=1
 }
 
-for path in "$core"/*.c "$core"/*.h; do
-    file=${path##*/}
-    room=${file%.[ch]}
-    level=$(level_of "$room")
-    if [ -z "$level" ]; then
-        fail "$file: no level is known for it (see $0)"
-        continue
-    fi
+# may_include FOLDER HEADER
+may_include ()
+{
+    printf '%s' "$wings" | awk -v folder="$1:" -v header="$2" '
+        BEGIN { of = header; if (!sub(/\/[^\/]*$/, "", of)) of = "." }
+        of ":" == folder { found = 1 }
+        $1 == folder { for (i = 2; i <= NF; i++)
+                           if ($i == of || $i == header) found = 1 }
+        END { exit !found }'
+}
+
+cd "$core" || exit 1
+edges=$(mktemp) || exit 1
+trap 'rm -f "$edges"' EXIT
+
+for file in $(find . -name '*.[ch]' | sed 's,^\./,,'); do
     nr=$((nr + 1))
-    # Everything between quotation marks is ours but for config.h, which
-    # must be included as <config.h>.
+    folder=$(dirname "$file")
+    printf '%s' "$wings" | grep -q "^$folder:" ||
+        fail "$file: its folder is not in the table (see $0)"
+    # Everything between quotation marks is ours, by its path in core/; config.h
+    # is included as <config.h>.
     for header in $(sed -n \
         's/^[[:space:]]*#[[:space:]]*include[[:space:]]*"\([^"]*\)".*/\1/p' \
-        "$path"); do
-        included=${header%.h}
-        [ "$included" = "${room%-file}" ] && continue
-        # storage-file.c implements a part of storage.h, create-file.c of
-        # create.h.
-        lower=$(level_of "$included")
-        if [ -z "$lower" ]; then
-            fail "$file includes $header, for which no level is known"
-        elif [ "$lower" -gt "$level" ]; then
-            fail "$file (level $level) includes $header (level $lower)"
-        elif [ "$lower" -eq "$level" ]; then
-            echo "$level $room $included"
-        fi
-        # The check is to convict the rest, and shares little with it.
-        case $room in
-            check-*|repair*)
-                case $included in
-                    check-*|repair*) ;;
-                    *) [ "${lower:-9}" -le 1 ] ||
-                           fail "$file includes $header: not a check's" ;;
-                esac ;;
-        esac
+        "$file"); do
+        [ -f "$header" ] || fail "$file includes $header, which is not here"
+        may_include "$folder" "$header" ||
+            fail "$file includes $header: $folder must not"
+        # What a header includes all that have it depend on.
+        [ "${file%.[ch]}" = "${header%.h}" ] || echo "${file%.[ch]} ${header%.h}"
     done
     # Nothing but core/ itself and the system.
-    if grep -n 'include.*\(nbdkit\|plugin/\|\.\./\)' "$path" >&2; then
+    if grep -n 'include.*\(nbdkit\|plugin/\|\.\./\)' "$file" >&2; then
         fail "$file includes what is outside of core/"
     fi
-done > equal-levels.$$
+done > "$edges"
 
-# On one level includes must not go round in circles, and only level 0 and
-# entry -> header, codec -> header have any.
-while read -r level room included; do
-    case $level in
-        0) ;;
-        1) case $included in
-               header) ;;
-               *) fail "$room includes $included, on the same level" ;;
-           esac ;;
-        *) fail "$room includes $included, on the same level" ;;
-    esac
-    if grep -q "^$level $included $room\$" equal-levels.$$; then
-        fail "$room and $included include each other"
-    fi
-done < equal-levels.$$
-rm -f equal-levels.$$
-
+tsort "$edges" > /dev/null || fail "these include each other in a circle"
 [ "$nr" -gt 0 ] || fail "no files found in $core"
 exit "$failed"

@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "check.h"
 #include "image-check.h"
 #include "must-have.h"

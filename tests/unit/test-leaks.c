@@ -11,15 +11,16 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "base/bytes.h"
 #include "check.h"
 #include "checker.h"
 #include "content.h"
-#include "entry.h"
 #include "guest.h"
 #include "must-have.h"
+#include "qcow2/entry.h"
+#include "qcow2/write/suspects.h"
 #include "random.h"
 #include "seconds.h"
-#include "suspects.h"
 
 /* What the allocator says when a cluster is freed twice. */
 static void

@@ -13,8 +13,8 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "locks.h"
-#include "storage.h"
+#include "storage/locks.h"
+#include "storage/storage.h"
 
 #define ALL (STORAGE_CONSISTENT_READ | STORAGE_WRITE | STORAGE_RESIZE)
 #define WRITES (STORAGE_WRITE | STORAGE_RESIZE)

@@ -7,11 +7,12 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "chain.h"
+#include "base/bytes.h"
 #include "check.h"
+#include "disk/chain.h"
+#include "disk/read.h"
 #include "model.h"
 #include "random.h"
-#include "read.h"
 
 static struct epoch epoch;
 static struct shared shared = { .epoch = &epoch };

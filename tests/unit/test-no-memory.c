@@ -10,13 +10,14 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "build.h"
 #include "check.h"
-#include "extents.h"
-#include "image.h"
+#include "disk/extents.h"
+#include "disk/read.h"
 #include "image-check.h"
+#include "image.h"
 #include "no-memory.h"
-#include "read.h"
 #include "rig.h"
 
 static struct builder image, base;

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "overlap.h"
+#include "qcow2/write/overlap.h"
 #include "random.h"
 #include "seconds.h"
 

@@ -7,12 +7,13 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "build.h"
 #include "check.h"
-#include "entry.h"
 #include "image-check.h"
+#include "qcow2/entry.h"
+#include "qcow2/write/refcount.h"
 #include "random.h"
-#include "refcount.h"
 
 #define MAX_CLUSTERS 40000
 

@@ -11,11 +11,12 @@
 #include "../crash/crash-storage.h"
 #include "../crash/maker.h"
 #include "../crash/power-cut.h"
+#include "base/bytes.h"
 #include "build.h"
 #include "check.h"
 #include "disk-view.h"
 #include "no-memory.h"
-#include "repair.h"
+#include "qcow2/check/repair.h"
 
 static const struct check_options quiet;
 

@@ -15,13 +15,14 @@
 #include "../crash/checker.h"
 #include "../crash/crash-storage.h"
 #include "../crash/power-cut.h"
+#include "base/bytes.h"
+#include "base/error.h"
 #include "build.h"
-#include "check-image.h"
 #include "check.h"
 #include "disk-view.h"
-#include "error.h"
 #include "image.h"
-#include "repair.h"
+#include "qcow2/check/check.h"
+#include "qcow2/check/repair.h"
 
 static const struct check_options quiet;
 static const char *what;

@@ -19,13 +19,14 @@
 #include "../crash/crash-storage.h"
 #include "../crash/maker.h"
 #include "../crash/power-cut.h"
+#include "base/bytes.h"
+#include "base/error.h"
 #include "disk-view.h"
-#include "check-image.h"
-#include "error.h"
-#include "header.h"
 #include "memory-storage.h"
+#include "qcow2/check/check.h"
+#include "qcow2/check/repair.h"
+#include "qcow2/header.h"
 #include "random.h"
-#include "repair.h"
 #include "spoil.h"
 
 static unsigned failures;

@@ -7,12 +7,13 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "build.h"
 #include "check.h"
+#include "disk/read.h"
 #include "image.h"
+#include "qcow2/snapshot.h"
 #include "random.h"
-#include "read.h"
-#include "snapshot.h"
 
 /* What is put into one entry. */
 struct entry {

@@ -10,9 +10,9 @@
 #include "build.h"
 #include "check.h"
 #include "image-check.h"
+#include "qcow2/write/alloc.h"
 #include "random.h"
 #include "seconds.h"
-#include "space.h"
 
 #define MAX_CLUSTERS (MEMORY_DISK_MAX >> 9)
 

@@ -9,11 +9,12 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "check.h"
+#include "disk/read.h"
 #include "failures.h"
 #include "image-check.h"
 #include "random.h"
-#include "read.h"
 #include "rig.h"
 #include "seconds.h"
 

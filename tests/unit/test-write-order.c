@@ -9,8 +9,8 @@
 #include <stdlib.h>
 
 #include "check.h"
+#include "disk/read.h"
 #include "random.h"
-#include "read.h"
 #include "rig.h"
 #include "turns.h"
 

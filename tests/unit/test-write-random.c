@@ -14,8 +14,8 @@
 #include <stdlib.h>
 
 #include "check.h"
+#include "disk/read.h"
 #include "random.h"
-#include "read.h"
 #include "rig.h"
 #include "seconds.h"
 

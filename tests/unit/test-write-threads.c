@@ -17,10 +17,11 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "check.h"
-#include "extents.h"
+#include "disk/extents.h"
+#include "disk/read.h"
 #include "random.h"
-#include "read.h"
 #include "rig.h"
 #include "seconds.h"
 

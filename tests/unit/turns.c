@@ -7,8 +7,8 @@
 #include <semaphore.h>
 #include <stdlib.h>
 
-#include "cache.h"
-#include "epoch.h"
+#include "base/epoch.h"
+#include "cache/tables.h"
 #include "turns.h"
 
 struct worker {

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <string.h>
+
+#include "base/coalesce.h"
+
+void
+gather_init (struct gather *g, unsigned cluster_bits)
+{
+  memset (g, 0, sizeof *g);
+  g->cluster_bits = cluster_bits;
+  pthread_mutex_init (&g->lock, NULL);
+}
+
+void
+gather_destroy (struct gather *g)
+{
+  pthread_mutex_destroy (&g->lock);
+}
+
+/* The slot of this cluster, or one to be used for it.  lock held. */
+static struct gather_slot *
+find_slot (struct gather *g, uint64_t cluster)
+{
+  struct gather_slot *oldest = &g->slot[0];
+  unsigned i;
+
+  for (i = 0; i < GATHER_SLOTS; ++i) {
+    struct gather_slot *s = &g->slot[i];
+
+    if (s->last_use > 0 && s->cluster == cluster)
+      return s;
+    if (s->last_use < oldest->last_use)
+      oldest = s;
+  }
+  *oldest = (struct gather_slot) { .cluster = cluster };
+  return oldest;
+}
+
+/* The 64ths that lie whole between two offsets in a cluster. */
+static uint64_t
+whole_parts (unsigned cluster_bits, uint64_t from, uint64_t to)
+{
+  const unsigned part_bits = cluster_bits - 6;
+  const uint64_t first = (from + (UINT64_C (1) << part_bits) - 1) >> part_bits;
+  const uint64_t end = to >> part_bits;
+
+  if (first >= end)
+    return 0;
+  return UINT64_MAX >> (64 - (end - first)) << first;
+}
+
+bool
+gather_note (struct gather *g, uint64_t from, uint64_t to)
+{
+  const uint64_t cluster = from >> g->cluster_bits;
+  const uint64_t start = cluster << g->cluster_bits;
+  struct gather_slot *s;
+  bool complete;
+
+  pthread_mutex_lock (&g->lock);
+  s = find_slot (g, cluster);
+  s->last_use = ++g->clock;
+  s->written |= whole_parts (g->cluster_bits, from - start, to - start);
+  complete = s->written == UINT64_MAX;
+  if (complete)
+    s->last_use = 0;
+  pthread_mutex_unlock (&g->lock);
+  return complete;
+}

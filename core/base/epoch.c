@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <string.h>
+
+#include "base/epoch.h"
+
+void
+epoch_init (struct epoch *e)
+{
+  memset (e, 0, sizeof *e);
+  atomic_store (&e->now, 1); /* there is an epoch before the first */
+  pthread_mutex_init (&e->lock, NULL);
+}
+
+void
+epoch_destroy (struct epoch *e)
+{
+  pthread_mutex_destroy (&e->lock);
+}
+
+/* The stripe of this thread (E2). */
+static unsigned
+my_stripe (void)
+{
+  static _Atomic unsigned next;
+  static _Thread_local unsigned mine; /* + 1; 0: none yet */
+
+  if (mine == 0)
+    mine = atomic_fetch_add (&next, 1) % EPOCH_STRIPES + 1;
+  return mine - 1;
+}
+
+unsigned
+epoch_enter (struct epoch *e)
+{
+  const unsigned stripe = my_stripe ();
+
+  for (;;) {
+    const uint64_t now = atomic_load (&e->now);
+    _Atomic uint32_t *requests = &e->stripe[stripe].requests[now % 4];
+
+    atomic_fetch_add (requests, 1);
+    /* If it is still the same, then whoever moves it on will see us (all
+     * this is sequentially consistent).
+     */
+    if (atomic_load (&e->now) == now)
+      return stripe * 4 + now % 4;
+    atomic_fetch_sub (requests, 1);
+  }
+}
+
+void
+epoch_leave (struct epoch *e, unsigned token)
+{
+  atomic_fetch_sub (&e->stripe[token / 4].requests[token % 4], 1);
+}
+
+static bool
+has_requests (const struct epoch *e, uint64_t of)
+{
+  unsigned i;
+
+  for (i = 0; i < EPOCH_STRIPES; ++i) {
+    if (atomic_load (&e->stripe[i].requests[of % 4]) != 0)
+      return true;
+  }
+  return false;
+}
+
+void
+epoch_advance (struct epoch *e, uint64_t then)
+{
+  pthread_mutex_lock (&e->lock);
+  while (!epoch_is_past (e, then) &&
+         !has_requests (e, epoch_now (e) - 1)) /* E1 */
+    atomic_fetch_add (&e->now, 1);
+  pthread_mutex_unlock (&e->lock);
+}

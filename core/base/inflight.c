@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/inflight.h"
+
+void
+inflight_init (struct inflight *f)
+{
+  pthread_mutex_init (&f->lock, NULL);
+  pthread_cond_init (&f->left, NULL);
+  f->waiting = 0;
+  f->ranges = NULL;
+}
+
+void
+inflight_destroy (struct inflight *f)
+{
+  pthread_cond_destroy (&f->left);
+  pthread_mutex_destroy (&f->lock);
+}
+
+/* There are as many ranges as there are threads at most: a list will do.
+ * Lock held.
+ */
+static bool
+overlaps (const struct inflight *f, const struct inflight_range *r)
+{
+  const struct inflight_range *p;
+
+  for (p = f->ranges; p != NULL; p = p->next) {
+    if (p->first <= r->last && r->first <= p->last)
+      return true;
+  }
+  return false;
+}
+
+void
+inflight_enter (struct inflight *f, struct inflight_range *r)
+{
+  pthread_mutex_lock (&f->lock);
+  f->waiting++;
+  while (overlaps (f, r))
+    pthread_cond_wait (&f->left, &f->lock);
+  f->waiting--;
+  r->next = f->ranges;
+  f->ranges = r;
+  pthread_mutex_unlock (&f->lock);
+}
+
+void
+inflight_leave (struct inflight *f, struct inflight_range *r)
+{
+  struct inflight_range **p;
+
+  pthread_mutex_lock (&f->lock);
+  for (p = &f->ranges; *p != r; p = &(*p)->next)
+    ;
+  *p = r->next;
+  if (f->waiting > 0)
+    pthread_cond_broadcast (&f->left);
+  pthread_mutex_unlock (&f->lock);
+}

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Ranges that requests are about to map anew.  Such requests take turns
+ * where their ranges overlap; it knows nothing of qcow2.
+ */
+
+#ifndef CORE_BASE_INFLIGHT_H
+#define CORE_BASE_INFLIGHT_H
+
+#include <pthread.h>
+#include <stdint.h>
+
+struct inflight_range {
+  uint64_t first, last; /* of the caller's units, both included */
+  struct inflight_range *next;
+};
+
+struct inflight {
+  pthread_mutex_t lock;
+  pthread_cond_t left;
+  unsigned waiting;
+  struct inflight_range *ranges;
+};
+
+extern void inflight_init (struct inflight *f);
+extern void inflight_destroy (struct inflight *f); /* no range is left */
+
+/* Wait until no range overlaps this one, and enter it.  r is the caller's,
+ * and stays where it is until it leaves.  A thread in one range must not
+ * enter another.
+ */
+extern void inflight_enter (struct inflight *f, struct inflight_range *r);
+extern void inflight_leave (struct inflight *f, struct inflight_range *r);
+
+#endif /* CORE_BASE_INFLIGHT_H */

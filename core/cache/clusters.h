@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* A small cache of decoded clusters, so that many small reads of one
+ * compressed cluster decode it once.  It knows nothing of qcow2.
+ *
+ * The least recently used cluster makes room.  Memory is bounded (I11) by
+ * DECODED_MAX_BYTES plus one cluster for each thread that is decoding.
+ */
+
+#ifndef CORE_CACHE_CLUSTERS_H
+#define CORE_CACHE_CLUSTERS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define DECODED_MAX_BYTES ((size_t) 16 << 20)
+#define DECODED_MAX_CLUSTERS 256
+
+struct decoded;
+
+extern struct decoded *decoded_new (void); /* NULL: error set */
+extern void decoded_free (struct decoded *d); /* no user left; NULL ok */
+
+/* What was decoded: the storage's id, and where and how long the
+ * compressed data there is.
+ */
+struct decoded_key {
+  unsigned id;
+  uint32_t size;
+  uint64_t offset;
+};
+
+/* Decode into out, of out_len bytes; returns -1 with the error set. */
+typedef int (*decode_fn) (void *opaque, void *out, size_t out_len);
+
+/* Copy count bytes, from skip on, of the cluster with this key, of
+ * cluster_size bytes, into buf.  Where it is not cached, decode is called
+ * with no lock held: straight into buf if the whole cluster is wanted,
+ * else into the cache, while other threads that want the same cluster
+ * wait for it.  Returns -1 with the error set (decode's, or ENOMEM).
+ */
+extern int decoded_read (struct decoded *d, struct decoded_key key,
+                         size_t cluster_size, size_t skip,
+                         void *buf, size_t count,
+                         decode_fn decode, void *opaque);
+
+/* What is at these bytes of a storage is no longer what was decoded.  Who is
+ * reading it still gets what was there.
+ */
+extern void decoded_forget (struct decoded *d, unsigned id, uint64_t offset,
+                            uint64_t bytes);
+
+#endif /* CORE_CACHE_CLUSTERS_H */

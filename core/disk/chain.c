@@ -1,0 +1,544 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/advice.h"
+#include "base/error.h"
+#include "disk/backing-name.h"
+#include "disk/chain.h"
+#include "qcow2/foreign.h"
+
+/* Where names are looked up: a directory, and for FOLLOW_BENEATH what
+ * is needed to stay below it.
+ */
+struct gate {
+  enum follow follow;
+  char *root;      /* the directory, as the user named it */
+  char *root_real; /* its real path, FOLLOW_BENEATH only */
+  int fd;          /* of root, FOLLOW_BENEATH only, else -1 */
+};
+
+static void *
+no_memory (const char *name)
+{
+  error_set (ENOMEM, "%s: out of memory", name);
+  return NULL;
+}
+
+/* A copy of dir's part of path, with `.' for none. */
+static char *
+directory_of (const char *path)
+{
+  const char *slash = strrchr (path, '/');
+
+  if (slash == NULL)
+    return strdup (".");
+  if (slash == path)
+    return strdup ("/");
+  return strndup (path, slash - path);
+}
+
+static void
+gate_close (struct gate *g)
+{
+  free (g->root);
+  free (g->root_real);
+  if (g->fd != -1)
+    close (g->fd);
+  *g = (struct gate) { .fd = -1 };
+}
+
+/* Open the gate at the directory of this path. */
+static int
+gate_open (struct gate *g, enum follow follow, const char *path)
+{
+  *g = (struct gate) { .follow = follow, .fd = -1 };
+  g->root = directory_of (path);
+  if (g->root == NULL) {
+    no_memory (path);
+    return -1;
+  }
+  if (follow != FOLLOW_BENEATH)
+    return 0;
+  g->root_real = realpath (g->root, NULL);
+  if (g->root_real != NULL)
+    g->fd = open (g->root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (g->fd == -1) {
+    error_set (errno, "%s: opening the directory: %s", g->root,
+               strerror (errno));
+    gate_close (g);
+    return -1;
+  }
+  return 0;
+}
+
+/* The part of an absolute path that is below the gate's directory, or NULL. */
+static const char *
+below_root (const struct gate *g, const char *path)
+{
+  const size_t len = strlen (g->root_real);
+
+  while (path[1] == '/') /* as in file:///path */
+    path++;
+  if (strcmp (g->root_real, "/") == 0)
+    return path + 1;
+  if (strncmp (path, g->root_real, len) == 0 && path[len] == '/')
+    return path + len + 1;
+  return NULL;
+}
+
+static struct storage *
+open_beneath (const struct gate *g, const char *path, const char *name)
+{
+  const char *below = path[0] == '/' ? below_root (g, path) : path;
+  struct storage *s = NULL;
+
+  if (below != NULL) {
+    while (*below == '/')
+      below++;
+    s = storage_file_open (g->fd, below, true, name);
+  }
+  if (s == NULL && (below == NULL || error_errno () == EXDEV)) {
+    error_set (EACCES, "%s: not beneath the directory %s", name, g->root);
+    advise (ADVICE_BENEATH);
+  }
+  return s;
+}
+
+/* Open a path that is relative to the gate's directory, or absolute. */
+static struct storage *
+open_through (const struct gate *g, const char *path)
+{
+  struct storage *s = NULL;
+  char *full;
+
+  if (path[0] == '/')
+    full = strdup (path);
+  else if (asprintf (&full, "%s/%s", g->root, path) == -1)
+    full = NULL;
+  if (full == NULL)
+    no_memory (g->root);
+  else if (g->follow == FOLLOW_BENEATH)
+    s = open_beneath (g, path, full);
+  else
+    s = storage_file_open (AT_FDCWD, full, false, full);
+  free (full);
+  return s;
+}
+
+/* Say no to a name that must not be followed. */
+static int
+check_name (const struct gate *g, const struct chain_file *f,
+            struct backing_name *name)
+{
+  if (backing_name_parse (f->layer.storage->name, f->header.backing_name,
+                          name) == -1)
+    return -1;
+  if (g->follow != FOLLOW_NONE)
+    return 0;
+  error_set (EACCES, "%s: its backing file is \"%s\", which was not allowed",
+             f->layer.storage->name, f->header.backing_name);
+  advise (ADVICE_FOLLOW);
+  return -1;
+}
+
+/* The format of a file's backing file is not known; there are so many files
+ * above it, each of them qcow2.  Formats are given from the top down, since a
+ * layer counts whether it records one or not: else a chain in which somebody
+ * records a format would suddenly have others taken for what they aren't.
+ */
+static void
+no_format (const char *file, unsigned above)
+{
+  static const char unknown[] = "the format of its backing file is not "
+    "recorded in it and is never guessed";
+
+  if (above == 0)
+    error_set (EINVAL, "%s: %s", file, unknown);
+  else
+    error_set (EINVAL, "%s: %s; formats are given from the top down: qcow2 %u "
+               "time%s, for what is above it, and then its own", file, unknown,
+               above, above > 1 ? "s" : "");
+  advise (ADVICE_BACKING_FORMAT);
+}
+
+/* Returns an enum layer_format, or -1 with the error set.  above: see
+ * no_format.
+ */
+static int
+parse_format (const char *file, const char *format, unsigned above)
+{
+  if (strcmp (format, "raw") == 0)
+    return LAYER_RAW;
+  if (strcmp (format, "qcow2") == 0)
+    return LAYER_QCOW2;
+  if (format[0] == '\0')
+    no_format (file, above);
+  else
+    error_set (ENOTSUP, "%s: the format of its backing file, \"%s\", is not "
+               "supported: only raw and qcow2 are", file, format);
+  return -1;
+}
+
+/* The format that the user gives for the backing file of the last file of the
+ * chain, or NULL.
+ */
+static const char *
+format_given (const struct chain *c, const struct chain_options *options)
+{
+  unsigned i;
+
+  if (c->nr == 1)
+    return options->backing_format;
+  for (i = 0; options->lower_formats != NULL &&
+       options->lower_formats[i] != NULL; ++i)
+    if (i == c->nr - 2)
+      return options->lower_formats[i];
+  return NULL;
+}
+
+static struct chain_file *
+chain_add (struct chain *c, struct storage *storage, enum layer_format format,
+           struct shared *shared)
+{
+  struct chain_file *f = NULL;
+
+  if (c->nr == CHAIN_MAX_DEPTH)
+    error_set (EINVAL, "%s: the backing chain is deeper than %d files",
+               storage->name, CHAIN_MAX_DEPTH);
+  else {
+    f = calloc (1, sizeof *f);
+    if (f == NULL)
+      no_memory (storage->name);
+  }
+  if (f == NULL) {
+    storage_close (storage);
+    return NULL;
+  }
+  pthread_mutex_init (&f->damage.lock, NULL);
+  f->layer.format = format;
+  f->layer.storage = storage;
+  f->layer.shared = shared;
+  f->layer.damage = &f->damage;
+  c->file[c->nr++] = f;
+  if (c->nr > 1)
+    c->file[c->nr - 2]->layer.backing = &f->layer;
+  return f;
+}
+
+int
+chain_read_header (struct storage *s, struct header *h)
+{
+  uint8_t start[QCOW2_HEADER_LENGTH_V2];
+  uint8_t *cluster;
+  size_t len;
+  int r = -1;
+
+  if (storage_read (s, start, sizeof start, (struct host_off) { 0 }) == -1)
+    return -1;
+  len = header_want (s->name, start, s->size);
+  if (len == 0) {
+    foreign_explain (s);
+    return -1;
+  }
+  cluster = malloc (len);
+  if (cluster == NULL) {
+    no_memory (s->name);
+    return -1;
+  }
+  if (storage_read (s, cluster, len, (struct host_off) { 0 }) == 0)
+    r = header_decode (s->name, cluster, len, s->size, h);
+  free (cluster);
+  return r;
+}
+
+/* Make a layer of what chain_add took. */
+static int
+setup_layer (struct chain_file *f, unsigned id)
+{
+  struct layer *l = &f->layer;
+  const struct header *h = &f->header;
+
+  if (l->format == LAYER_RAW) {
+    l->size = l->storage->size;
+    debug_message ("%s: raw, %" PRIu64 " bytes", l->storage->name, l->size);
+    return 0;
+  }
+  if (chain_read_header (l->storage, &f->header) == -1)
+    return -1;
+  l->size = h->disk_size;
+  l->compression = h->compression;
+  map_init (&l->map, h, l->storage, id, l->shared->cache, l->damage,
+            h->l1_offset, h->l1_size);
+  debug_message ("%s: qcow2 version %" PRIu32 ", disk %" PRIu64 " bytes, "
+                 "clusters of %" PRIu64 " bytes%s%s%s%s, %" PRIu32
+                 " snapshots", l->storage->name, h->version, h->disk_size,
+                 h->cluster_size, h->extended_l2 ? ", extended L2" : "",
+                 h->compression == COMPRESSION_ZSTD ? ", zstd" : "",
+                 h->incompatible & QCOW2_INCOMPAT_DIRTY ? ", dirty" : "",
+                 h->incompatible & QCOW2_INCOMPAT_CORRUPT ? ", corrupt" : "",
+                 h->nr_snapshots);
+  return 0;
+}
+
+static int
+check_loop (const struct chain *c, const struct storage *s)
+{
+  unsigned i;
+
+  for (i = 0; i < c->nr; ++i) {
+    if (storage_file_same (c->file[i]->layer.storage, s)) {
+      error_set (EINVAL, "%s: the backing chain is a loop: it comes back to "
+                 "%s", s->name, c->file[i]->layer.storage->name);
+      return -1;
+    }
+  }
+  return 0;
+}
+
+/* The permissions that QEMU takes on an image it reads, too. */
+static int
+lock (const struct chain *c, struct storage *s)
+{
+  const unsigned denies = STORAGE_WRITE | STORAGE_RESIZE;
+
+  storage_file_set_locking (s, c->locking);
+  return storage_file_lock (s, STORAGE_CONSISTENT_READ,
+                            c->force_share ? 0 : denies);
+}
+
+static int
+add_and_setup (struct chain *c, struct storage *s, enum layer_format format,
+               struct shared *shared)
+{
+  struct chain_file *f;
+
+  if (check_loop (c, s) == -1 || lock (c, s) == -1) {
+    storage_close (s);
+    return -1;
+  }
+  f = chain_add (c, s, format, shared);
+  return f == NULL ? -1 : setup_layer (f, c->nr - 1);
+}
+
+/* The path, seen from the gate's directory, of a name in the file at path. */
+static char *
+resolve (const char *path, const char *name)
+{
+  const char *slash = strrchr (path, '/');
+  char *r;
+
+  if (name[0] == '/' || slash == NULL)
+    return strdup (name);
+  if (asprintf (&r, "%.*s/%s", (int) (slash - path), path, name) == -1)
+    return NULL;
+  return r;
+}
+
+/* Open the backing file that the last file of the chain names.  *path is
+ * that file's path and becomes the new one's.
+ */
+static int
+follow_name (struct chain *c, const struct gate *g,
+             const struct chain_options *options, char **path,
+             struct shared *shared)
+{
+  const struct chain_file *f = c->file[c->nr - 1];
+  const char *format_name = format_given (c, options);
+  struct backing_name name;
+  struct storage *s;
+  char *next;
+  int format;
+
+  if (check_name (g, f, &name) == -1)
+    return -1;
+  /* In this order for QEMU, too. */
+  if (format_name == NULL)
+    format_name = f->header.backing_format[0] != '\0' || name.format == NULL
+      ? f->header.backing_format : name.format;
+  format = parse_format (f->layer.storage->name, format_name, c->nr - 1);
+  if (format == -1)
+    return -1;
+  next = resolve (*path, name.path);
+  if (next == NULL) {
+    no_memory (f->layer.storage->name);
+    return -1;
+  }
+  free (*path);
+  *path = next;
+  s = open_through (g, next);
+  if (s == NULL || add_and_setup (c, s, format, shared) == -1) {
+    error_append (" (this is the backing file of %s)", f->layer.storage->name);
+    return -1;
+  }
+  return 0;
+}
+
+/* Open the backing file that the user names. */
+static int
+follow_user (struct chain *c, const char *backing, const char *format_name,
+             struct shared *shared)
+{
+  const int format = parse_format (c->file[0]->layer.storage->name,
+                                   format_name, 0);
+  struct storage *s;
+
+  if (format == -1)
+    return -1;
+  s = storage_file_open (AT_FDCWD, backing, false, backing);
+  return s == NULL ? -1 : add_and_setup (c, s, format, shared);
+}
+
+static const char *
+base_name (const char *path)
+{
+  const char *slash = strrchr (path, '/');
+
+  return slash == NULL ? path : slash + 1;
+}
+
+/* Go on from the last file of the chain, which is at this path, for as
+ * long as files name others.
+ */
+static int
+follow_names (struct chain *c, const struct chain_options *options,
+              const char *file, struct shared *shared)
+{
+  struct gate g;
+  char *path;
+  int r = 0;
+
+  if (gate_open (&g, options->follow, file) == -1)
+    return -1;
+  path = strdup (base_name (file));
+  if (path == NULL) {
+    no_memory (file);
+    r = -1;
+  }
+  while (r == 0 && c->file[c->nr - 1]->header.backing_name[0] != '\0')
+    r = follow_name (c, &g, options, &path, shared);
+  free (path);
+  gate_close (&g);
+  return r;
+}
+
+/* A format for what isn't there: the user thinks of another chain. */
+static int
+check_formats (const struct chain *c, const struct chain_options *options)
+{
+  const char *format = format_given (c, options);
+  const char *file = c->file[c->nr - 1]->layer.storage->name;
+
+  if (format == NULL)
+    return 0;
+  if (c->nr == 1)
+    error_set (EINVAL, "%s: it has no backing file for backing-format=%s to "
+               "describe", file, format);
+  else
+    error_set (EINVAL, "%s: it has no backing file for the backing-format=%s "
+               "that follows %u other%s to describe", file, format, c->nr - 1,
+               c->nr > 2 ? "s" : "");
+  return -1;
+}
+
+static int
+follow_all (struct chain *c, const struct chain_options *options,
+            struct shared *shared)
+{
+  const struct header *h = &c->file[0]->header;
+  const char *file = options->file;
+
+  if (options->backing != NULL) {
+    file = options->backing;
+    if (follow_user (c, file, options->backing_format != NULL
+                     ? options->backing_format : h->backing_format,
+                     shared) == -1)
+      return -1;
+  }
+  if (follow_names (c, options, file, shared) == -1)
+    return -1;
+  return check_formats (c, options);
+}
+
+/* Returns NULL with the error set. */
+static struct storage *
+open_image (const struct chain_options *o)
+{
+  struct storage *s = storage_file_open (AT_FDCWD, o->file, false, o->file);
+
+  if (s == NULL || o->made == NULL || storage_file_same (s, o->made))
+    return s;
+  error_set (EEXIST, "%s: it was replaced by another file since it was made",
+             o->file);
+  storage_close (s);
+  return NULL;
+}
+
+int
+chain_open (struct chain *c, const struct chain_options *options,
+            struct shared *shared)
+{
+  struct storage *s;
+
+  memset (c, 0, sizeof *c);
+  c->force_share = options->force_share;
+  c->locking = options->locking;
+  s = open_image (options);
+  if (s == NULL)
+    return -1;
+  if (add_and_setup (c, s, LAYER_QCOW2, shared) == -1 ||
+      follow_all (c, options, shared) == -1) {
+    chain_close (c);
+    return -1;
+  }
+  return 0;
+}
+
+int
+chain_open_storages (struct chain *c, struct storage *const *storages,
+                     unsigned nr, struct shared *shared)
+{
+  const struct chain_options nothing = { .follow = FOLLOW_NONE };
+  int format = LAYER_QCOW2;
+  unsigned i;
+
+  memset (c, 0, sizeof *c);
+  for (i = 0; i < nr && format != -1; ++i) {
+    if (i > 0)
+      format = parse_format (storages[i - 1]->name,
+                             c->file[i - 1]->header.backing_format, i - 1);
+    if (format == -1 || add_and_setup (c, storages[i], format, shared) == -1)
+      break;
+  }
+  if (i == nr && (format == LAYER_RAW ||
+                  follow_names (c, &nothing, storages[i - 1]->name,
+                                shared) == 0))
+    return 0;
+  if (format == -1)
+    storage_close (storages[i]);
+  for (++i; i < nr; ++i)
+    storage_close (storages[i]);
+  chain_close (c);
+  return -1;
+}
+
+void
+chain_close (struct chain *c)
+{
+  unsigned i;
+
+  for (i = 0; i < c->nr; ++i) {
+    pthread_mutex_destroy (&c->file[i]->damage.lock);
+    storage_close (c->file[i]->layer.storage);
+    free (c->file[i]);
+  }
+  memset (c, 0, sizeof *c);
+}

@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The part of create.h that has to do with files. */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "manage/create.h"
+
+static int
+system_error (const char *path, const char *what)
+{
+  error_set (errno, "%s: %s: %s", path, what, strerror (errno));
+  return -1;
+}
+
+/* What is to be written is used by no other process. */
+#define ALL (STORAGE_CONSISTENT_READ | STORAGE_WRITE | STORAGE_RESIZE)
+
+/* Open what is to be written.  Returns NULL with the error set. */
+static struct storage *
+open_alone (const char *path, const struct create_options *o)
+{
+  struct storage *s = storage_file_open (AT_FDCWD, path, false, path);
+
+  if (s == NULL)
+    return NULL;
+  storage_file_set_locking (s, o->locking);
+  if (storage_file_make_writable (s, ALL, ALL) == 0)
+    return s;
+  storage_close (s);
+  return NULL;
+}
+
+static const char *
+base_name (const char *path)
+{
+  const char *slash = strrchr (path, '/');
+
+  return slash == NULL ? path : slash + 1;
+}
+
+/* The directory is opened once: who may rename it, or one above it, can't
+ * have anything made, renamed or removed in another one.  Returns -1 with the
+ * error set.
+ */
+static int
+open_directory (const char *path)
+{
+  const size_t len = base_name (path) - path;
+  char *dir = len == 0 ? strdup (".") : strndup (path, len);
+  int fd = -1;
+
+  if (dir != NULL)
+    fd = open (dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd == -1)
+    system_error (path, "opening its directory");
+  free (dir);
+  return fd;
+}
+
+/* Have what happened in path's directory survive a power loss. */
+static int
+sync_directory (const char *path, int fd)
+{
+  /* EINVAL: a file system that has no such thing. */
+  if (fsync (fd) == 0 || errno == EINVAL)
+    return 0;
+  return system_error (path, "syncing its directory");
+}
+
+/* ------------------------------------------------------------------- names */
+
+/* Whether it is this file that has this name.  Others who may write the
+ * directory can put another one there at any moment, or a link to one.
+ */
+static bool
+has_name (const struct storage *s, int dir, const char *name)
+{
+  struct stat st;
+
+  return fstatat (dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+    storage_file_is (s, &st);
+}
+
+/* Have a storage of a file that was made a moment ago.  Returns NULL with the
+ * error set, and the file is gone.
+ */
+static struct storage *
+adopt (int fd, int dir, const char *name, const char *path)
+{
+  struct storage *s = storage_file_adopt (fd, path);
+
+  if (s == NULL)
+    unlinkat (dir, name, 0);
+  return s;
+}
+
+static void
+remove_name (const struct storage *s, int dir, const char *name)
+{
+  if (has_name (s, dir, name))
+    unlinkat (dir, name, 0);
+}
+
+/* Give the image its name by renaming, over nothing that is not ours. */
+static int
+rename_over (const struct storage *ours, int dir, const char *temporary,
+             const char *path)
+{
+  const char *name = base_name (path);
+
+  if (!has_name (ours, dir, name)) {
+    error_set (EEXIST, "%s: it was replaced by another file meanwhile", path);
+    return -1;
+  }
+  if (renameat (dir, temporary, dir, name) == 0)
+    return 0;
+  return system_error (path, "naming the new image");
+}
+
+/* Take the name with an empty file first. */
+static int
+name_in_two_steps (int dir, const char *temporary, const char *path,
+                   enum storage_locking locking)
+{
+  const int fd = openat (dir, base_name (path), O_RDWR | O_CREAT | O_EXCL |
+                         O_NOFOLLOW | O_CLOEXEC, 0600);
+  struct storage *empty = NULL;
+  int r = -1;
+
+  if (fd == -1)
+    return system_error (path, "naming the new image");
+  empty = adopt (fd, dir, base_name (path), path);
+  if (empty == NULL)
+    return -1;
+  /* So that nobody else overwrites it with an image of his own. */
+  storage_file_set_locking (empty, locking);
+  if (storage_file_lock (empty, ALL, ALL) == 0)
+    r = rename_over (empty, dir, temporary, path);
+  if (r == -1)
+    remove_name (empty, dir, base_name (path));
+  storage_close (empty);
+  return r;
+}
+
+/* Whether a call failed because the file system does not have it, or because
+ * it is forbidden as such, as in containers.
+ */
+static bool
+is_missing (int err)
+{
+  return err == EINVAL || err == ENOSYS || err == EOPNOTSUPP || err == EPERM;
+}
+
+/* Give a file its name, which nothing must have: by the first of three ways
+ * that can be had.  exFAT, for one, has the third only, by which a power cut
+ * may leave an empty file.
+ */
+static int
+name_file (int dir, const char *temporary, const char *path,
+           enum storage_locking locking)
+{
+  const char *name = base_name (path);
+
+  if (renameat2 (dir, temporary, dir, name, RENAME_NOREPLACE) == 0)
+    return 0;
+  if (is_missing (errno)) {
+    if (linkat (dir, temporary, dir, name, 0) == 0) {
+      unlinkat (dir, temporary, 0);
+      return 0;
+    }
+    if (is_missing (errno) || errno == EMLINK)
+      return name_in_two_steps (dir, temporary, path, locking);
+  }
+  return system_error (path, "naming the new image");
+}
+
+/* The image is complete: in place of the old file, or where there must be
+ * none.
+ */
+static int
+give_name (const struct created *c, const char *temporary,
+           const struct storage *old, const char *path,
+           enum storage_locking locking)
+{
+  const int r = old != NULL ? rename_over (old, c->dir, temporary, path)
+    : name_file (c->dir, temporary, path, locking);
+
+  /* Others may have exchanged the file as long as it had the other name. */
+  if (r == 0 && !has_name (c->storage, c->dir, c->name)) {
+    error_set (EEXIST, "%s: it was replaced by another file while it was made",
+               path);
+    return -1;
+  }
+  return r;
+}
+
+/* ------------------------------------------------------------------ making */
+
+/* Have a file that replaces an old one be for the same users.  Who may not
+ * give it away keeps it, but not for a group of his own.
+ */
+static int
+make_alike (int fd, const struct stat *old)
+{
+  mode_t mode = old->st_mode & 0777;
+
+  if (fchown (fd, old->st_uid, old->st_gid) == -1)
+    mode &= ~S_IRWXG;
+  return fchmod (fd, mode);
+}
+
+static uint32_t
+random_number (void)
+{
+  struct timespec now = { 0 };
+  uint32_t r;
+
+  if (getrandom (&r, sizeof r, 0) == sizeof r)
+    return r;
+  /* Some containers forbid the call.  A name need not be a secret. */
+  clock_gettime (CLOCK_REALTIME, &now);
+  return now.tv_nsec ^ (uint32_t) getpid () << 16;
+}
+
+/* A name for a file next to path, of which not more is taken than names may
+ * have.
+ */
+static char *
+temporary_name (const char *path)
+{
+  char *name;
+
+  if (asprintf (&name, "%.200s.%08" PRIx32, base_name (path),
+                random_number ()) == -1)
+    return NULL;
+  return name;
+}
+
+/* Names that others have already are passed over, so many times. */
+#define MAX_TRIES 100
+
+/* An empty file, as open(2) would create path, or like the old one.  It is
+ * this descriptor that is written to, and never what is under the name then.
+ * Returns -1 with the error set; else *name is the caller's.
+ */
+static int
+make_temporary (int dir, const char *path, const struct stat *old, char **name)
+{
+  const mode_t mode = old == NULL ? 0666 : 0600;
+  unsigned tries = 0;
+  int fd;
+
+  do {
+    free (*name);
+    *name = temporary_name (path);
+    fd = *name == NULL ? -1 : openat (dir, *name, O_RDWR | O_CREAT | O_EXCL |
+                                      O_NOFOLLOW | O_CLOEXEC, mode);
+  } while (fd == -1 && *name != NULL && errno == EEXIST &&
+           ++tries < MAX_TRIES);
+  if (fd != -1 && (old == NULL || make_alike (fd, old) == 0))
+    return fd;
+  system_error (path, "making a file next to it");
+  if (fd != -1) {
+    unlinkat (dir, *name, 0);
+    close (fd);
+  }
+  return -1;
+}
+
+static int
+fill_and_name (struct created *c, const char *temporary,
+               const struct storage *old, const char *path,
+               const struct create_options *o)
+{
+  storage_file_set_locking (c->storage, o->locking);
+  if (storage_file_lock (c->storage, ALL, ALL) == -1 ||
+      create_image (c->storage, o) == -1)
+    return -1;
+  storage_file_unlock (c->storage);
+  return give_name (c, temporary, old, path, o->locking);
+}
+
+/* old: what is to be replaced, and what stat tells of it; or NULL. */
+static int
+make_complete (struct created *c, const struct storage *old,
+               const struct stat *old_stat, const char *path,
+               const struct create_options *o)
+{
+  char *temporary = NULL;
+  int fd, r;
+
+  fd = make_temporary (c->dir, path, old_stat, &temporary);
+  if (fd != -1)
+    c->storage = adopt (fd, c->dir, temporary, path);
+  r = c->storage == NULL ? -1 : fill_and_name (c, temporary, old, path, o);
+  if (r == -1 && c->storage != NULL)
+    remove_name (c->storage, c->dir, temporary);
+  free (temporary);
+  return r;
+}
+
+static int
+make_file (struct created *c, const struct storage *old,
+           const struct stat *old_stat, const char *path,
+           const struct create_options *o)
+{
+  c->dir = open_directory (path);
+  if (c->dir == -1)
+    return -1;
+  c->name = strdup (base_name (path));
+  if (c->name == NULL)
+    return system_error (path, "making a file next to it");
+  if (make_complete (c, old, old_stat, path, o) == -1)
+    return -1;
+  if (sync_directory (path, c->dir) == 0)
+    return 0;
+  if (old == NULL)
+    remove_name (c->storage, c->dir, c->name);
+  return -1;
+}
+
+/* What is at path exists, and may be lost. */
+static int
+overwrite_it (struct created *c, const char *path, const struct stat *st,
+              const struct create_options *o)
+{
+  struct storage *old = open_alone (path, o);
+  char *real; /* a symbolic link stays one */
+  int r = -1;
+
+  if (old == NULL)
+    return -1;
+  if (!storage_file_is (old, st))
+    error_set (EEXIST, "%s: it was replaced by another file meanwhile", path);
+  else if (S_ISBLK (st->st_mode)) {
+    c->storage = old;
+    r = create_image (old, o);
+    storage_file_unlock (old);
+    return r;
+  }
+  else {
+    real = realpath (path, NULL);
+    r = real == NULL ? system_error (path, "finding it")
+      : make_file (c, old, st, real, o);
+    free (real);
+  }
+  storage_close (old);
+  return r;
+}
+
+static int
+create_or_overwrite (struct created *c, const char *path, bool overwrite,
+                     const struct create_options *o)
+{
+  struct stat st;
+
+  if (stat (path, &st) == -1) {
+    if (errno != ENOENT)
+      return system_error (path, "looking for it");
+    if (lstat (path, &st) == 0) {
+      error_set (EEXIST, "%s: a symbolic link that leads nowhere", path);
+      return -1;
+    }
+    return make_file (c, NULL, NULL, path, o);
+  }
+  if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode))
+    error_set (EINVAL, "%s: neither a regular file nor a block device", path);
+  else if (!overwrite)
+    error_set (EEXIST, "%s: it exists already: create=overwrite gives up what "
+               "is in it", path);
+  else
+    return overwrite_it (c, path, &st, o);
+  return -1;
+}
+
+int
+create_file (const char *path, bool overwrite, const struct create_options *o,
+             struct created *made)
+{
+  *made = (struct created) CREATED_NOTHING;
+  if (create_or_overwrite (made, path, overwrite, o) == 0)
+    return 0;
+  create_release (made);
+  return -1;
+}
+
+void
+create_release (struct created *made)
+{
+  storage_close (made->storage);
+  free (made->name);
+  if (made->dir != -1)
+    close (made->dir);
+  *made = (struct created) CREATED_NOTHING;
+}
+
+void
+create_undo (struct created *made)
+{
+  if (made->name != NULL)
+    remove_name (made->storage, made->dir, made->name);
+  create_release (made);
+}

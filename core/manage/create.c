@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "manage/create.h"
+#include "qcow2/entry.h"
+
+/* Tables, and zeros, are written in pieces of up to this. */
+#define PIECE_BYTES (UINT64_C (1) << 20)
+
+/* What a header and its names take is within this; the rest of their cluster
+ * is zeros.
+ */
+#define HEADER_BYTES 4096
+
+/* What is written of a disk as a whole or not at all. */
+#define SECTOR_BYTES 512
+
+/* Where things will be: in clusters, in this order, after the header's. */
+struct layout {
+  uint64_t table;  /* refcount table */
+  uint64_t blocks; /* refcount blocks */
+  uint64_t l1;
+  uint64_t l2;     /* tables */
+  uint64_t data;   /* clusters of the guest */
+  uint64_t total;  /* with the header */
+};
+
+/* An image that is being made. */
+struct creation {
+  struct storage *storage;
+  const struct create_options *options;
+  struct header h;
+  struct layout layout;
+  uint8_t *buf; /* PIECE_BYTES */
+};
+
+static inline uint64_t
+divide_up (uint64_t a, uint64_t b)
+{
+  return a / b + (a % b != 0);
+}
+
+/* ------------------------------------------------------------------ options */
+
+static bool
+is_power_of_two (uint64_t v)
+{
+  return v != 0 && (v & (v - 1)) == 0;
+}
+
+static int
+check_format (const char *name, const struct create_options *o)
+{
+  const uint64_t min = UINT64_C (1) << QCOW2_MIN_CLUSTER_BITS;
+  const uint64_t max = UINT64_C (1) << QCOW2_MAX_CLUSTER_BITS;
+  const uint64_t min_extended =
+    UINT64_C (1) << QCOW2_MIN_CLUSTER_BITS_EXTENDED_L2;
+
+  if (!is_power_of_two (o->cluster_size) || o->cluster_size < min ||
+      o->cluster_size > max)
+    error_set (EINVAL, "%s: cluster size %" PRIu64 ": must be a power of two "
+               "from 512 to 2M", name, o->cluster_size);
+  else if (!is_power_of_two (o->refcount_bits) || o->refcount_bits > 64)
+    error_set (EINVAL, "%s: refcounts of %u bits: must be 1, 2, 4, 8, 16, 32 "
+               "or 64", name, o->refcount_bits);
+  else if (o->version < 3 && o->refcount_bits != 16)
+    error_set (EINVAL, "%s: refcounts of %u bits need version 3 (compat=1.1)",
+               name, o->refcount_bits);
+  else if (o->version < 3 && o->lazy_refcounts)
+    error_set (EINVAL, "%s: lazy refcounts need version 3 (compat=1.1)", name);
+  else if (o->version < 3 && o->extended_l2)
+    error_set (EINVAL, "%s: extended L2 entries need version 3 (compat=1.1)",
+               name);
+  else if (o->version < 3 && o->compression != COMPRESSION_DEFLATE)
+    error_set (EINVAL, "%s: a compression type other than zlib needs version 3 "
+               "(compat=1.1)", name);
+  else if (o->extended_l2 && o->cluster_size < min_extended)
+    error_set (EINVAL, "%s: extended L2 entries need clusters of at least "
+               "%" PRIu64 " bytes", name, min_extended);
+  else
+    return 0;
+  return -1;
+}
+
+static int
+check_backing (const char *name, const struct create_options *o)
+{
+  if (o->backing == NULL)
+    return 0;
+  if (strlen (o->backing) > QCOW2_MAX_BACKING_NAME)
+    error_set (EINVAL, "%s: a backing file name of %zu bytes: the limit is %d",
+               name, strlen (o->backing), QCOW2_MAX_BACKING_NAME);
+  else if (o->backing_format == NULL)
+    error_set (EINVAL, "%s: the format of its backing file is missing", name);
+  else if (o->preallocation != PREALLOCATION_OFF && !o->extended_l2)
+    error_set (EINVAL, "%s: clusters that are allocated would hide the backing "
+               "file: preallocation needs extended L2 entries there", name);
+  else
+    return 0;
+  return -1;
+}
+
+static int
+make_header (struct creation *c)
+{
+  const struct create_options *o = c->options;
+  const char *name = c->storage->name;
+  struct header *h = &c->h;
+
+  if (check_format (name, o) == -1 || check_backing (name, o) == -1)
+    return -1;
+  if (o->size > INT64_MAX - 511) {
+    error_set (EINVAL, "%s: disk size %" PRIu64 ": the limit is 2^63 - 512",
+               name, o->size);
+    return -1;
+  }
+  h->version = o->version;
+  h->cluster_size = o->cluster_size;
+  h->cluster_bits = __builtin_ctzll (o->cluster_size);
+  h->disk_size = (o->size + 511) & ~UINT64_C (511);
+  h->extended_l2 = o->extended_l2;
+  h->refcount_order = __builtin_ctz (o->refcount_bits);
+  h->compression = o->compression;
+  if (o->extended_l2)
+    h->incompatible |= QCOW2_INCOMPAT_EXTENDED_L2;
+  if (o->compression != COMPRESSION_DEFLATE)
+    h->incompatible |= QCOW2_INCOMPAT_COMPRESSION;
+  if (o->lazy_refcounts)
+    h->compatible |= QCOW2_COMPAT_LAZY_REFCOUNTS;
+  if (o->backing != NULL) {
+    snprintf (h->backing_name, sizeof h->backing_name, "%s", o->backing);
+    snprintf (h->backing_format, sizeof h->backing_format, "%s",
+              o->backing_format);
+  }
+  return 0;
+}
+
+/* ------------------------------------------------------------------- layout */
+
+static inline struct host_off
+cluster_offset (const struct creation *c, uint64_t cluster)
+{
+  return (struct host_off) { cluster << c->h.cluster_bits };
+}
+
+static inline uint64_t
+first_l1 (const struct layout *l)
+{
+  return 1 + l->table + l->blocks;
+}
+
+static inline uint64_t
+first_l2 (const struct layout *l)
+{
+  return first_l1 (l) + l->l1;
+}
+
+static inline uint64_t
+first_data (const struct layout *l)
+{
+  return first_l2 (l) + l->l2;
+}
+
+/* The refcounts have refcounts themselves: so many blocks and tables that one
+ * more of either would not make more needed.
+ */
+static void
+plan_refcounts (struct creation *c)
+{
+  struct layout *l = &c->layout;
+  const uint64_t in_block = c->h.cluster_size * 8 >> c->h.refcount_order;
+  const uint64_t in_table = c->h.cluster_size / sizeof (uint64_t);
+  uint64_t blocks, table;
+
+  l->table = l->blocks = 1;
+  for (;;) {
+    l->total = first_data (l) + l->data;
+    blocks = divide_up (l->total, in_block);
+    table = divide_up (blocks, in_table);
+    if (blocks <= l->blocks && table <= l->table)
+      return;
+    if (blocks > l->blocks)
+      l->blocks = blocks;
+    if (table > l->table)
+      l->table = table;
+  }
+}
+
+static int
+too_large (const struct creation *c, const char *what, uint64_t max)
+{
+  error_set (EINVAL, "%s: disk size %" PRIu64 ": its %s would be larger than "
+             "the limit of %" PRIu64 " bytes; larger clusters help",
+             c->storage->name, c->h.disk_size, what, max);
+  return -1;
+}
+
+static int
+plan (struct creation *c)
+{
+  struct header *h = &c->h;
+  struct layout *l = &c->layout;
+  const uint64_t in_l2 = UINT64_C (1) << (header_l1_shift (h) -
+                                          h->cluster_bits);
+  uint64_t clusters;
+
+  clusters = divide_up (h->disk_size, h->cluster_size);
+  h->l1_size = divide_up (clusters, in_l2);
+  if (h->l1_size > QCOW2_MAX_L1_BYTES / sizeof (uint64_t))
+    return too_large (c, "L1 table", QCOW2_MAX_L1_BYTES);
+  l->l1 = divide_up (h->l1_size * sizeof (uint64_t), h->cluster_size);
+  if (c->options->preallocation != PREALLOCATION_OFF) {
+    l->data = clusters;
+    l->l2 = h->l1_size;
+  }
+  plan_refcounts (c);
+  if (l->table > QCOW2_MAX_REFCOUNT_TABLE_BYTES >> h->cluster_bits)
+    return too_large (c, "refcount table", QCOW2_MAX_REFCOUNT_TABLE_BYTES);
+  if (l->total > QCOW2_MAX_HOST_SIZE >> h->cluster_bits)
+    return too_large (c, "file", QCOW2_MAX_HOST_SIZE);
+  h->refcount_table_offset = cluster_offset (c, 1);
+  h->refcount_table_clusters = l->table;
+  if (l->l1 > 0)
+    h->l1_offset = cluster_offset (c, first_l1 (l));
+  return 0;
+}
+
+/* ------------------------------------------------------------------ writing */
+
+/* The i-th word of a table, in the host's byte order. */
+typedef uint64_t (*word_fn) (const struct creation *c, uint64_t i);
+
+/* Write nr words from this cluster on. */
+static int
+write_words (struct creation *c, uint64_t cluster, uint64_t nr, word_fn word)
+{
+  const uint64_t in_piece = PIECE_BYTES / sizeof (uint64_t);
+  struct host_off at = cluster_offset (c, cluster);
+  uint64_t i, done;
+
+  for (done = 0; done < nr; done += i) {
+    for (i = 0; i < in_piece && done + i < nr; ++i)
+      put_be64 (c->buf + i * sizeof (uint64_t), word (c, done + i));
+    if (storage_write (c->storage, c->buf, i * sizeof (uint64_t), at) == -1)
+      return -1;
+    at.v += i * sizeof (uint64_t);
+  }
+  return 0;
+}
+
+static uint64_t
+refcount_table_word (const struct creation *c, uint64_t i)
+{
+  return cluster_offset (c, 1 + c->layout.table + i).v;
+}
+
+/* Refcounts are 1 up to the last cluster. */
+static uint64_t
+refcount_word (const struct creation *c, uint64_t i)
+{
+  const unsigned order = c->h.refcount_order;
+  const uint64_t in_word = 64 >> order;
+  const uint64_t first = i * in_word;
+  uint64_t word = 0, j;
+
+  for (j = 0; j < in_word && first + j < c->layout.total; ++j)
+    word = entry_put_refcount (order, word, j, 1);
+  return word;
+}
+
+static uint64_t
+l1_word (const struct creation *c, uint64_t i)
+{
+  return cluster_offset (c, first_l2 (&c->layout) + i).v | QCOW2_ENTRY_COPIED;
+}
+
+static uint64_t
+l2_word (const struct creation *c, uint64_t i)
+{
+  const uint64_t data = first_data (&c->layout);
+
+  if (!c->h.extended_l2)
+    return cluster_offset (c, data + i).v | QCOW2_ENTRY_COPIED;
+  /* No subcluster is allocated: they are zeros, or the backing file's. */
+  return i % 2 != 0 ? 0
+    : cluster_offset (c, data + i / 2).v | QCOW2_ENTRY_COPIED;
+}
+
+static int
+write_tables (struct creation *c)
+{
+  const struct layout *l = &c->layout;
+  const uint64_t in_word = 64 >> c->h.refcount_order;
+  const unsigned l2_words = c->h.extended_l2 ? 2 : 1;
+
+  if (write_words (c, 1, l->blocks, refcount_table_word) == -1 ||
+      write_words (c, 1 + l->table, divide_up (l->total, in_word),
+                   refcount_word) == -1)
+    return -1;
+  if (l->l2 == 0) /* the L1 table is zeros */
+    return 0;
+  if (write_words (c, first_l1 (l), c->h.l1_size, l1_word) == -1)
+    return -1;
+  return write_words (c, first_l2 (l), l->data * l2_words, l2_word);
+}
+
+/* Zeros that take space: not a hole, nor space that was only promised. */
+static int
+write_zeros (struct creation *c, struct host_off at, uint64_t count)
+{
+  memset (c->buf, 0, PIECE_BYTES);
+  while (count > 0) {
+    const uint64_t n = count < PIECE_BYTES ? count : PIECE_BYTES;
+
+    if (storage_write (c->storage, c->buf, n, at) == -1)
+      return -1;
+    at.v += n;
+    count -= n;
+  }
+  return 0;
+}
+
+static int
+preallocate (struct creation *c)
+{
+  const struct host_off at = cluster_offset (c, first_data (&c->layout));
+  const uint64_t bytes = c->layout.data << c->h.cluster_bits;
+  bool done; /* or as well as the storage can */
+
+  switch (c->options->preallocation) {
+  case PREALLOCATION_OFF:
+  case PREALLOCATION_METADATA:
+    break;
+  case PREALLOCATION_FALLOC:
+    return storage_allocate (c->storage, at, bytes, &done);
+  case PREALLOCATION_FULL:
+    return write_zeros (c, at, bytes);
+  }
+  return 0;
+}
+
+/* Have the storage reach so far, and read as zeros: without a header first,
+ * so that it is no image while it is neither the old nor the new one.
+ */
+static int
+clear (struct creation *c)
+{
+  const uint64_t old_size = atomic_load (&c->storage->size);
+  const uint64_t bytes = c->layout.total << c->h.cluster_bits;
+  const struct host_off start = { 0 };
+  const uint64_t old = old_size < bytes ? old_size : bytes;
+
+  if (old_size < bytes && storage_resize (c->storage, bytes) == -1)
+    return -1;
+  if (old == 0)
+    return 0;
+  if (storage_zero (c->storage, start, SECTOR_BYTES, false) == -1 ||
+      storage_flush (c->storage) == -1)
+    return -1;
+  return storage_zero (c->storage, start, old, true);
+}
+
+/* The header's first sector last, see create.h: a power cut that left it
+ * without the others would leave an image without the names in them.
+ */
+static int
+write_image (struct creation *c, const uint8_t *header, uint64_t len)
+{
+  const struct host_off start = { 0 }, second = { SECTOR_BYTES };
+
+  if (clear (c) == -1 || write_tables (c) == -1 || preallocate (c) == -1 ||
+      storage_write (c->storage, header + SECTOR_BYTES, len - SECTOR_BYTES,
+                     second) == -1 ||
+      storage_flush (c->storage) == -1 ||
+      storage_write (c->storage, header, SECTOR_BYTES, start) == -1)
+    return -1;
+  return storage_flush (c->storage);
+}
+
+int
+create_image (struct storage *s, const struct create_options *o)
+{
+  struct creation c = { .storage = s, .options = o };
+  uint8_t header[HEADER_BYTES] = { 0 };
+  uint64_t len;
+  int r;
+
+  if (make_header (&c) == -1 || plan (&c) == -1)
+    return -1;
+  len = c.h.cluster_size < HEADER_BYTES ? c.h.cluster_size : HEADER_BYTES;
+  if (header_encode (s->name, &c.h, header, len) == -1)
+    return -1;
+  c.buf = malloc (PIECE_BYTES);
+  if (c.buf == NULL) {
+    error_set (ENOMEM, "%s: out of memory", s->name);
+    return -1;
+  }
+  r = write_image (&c, header, len);
+  free (c.buf);
+  return r;
+}

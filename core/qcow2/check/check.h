@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Check an image: whatever the header leads to, in the file's bytes.
+ *
+ * This is to convict the rest of core/, and shares only its lowest levels
+ * with it.  It judges as `qemu-img check' does and counts what that counts;
+ * check-image.c lists where they differ.
+ */
+
+#ifndef CORE_QCOW2_CHECK_CHECK_H
+#define CORE_QCOW2_CHECK_CHECK_H
+
+#include "qcow2/check/tables.h"
+
+/* Check an image that nobody writes meanwhile.  Nothing is written.  Returns
+ * -1 with the error set if the check can't be completed: EINVAL or ENOTSUP if
+ * this is no image that can be checked, EIO, ENOMEM.
+ */
+extern int check_storage (struct storage *s,
+                          const struct check_options *options,
+                          struct check_report *report);
+
+/* For repair.c: count the references to the clusters of a window, which
+ * begins at first, as c->mended and c->no_refcounts tell.
+ */
+extern int check_count (struct check *c, uint64_t first);
+
+/* Where the next window begins: nothing between this one's end and there is
+ * referred to, but there may be refcounts.
+ */
+extern uint64_t check_next_window (const struct check *c);
+
+/* Look at the refcounts of the window, and on to the cluster end, in spans of
+ * clusters of one chunk.  fn gets the chunk, NULL if there are no references
+ * to its clusters, and the refcounts on the disk from the chunk's first
+ * cluster on, which it may change.  Spans without either are left out, as are
+ * holes of refcount blocks.  Stops when fn returns -1, with -1.
+ */
+struct check_span {
+  uint64_t first, end; /* clusters */
+  const struct counts *counts;
+  const struct counts_chunk *chunk;
+  uint8_t *refcounts;
+  bool any; /* one of the refcounts is not 0 */
+};
+typedef int check_span_fn (struct check *c, void *opaque,
+                           const struct check_span *span);
+extern int check_each_span (struct check *c, uint64_t end, check_span_fn *fn,
+                            void *opaque);
+
+/* The first cluster of the span's chunk, which refcounts begins with. */
+static inline uint64_t
+check_span_base (const struct check_span *span)
+{
+  return span->first & ~(COUNTS_CHUNK - 1);
+}
+
+/* The first cluster from this one on that may have references or a refcount, or
+ * the span's end: most have not, where references are far apart.
+ */
+static inline uint64_t
+check_span_next (const struct check_span *span, uint64_t cluster)
+{
+  while (!span->any && cluster % 8 == 0 && cluster + 8 <= span->end &&
+         (span->chunk == NULL ||
+          get_be64 (span->chunk->narrow + cluster % COUNTS_CHUNK) == 0))
+    cluster += 8;
+  return cluster;
+}
+
+static inline uint64_t
+check_span_counted (const struct check_span *span, uint64_t cluster)
+{
+  return span->chunk != NULL ? counts_get (span->counts, span->chunk, cluster)
+    : 0;
+}
+
+#endif /* CORE_QCOW2_CHECK_CHECK_H */

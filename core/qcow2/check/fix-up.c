@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include "qcow2/check/fix-up.h"
+
+static inline bool
+is_usable (const struct entry_format *f, uint64_t file_size, uint64_t offset)
+{
+  return (offset & ((UINT64_C (1) << f->cluster_bits) - 1)) == 0 &&
+    offset < file_size;
+}
+
+uint64_t
+check_mend_l1 (const struct entry_format *f, uint64_t file_size,
+               uint64_t word)
+{
+  const uint64_t offset = word & QCOW2_ENTRY_OFFSET_MASK;
+
+  if (offset == 0 || !is_usable (f, file_size, offset))
+    return 0;
+  return word & ~L1_RESERVED;
+}
+
+void
+check_compressed_range (const struct entry_format *f, uint64_t word,
+                        uint64_t *offset, uint64_t *bytes)
+{
+  const unsigned size_bits = f->cluster_bits - 8;
+  const unsigned offset_bits = 62 - size_bits;
+  const uint64_t sectors =
+    (word >> offset_bits & ((UINT64_C (1) << size_bits) - 1)) + 1;
+
+  *offset = word & ((UINT64_C (1) << offset_bits) - 1);
+  *bytes = sectors * QCOW2_COMPRESSED_SECTOR -
+    *offset % QCOW2_COMPRESSED_SECTOR;
+}
+
+static void
+drop (const struct entry_format *f, uint64_t words[2])
+{
+  const bool compressed = (words[0] & QCOW2_L2_COMPRESSED) != 0;
+
+  words[0] = 0;
+  if (f->extended_l2)
+    words[1] = compressed ? (uint64_t) UINT32_MAX << 32
+      : (words[1] | words[1] << 32) & ~(uint64_t) UINT32_MAX;
+  else if (f->version >= 3)
+    words[0] = QCOW2_L2_ZERO;
+}
+
+/* The size may overstate what the data need, and reach into a cluster that
+ * the file does not have.
+ */
+static void
+mend_compressed (const struct entry_format *f, uint64_t file_size,
+                 uint64_t words[2])
+{
+  const unsigned offset_bits = 62 - (f->cluster_bits - 8);
+  uint64_t offset, bytes, sectors;
+
+  check_compressed_range (f, words[0], &offset, &bytes);
+  if (offset == 0 || offset >= file_size ||
+      entry_decode_l2 (f, words[0], 0).kind == CLUSTER_INVALID) {
+    drop (f, words);
+    return;
+  }
+  words[0] &= ~QCOW2_ENTRY_COPIED;
+  words[1] = 0;
+  if (offset + bytes >= file_size + (UINT64_C (1) << f->cluster_bits)) {
+    sectors = file_size / QCOW2_COMPRESSED_SECTOR -
+      offset / QCOW2_COMPRESSED_SECTOR;
+    words[0] &= QCOW2_L2_COMPRESSED | ((UINT64_C (1) << offset_bits) - 1);
+    words[0] |= (sectors - 1) << offset_bits;
+  }
+}
+
+static void
+mend_subclusters (uint64_t offset, uint64_t words[2])
+{
+  uint64_t allocated = words[1] & UINT32_MAX;
+  uint64_t zero = words[1] >> 32;
+
+  if (offset == 0) {
+    zero |= allocated;
+    allocated = 0;
+  }
+  allocated &= ~zero;
+  words[1] = zero << 32 | allocated;
+}
+
+static void
+mend_standard (const struct entry_format *f, uint64_t file_size,
+               uint64_t words[2])
+{
+  const uint64_t offset = words[0] & QCOW2_ENTRY_OFFSET_MASK;
+
+  words[0] &= ~L2_RESERVED;
+  if (f->version < 3 || f->extended_l2)
+    words[0] &= ~QCOW2_L2_ZERO;
+  if (offset != 0 && !is_usable (f, file_size, offset)) {
+    drop (f, words);
+    return;
+  }
+  if (offset == 0)
+    words[0] &= ~QCOW2_ENTRY_COPIED;
+  if (f->extended_l2)
+    mend_subclusters (offset, words);
+}
+
+bool
+check_mend_l2 (const struct entry_format *f, uint64_t file_size,
+               uint64_t words[2])
+{
+  const uint64_t was[2] = { words[0], words[1] };
+
+  if (words[0] & QCOW2_L2_COMPRESSED)
+    mend_compressed (f, file_size, words);
+  else
+    mend_standard (f, file_size, words);
+  return words[0] != was[0] || words[1] != was[1];
+}

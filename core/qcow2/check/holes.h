@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Holes of an image that is being checked.  A small file can claim to have
+ * tables of terabytes, all of them in holes: whoever goes through a table asks
+ * here, so that it takes as long as the file holds something.
+ */
+
+#ifndef CORE_QCOW2_CHECK_HOLES_H
+#define CORE_QCOW2_CHECK_HOLES_H
+
+#include "storage/storage.h"
+
+struct check_holes {
+  struct storage *storage;
+  uint64_t start, end; /* the hole that was found last */
+  uint64_t data;       /* in the page of this byte there was none; 0: not known */
+};
+
+/* Data are not asked for again within a page: holes are not smaller than that on
+ * most file systems, and to read one does no harm.
+ */
+#define CHECK_HOLES_PAGE UINT64_C (4096)
+
+static inline void
+check_holes_init (struct check_holes *h, struct storage *storage)
+{
+  *h = (struct check_holes) { .storage = storage };
+}
+
+/* Something was written. */
+static inline void
+check_holes_forget (struct check_holes *h)
+{
+  h->start = h->end = h->data = 0;
+}
+
+/* How many of the count bytes from at on are in a hole, or beyond the end of
+ * the file, and read as zeros; 0: they are to be read.
+ */
+static inline uint64_t
+check_hole (struct check_holes *h, uint64_t at, uint64_t count)
+{
+  if (at < h->start || at >= h->end) {
+    uint64_t n;
+
+    if (h->data != 0 && at / CHECK_HOLES_PAGE == h->data / CHECK_HOLES_PAGE)
+      return 0;
+    n = storage_hole (h->storage, (struct host_off) { at });
+    if (n == 0) {
+      h->data = at;
+      return 0;
+    }
+    h->start = at;
+    h->end = at + n;
+  }
+  return h->end - at < count ? h->end - at : count;
+}
+
+#endif /* CORE_QCOW2_CHECK_HOLES_H */

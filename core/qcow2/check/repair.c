@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* A repair goes through these steps, each durable before the next begins:
+ *
+ * 1. Unknown autoclear bits are cleared, and that of damaged bitmaps, which
+ *    are then no more: their clusters are leaks.
+ * 2. Entries are mended, or dropped (check-mend.h).  First, since whoever
+ *    lets a file grow that has entries beyond its end gives them clusters of
+ *    somebody else.  Nothing can be reached through a dropped entry.
+ * 3. Refcounts that are too low are raised.
+ * 4. COPIED flags of clusters with several references are cleared.
+ * 5. Refcounts that are too high are lowered.
+ * 6. COPIED flags of clusters with one reference are set.
+ * 7. The image is checked again.  If it is sound then the dirty and corrupt
+ *    bits are cleared.
+ *
+ * After each of them, and after a crash within one, no cluster has a lower
+ * refcount than it has references unless it had before; nothing that could be
+ * read reads otherwise (but compressed data that the end of the file cuts off,
+ * which could be decoded with zeros for what is missing, to whatever that
+ * gives); and another repair comes to the same end.
+ *
+ * Where a refcount block is missing, or can't be used or is used as something
+ * else as well, all blocks and the table are written anew in place of 3 and
+ * 5, in space that nothing refers to, and the header is switched over to them.
+ *
+ * Entries of the snapshot table that have too much or too little extra data are
+ * mended last, if nothing else is left (repair-snapshots.h); what the old table
+ * took is freed by going through the steps once more.
+ *
+ * What can't be decided is left as it is, and stays an error: metadata that
+ * is used as something else too (which of both is right?) is not written at
+ * all, as QEMU's repair does to the damage of data; so do refcounts that are
+ * too narrow.  If a snapshot's
+ * L1 table or the snapshot table can't be read as a whole then nothing is
+ * repaired, since what it would refer to would be freed.
+ *
+ * Before all of this the active L1 table is made whole if the end of the file
+ * cuts it off (repair-l1.h).  That guesses nothing if no cluster is leaked:
+ * the missing part referred to nothing.  Otherwise the leaks are kept by the
+ * repair that makes it whole, for who wants to look for what is lost; the next
+ * one can't tell them from others.
+ */
+
+#include <config.h>
+
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "qcow2/check/check.h"
+#include "qcow2/check/repair-entries.h"
+#include "qcow2/check/repair-l1.h"
+#include "qcow2/check/repair-refcounts.h"
+#include "qcow2/check/repair-snapshots.h"
+#include "qcow2/check/repair.h"
+
+#define DIRTY_OR_CORRUPT (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT)
+
+static const char hidden[] =
+  "damaged tables hide what is in use, which a repair would free";
+static const char has_errors[] =
+  "leaks are not freed as long as there are errors, since they may be what a "
+  "damaged entry should refer to";
+static const char maybe_missed[] =
+  "leaks are not freed yet, since they may be what the missing part of the L1 "
+  "table referred to: another repair frees them";
+static const char not_written[] =
+  "metadata that is used as something else as well is not written";
+
+static int
+write_features (struct storage *s, const struct header *h)
+{
+  uint8_t buf[HEADER_FEATURES_BYTES];
+  const struct host_off field = { HEADER_FEATURES_OFFSET };
+
+  header_encode_features (h, buf);
+  if (storage_write (s, buf, sizeof buf, field) == -1)
+    return -1;
+  return storage_flush (s);
+}
+
+static int
+clear_autoclear (struct repair *r, const struct check_report *before)
+{
+  struct header *h = &r->c.h;
+  uint64_t keep = QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+
+  if (before->bitmaps_damaged)
+    keep &= ~QCOW2_AUTOCLEAR_BITMAPS;
+  if ((h->autoclear & ~keep) == 0)
+    return 0;
+  h->autoclear &= keep;
+  return write_features (r->c.storage, h);
+}
+
+static int
+repair_refcounts (struct repair *r)
+{
+  if (r->rebuild)
+    return repair_rebuild (r) == -1 ||
+      repair_clear_copied (r) == -1 ? -1 : repair_flush (r);
+  if ((r->raise && repair_raise (r) == -1) || repair_flush (r) == -1 ||
+      repair_clear_copied (r) == -1 || repair_flush (r) == -1 ||
+      (r->lower && !r->keep_leaks && repair_lower (r) == -1))
+    return -1;
+  return repair_flush (r);
+}
+
+static int
+run_steps (struct repair *r, struct repair_report *report)
+{
+  if (clear_autoclear (r, &report->before) == -1 ||
+      repair_survey (r) == -1 ||
+      repair_mend_entries (r) == -1 || repair_flush (r) == -1)
+    return -1;
+  report->why_not = r->nr_shared > 0 ? not_written : NULL;
+  if (r->not_mended > 0 && r->rebuild) {
+    report->why_not = not_written;
+    return 0;
+  }
+  if (repair_refcounts (r) == -1 || repair_set_copied (r) == -1)
+    return -1;
+  return repair_flush (r);
+}
+
+static int
+start (struct repair *r, struct storage *s,
+       const struct check_options *options)
+{
+  if (check_start (&r->c, s, options) == -1)
+    return -1;
+  r->c.mended = true;
+  r->c.counts.max = UINT64_MAX;
+  return 0;
+}
+
+/* Have all of the L1 table, if the end of the file cuts it off. */
+static int
+complete_l1 (struct storage *s, const struct check_options *options,
+             struct repair_report *report)
+{
+  struct repair r = { 0 };
+  int ret;
+
+  if (!report->before.l1_cut)
+    return 0;
+  if (start (&r, s, options) == -1)
+    return -1;
+  ret = repair_complete_l1 (&r, report->before.leaks > 0, &report->why_not);
+  check_end (&r.c);
+  free (r.shared);
+  return ret;
+}
+
+/* *anew: refcounts that were something else as well are not any more, so that
+ * the other may be written now.
+ */
+static int
+run_once (struct storage *s, enum repair_mode mode,
+          const struct check_options *options,
+          struct repair_report *report, bool *anew)
+{
+  struct repair r = { 0 };
+  int ret;
+
+  if (start (&r, s, options) == -1)
+    return -1;
+  r.keep_leaks = report->before.l1_cut && report->before.leaks > 0;
+  r.keep_one = mode == REPAIR_EXCESS;
+  ret = run_steps (&r, report);
+  *anew = r.rebuild && r.nr_shared > 0 && r.not_mended == 0;
+  check_end (&r.c);
+  free (r.shared);
+  return ret;
+}
+
+static int
+run (struct storage *s, enum repair_mode mode,
+     const struct check_options *options, struct repair_report *report)
+{
+  bool anew;
+
+  if (complete_l1 (s, options, report) == -1)
+    return -1;
+  if (report->why_not != NULL)
+    return 0;
+  if (run_once (s, mode, options, report, &anew) == -1)
+    return -1;
+  return anew ? run_once (s, mode, options, report, &anew) : 0;
+}
+
+/* Write the snapshot table anew, if it is all that is left to be mended. */
+static int
+mend_snapshots (struct storage *s, const struct check_options *options,
+                struct repair_report *report)
+{
+  const struct check_report *a = &report->after;
+  struct repair r = { 0 };
+  int ret;
+
+  if (report->why_not != NULL || a->odd_snapshots == 0 ||
+      a->corruptions != a->odd_snapshots || a->check_errors > 0)
+    return 0;
+  if (start (&r, s, options) == -1)
+    return -1;
+  ret = repair_snapshots (&r);
+  check_end (&r.c);
+  free (r.shared);
+  if (ret == -1 || run (s, REPAIR_ALL, options, report) == -1)
+    return -1;
+  return check_storage (s, options, &report->after);
+}
+
+/* The image is sound, and need not be marked as something else. */
+static int
+clear_marks (struct storage *s, const struct check_options *options)
+{
+  struct check c;
+  int r;
+
+  if (check_start (&c, s, options) == -1)
+    return -1;
+  c.h.incompatible &= ~DIRTY_OR_CORRUPT;
+  r = write_features (s, &c.h);
+  check_end (&c);
+  return r;
+}
+
+/* Whether there is something to do, and may be done. */
+static bool
+is_to_do (enum repair_mode mode, struct repair_report *r)
+{
+  const struct check_report *b = &r->before;
+
+  if (check_report_is_sound (b) && b->leaks == 0 && !b->l1_cut)
+    return false;
+  if (b->blind || (b->l1_cut && mode == REPAIR_LEAKS))
+    r->why_not = hidden;
+  else if (mode == REPAIR_LEAKS &&
+           (b->corruptions > b->found[CHECK_COPIED] || b->check_errors > 0))
+    r->why_not = has_errors;
+  else if (mode == REPAIR_EXCESS && !check_report_is_sound (b))
+    r->why_not = has_errors;
+  return r->why_not == NULL;
+}
+
+int
+repair_storage (struct storage *s, enum repair_mode mode,
+                const struct check_options *options, struct repair_report *r)
+{
+  *r = (struct repair_report) { 0 };
+  if (check_storage (s, options, &r->before) == -1)
+    return -1;
+  r->after = r->before;
+  if (is_to_do (mode, r) &&
+      (run (s, mode, options, r) == -1 ||
+       check_storage (s, options, &r->after) == -1 ||
+       (mode == REPAIR_ALL && mend_snapshots (s, options, r) == -1)))
+    return -1;
+  if (r->before.l1_cut && r->after.leaks > 0 && r->why_not == NULL)
+    r->why_not = maybe_missed;
+  if (check_report_is_sound (&r->after) && !r->after.l1_cut &&
+      (r->after.dirty || r->after.corrupt)) {
+    if (clear_marks (s, options) == -1)
+      return -1;
+    r->after.dirty = r->after.corrupt = false;
+  }
+  return 0;
+}

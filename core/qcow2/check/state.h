@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* An image that is being checked: its header, what is being counted, and what
+ * was found.
+ */
+
+#ifndef CORE_QCOW2_CHECK_STATE_H
+#define CORE_QCOW2_CHECK_STATE_H
+
+#include "qcow2/check/counts.h"
+#include "qcow2/check/ranges.h"
+#include "qcow2/check/refcounts.h"
+#include "qcow2/check/report.h"
+#include "qcow2/entry.h"
+#include "qcow2/header.h"
+#include "storage/storage.h"
+
+struct check {
+  struct storage *storage;
+  const struct check_options *options;
+  struct header h;
+  struct entry_format format;
+  uint64_t file_size; /* rounded up to a sector, as QEMU does */
+  uint64_t nr;        /* clusters that are looked at: those of the file, and
+                       * up to two that references reach into */
+  struct check_refcounts refcounts;
+  struct counts counts;
+  struct check_findings findings;
+
+  /* Count entries as they will be once they are mended (check-mend.h), and
+   * judge nothing; for repair.
+   */
+  bool mended;
+  bool no_refcounts; /* don't count the refcount table and its blocks */
+  bool only_look;    /* count nothing at all */
+
+  /* Clusters that count as used, since a table is about to be written there;
+   * for repair.
+   */
+  struct { uint64_t first, nr; } reserved;
+  /* If not NULL, references that are within the file are told to this, and
+   * are not counted.
+   */
+  void (*referred) (void *opaque, uint64_t offset, uint64_t bytes);
+  void *opaque;
+
+  uint64_t next; /* the first cluster behind the window that is referred to */
+
+  struct check_holes holes;
+  uint64_t claimed; /* clusters that tables take by what refers to them, so far */
+  uint8_t *words;   /* of check_scan */
+};
+
+/* Tables that many entries of the snapshot table or the directory of bitmaps
+ * refer to are taken together; but those entries can claim places of the file
+ * that it has never written: more of them than this, and what the file holds,
+ * are no image.
+ */
+#define CHECK_MAX_CLAIMED (UINT64_C (1) << 20) /* clusters */
+
+/* Read the header and the refcount table.  options must outlive c.  Returns
+ * -1 with the error set if this is no image that can be checked.
+ */
+extern int check_start (struct check *c, struct storage *storage,
+                        const struct check_options *options);
+extern void check_end (struct check *c);
+
+/* What doesn't depend on the window is found by the walk for the first. */
+static inline bool
+check_is_first (const struct check *c)
+{
+  return c->counts.first == 0 && !c->mended;
+}
+
+/* A use of host clusters, for messages and for telling uses apart. */
+enum check_use {
+  USE_HEADER,
+  USE_L1,
+  USE_SNAPSHOTS,
+  USE_REFCOUNT_TABLE,
+  USE_REFCOUNT_BLOCK,
+  USE_BITMAP,
+  USE_L2,
+  USE_DATA,
+};
+
+/* n references from an entry at this place of the file (0: the header's own)
+ * to bytes of it.  Returns 1 if they are there, 0 if they are beyond the
+ * file's end, which is found, or -1 with the error set.
+ */
+extern int check_refer (struct check *c, enum check_use use,
+                        struct host_off place, uint64_t offset,
+                        uint64_t bytes, uint64_t n);
+
+/* References to all tables of these ranges, which are there: one from each of
+ * them.  Returns -1 with the error set: EINVAL if there is too much of them.
+ */
+extern int check_refer_ranges (struct check *c, enum check_use use,
+                               const struct check_ranges *ranges);
+
+/* Whether bytes from offset on are beyond the end of the file, which may be
+ * inside of its last cluster.
+ */
+extern bool check_is_beyond (const struct check *c, uint64_t offset,
+                             uint64_t bytes);
+
+/* The same for one whole cluster that is aligned and within the file: what
+ * most references are.  Returns 0 or -1.
+ */
+extern int check_refer_cluster_slowly (struct check *c, enum check_use use,
+                                       uint64_t cluster, uint64_t n,
+                                       struct counts_chunk **chunk);
+
+static inline int
+check_refer_cluster (struct check *c, enum check_use use, uint64_t cluster,
+                     uint64_t n, struct counts_chunk **chunk)
+{
+  struct counts_chunk *k;
+  uint64_t surplus;
+
+  *chunk = NULL;
+  if (!counts_in_window (&c->counts, cluster) ||
+      (k = counts_find (&c->counts, cluster)) == NULL || n != 1 ||
+      use != USE_DATA || counts_get (&c->counts, k, cluster) != 0)
+    return check_refer_cluster_slowly (c, use, cluster, n, chunk);
+  *chunk = k;
+  counts_set_flag (k, COUNTS_DATA, cluster);
+  return counts_add (&c->counts, k, cluster, 1, &surplus);
+}
+
+/* The COPIED flag of an entry of the active tables, read n times, that refers
+ * to this cluster.  chunk is the cluster's; NULL: it is not in the window,
+ * beyond: nor in the file.  Returns 0 or -1.
+ */
+extern int check_copied_slowly (struct check *c, struct host_off place,
+                                uint64_t word, uint64_t cluster,
+                                const struct counts_chunk *chunk, bool beyond,
+                                uint64_t n);
+
+static inline int
+check_copied (struct check *c, struct host_off place, uint64_t word,
+              uint64_t cluster, const struct counts_chunk *chunk, bool beyond,
+              uint64_t n)
+{
+  const bool copied = (word & QCOW2_ENTRY_COPIED) != 0;
+
+  if (chunk != NULL && counts_flag (chunk, COUNTS_ONE, cluster) == copied)
+    return 0;
+  return check_copied_slowly (c, place, word, cluster, chunk, beyond, n);
+}
+
+/* Read a table piece by piece, as far as it may be something else than zeros,
+ * and give the words to fn, in the order of the file.  words is a buffer that
+ * fn may change, of bytes (a multiple of 8) bytes.  Stops when fn returns -1,
+ * with -1.
+ */
+typedef int check_words_fn (struct check *c, void *opaque,
+                            struct host_off place, uint8_t *words,
+                            size_t bytes);
+extern int check_scan (struct check *c, struct host_off offset,
+                       uint64_t bytes, check_words_fn *fn, void *opaque);
+
+extern const char *check_use_name (enum check_use use);
+
+/* Small pieces that follow each other are read together, by the buffer of
+ * check_scan, which nobody else may use meanwhile.  Initially all zeros.
+ */
+struct check_reader {
+  uint64_t at, bytes; /* what is in there */
+};
+
+/* Returns -1 with the error set. */
+extern int check_read_piece (struct check *c, struct check_reader *r,
+                             void *buf, size_t bytes, struct host_off at);
+
+#endif /* CORE_QCOW2_CHECK_STATE_H */

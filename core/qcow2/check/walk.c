@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "qcow2/check/walk.h"
+
+#define MAX_UNALIGNED 1000
+#define MAX_UNALIGNED_BYTES (UINT64_C (16) << 20)
+
+/* Tables that follow each other are taken together, up to so much, and read in
+ * pieces of a size that lets holes be skipped.
+ */
+#define RUN_BYTES (UINT64_C (1) << 20)
+#define PIECE (UINT64_C (1) << 16)
+
+struct l2_table {
+  uint64_t offset;
+  struct check_paths paths;
+};
+
+/* L2 tables that were found and not visited yet. */
+struct tables {
+  struct l2_table *table;
+  size_t nr, capacity, limit;
+};
+
+struct walk {
+  struct check *c;
+  const struct check_visitor *visitor;
+  struct check_paths paths; /* to the piece of an L1 table */
+  struct tables tables;
+  uint8_t *buf; /* for a piece of L2 tables */
+  unsigned unaligned;
+  uint64_t done, total; /* L2 tables, for who waits */
+};
+
+static void
+progress (struct walk *w, uint64_t n)
+{
+  const struct check_options *o = w->c->options;
+
+  w->done += n;
+  if (o->progress != NULL)
+    o->progress (o->opaque, w->done, w->total);
+}
+
+/* ---------------------------------------------------------------- L2 tables */
+
+static int
+compare_tables (const void *a, const void *b)
+{
+  const struct l2_table *x = a, *y = b;
+
+  return (x->offset > y->offset) - (x->offset < y->offset);
+}
+
+/* In the order of the file, each once. */
+static void
+sort (struct tables *t)
+{
+  size_t i, to = 0;
+
+  for (i = 1; i < t->nr; ++i)
+    if (t->table[i].offset <= t->table[i-1].offset)
+      break;
+  if (i >= t->nr)
+    return;
+  qsort (t->table, t->nr, sizeof *t->table, compare_tables);
+  for (i = 1; i < t->nr; ++i) {
+    if (t->table[i].offset == t->table[to].offset) {
+      t->table[to].paths.all += t->table[i].paths.all;
+      t->table[to].paths.active += t->table[i].paths.active;
+    }
+    else
+      t->table[++to] = t->table[i];
+  }
+  t->nr = to + 1;
+}
+
+/* How many tables from the first on are adjacent, and fit into the buffer. */
+static size_t
+run_length (const struct walk *w, const struct l2_table *t, size_t nr)
+{
+  const uint64_t size = w->c->h.cluster_size;
+  const size_t limit = size < RUN_BYTES ? RUN_BYTES / size : 1;
+  size_t n = 1;
+
+  while (n < nr && n < limit && t[n].offset == t[n-1].offset + size)
+    n++;
+  return n;
+}
+
+/* Give a piece of a run to the visitor, by tables. */
+static int
+visit_piece (struct walk *w, const struct l2_table *t, uint64_t at,
+             uint64_t bytes)
+{
+  const uint64_t size = w->c->h.cluster_size;
+  uint64_t done = 0, n;
+
+  for (; done < bytes; done += n) {
+    const struct l2_table *table = t + (at + done) / size;
+
+    n = size - (at + done) % size;
+    if (n > bytes - done)
+      n = bytes - done;
+    if (w->visitor->l2 (w->c, w->visitor->opaque,
+                        (struct host_off) { table->offset },
+                        (struct host_off) { t->offset + at + done },
+                        w->buf + done, n, table->paths) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* What is in a hole, or beyond the end of the file, is empty. */
+static int
+visit_run (struct walk *w, const struct l2_table *t, size_t nr)
+{
+  const uint64_t bytes = nr * w->c->h.cluster_size;
+  uint64_t at, n;
+
+  for (at = 0; at < bytes; at += n) {
+    const struct host_off place = { t->offset + at };
+
+    n = check_hole (&w->c->holes, place.v, bytes - at) & ~UINT64_C (15);
+    if (n > 0)
+      continue;
+    n = PIECE < bytes - at ? PIECE : bytes - at;
+    if (storage_read (w->c->storage, w->buf, n, place) == -1 ||
+        visit_piece (w, t, at, n) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* Holes would take memory, and time. */
+static void
+prefetch (struct walk *w, const struct l2_table *t, size_t nr)
+{
+  const uint64_t bytes = nr * w->c->h.cluster_size;
+
+  if (check_hole (&w->c->holes, t->offset, bytes) == 0)
+    storage_prefetch (w->c->storage, (struct host_off) { t->offset },
+                      bytes < RUN_BYTES ? bytes : RUN_BYTES);
+}
+
+static int
+visit_tables (struct walk *w)
+{
+  struct tables *t = &w->tables;
+  size_t i, n, next;
+
+  sort (t);
+  for (i = 0; i < t->nr; i += n) {
+    n = run_length (w, t->table + i, t->nr - i);
+    /* The next run is read by the host while this one is looked at. */
+    next = i + n;
+    if (next < t->nr)
+      prefetch (w, t->table + next,
+                run_length (w, t->table + next, t->nr - next));
+    if (visit_run (w, t->table + i, n) == -1)
+      return -1;
+    progress (w, n);
+  }
+  t->nr = 0;
+  return 0;
+}
+
+/* Have room for one more table, by visiting those that there are if all of
+ * their limit is used.
+ */
+static int
+make_room (struct walk *w)
+{
+  struct tables *t = &w->tables;
+  size_t capacity = t->capacity > 0 ? 2 * t->capacity : 1024;
+  struct l2_table *table;
+
+  if (t->nr < t->capacity)
+    return 0;
+  if (t->nr >= t->limit) {
+    sort (t);
+    return t->nr > t->limit / 2 ? visit_tables (w) : 0;
+  }
+  if (capacity > t->limit)
+    capacity = t->limit;
+  table = realloc (t->table, capacity * sizeof *table);
+  if (table == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return -1;
+  }
+  t->table = table;
+  t->capacity = capacity;
+  return 0;
+}
+
+static int
+add_table (struct walk *w, uint64_t offset)
+{
+  if (offset % w->c->h.cluster_size != 0 &&
+      (w->unaligned >= MAX_UNALIGNED ||
+       w->unaligned++ * w->c->h.cluster_size >= MAX_UNALIGNED_BYTES))
+    return 0;
+  if (make_room (w) == -1)
+    return -1;
+  w->total++;
+  w->tables.table[w->tables.nr++] =
+    (struct l2_table) { .offset = offset, .paths = w->paths };
+  return 0;
+}
+
+/* ---------------------------------------------------------------- L1 tables */
+
+static int
+visit_l1_words (struct check *c, void *opaque, struct host_off place,
+                uint8_t *words, size_t bytes)
+{
+  struct walk *w = opaque;
+  size_t i;
+
+  if (w->visitor->l1 (c, w->visitor->opaque, place, words, bytes,
+                      w->paths) == -1)
+    return -1;
+  for (i = 0; i < bytes; i += 8) {
+    const uint64_t word = get_be64 (words + i);
+
+    if (word != 0 && add_table (w, word & QCOW2_ENTRY_OFFSET_MASK) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* What so many L1 tables have in common. */
+static int
+walk_interval (void *opaque, uint64_t start, uint64_t end,
+               struct check_paths paths)
+{
+  struct walk *w = opaque;
+
+  w->paths = paths;
+  return check_scan (w->c, (struct host_off) { start }, end - start,
+                     visit_l1_words, w);
+}
+
+int
+check_walk (struct check *c, const struct check_ranges *l,
+            const struct check_visitor *v)
+{
+  struct walk w = { .c = c, .visitor = v };
+  int r = -1;
+
+  check_holes_forget (&c->holes);
+  /* An eighth of the memory, or the default's. */
+  w.tables.limit = c->counts.budget / 8 / sizeof *w.tables.table;
+  if (w.tables.limit < 1024)
+    w.tables.limit = 1024;
+  w.buf = malloc (PIECE);
+  if (w.buf == NULL)
+    error_set (ENOMEM, "out of memory");
+  else if (check_each_interval (l, 8, walk_interval, &w) == 0)
+    r = visit_tables (&w);
+  free (w.buf);
+  free (w.tables.table);
+  return r;
+}

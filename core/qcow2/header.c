@@ -1,0 +1,668 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "qcow2/header.h"
+
+/* Offsets of the header's fields.  Spec: Header. */
+enum {
+  FIELD_MAGIC = 0,
+  FIELD_VERSION = 4,
+  FIELD_BACKING_OFFSET = 8,
+  FIELD_BACKING_SIZE = 16,
+  FIELD_CLUSTER_BITS = 20,
+  FIELD_SIZE = 24,
+  FIELD_CRYPT_METHOD = 32,
+  FIELD_L1_SIZE = 36,
+  FIELD_L1_OFFSET = 40,
+  FIELD_REFCOUNT_TABLE_OFFSET = 48,
+  FIELD_REFCOUNT_TABLE_CLUSTERS = 56,
+  FIELD_NB_SNAPSHOTS = 60,
+  FIELD_SNAPSHOTS_OFFSET = 64,
+  FIELD_INCOMPATIBLE = 72,
+  FIELD_COMPATIBLE = 80,
+  FIELD_AUTOCLEAR = 88,
+  FIELD_REFCOUNT_ORDER = 96,
+  FIELD_HEADER_LENGTH = 100,
+  FIELD_COMPRESSION_TYPE = 104,
+};
+
+_Static_assert (HEADER_FEATURES_OFFSET == FIELD_INCOMPATIBLE &&
+                HEADER_REFCOUNT_TABLE_OFFSET == FIELD_REFCOUNT_TABLE_OFFSET,
+                "header.h and the fields agree");
+
+#define KNOWN_INCOMPATIBLE                                      \
+  (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT |              \
+   QCOW2_INCOMPAT_DATA_FILE | QCOW2_INCOMPAT_COMPRESSION |      \
+   QCOW2_INCOMPAT_EXTENDED_L2)
+
+size_t
+header_want (const char *name, const uint8_t *buf, uint64_t file_size)
+{
+  uint32_t version, cluster_bits;
+
+  if (file_size < 8 || get_be32 (buf + FIELD_MAGIC) != QCOW2_MAGIC) {
+    error_set (EINVAL, "%s: not a qcow2 image: magic 0x%08" PRIx32 " at offset "
+               "0 instead of 0x%08" PRIx32, name, get_be32 (buf + FIELD_MAGIC),
+               QCOW2_MAGIC);
+    return 0;
+  }
+  version = get_be32 (buf + FIELD_VERSION);
+  if (version != 2 && version != 3) {
+    error_set (ENOTSUP, "%s: version %" PRIu32 " at offset %d: "
+               "only qcow2 versions 2 and 3 are supported",
+               name, version, FIELD_VERSION);
+    return 0;
+  }
+  if (file_size < (version == 2 ? QCOW2_HEADER_LENGTH_V2
+                   : QCOW2_HEADER_LENGTH_V3)) {
+    error_set (EINVAL, "%s: truncated: its %" PRIu64 " bytes do not hold "
+               "the header", name, file_size);
+    return 0;
+  }
+  cluster_bits = get_be32 (buf + FIELD_CLUSTER_BITS);
+  if (cluster_bits < QCOW2_MIN_CLUSTER_BITS ||
+      cluster_bits > QCOW2_MAX_CLUSTER_BITS) {
+    error_set (EINVAL, "%s: cluster_bits %" PRIu32 " at offset %d: "
+               "must be from %d to %d", name, cluster_bits,
+               FIELD_CLUSTER_BITS, QCOW2_MIN_CLUSTER_BITS,
+               QCOW2_MAX_CLUSTER_BITS);
+    return 0;
+  }
+  return (size_t) 1 << cluster_bits;
+}
+
+unsigned
+header_l1_shift (const struct header *h)
+{
+  const unsigned entry_bits = h->extended_l2 ? 4 : 3;
+
+  return h->cluster_bits + h->cluster_bits - entry_bits;
+}
+
+/* A table of no entries is nowhere; but QEMU looks at the offset all the same,
+ * and opens nothing with one that no table could have.
+ */
+static int
+check_no_table (const char *name, const struct header *h, const char *what,
+                uint64_t field, struct host_off offset)
+{
+  if (offset.v % h->cluster_size == 0 && offset.v <= INT64_MAX)
+    return 0;
+  error_set (EINVAL, "%s: %s offset 0x%" PRIx64 " (at offset %" PRIu64
+             "): must be a multiple of the cluster size %" PRIu64
+             " and less than 2^63, though the table is empty", name, what,
+             offset.v, field, h->cluster_size);
+  return -1;
+}
+
+int
+header_check_table (const char *name, const struct header *h,
+                    uint64_t file_size, const char *what, uint64_t field,
+                    struct host_off offset, uint64_t nr, uint64_t entry_size,
+                    uint64_t max)
+{
+  uint64_t bytes;
+
+  if (__builtin_mul_overflow (nr, entry_size, &bytes) || bytes > max) {
+    error_set (EINVAL, "%s: %s: %" PRIu64 " entries are more than the "
+               "limit of %" PRIu64 " bytes allows", name, what, nr, max);
+    return -1;
+  }
+  if (nr == 0)
+    return check_no_table (name, h, what, field, offset);
+  if (offset.v == 0 || offset.v % h->cluster_size != 0) {
+    error_set (EINVAL, "%s: %s offset 0x%" PRIx64 " (at offset %" PRIu64
+               "): must be a multiple of the cluster size %" PRIu64
+               " and not 0", name, what, offset.v, field, h->cluster_size);
+    return -1;
+  }
+  if (offset.v > file_size || bytes > file_size - offset.v) {
+    error_set (EINVAL, "%s: %s at offset 0x%" PRIx64 ", %" PRIu64
+               " bytes, is outside the file of %" PRIu64 " bytes: "
+               "truncated?", name, what, offset.v, bytes, file_size);
+    return -1;
+  }
+  return 0;
+}
+
+/* Find an incompatible feature's name in the image's own table.
+ * Spec: Feature name table.
+ */
+static void
+feature_name (const uint8_t *table, size_t len, unsigned bit,
+              char name[QCOW2_FEATURE_NAME_SIZE + 1])
+{
+  size_t i;
+
+  for (i = 0; i + QCOW2_FEATURE_ENTRY_SIZE <= len;
+       i += QCOW2_FEATURE_ENTRY_SIZE) {
+    if (table[i] == QCOW2_FEATURE_INCOMPATIBLE && table[i+1] == bit) {
+      memcpy (name, table + i + 2, QCOW2_FEATURE_NAME_SIZE);
+      name[QCOW2_FEATURE_NAME_SIZE] = '\0';
+      return;
+    }
+  }
+  snprintf (name, QCOW2_FEATURE_NAME_SIZE + 1, "not named by the image");
+}
+
+/* Refuse what is not known, by its name (I8). */
+static void
+refuse_incompatible (const char *name, uint64_t unknown,
+                     const uint8_t *names, size_t names_len)
+{
+  char list[1024] = "";
+  size_t used = 0;
+  unsigned bit;
+
+  for (bit = 0; bit < 64 && used < sizeof list; ++bit) {
+    char feature[QCOW2_FEATURE_NAME_SIZE + 1];
+
+    if (!(unknown & (UINT64_C (1) << bit)))
+      continue;
+    feature_name (names, names_len, bit, feature);
+    used += snprintf (list + used, sizeof list - used, "%sbit %u (%s)",
+                      used > 0 ? ", " : "", bit, feature);
+  }
+  error_set (ENOTSUP, "%s: incompatible features 0x%" PRIx64 " at offset %d "
+             "are not supported: %s", name, unknown, FIELD_INCOMPATIBLE, list);
+}
+
+/* A field that is not known is of no use to the image if it is 0. */
+static void
+note_unknown_fields (const uint8_t *buf, struct header *h)
+{
+  uint32_t i;
+
+  for (i = FIELD_COMPRESSION_TYPE + 1; i < h->header_length; ++i)
+    h->has_unknown |= buf[i] != 0;
+  h->has_unknown |= (h->compatible & ~QCOW2_COMPAT_LAZY_REFCOUNTS) != 0 ||
+    (h->autoclear & ~QCOW2_AUTOCLEAR_BITMAPS) != 0;
+}
+
+static int
+decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
+{
+  uint8_t type = 0;
+
+  h->compatible = get_be64 (buf + FIELD_COMPATIBLE);
+  h->autoclear = get_be64 (buf + FIELD_AUTOCLEAR);
+  h->refcount_order = get_be32 (buf + FIELD_REFCOUNT_ORDER);
+  if (h->refcount_order > QCOW2_MAX_REFCOUNT_ORDER) {
+    error_set (EINVAL, "%s: refcount_order %u at offset %d: must be at most "
+               "%d", name, h->refcount_order, FIELD_REFCOUNT_ORDER,
+               QCOW2_MAX_REFCOUNT_ORDER);
+    return -1;
+  }
+
+  /* The field exists only in a header longer than its offset. */
+  if (h->header_length > FIELD_COMPRESSION_TYPE)
+    type = buf[FIELD_COMPRESSION_TYPE];
+  if (type != COMPRESSION_DEFLATE && type != COMPRESSION_ZSTD) {
+    error_set (ENOTSUP, "%s: compression type %u at offset %d: only 0 "
+               "(deflate) and 1 (zstd) are supported", name, type,
+               FIELD_COMPRESSION_TYPE);
+    return -1;
+  }
+  if ((type != COMPRESSION_DEFLATE) !=
+      ((h->incompatible & QCOW2_INCOMPAT_COMPRESSION) != 0)) {
+    error_set (EINVAL, "%s: compression type %u at offset %d and incompatible "
+               "feature bit 3 contradict each other", name, type,
+               FIELD_COMPRESSION_TYPE);
+    return -1;
+  }
+  h->compression = type;
+  note_unknown_fields (buf, h);
+  return 0;
+}
+
+/* Spec: Bitmaps extension.  at is where its data is in the header. */
+static void
+decode_bitmaps (const uint8_t *data, size_t at, uint32_t len, struct header *h)
+{
+  /* Without its bit nobody knows whose the clusters are that it speaks of. */
+  h->has_unknown |= len != QCOW2_EXT_BITMAPS_BYTES || h->bitmaps_field != 0 ||
+    !(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS);
+  if (len < QCOW2_EXT_BITMAPS_BYTES)
+    return;
+  h->nr_bitmaps = get_be32 (data);
+  h->bitmap_directory_size = get_be64 (data + 8);
+  h->bitmaps_field = at + 16;
+  h->bitmap_directory.v = get_be64 (data + 16);
+}
+
+/* Walk the extensions between start and end, where the backing file's name or
+ * the second cluster begins.  What is cut off there is an error, as it is for
+ * QEMU: be it the data or only a type and a length.  The feature name table is
+ * found where feature_names is not NULL.  Spec: Header extensions.
+ */
+static int
+decode_extensions (const char *name, const uint8_t *buf, size_t start,
+                   size_t end, struct header *h,
+                   const uint8_t **feature_names, size_t *feature_names_len)
+{
+  size_t at = start;
+
+  while (at < end) {
+    const uint8_t *data = buf + at + 8;
+    uint32_t type, len;
+
+    if (end - at < 8) {
+      error_set (EINVAL, "%s: header extension at offset %zu: its type and "
+                 "length, 8 bytes, are cut off by the extensions' end at %zu",
+                 name, at, end);
+      return -1;
+    }
+    type = get_be32 (buf + at);
+    len = get_be32 (buf + at + 4);
+    if (len > end - at - 8) {
+      error_set (EINVAL, "%s: header extension 0x%08" PRIx32 " at offset %zu: "
+                 "its length %" PRIu32 " reaches beyond the extensions' end "
+                 "at %zu", name, type, at, len, end);
+      return -1;
+    }
+    if (type == QCOW2_EXT_END)
+      return 0;
+    switch (type) {
+    case QCOW2_EXT_BACKING_FORMAT:
+      if (len > QCOW2_MAX_BACKING_FORMAT) {
+        error_set (EINVAL, "%s: backing format name at offset %zu: its length "
+                   "%" PRIu32 " is more than %d", name, at, len,
+                   QCOW2_MAX_BACKING_FORMAT);
+        return -1;
+      }
+      memcpy (h->backing_format, data, len);
+      h->backing_format[len] = '\0';
+      break;
+    case QCOW2_EXT_FEATURE_NAMES:
+      if (feature_names != NULL) {
+        *feature_names = data;
+        *feature_names_len = len;
+      }
+      break;
+    case QCOW2_EXT_BITMAPS:
+      decode_bitmaps (data, at + 8, len, h);
+      break;
+    case QCOW2_EXT_WRITER:
+      h->has_unknown |= len != QCOW2_EXT_WRITER_BYTES || h->hint.v != 0;
+      if (len >= QCOW2_EXT_WRITER_BYTES) {
+        h->hint.v = at + 8;
+        h->hint_set = data[0] != HEADER_HINT_ENDED;
+      }
+      break;
+    default: /* can safely be ignored */
+      h->has_unknown = true;
+      break;
+    }
+    /* Padding up to a multiple of 8 may be cut off by the end. */
+    at += 8 + ((size_t) len + 7) / 8 * 8;
+    if (at > end)
+      at = end;
+  }
+  return 0;
+}
+
+/* The feature bits come first: what else is in the header may mean something
+ * else under one that is not known.
+ */
+static int
+decode_incompatible (const char *name, const uint8_t *buf, size_t len,
+                     struct header *h)
+{
+  const uint8_t *names = NULL;
+  size_t names_len = 0;
+  struct header ignored = { .version = 0 };
+  uint64_t unknown;
+
+  h->header_length = get_be32 (buf + FIELD_HEADER_LENGTH);
+  if (h->header_length < QCOW2_HEADER_LENGTH_V3 || h->header_length > len) {
+    error_set (EINVAL, "%s: header length %" PRIu32 " at offset %d: must be "
+               "from %d to the cluster size %zu", name, h->header_length,
+               FIELD_HEADER_LENGTH, QCOW2_HEADER_LENGTH_V3, len);
+    return -1;
+  }
+  h->incompatible = get_be64 (buf + FIELD_INCOMPATIBLE);
+  unknown = h->incompatible & ~KNOWN_INCOMPATIBLE;
+  if (unknown == 0)
+    return 0;
+  /* Only for the names: errors in the rest are beside the point. */
+  (void) decode_extensions (name, buf, h->header_length, len, &ignored,
+                            &names, &names_len);
+  refuse_incompatible (name, unknown, names, names_len);
+  return -1;
+}
+
+/* The backing name's place decides where the extensions end, so that it
+ * is checked before they are walked.
+ */
+static int
+decode_backing_name (const char *name, const uint8_t *buf, size_t len,
+                     struct header *h, size_t *extensions_end)
+{
+  const uint64_t offset = get_be64 (buf + FIELD_BACKING_OFFSET);
+  const uint32_t size = get_be32 (buf + FIELD_BACKING_SIZE);
+
+  *extensions_end = len;
+  if (offset == 0)
+    return 0;
+  if (offset < h->header_length || offset > len) {
+    error_set (EINVAL, "%s: backing file name offset 0x%" PRIx64 " (at offset "
+               "%d): must be within the first cluster, after the header",
+               name, offset, FIELD_BACKING_OFFSET);
+    return -1;
+  }
+  if (size > QCOW2_MAX_BACKING_NAME || size > len - offset) {
+    error_set (EINVAL, "%s: backing file name size %" PRIu32 " at offset %d: "
+               "more than %d or beyond the first cluster", name, size,
+               FIELD_BACKING_SIZE, QCOW2_MAX_BACKING_NAME);
+    return -1;
+  }
+  memcpy (h->backing_name, buf + offset, size);
+  h->backing_name[size] = '\0';
+  *extensions_end = offset;
+  return 0;
+}
+
+static int
+check_crypt_method (const char *name, const uint8_t *buf)
+{
+  const uint32_t method = get_be32 (buf + FIELD_CRYPT_METHOD);
+
+  if (method == 0)
+    return 0;
+  error_set (ENOTSUP, "%s: encrypted, method %" PRIu32 " (%s) at offset %d: "
+             "encryption is not supported here; qemu-nbd serves it, and qemu-img "
+             "convert makes an image of it without", name, method,
+             method == 1 ? "AES" : method == 2 ? "LUKS" : "unknown",
+             FIELD_CRYPT_METHOD);
+  return -1;
+}
+
+/* The end of the file may cut the L1 table off: some writers leave away what is
+ * zeros, and QEMU opens such an image.  It is never written.
+ */
+static int
+check_l1 (const char *name, uint64_t file_size, struct header *h)
+{
+  const uint64_t bytes = h->l1_size * sizeof (uint64_t);
+  const bool possible = h->l1_offset.v < QCOW2_MAX_HOST_SIZE / 2;
+  uint64_t end;
+
+  if (header_check_table (name, h, possible && file_size < QCOW2_MAX_HOST_SIZE
+                          ? QCOW2_MAX_HOST_SIZE : file_size, "L1 table",
+                          FIELD_L1_OFFSET, h->l1_offset, h->l1_size,
+                          sizeof (uint64_t), QCOW2_MAX_L1_BYTES) == -1)
+    return -1;
+  end = h->l1_offset.v + bytes;
+  if (bytes > 0 && end > file_size)
+    h->l1_missing = end - file_size < bytes ? end - file_size : bytes;
+  return 0;
+}
+
+/* The disk's size and the L1 table that must cover it. */
+static int
+decode_disk (const char *name, const uint8_t *buf, uint64_t file_size,
+             struct header *h)
+{
+  const uint64_t size = get_be64 (buf + FIELD_SIZE);
+  const unsigned l1_shift = header_l1_shift (h);
+  uint64_t l1_needed;
+
+  if (size > INT64_MAX) {
+    error_set (EINVAL, "%s: disk size %" PRIu64 " at offset %d: more than "
+               "2^63 - 1", name, size, FIELD_SIZE);
+    return -1;
+  }
+  h->disk_size = size / 512 * 512;
+  h->l1_size = get_be32 (buf + FIELD_L1_SIZE);
+  h->l1_offset.v = get_be64 (buf + FIELD_L1_OFFSET);
+
+  l1_needed = (size >> l1_shift) +
+    ((size & ((UINT64_C (1) << l1_shift) - 1)) != 0);
+  if (h->l1_size < l1_needed) {
+    error_set (EINVAL, "%s: L1 table size %" PRIu64 " at offset %d: the disk "
+               "size %" PRIu64 " needs %" PRIu64 " entries", name, h->l1_size,
+               FIELD_L1_SIZE, size, l1_needed);
+    return -1;
+  }
+  return check_l1 (name, file_size, h);
+}
+
+static int
+decode_refcount_table (const char *name, const uint8_t *buf,
+                       uint64_t file_size, struct header *h)
+{
+  /* The table's last cluster may be one that the file's end cuts. */
+  const uint64_t rounded_size = file_size > UINT64_MAX - h->cluster_size
+    ? file_size
+    : (file_size + h->cluster_size - 1) / h->cluster_size * h->cluster_size;
+
+  h->refcount_table_offset.v = get_be64 (buf + FIELD_REFCOUNT_TABLE_OFFSET);
+  h->refcount_table_clusters = get_be32 (buf + FIELD_REFCOUNT_TABLE_CLUSTERS);
+  if (h->refcount_table_clusters == 0) {
+    error_set (EINVAL, "%s: refcount_table_clusters at offset %d is 0",
+               name, FIELD_REFCOUNT_TABLE_CLUSTERS);
+    return -1;
+  }
+  return header_check_table (name, h, rounded_size, "refcount table",
+                             FIELD_REFCOUNT_TABLE_OFFSET,
+                             h->refcount_table_offset,
+                             h->refcount_table_clusters, h->cluster_size,
+                             QCOW2_MAX_REFCOUNT_TABLE_BYTES);
+}
+
+static int
+decode_snapshot_fields (const char *name, const uint8_t *buf,
+                        uint64_t file_size, struct header *h)
+{
+  h->nr_snapshots = get_be32 (buf + FIELD_NB_SNAPSHOTS);
+  h->snapshots_offset.v = get_be64 (buf + FIELD_SNAPSHOTS_OFFSET);
+  if (h->nr_snapshots > QCOW2_MAX_SNAPSHOTS) {
+    error_set (EINVAL, "%s: %" PRIu32 " snapshots at offset %d: the limit is "
+               "%d", name, h->nr_snapshots, FIELD_NB_SNAPSHOTS,
+               QCOW2_MAX_SNAPSHOTS);
+    return -1;
+  }
+  /* Entries are of variable length: this is the least they can take. */
+  return header_check_table (name, h, file_size, "snapshot table",
+                             FIELD_SNAPSHOTS_OFFSET, h->snapshots_offset,
+                             h->nr_snapshots, QCOW2_SNAPSHOT_ENTRY_SIZE,
+                             QCOW2_MAX_SNAPSHOT_TABLE_BYTES);
+}
+
+/* What depends on the feature bits, once these are known to be known. */
+static int
+decode_features (const char *name, struct header *h)
+{
+  if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE) {
+    error_set (ENOTSUP, "%s: incompatible feature bit 2 (external data file) "
+               "at offset %d is not supported here; qemu-nbd serves it, and "
+               "qemu-img convert makes one file of it", name,
+               FIELD_INCOMPATIBLE);
+    return -1;
+  }
+  h->extended_l2 = (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2) != 0;
+  if (h->extended_l2 &&
+      h->cluster_bits < QCOW2_MIN_CLUSTER_BITS_EXTENDED_L2) {
+    error_set (EINVAL, "%s: cluster_bits %u at offset %d: extended L2 entries "
+               "need at least %d", name, h->cluster_bits, FIELD_CLUSTER_BITS,
+               QCOW2_MIN_CLUSTER_BITS_EXTENDED_L2);
+    return -1;
+  }
+  h->subcluster_size = h->cluster_size;
+  if (h->extended_l2)
+    h->subcluster_size /= QCOW2_SUBCLUSTERS;
+  return 0;
+}
+
+int
+header_decode (const char *name, const uint8_t *buf, size_t len,
+               uint64_t file_size, struct header *h)
+{
+  size_t extensions_end;
+
+  memset (h, 0, sizeof *h);
+  h->version = get_be32 (buf + FIELD_VERSION);
+  h->cluster_bits = get_be32 (buf + FIELD_CLUSTER_BITS);
+  h->cluster_size = len;
+  h->refcount_order = 4; /* what v2 always has */
+  h->header_length = QCOW2_HEADER_LENGTH_V2;
+
+  if (h->version >= 3 &&
+      (decode_incompatible (name, buf, len, h) == -1 ||
+       decode_v3_fields (name, buf, h) == -1))
+    return -1;
+  if (decode_backing_name (name, buf, len, h, &extensions_end) == -1 ||
+      decode_extensions (name, buf, h->header_length, extensions_end, h,
+                         NULL, NULL) == -1 ||
+      decode_features (name, h) == -1 ||
+      check_crypt_method (name, buf) == -1 ||
+      decode_disk (name, buf, file_size, h) == -1 ||
+      decode_refcount_table (name, buf, file_size, h) == -1 ||
+      decode_snapshot_fields (name, buf, file_size, h) == -1)
+    return -1;
+  return 0;
+}
+
+void
+header_encode_features (const struct header *h,
+                        uint8_t buf[HEADER_FEATURES_BYTES])
+{
+  put_be64 (buf, h->incompatible);
+  put_be64 (buf + FIELD_COMPATIBLE - FIELD_INCOMPATIBLE, h->compatible);
+  put_be64 (buf + FIELD_AUTOCLEAR - FIELD_INCOMPATIBLE, h->autoclear);
+}
+
+void
+header_encode_refcount_table (struct host_off table, uint32_t clusters,
+                              uint8_t buf[HEADER_REFCOUNT_TABLE_BYTES])
+{
+  put_be64 (buf, table.v);
+  put_be32 (buf + FIELD_REFCOUNT_TABLE_CLUSTERS - FIELD_REFCOUNT_TABLE_OFFSET,
+            clusters);
+}
+
+/* ---------------------------------------------------------------- a new one */
+
+/* What may be met in an image that this code has made, and what others may
+ * put there, by the names that QEMU has for it.  Spec: Feature name table.
+ */
+static const struct {
+  uint8_t type, bit;
+  const char *name;
+} features[] = {
+  { QCOW2_FEATURE_INCOMPATIBLE, 0, "dirty bit" },
+  { QCOW2_FEATURE_INCOMPATIBLE, 1, "corrupt bit" },
+  { QCOW2_FEATURE_INCOMPATIBLE, 2, "external data file" },
+  { QCOW2_FEATURE_INCOMPATIBLE, 3, "compression type" },
+  { QCOW2_FEATURE_INCOMPATIBLE, 4, "extended L2 entries" },
+  { QCOW2_FEATURE_COMPATIBLE, 0, "lazy refcounts" },
+  { QCOW2_FEATURE_AUTOCLEAR, 0, "bitmaps" },
+  { QCOW2_FEATURE_AUTOCLEAR, 1, "raw external data" },
+};
+
+#define NR_FEATURES (sizeof features / sizeof features[0])
+
+/* The bytes of an extension whose data has this length. */
+static inline size_t
+extension_bytes (size_t len)
+{
+  return 8 + (len + 7) / 8 * 8;
+}
+
+/* Start an extension at *at; returns where its data goes. */
+static uint8_t *
+encode_extension (uint8_t *buf, size_t *at, uint32_t type, uint32_t len)
+{
+  uint8_t *p = buf + *at;
+
+  put_be32 (p, type);
+  put_be32 (p + 4, len);
+  *at += extension_bytes (len);
+  return p + 8;
+}
+
+static void
+encode_feature_names (uint8_t *buf, size_t *at)
+{
+  uint8_t *p = encode_extension (buf, at, QCOW2_EXT_FEATURE_NAMES,
+                                 NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE);
+  unsigned i;
+
+  for (i = 0; i < NR_FEATURES; ++i, p += QCOW2_FEATURE_ENTRY_SIZE) {
+    p[0] = features[i].type;
+    p[1] = features[i].bit;
+    memcpy (p + 2, features[i].name, strlen (features[i].name));
+  }
+}
+
+static void
+encode_v3_fields (const struct header *h, uint8_t *buf)
+{
+  header_encode_features (h, buf + HEADER_FEATURES_OFFSET);
+  put_be32 (buf + FIELD_REFCOUNT_ORDER, h->refcount_order);
+  put_be32 (buf + FIELD_HEADER_LENGTH, QCOW2_HEADER_LENGTH_NEW);
+  buf[FIELD_COMPRESSION_TYPE] = h->compression;
+}
+
+static void
+encode_fields (const struct header *h, uint8_t *buf)
+{
+  put_be32 (buf + FIELD_MAGIC, QCOW2_MAGIC);
+  put_be32 (buf + FIELD_VERSION, h->version);
+  put_be32 (buf + FIELD_CLUSTER_BITS, h->cluster_bits);
+  put_be64 (buf + FIELD_SIZE, h->disk_size);
+  put_be32 (buf + FIELD_L1_SIZE, h->l1_size);
+  put_be64 (buf + FIELD_L1_OFFSET, h->l1_offset.v);
+  header_encode_refcount_table (h->refcount_table_offset,
+                                h->refcount_table_clusters,
+                                buf + HEADER_REFCOUNT_TABLE_OFFSET);
+  if (h->version >= 3)
+    encode_v3_fields (h, buf);
+}
+
+int
+header_encode (const char *name, const struct header *h, uint8_t *buf,
+               size_t len)
+{
+  const size_t name_len = strlen (h->backing_name);
+  const size_t format_len = strlen (h->backing_format);
+  size_t at = h->version >= 3 ? QCOW2_HEADER_LENGTH_NEW
+    : QCOW2_HEADER_LENGTH_V2;
+  size_t needed = at + extension_bytes (0) + name_len;
+
+  if (format_len > 0)
+    needed += extension_bytes (format_len);
+  if (needed > len) {
+    error_set (EINVAL, "%s: a backing file name of %zu bytes has no room in "
+               "the first cluster, of %zu bytes", name, name_len, len);
+    return -1;
+  }
+  encode_fields (h, buf);
+  if (format_len > 0)
+    memcpy (encode_extension (buf, &at, QCOW2_EXT_BACKING_FORMAT, format_len),
+            h->backing_format, format_len);
+  /* Only a help to readers, so not where it would not fit. */
+  if (h->version >= 3 &&
+      needed + extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE) <=
+      len) {
+    encode_feature_names (buf, &at);
+    needed += extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE);
+  }
+  if (needed + extension_bytes (QCOW2_EXT_WRITER_BYTES) <= len)
+    *encode_extension (buf, &at, QCOW2_EXT_WRITER, QCOW2_EXT_WRITER_BYTES) =
+      HEADER_HINT_ENDED;
+  encode_extension (buf, &at, QCOW2_EXT_END, 0);
+  if (name_len > 0) {
+    memcpy (buf + at, h->backing_name, name_len);
+    put_be64 (buf + FIELD_BACKING_OFFSET, at);
+    put_be32 (buf + FIELD_BACKING_SIZE, name_len);
+  }
+  return 0;
+}

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The mapping of one qcow2 file, from guest ranges to runs.  It serves
+ * reads and extents alike.
+ *
+ * Invariants:
+ *
+ *  M1  A run lies within what was asked for and is at least a byte long.
+ *  M2  A DATA run is contiguous on the host; its first byte lies within the
+ *      file, rounded up to a cluster.
+ *  M3  Nothing of an entry is used before entry.h has decoded it.
+ *  M4  No lock is taken by a lookup of cached tables (I12).
+ *  M5  in_place is only said of clusters which the entries of both the L1
+ *      and the L2 table mark as COPIED.
+ */
+
+#ifndef CORE_QCOW2_MAP_H
+#define CORE_QCOW2_MAP_H
+
+#include <stdint.h>
+
+#include "base/error.h"
+#include "cache/tables.h"
+#include "qcow2/entry.h"
+#include "qcow2/format.h"
+#include "storage/storage.h"
+
+enum run_kind {
+  RUN_UNALLOCATED, /* ask the backing file */
+  RUN_ZERO_PLAIN,
+  RUN_ZERO_ALLOC,
+  RUN_DATA,
+  RUN_COMPRESSED,
+  RUN_DAMAGED, /* the reason is set as the error */
+};
+
+struct run {
+  enum run_kind kind;
+  uint64_t length; /* in bytes of the guest's disk */
+  /* DATA: of the first byte; COMPRESSED: of the compressed data. */
+  struct host_off host;
+  uint32_t compressed_size; /* COMPRESSED: bytes at most */
+  bool in_place;            /* DATA: no other reference to it: see below */
+};
+
+/* One mapping of a qcow2 file: that of the live disk or of a snapshot. */
+struct map {
+  struct storage *storage;
+  unsigned id; /* of the storage, in the cache */
+  struct cache *cache;
+  struct damage *damage;
+
+  struct entry_format format;
+  uint64_t cluster_size;
+  unsigned subcluster_bits; /* = cluster_bits without extended L2 */
+  uint32_t slice_bytes;
+  unsigned l1_shift;     /* log2 of the guest bytes that an L2 table maps */
+  unsigned l2_word_bits; /* log2 of the words in an L2 entry */
+  struct host_off l1_offset;
+  uint64_t l1_size; /* entries; what lies beyond is unallocated */
+};
+
+/* Set up the map of a file with this header.  The L1 table must have been
+ * checked by header_check_table.
+ */
+extern void map_init (struct map *m, const struct header *h,
+                      struct storage *storage, unsigned id,
+                      struct cache *cache, struct damage *damage,
+                      struct host_off l1_offset, uint64_t l1_size);
+
+/* Whether a host offset lies past the end of the file, rounded up to a
+ * cluster.  The file may grow meanwhile.
+ */
+static inline bool
+map_is_beyond (const struct map *m, struct host_off host)
+{
+  const uint64_t size = atomic_load_explicit (&m->storage->size,
+                                              memory_order_acquire);
+
+  return host.v >= ((size + m->cluster_size - 1) & -m->cluster_size);
+}
+
+/* Find the run at offset, of at most max (> 0) bytes.  It may be shorter
+ * than what is contiguous; the next lookup goes on.  A damaged entry makes
+ * a DAMAGED run, as far as that entry reaches.  Returns -1 with the error
+ * set if a table can't be read.  Spec: Cluster mapping.
+ */
+extern int map_lookup (const struct map *m, struct guest_off offset,
+                       uint64_t max, struct run *run);
+
+/* Where the entry of an L1 table is, and what it says: for writing. */
+struct map_l1 {
+  struct host_off place;
+  uint64_t word;
+  struct host_off table; /* 0: there is none */
+  bool copied;
+};
+
+/* Look up the L1 entry that maps offset, which must be within the table.
+ * Returns -1 with the error set: EIO if it can't be read, or is damaged.
+ */
+extern int map_l1_entry (const struct map *m, struct guest_off offset,
+                         struct map_l1 *l1);
+
+/* The L2 entries of consecutive clusters within one slice of a table. */
+#define MAP_MAX_WORDS (CACHE_SLOT_BYTES / 8)
+
+struct map_l2 {
+  struct host_off slice; /* where it is */
+  unsigned first_word;   /* of the first entry in it */
+  unsigned nr_words;
+  uint64_t words[MAP_MAX_WORDS];
+};
+
+/* The guest's end of the slice that maps offset. */
+extern uint64_t map_slice_end (const struct map *m, struct guest_off offset);
+
+/* Look up the entries of nr clusters from that at offset on, which must be
+ * within its slice, in this L2 table.  Returns -1 with the error set.
+ */
+extern int map_l2_entries (const struct map *m, struct host_off table,
+                           struct guest_off offset, uint64_t nr,
+                           struct map_l2 *l2);
+
+/* The i-th of those, decoded.  Returns -1 with the error set (EIO) if it is
+ * damaged.
+ */
+extern int map_l2_decode (const struct map *m, const struct map_l2 *l2,
+                          unsigned i, struct l2_entry *e);
+
+#endif /* CORE_QCOW2_MAP_H */

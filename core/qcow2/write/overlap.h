@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Which parts of an image hold metadata, so that no write of data lands
+ * there, whatever a damaged image says (I7).
+ *
+ * Memory: up to 64 bytes for each L2 table and refcount block of the image,
+ * which its L1 and refcount tables bound.
+ */
+
+#ifndef CORE_QCOW2_WRITE_OVERLAP_H
+#define CORE_QCOW2_WRITE_OVERLAP_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/hash.h"
+#include "qcow2/format.h"
+
+enum metadata {
+  METADATA_NONE,
+  METADATA_HEADER,
+  METADATA_L1,
+  METADATA_L2,
+  METADATA_SHARED_L2, /* its L1 entry is not COPIED */
+  METADATA_REFCOUNT_TABLE,
+  METADATA_REFCOUNT_BLOCK,
+  METADATA_SNAPSHOT_TABLE,
+  METADATA_SNAPSHOT_L1,
+  METADATA_BITMAPS,
+};
+
+struct overlap_table; /* open addressing; see overlap.c */
+
+struct overlap_range {
+  uint64_t start, end;
+  enum metadata kind;
+};
+
+struct overlap {
+  unsigned cluster_bits;
+  struct hash_key key; /* the image chooses what is put in the table */
+
+  /* What stays where it is while the image is open: sorted, and fixed once
+   * overlap_sort was called.
+   */
+  struct overlap_range *range;
+  size_t nr_ranges, max_ranges;
+
+  /* Single clusters that come and go.  Lookups take no lock. */
+  struct overlap_table *_Atomic table;
+  pthread_mutex_t lock; /* of changes */
+};
+
+extern void overlap_init (struct overlap *o, unsigned cluster_bits);
+extern void overlap_destroy (struct overlap *o);
+
+/* Add whole clusters from offset on, of which bytes stay; then sort, before
+ * the first check.  Both return -1 with the error set: ENOMEM, or EINVAL if
+ * two of different kinds overlap (name is the image's).
+ */
+extern int overlap_add_range (struct overlap *o, struct host_off offset,
+                              uint64_t bytes, enum metadata kind);
+extern int overlap_sort (struct overlap *o, const char *name);
+
+/* Add clusters.  Returns -1 with the error set, and nothing is added: ENOMEM,
+ * or EIO if one holds metadata already, of whatever kind.
+ */
+extern int overlap_add (struct overlap *o, const char *name,
+                        struct host_off offset, uint64_t nr,
+                        enum metadata kind);
+extern void overlap_remove (struct overlap *o, struct host_off offset,
+                            uint64_t nr);
+
+/* What metadata there is within these bytes; METADATA_NONE: none. */
+extern enum metadata overlap_find (struct overlap *o, struct host_off offset,
+                                   uint64_t bytes);
+
+/* For messages. */
+extern const char *overlap_name (enum metadata kind);
+
+#endif /* CORE_QCOW2_WRITE_OVERLAP_H */

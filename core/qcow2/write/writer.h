@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* All that it takes to write an image: made when the image is first wanted
+ * for writing, and shared by all who write.
+ *
+ * Lock order.  Each is taken only by who holds none that stands below it; none
+ * is held around the I/O of guest data (I12).
+ *
+ *   a range of inflight            around the whole of a mapping anew
+ *   writer.tables                  making or copying an L2 table; I/O of tables
+ *   space.refcounts_lock           refcounts; I/O of tables
+ *   writer.begin_lock              the header's feature bits; I/O of the header
+ *   commit.space_lock              space for tables on the host; I/O of tables
+ *   commit.lock                    moments; a commit that runs holds none
+ *   space.lock                     moments
+ *   commit.changes                 moments
+ *   commit.freed_lock, epoch.lock  moments
+ *   cache.lock, overlap.lock       moments
+ *   decoded.lock                   moments
+ *   gather.lock                    moments; alone
+ */
+
+#ifndef CORE_QCOW2_WRITE_WRITER_H
+#define CORE_QCOW2_WRITE_WRITER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "base/coalesce.h"
+#include "base/inflight.h"
+#include "disk/layer.h"
+#include "qcow2/header.h"
+#include "qcow2/snapshot.h"
+#include "qcow2/write/alloc.h"
+#include "qcow2/write/overlap.h"
+#include "qcow2/write/writeback.h"
+
+struct writer {
+  const struct layer *disk; /* the live one */
+  struct header header;     /* as it is on disk, but for refcount_table_* */
+  struct commit commit;
+  struct overlap overlap;
+  struct space space;
+  struct inflight inflight; /* in clusters of the guest */
+  unsigned compress_level;  /* 0: clusters are not compressed */
+  struct gather gather;     /* of what is to be compressed */
+  _Atomic uint64_t taken;   /* how often host clusters were handed out */
+  pthread_mutex_t tables;   /* of changes to the L1 table */
+
+  pthread_mutex_t begin_lock; /* of what changes the header's feature bits */
+  _Atomic bool begun;         /* something was or will be written */
+  bool dirty;                 /* begin_lock; we set the dirty bit */
+  bool leaks_left;            /* there may be some from before it was opened */
+  _Atomic bool found_corrupt; /* by what no request was waiting for */
+};
+
+struct writer_options {
+  bool keep_discarded;     /* punch no holes into the file */
+  bool invalidate_bitmaps; /* persistent bitmaps may be made useless */
+  unsigned compress_level; /* of whole clusters; 0: none.  See codec.h */
+  uint64_t max_freed;      /* bytes given up that may wait to be had again;
+                            * 0: as the file's size has it (commit.h, T5) */
+};
+
+/* Whether an image with this header may be written: not if it is marked as
+ * dirty or corrupt, has bitmaps that would become wrong, or lacks a part of its
+ * L1 table.  Returns -1 with
+ * the error set: ENOTSUP, or EIO, EINVAL if that can't be told.
+ */
+extern int writer_check_header (struct storage *s, const struct header *h,
+                                const struct writer_options *options);
+
+/* Make an image writable that writer_check_header has found to be so: nothing
+ * is written yet.  disk, and the epoch that all of its readers enter, must
+ * outlive the writer.  Returns NULL with the error set: EIO or EINVAL for
+ * damage, ENOMEM.
+ */
+extern struct writer *writer_open (const struct layer *disk,
+                                   const struct header *h,
+                                   const struct snapshots *snapshots,
+                                   const struct writer_options *options);
+
+/* There are no leaks from before the writer was opened, any more. */
+static inline void
+writer_no_leaks (struct writer *w)
+{
+  w->leaks_left = false;
+}
+
+/* Write what is left to be written, and leave the image as it should be: no
+ * leaks, not dirty.  No request may be running.  Returns -1 with the error
+ * set; the writer is gone all the same.  NULL is allowed.
+ */
+extern int writer_close (struct writer *w);
+
+/* To be called before anything is changed.  The first time, the header's
+ * feature bits are changed as they must be: durably.  Returns -1 with the
+ * error set if nothing may be written.
+ */
+extern int writer_begin (struct writer *w);
+
+/* Check that bytes at this host offset are not metadata (I7).  If they are,
+ * the image is marked as corrupt, and nothing is written any more: returns
+ * -1 with the error set.
+ */
+extern int writer_check_overlap (struct writer *w, struct host_off offset,
+                                 uint64_t bytes);
+
+/* The same for clusters that are about to be given up. */
+extern int writer_check_freed (struct writer *w, const struct freed *freed,
+                               unsigned nr);
+
+/* space_take, which marks the image as corrupt if it has found it to be. */
+extern int writer_take (struct writer *w, uint64_t guest, uint64_t nr,
+                        struct space_clusters *out);
+
+/* The same for space_take_bytes. */
+extern int writer_take_bytes (struct writer *w, uint64_t bytes,
+                              struct host_off *host);
+
+/* The references that a mapping to these bytes has: to each cluster that they
+ * touch.  shared: others refer to them, too.
+ */
+extern struct freed writer_references (const struct map *m,
+                                       struct host_off host, uint64_t bytes,
+                                       bool shared);
+
+/* The most bytes that one change of mappings gives up, but for a single
+ * cluster: so much more than the bound may wait to be had again, for each
+ * thread (I13).
+ */
+#define WRITER_MAX_STEP (UINT64_C (16) << 20)
+
+/* Find the L2 table that maps offset, to be changed in place: made or copied
+ * if need be.  The caller has entered an in-flight range.  Returns -1 with
+ * the error set.
+ */
+extern int writer_table (struct writer *w, struct guest_off offset,
+                         struct host_off *table);
+
+/* Make all that was answered durable. */
+extern int writer_flush (struct writer *w);
+
+/* To be called after each change of mappings by who holds nothing, and is in
+ * no epoch: keeps bounded what waits for a commit, and how much space does
+ * (I13).  May wait for requests that run.
+ */
+extern int writer_relieve (struct writer *w);
+
+/* A step of a request has failed, with the error set: whether it is worth
+ * another try.  It is where there was no space, but some was being given up;
+ * it is had again then.  *tries is 0 at first.  The caller holds nothing, and
+ * is in no epoch.
+ */
+extern bool writer_can_retry (struct writer *w, unsigned *tries);
+
+#endif /* CORE_QCOW2_WRITE_WRITER_H */

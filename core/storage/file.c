@@ -1,0 +1,526 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Storage in a regular file or on a block device. */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/advice.h"
+#include "base/error.h"
+#include "storage/beneath.h"
+#include "storage/locks.h"
+#include "storage/storage.h"
+
+struct file {
+  struct storage storage;
+  _Atomic int fd;  /* the one to use */
+  int reading_fd;  /* that it was opened with; the same until made writable;
+                    * -1 if it was adopted */
+  dev_t dev;       /* the device itself where the file is one */
+  ino_t ino;       /* 0 for a block device */
+  unsigned denies; /* to others, by locks on reading_fd */
+  enum storage_locking locking;
+
+  /* To open it again; NULL if it was adopted. */
+  char *path;
+  int dirfd; /* owned, or AT_FDCWD */
+  bool beneath;
+};
+
+static ssize_t
+file_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
+{
+  struct file *f = (struct file *) s;
+
+  return pread (f->fd, buf, count, offset);
+}
+
+static int
+file_extent (struct storage *s, uint64_t offset, uint64_t count,
+             bool *hole, uint64_t *length)
+{
+  struct file *f = (struct file *) s;
+  off_t data, end;
+
+  /* lseek moves the file position, which nothing here uses (pread does
+   * not), so it needs no lock.
+   */
+  data = lseek (f->fd, offset, SEEK_DATA);
+  if (data == -1 && errno == ENXIO) { /* a hole up to the end */
+    *hole = true;
+    *length = count;
+    return 0;
+  }
+  if (data == -1) { /* a file system that can't tell */
+    *hole = false;
+    *length = count;
+    return 0;
+  }
+  if ((uint64_t) data > offset) {
+    *hole = true;
+    end = data;
+  }
+  else {
+    *hole = false;
+    end = lseek (f->fd, offset, SEEK_HOLE);
+    if (end == -1 || (uint64_t) end <= offset)
+      end = offset + count;
+  }
+  *length = end - offset < count ? end - offset : count;
+  return 0;
+}
+
+static uint64_t
+file_hole (struct storage *s, uint64_t offset)
+{
+  struct file *f = (struct file *) s;
+  const off_t data = lseek (f->fd, offset, SEEK_DATA);
+  const uint64_t size = atomic_load (&s->size);
+
+  if (data == -1)
+    return errno == ENXIO && offset < size ? size - offset : 0;
+  return (uint64_t) data - offset;
+}
+
+static void
+file_prefetch (struct storage *s, uint64_t offset, uint64_t count)
+{
+  struct file *f = (struct file *) s;
+
+  /* Advice: that it was not taken changes nothing. */
+  (void) posix_fadvise (f->fd, offset, count, POSIX_FADV_WILLNEED);
+}
+
+static ssize_t
+file_pwritev (struct storage *s, const struct iovec *iov, int nr,
+              uint64_t offset, bool durable)
+{
+  struct file *f = (struct file *) s;
+  ssize_t r;
+
+  if (nr == 1 && !durable)
+    return pwrite (f->fd, iov->iov_base, iov->iov_len, offset);
+  if (!durable)
+    return pwritev (f->fd, iov, nr, offset);
+  r = pwritev2 (f->fd, iov, nr, offset, RWF_DSYNC);
+  /* EPERM: so do containers whose rules are older than the call. */
+  if (r != -1 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL &&
+                  errno != EPERM))
+    return r;
+  r = pwritev (f->fd, iov, nr, offset);
+  return r != -1 && fdatasync (f->fd) == -1 ? -1 : r;
+}
+
+static int
+file_flush (struct storage *s)
+{
+  struct file *f = (struct file *) s;
+
+  return fdatasync (f->fd);
+}
+
+static int
+file_zero (struct storage *s, uint64_t offset, uint64_t count, bool punch)
+{
+  struct file *f = (struct file *) s;
+  const int mode = punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
+
+  return fallocate (f->fd, mode | FALLOC_FL_KEEP_SIZE, offset, count);
+}
+
+static int
+file_allocate (struct storage *s, uint64_t offset, uint64_t count)
+{
+  struct file *f = (struct file *) s;
+
+  if (f->ino == 0) /* a block device has its space */
+    return 0;
+  return fallocate (f->fd, FALLOC_FL_KEEP_SIZE, offset, count);
+}
+
+static int
+file_resize (struct storage *s, uint64_t size)
+{
+  struct file *f = (struct file *) s;
+
+  if (f->ino != 0)
+    return ftruncate (f->fd, size);
+  if (size <= atomic_load (&s->size))
+    return 0;
+  errno = ENOSPC;
+  return -1;
+}
+
+/* The size is that of now: another program may have changed it. */
+static int
+file_stamp (struct storage *s, struct storage_stamp *stamp)
+{
+  struct file *f = (struct file *) s;
+  struct stat st;
+
+  if (fstat (f->fd, &st) == -1)
+    return -1;
+  stamp->device = st.st_dev;
+  stamp->inode = st.st_ino;
+  if (S_ISREG (st.st_mode))
+    stamp->size = st.st_size;
+  stamp->modified = st.st_mtim;
+  stamp->changed = st.st_ctim;
+  return 0;
+}
+
+static void
+file_close (struct storage *s)
+{
+  struct file *f = (struct file *) s;
+
+  if (f->reading_fd != f->fd && f->reading_fd != -1)
+    close (f->reading_fd);
+  if (f->fd != -1)
+    close (f->fd);
+  if (f->dirfd != AT_FDCWD && f->dirfd != -1)
+    close (f->dirfd);
+  free (f->path);
+  free (f);
+}
+
+static const struct storage_ops file_ops = {
+  .pread = file_pread,
+  .extent = file_extent,
+  .hole = file_hole,
+  .prefetch = file_prefetch,
+  .pwritev = file_pwritev,
+  .flush = file_flush,
+  .zero = file_zero,
+  .allocate = file_allocate,
+  .resize = file_resize,
+  .stamp = file_stamp,
+  .close = file_close,
+};
+
+static int
+open_fd (int dirfd, const char *path, bool beneath, int access)
+{
+  /* O_NONBLOCK: opening a FIFO must not wait for its other end. */
+  const int flags = access | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+
+  return beneath ? open_beneath (dirfd, path, flags)
+    : openat (dirfd, path, flags);
+}
+
+/* Fill in what fstat and lseek know.  Returns -1 with the error set. */
+static int
+examine (struct file *f)
+{
+  struct stat st;
+  off_t size;
+
+  if (fstat (f->fd, &st) == -1) {
+    error_set (errno, "%s: %s", f->storage.name, strerror (errno));
+    return -1;
+  }
+  if (S_ISREG (st.st_mode)) {
+    f->dev = st.st_dev;
+    f->ino = st.st_ino;
+  }
+  else if (S_ISBLK (st.st_mode))
+    f->dev = st.st_rdev;
+  else {
+    error_set (EINVAL, "%s: neither a regular file nor a block device",
+               f->storage.name);
+    return -1;
+  }
+  size = lseek (f->fd, 0, SEEK_END);
+  if (size == -1) {
+    error_set (errno, "%s: finding its size: %s", f->storage.name,
+               strerror (errno));
+    return -1;
+  }
+  f->storage.size = size;
+  return 0;
+}
+
+/* Remember how to open it again.  Returns -1 with errno set. */
+static int
+remember (struct file *f, int dirfd, const char *path, bool beneath)
+{
+  f->path = strdup (path);
+  f->beneath = beneath;
+  f->dirfd = dirfd;
+  if (f->path == NULL)
+    return -1;
+  if (dirfd != AT_FDCWD)
+    f->dirfd = fcntl (dirfd, F_DUPFD_CLOEXEC, 0);
+  return f->dirfd == -1 ? -1 : 0;
+}
+
+/* One that has nothing open yet.  Returns NULL with the error set. */
+static struct file *
+new_file (const char *name)
+{
+  struct file *f = calloc (1, sizeof *f);
+
+  if (f != NULL) {
+    f->storage.ops = &file_ops;
+    f->fd = f->reading_fd = -1;
+    f->dirfd = AT_FDCWD;
+    f->storage.name = strdup (name);
+    if (f->storage.name != NULL)
+      return f;
+    free (f);
+  }
+  error_set (ENOMEM, "%s: out of memory", name);
+  return NULL;
+}
+
+struct storage *
+storage_file_open (int dirfd, const char *path, bool beneath,
+                   const char *name)
+{
+  struct file *f = new_file (name);
+
+  if (f == NULL)
+    return NULL;
+  if (remember (f, dirfd, path, beneath) == 0)
+    f->fd = f->reading_fd = open_fd (dirfd, path, beneath, O_RDONLY);
+  if (f->fd == -1)
+    error_set (errno, "%s: %s", name, strerror (errno));
+  else if (examine (f) == 0)
+    return &f->storage;
+  storage_close (&f->storage);
+  return NULL;
+}
+
+struct storage *
+storage_file_adopt (int fd, const char *name)
+{
+  struct file *f = new_file (name);
+
+  if (f == NULL) {
+    close (fd);
+    return NULL;
+  }
+  f->fd = fd;
+  if (examine (f) == 0)
+    return &f->storage;
+  storage_close (&f->storage);
+  return NULL;
+}
+
+/* True if st is of the file that f has open. */
+static bool
+is_same (const struct file *f, const struct stat *st)
+{
+  if (S_ISREG (st->st_mode))
+    return st->st_dev == f->dev && st->st_ino == f->ino;
+  return S_ISBLK (st->st_mode) && f->ino == 0 && st->st_rdev == f->dev;
+}
+
+void
+storage_file_set_locking (struct storage *s, enum storage_locking locking)
+{
+  if (s->ops == &file_ops)
+    ((struct file *) s)->locking = locking;
+}
+
+/* Returns -1 with the error set, unless it is no reason to stop. */
+static int
+locks_are_missing (const struct file *f, int err)
+{
+  static struct damage noted = DAMAGE_INIT;
+  const char *name = f->storage.name;
+
+  if (f->locking == STORAGE_LOCKING_ON) {
+    error_set (ENOLCK, "%s: locks can't be had (%s), and locking=on asks for "
+               "them", name, strerror (err));
+    return -1;
+  }
+  if (damage_is_new (&noted, f->dev)) /* say it once for each file system */
+    note_message ("%s: locks can't be had (%s): nothing keeps other programs "
+                  "from using it at the same time", name, strerror (err));
+  return 0;
+}
+
+/* Take locks on fd; if that is not the descriptor for reading, then instead of
+ * those.  Returns -1 with the error set.
+ */
+static int
+take_locks (const struct file *f, int fd, unsigned uses, unsigned denies)
+{
+  const char *name = f->storage.name;
+  const bool writing = fd != f->reading_fd;
+
+  if (f->locking == STORAGE_LOCKING_OFF)
+    return 0;
+  switch (locks_take (fd, uses, denies, writing ? f->reading_fd : -1,
+                      f->denies)) {
+  case LOCKS_TAKEN:
+    return 0;
+  case LOCKS_MISSING:
+    return locks_are_missing (f, errno);
+  case LOCKS_CONFLICT:
+    break;
+  }
+  if (writing)
+    error_set (EAGAIN, "%s: another process is using it (it holds QEMU's "
+               "lock), so that it can't be written", name);
+  else {
+    error_set (EAGAIN, "%s: another process is writing it (it holds QEMU's "
+               "lock)", name);
+    advise (ADVICE_SHARE);
+  }
+  return -1;
+}
+
+int
+storage_file_lock (struct storage *s, unsigned uses, unsigned denies)
+{
+  struct file *f = (struct file *) s;
+
+  if (s->ops != &file_ops) /* nobody else can reach it */
+    return 0;
+  f->denies = denies;
+  return take_locks (f, f->fd, uses, denies);
+}
+
+void
+storage_file_unlock (struct storage *s)
+{
+  struct file *f = (struct file *) s;
+
+  if (s->ops == &file_ops && f->locking != STORAGE_LOCKING_OFF)
+    locks_drop (f->fd);
+}
+
+/* Open the file once more, for writing: the one that is open, even if others
+ * put something else under its name at this very moment.  Some devices do
+ * something as soon as they are opened, so where /proc is mounted no name is
+ * used.  Returns -1 with errno set.
+ */
+static int
+reopen (const struct file *f)
+{
+  char self[64];
+  int fd;
+
+  snprintf (self, sizeof self, "/proc/self/fd/%d", f->reading_fd);
+  fd = open_fd (AT_FDCWD, self, false, O_RDWR);
+  return fd != -1 ? fd : open_fd (f->dirfd, f->path, f->beneath, O_RDWR);
+}
+
+/* The same, if it still is under its name: else nobody would find what is
+ * written.  Returns -1 with the error set.
+ */
+static int
+open_for_writing (const struct file *f)
+{
+  const char *name = f->storage.name;
+  struct stat st;
+  int fd;
+
+  if (fstatat (f->dirfd, f->path, &st, 0) == -1)
+    goto failed;
+  if (!is_same (f, &st))
+    goto replaced;
+  fd = reopen (f);
+  if (fd == -1)
+    goto failed;
+  if (fstat (fd, &st) == 0 && is_same (f, &st))
+    return fd;
+  close (fd);
+
+ replaced:
+  error_set (EIO, "%s: it was replaced by another file since it was opened",
+             name);
+  return -1;
+
+ failed:
+  error_set (errno, "%s: opening it for writing: %s", name, strerror (errno));
+  return -1;
+}
+
+/* True, with the error set, if that is what it is.  The kernel opens such a
+ * device for writing all the same, and only fails to write.
+ */
+static bool
+is_read_only_device (const struct file *f)
+{
+  int read_only = 0;
+
+  if (f->ino != 0 || ioctl (f->fd, BLKROGET, &read_only) == -1 ||
+      read_only == 0)
+    return false;
+  error_set (EROFS, "%s: the block device is read-only", f->storage.name);
+  return true;
+}
+
+int
+storage_file_check_writable (const struct storage *s)
+{
+  const struct file *f = (const struct file *) s;
+  int fd;
+
+  if (s->ops != &file_ops)
+    return 0;
+  if (is_read_only_device (f))
+    return -1;
+  if (faccessat (f->dirfd, f->path, W_OK, AT_EACCESS) == 0)
+    return 0;
+  if (errno == EPERM || errno == ENOSYS) {
+    /* It may be the call that is not permitted, in a container. */
+    fd = reopen (f);
+    if (fd != -1) {
+      close (fd);
+      return 0;
+    }
+  }
+  error_set (errno, "%s: writing it: %s", s->name, strerror (errno));
+  return -1;
+}
+
+int
+storage_file_make_writable (struct storage *s, unsigned uses, unsigned denies)
+{
+  struct file *f = (struct file *) s;
+  int fd;
+
+  if (s->ops != &file_ops || f->fd != f->reading_fd)
+    return 0;
+  fd = is_read_only_device (f) ? -1 : open_for_writing (f);
+  if (fd == -1)
+    return -1;
+  if (take_locks (f, fd, uses, denies) == -1) {
+    if (f->locking != STORAGE_LOCKING_OFF)
+      locks_deny (f->reading_fd, f->denies);
+    close (fd);
+    return -1;
+  }
+  f->fd = fd;
+  return 0;
+}
+
+bool
+storage_file_is (const struct storage *s, const struct stat *st)
+{
+  return s->ops == &file_ops && is_same ((const struct file *) s, st);
+}
+
+bool
+storage_file_same (const struct storage *a, const struct storage *b)
+{
+  const struct file *fa = (const struct file *) a;
+  const struct file *fb = (const struct file *) b;
+
+  return a->ops == &file_ops && b->ops == &file_ops &&
+    fa->dev == fb->dev && fa->ino == fb->ino;
+}

@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* What every kind of storage has in common: whole reads, whole writes,
+ * zeros past the end, errors with a name.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "storage/storage.h"
+
+int
+storage_read (struct storage *s, void *buf, size_t count,
+              struct host_off offset)
+{
+  uint8_t *p = buf;
+  uint64_t at = offset.v;
+
+  while (count > 0) {
+    ssize_t r = s->ops->pread (s, p, count, at);
+
+    if (r == -1) {
+      if (errno == EINTR)
+        continue;
+      error_set (EIO, "%s: reading %zu bytes at offset 0x%" PRIx64 ": %s",
+                 s->name, count, at, strerror (errno));
+      return -1;
+    }
+    if (r == 0) {
+      memset (p, 0, count);
+      break;
+    }
+    p += r;
+    at += r;
+    count -= r;
+  }
+  return 0;
+}
+
+/* What a client is told about a failed write. */
+static int
+write_errno (int err)
+{
+  return err == ENOSPC || err == EDQUOT || err == EFBIG ? ENOSPC : EIO;
+}
+
+/* The storage reaches at least up to end now. */
+static void
+note_size (struct storage *s, uint64_t end)
+{
+  uint64_t size = atomic_load_explicit (&s->size, memory_order_relaxed);
+
+  while (size < end &&
+         !atomic_compare_exchange_weak_explicit (&s->size, &size, end,
+                                                 memory_order_relaxed,
+                                                 memory_order_relaxed))
+    ;
+}
+
+/* Step over the first count bytes of *nr pieces. */
+static struct iovec *
+advance (struct iovec *iov, int *nr, size_t count)
+{
+  while (*nr > 0 && count >= iov->iov_len) {
+    count -= iov->iov_len;
+    iov++;
+    (*nr)--;
+  }
+  if (*nr > 0) {
+    iov->iov_base = (char *) iov->iov_base + count;
+    iov->iov_len -= count;
+  }
+  return iov;
+}
+
+int
+storage_writev (struct storage *s, struct iovec *iov, int nr,
+                struct host_off offset, bool durable)
+{
+  uint64_t at = offset.v;
+
+  iov = advance (iov, &nr, 0); /* pieces of no length */
+  while (nr > 0) {
+    const ssize_t r = s->ops->pwritev (s, iov, nr, at, durable);
+
+    if (r == -1) {
+      if (errno == EINTR)
+        continue;
+      error_set (write_errno (errno), "%s: writing at offset 0x%" PRIx64
+                 ": %s", s->name, at, strerror (errno));
+      return -1;
+    }
+    at += r;
+    iov = advance (iov, &nr, r);
+  }
+  note_size (s, at);
+  return 0;
+}
+
+int
+storage_write (struct storage *s, const void *buf, size_t count,
+               struct host_off offset)
+{
+  struct iovec iov = { .iov_base = (void *) buf, .iov_len = count };
+
+  return storage_writev (s, &iov, 1, offset, false);
+}
+
+int
+storage_flush (struct storage *s)
+{
+  if (s->ops->flush (s) == 0)
+    return 0;
+  error_set (EIO, "%s: flushing: %s", s->name, strerror (errno));
+  return -1;
+}
+
+static int
+write_zeros (struct storage *s, struct host_off offset, uint64_t count)
+{
+  static const uint8_t zeros[1 << 16];
+
+  while (count > 0) {
+    struct iovec iov[STORAGE_MAX_IOV];
+    uint64_t sum = 0;
+    int nr;
+
+    for (nr = 0; nr < STORAGE_MAX_IOV && sum < count; ++nr) {
+      iov[nr].iov_base = (void *) zeros;
+      iov[nr].iov_len = count - sum < sizeof zeros ? count - sum : sizeof zeros;
+      sum += iov[nr].iov_len;
+    }
+    if (storage_writev (s, iov, nr, offset, false) == -1)
+      return -1;
+    offset.v += sum;
+    count -= sum;
+  }
+  return 0;
+}
+
+/* Below this, writing zeros costs less than having the file system change
+ * its map of the file.
+ */
+#define ZERO_BY_WRITING 32768
+
+int
+storage_zero (struct storage *s, struct host_off offset, uint64_t count,
+              bool punch)
+{
+  /* Never past the end: a range of zeros there beside other writes has
+   * damaged images on XFS.
+   */
+  if (count >= ZERO_BY_WRITING && s->ops->zero != NULL &&
+      offset.v + count <= atomic_load (&s->size) &&
+      s->ops->zero (s, offset.v, count, punch) == 0)
+    return 0;
+  return write_zeros (s, offset, count);
+}
+
+bool
+storage_punch (struct storage *s, struct host_off offset, uint64_t count)
+{
+  const uint64_t size = atomic_load (&s->size);
+
+  if (offset.v >= size) /* reads as zeros there */
+    return true;
+  if (count > size - offset.v)
+    count = size - offset.v;
+  return s->ops->zero != NULL &&
+    s->ops->zero (s, offset.v, count, true) == 0;
+}
+
+bool
+storage_has_holes (const struct storage *s)
+{
+  return s->ops->allocate != NULL;
+}
+
+int
+storage_allocate (struct storage *s, struct host_off offset, uint64_t count,
+                  bool *done)
+{
+  *done = s->ops->allocate == NULL ||
+    s->ops->allocate (s, offset.v, count) == 0;
+  if (*done || write_errno (errno) != ENOSPC)
+    return 0;
+  error_set (ENOSPC, "%s: allocating %" PRIu64 " bytes at offset 0x%" PRIx64
+             ": %s", s->name, count, offset.v, strerror (errno));
+  return -1;
+}
+
+int
+storage_resize (struct storage *s, uint64_t size)
+{
+  if (s->ops->resize (s, size) == -1) {
+    error_set (write_errno (errno), "%s: resizing to %" PRIu64 " bytes: %s",
+               s->name, size, strerror (errno));
+    return -1;
+  }
+  atomic_store (&s->size, size);
+  return 0;
+}
+
+int
+storage_extent (struct storage *s, struct host_off offset, uint64_t count,
+                bool *hole, uint64_t *length)
+{
+  const uint64_t size = atomic_load_explicit (&s->size, memory_order_relaxed);
+
+  if (offset.v >= size) {
+    *hole = true;
+    *length = count;
+    return 0;
+  }
+  if (count > size - offset.v)
+    count = size - offset.v;
+  if (s->ops->extent == NULL) {
+    *hole = false;
+    *length = count;
+    return 0;
+  }
+  while (s->ops->extent (s, offset.v, count, hole, length) == -1) {
+    if (errno == EINTR)
+      continue;
+    error_set (EIO, "%s: looking for holes at offset 0x%" PRIx64 ": %s",
+               s->name, offset.v, strerror (errno));
+    return -1;
+  }
+  return 0;
+}
+
+/* As far as extent is asked, which may look at all that it is asked for. */
+#define HOLE_PIECE (UINT64_C (1) << 16)
+
+uint64_t
+storage_hole (struct storage *s, struct host_off offset)
+{
+  const uint64_t size = atomic_load_explicit (&s->size, memory_order_relaxed);
+  uint64_t length;
+  bool hole;
+
+  if (offset.v >= size)
+    return UINT64_MAX - offset.v;
+  if (s->ops->hole != NULL)
+    return s->ops->hole (s, offset.v);
+  if (s->ops->extent == NULL)
+    return 0;
+  length = size - offset.v < HOLE_PIECE ? size - offset.v : HOLE_PIECE;
+  return s->ops->extent (s, offset.v, length, &hole, &length) == 0 && hole
+    ? length : 0;
+}
+
+int
+storage_is_zero (struct storage *s, struct host_off offset, uint64_t count,
+                 bool *zero)
+{
+  static const char zeros[1 << 14];
+  char buf[sizeof zeros];
+  uint64_t n;
+
+  *zero = true;
+  for (; *zero && count > 0; offset.v += n, count -= n) {
+    bool hole;
+
+    if (storage_extent (s, offset, count, &hole, &n) == -1)
+      return -1;
+    if (hole)
+      continue;
+    n = n < sizeof buf ? n : sizeof buf;
+    if (storage_read (s, buf, n, offset) == -1)
+      return -1;
+    *zero = memcmp (buf, zeros, n) == 0;
+  }
+  return 0;
+}
+
+void
+storage_prefetch (struct storage *s, struct host_off offset, uint64_t count)
+{
+  if (s->ops->prefetch != NULL)
+    s->ops->prefetch (s, offset.v, count);
+}
+
+bool
+storage_stamp (struct storage *s, struct storage_stamp *stamp)
+{
+  *stamp = (struct storage_stamp) { .size = atomic_load (&s->size) };
+  return s->ops->stamp == NULL || s->ops->stamp (s, stamp) == 0;
+}
+
+static bool
+same_time (const struct timespec *a, const struct timespec *b)
+{
+  return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
+}
+
+bool
+storage_stamps_equal (const struct storage_stamp *a,
+                      const struct storage_stamp *b)
+{
+  return a->device == b->device && a->inode == b->inode &&
+    a->size == b->size && same_time (&a->modified, &b->modified) &&
+    same_time (&a->changed, &b->changed);
+}
+
+void
+storage_close (struct storage *s)
+{
+  if (s == NULL)
+    return;
+  free (s->name);
+  s->ops->close (s);
+}

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Storage: the only door through which core/ reaches bytes outside of
+ * memory.  An image file is one; tests put others in its place.
+ *
+ * All functions may be called by several threads at once, with any or
+ * no lock held; they may block on I/O.
+ */
+
+#ifndef CORE_STORAGE_STORAGE_H
+#define CORE_STORAGE_STORAGE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#include "base/offset.h"
+
+struct storage;
+
+/* What changes when a storage is changed by anybody: of a file, by any program
+ * that writes it, cuts it off or puts another one in its place.  Times are those
+ * of the file system, which may be coarse.
+ */
+struct storage_stamp {
+  uint64_t device, inode, size;
+  struct timespec modified, changed;
+};
+
+struct storage_ops {
+  /* As pread(2): may be short, 0 at the end; -1 sets errno.  It is
+   * called again for what is missing.
+   */
+  ssize_t (*pread) (struct storage *, void *buf, size_t count,
+                    uint64_t offset);
+
+  /* Whether the bytes at offset are data or a hole, and in *length how
+   * many of the count bytes from there on are of the same kind (at
+   * least 1).  -1 sets errno.  May be NULL: all is data.
+   */
+  int (*extent) (struct storage *, uint64_t offset, uint64_t count,
+                 bool *hole, uint64_t *length);
+
+  /* How many bytes from offset on, which is in the storage, are known to be a
+   * hole, to its end; 0: none.  That costs less than extent, which may have to
+   * look for the end of data.  May be NULL: extent is asked.
+   */
+  uint64_t (*hole) (struct storage *, uint64_t offset);
+
+  /* Start reading into the host's cache, without waiting.  May be NULL. */
+  void (*prefetch) (struct storage *, uint64_t offset, uint64_t count);
+
+  /* The rest may be NULL where a storage is only read.
+   *
+   * As pwritev(2): may be short, but not 0; -1 sets errno.  It is called
+   * again for what is missing.  With durable set, what it wrote survives a
+   * power loss once it returns.
+   */
+  ssize_t (*pwritev) (struct storage *, const struct iovec *iov, int nr,
+                      uint64_t offset, bool durable);
+
+  /* Whatever was written, zeroed or resized before this call survives a
+   * power loss once it returns 0.  -1 sets errno.
+   */
+  int (*flush) (struct storage *);
+
+  /* Make a range within the storage read as zeros without writing it, and
+   * with punch set give its space back to the host.  -1 sets errno:
+   * EOPNOTSUPP if that can't be done here.
+   */
+  int (*zero) (struct storage *, uint64_t offset, uint64_t count, bool punch);
+
+  /* Have space for a range, which reads as before.  -1 sets errno: EOPNOTSUPP
+   * if that can't be done here.  May be NULL.
+   */
+  int (*allocate) (struct storage *, uint64_t offset, uint64_t count);
+
+  /* Grow, with zeros, or cut off.  -1 sets errno: ENOSPC if the storage is
+   * of a fixed size and smaller than that.
+   */
+  int (*resize) (struct storage *, uint64_t size);
+
+  /* Fill in what there is; the size that is known is in it.  -1 sets errno.  May
+   * be NULL where nobody else has the storage.
+   */
+  int (*stamp) (struct storage *, struct storage_stamp *);
+
+  void (*close) (struct storage *);
+};
+
+struct storage {
+  const struct storage_ops *ops;
+  char *name;            /* for messages; owned */
+  _Atomic uint64_t size; /* in bytes; grows with what is written */
+};
+
+/* Open a file or block device, read-only, relative to the directory dirfd
+ * (AT_FDCWD if none).  If it must lie beneath that then EXDEV is the error of
+ * a path that leads out of it.  name is for messages.  Neither waits for the writer
+ * of a FIFO nor accepts one.  Returns NULL with the error set.
+ */
+extern struct storage *storage_file_open (int dirfd, const char *path,
+                                          bool beneath, const char *name);
+
+/* A storage of a file or block device that the caller has open for reading
+ * and writing.  fd is owned from here on, even after an error.  It is never
+ * opened again.  Returns NULL with the error set.
+ */
+extern struct storage *storage_file_adopt (int fd, const char *name);
+
+/* What a process does with a file, and what it lets others do: QEMU's
+ * permissions, which QEMU makes known through byte-range locks.
+ */
+enum {
+  STORAGE_CONSISTENT_READ = 1 << 0,
+  STORAGE_WRITE = 1 << 1,
+  STORAGE_WRITE_UNCHANGED = 1 << 2,
+  STORAGE_RESIZE = 1 << 3,
+};
+
+/* What becomes of these locks. */
+enum storage_locking {
+  STORAGE_LOCKING_AUTO, /* where they can't be had a note says so; default */
+  STORAGE_LOCKING_ON,   /* that is an error (ENOLCK) */
+  STORAGE_LOCKING_OFF,  /* none are taken or looked for */
+};
+
+/* Before the first of them. */
+extern void storage_file_set_locking (struct storage *s,
+                                      enum storage_locking locking);
+
+/* Make it known to other processes, until the storage is closed, that this
+ * one uses these permissions of the file and denies those to others.  Returns
+ * -1 with the error set: EAGAIN if another process is in the way.
+ */
+extern int storage_file_lock (struct storage *s, unsigned uses,
+                              unsigned denies);
+
+/* Give these locks up. */
+extern void storage_file_unlock (struct storage *s);
+
+/* Open a storage that was opened for reading once more, for writing: the same
+ * file, which must still be under the same path, with locks as by
+ * storage_file_lock instead of those it has.  Nothing is written, and reads
+ * may go on meanwhile.  Returns -1 with the error set, and nothing has
+ * changed: EACCES, EPERM or EROFS if this file can only be read, EAGAIN if
+ * another process is in the way.  Does nothing to a storage of another kind,
+ * nor if it was done before.
+ */
+extern int storage_file_make_writable (struct storage *s, unsigned uses,
+                                       unsigned denies);
+
+/* Whether the file that a storage was opened from could be opened for
+ * writing: returns -1 with the error set if not, EROFS if it is a block device
+ * that can't be written.
+ */
+extern int storage_file_check_writable (const struct storage *s);
+
+/* True if st, of stat(2), is of the file that a storage has open. */
+struct stat;
+extern bool storage_file_is (const struct storage *s, const struct stat *st);
+
+/* True if both are the same file on the host. */
+extern bool storage_file_same (const struct storage *a,
+                               const struct storage *b);
+
+/* Read exactly count bytes.  What lies past the end of the storage reads
+ * as zeros: a host file may end inside its last cluster.  Returns -1 with
+ * the error set (EIO and the host's reason).
+ */
+extern int storage_read (struct storage *s, void *buf, size_t count,
+                         struct host_off offset);
+
+/* Write exactly count bytes.  Returns -1 with the error set: ENOSPC if there
+ * is no room, else EIO; a part may have been written.
+ */
+extern int storage_write (struct storage *s, const void *buf, size_t count,
+                          struct host_off offset);
+
+/* The same from nr (at most STORAGE_MAX_IOV) pieces of memory; iov is
+ * changed.  durable: see storage_ops.pwritev.
+ */
+#define STORAGE_MAX_IOV 64
+extern int storage_writev (struct storage *s, struct iovec *iov, int nr,
+                           struct host_off offset, bool durable);
+
+/* See storage_ops.flush.  After an error nobody knows what is on the disk
+ * (I10).  Returns -1 with the error set to EIO.
+ */
+extern int storage_flush (struct storage *s);
+
+/* Make count bytes read as zeros, by storage_ops.zero or by writing zeros.
+ * Errors as with storage_write.
+ */
+extern int storage_zero (struct storage *s, struct host_off offset,
+                         uint64_t count, bool punch);
+
+/* Give the space of a range back to the host, and have it read as zeros.
+ * Returns false if that can't be done (without an error set): it may then
+ * hold anything.
+ */
+extern bool storage_punch (struct storage *s, struct host_off offset,
+                           uint64_t count);
+
+/* Whether what was never written may be holes, which want space then. */
+extern bool storage_has_holes (const struct storage *s);
+
+/* See to it that writing this range won't fail for want of space.  *done is
+ * false where the storage can't, but for writing what is there once more.
+ * Errors as with storage_write.
+ */
+extern int storage_allocate (struct storage *s, struct host_off offset,
+                             uint64_t count, bool *done);
+
+/* See storage_ops.resize.  Errors as with storage_write. */
+extern int storage_resize (struct storage *s, uint64_t size);
+
+/* See storage_ops.extent; past the end is a hole.  count > 0. */
+extern int storage_extent (struct storage *s, struct host_off offset,
+                           uint64_t count, bool *hole, uint64_t *length);
+
+/* How many bytes from offset on are known to read as zeros, since they are in a
+ * hole or past the end; 0: that is not known.  There may be more behind them.
+ */
+extern uint64_t storage_hole (struct storage *s, struct host_off offset);
+
+/* Tell in *zero whether all count bytes at offset are zeros now.  Errors as
+ * with storage_read.
+ */
+extern int storage_is_zero (struct storage *s, struct host_off offset,
+                            uint64_t count, bool *zero);
+
+extern void storage_prefetch (struct storage *s, struct host_off offset,
+                              uint64_t count);
+
+/* Fill in *stamp.  Returns false, without an error set, if that can't be done. */
+extern bool storage_stamp (struct storage *s, struct storage_stamp *stamp);
+
+extern bool storage_stamps_equal (const struct storage_stamp *a,
+                                  const struct storage_stamp *b);
+
+/* NULL is allowed. */
+extern void storage_close (struct storage *s);
+
+#endif /* CORE_STORAGE_STORAGE_H */
