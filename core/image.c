@@ -95,8 +95,8 @@ image_new (uint64_t cache_size)
   im->shared.epoch = &im->epoch;
   im->shared.cache = cache_new (cache_size);
   if (im->shared.cache != NULL)
-    im->shared.decoded = decoded_new ();
-  if (im->shared.decoded != NULL)
+    im->shared.clusters = cluster_cache_new ();
+  if (im->shared.clusters != NULL)
     im->shared.codecs = codec_pool_new ();
   if (im->shared.codecs == NULL) {
     (void) image_close (im);
@@ -244,7 +244,7 @@ image_close (struct image *im)
   snapshots_free (&im->snapshots);
   chain_close (&im->chain);
   codec_pool_free (im->shared.codecs);
-  decoded_free (im->shared.decoded);
+  cluster_cache_free (im->shared.clusters);
   cache_free (im->shared.cache);
   pthread_mutex_destroy (&im->writer_lock);
   epoch_destroy (&im->epoch);

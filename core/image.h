@@ -6,11 +6,11 @@
  *
  * Locks of who reads.  There are four kinds, none is held while another is
  * taken, and none around I/O (I12):
- *   cache.c    struct cache.lock        on a miss, for moments
- *   decoded.c  struct decoded.lock      reads of compressed clusters
- *   codec.c    struct codec_pool.lock   likewise
- *   error.h    struct damage.lock       reads that meet damage
- * writer.h has those of who writes, and their order.  image.writer_lock, held
+ *   cache/tables.c    struct cache.lock        on a miss, for moments
+ *   cache/clusters.c  struct cluster_cache.lock      reads of compressed clusters
+ *   qcow2/codec.c    struct codec_pool.lock   likewise
+ *   base/error.h    struct damage.lock       reads that meet damage
+ * qcow2/write/writer.h has those of who writes, and their order.  image.writer_lock, held
  * while an image is made writable, stands above them all.
  */
 

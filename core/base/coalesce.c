@@ -7,7 +7,7 @@
 #include "base/coalesce.h"
 
 void
-gather_init (struct gather *g, unsigned cluster_bits)
+coalesce_init (struct coalesce *g, unsigned cluster_bits)
 {
   memset (g, 0, sizeof *g);
   g->cluster_bits = cluster_bits;
@@ -15,27 +15,27 @@ gather_init (struct gather *g, unsigned cluster_bits)
 }
 
 void
-gather_destroy (struct gather *g)
+coalesce_destroy (struct coalesce *g)
 {
   pthread_mutex_destroy (&g->lock);
 }
 
 /* The slot of this cluster, or one to be used for it.  lock held. */
-static struct gather_slot *
-find_slot (struct gather *g, uint64_t cluster)
+static struct coalesce_slot *
+find_slot (struct coalesce *g, uint64_t cluster)
 {
-  struct gather_slot *oldest = &g->slot[0];
+  struct coalesce_slot *oldest = &g->slot[0];
   unsigned i;
 
   for (i = 0; i < GATHER_SLOTS; ++i) {
-    struct gather_slot *s = &g->slot[i];
+    struct coalesce_slot *s = &g->slot[i];
 
     if (s->last_use > 0 && s->cluster == cluster)
       return s;
     if (s->last_use < oldest->last_use)
       oldest = s;
   }
-  *oldest = (struct gather_slot) { .cluster = cluster };
+  *oldest = (struct coalesce_slot) { .cluster = cluster };
   return oldest;
 }
 
@@ -53,11 +53,11 @@ whole_parts (unsigned cluster_bits, uint64_t from, uint64_t to)
 }
 
 bool
-gather_note (struct gather *g, uint64_t from, uint64_t to)
+coalesce_note (struct coalesce *g, uint64_t from, uint64_t to)
 {
   const uint64_t cluster = from >> g->cluster_bits;
   const uint64_t start = cluster << g->cluster_bits;
-  struct gather_slot *s;
+  struct coalesce_slot *s;
   bool complete;
 
   pthread_mutex_lock (&g->lock);

@@ -16,25 +16,25 @@
 
 #define GATHER_SLOTS 32
 
-struct gather_slot {
+struct coalesce_slot {
   uint64_t cluster;
   uint64_t written; /* bit i: the i-th 64th of it */
   uint64_t last_use; /* 0: the slot is empty */
 };
 
-struct gather {
+struct coalesce {
   pthread_mutex_t lock;
   unsigned cluster_bits;
   uint64_t clock;
-  struct gather_slot slot[GATHER_SLOTS];
+  struct coalesce_slot slot[GATHER_SLOTS];
 };
 
-extern void gather_init (struct gather *g, unsigned cluster_bits);
-extern void gather_destroy (struct gather *g);
+extern void coalesce_init (struct coalesce *g, unsigned cluster_bits);
+extern void coalesce_destroy (struct coalesce *g);
 
 /* Bytes from, up to but without to, of one cluster have been written.  True
  * if that completes it; it is then forgotten.  Takes its lock for a moment.
  */
-extern bool gather_note (struct gather *g, uint64_t from, uint64_t to);
+extern bool coalesce_note (struct coalesce *g, uint64_t from, uint64_t to);
 
 #endif /* CORE_BASE_COALESCE_H */

@@ -21,13 +21,13 @@ struct cluster {
   enum state state;
   unsigned users; /* threads that copy from it or decode into it */
   uint64_t last_use;
-  struct decoded_key key;
+  struct cluster_cache_key key;
   void *data; /* allocated bytes; NULL if 0 */
   size_t allocated;
 };
 
 /* All under the lock, but for the data of a cluster that has users. */
-struct decoded {
+struct cluster_cache {
   pthread_mutex_t lock;
   pthread_cond_t changed;
   uint64_t clock;
@@ -36,10 +36,10 @@ struct decoded {
   struct cluster cluster[DECODED_MAX_CLUSTERS];
 };
 
-struct decoded *
-decoded_new (void)
+struct cluster_cache *
+cluster_cache_new (void)
 {
-  struct decoded *d = calloc (1, sizeof *d);
+  struct cluster_cache *d = calloc (1, sizeof *d);
 
   if (d == NULL) {
     error_set (ENOMEM, "out of memory");
@@ -51,7 +51,7 @@ decoded_new (void)
 }
 
 void
-decoded_free (struct decoded *d)
+cluster_cache_free (struct cluster_cache *d)
 {
   unsigned i;
 
@@ -65,10 +65,10 @@ decoded_free (struct decoded *d)
 }
 
 /* Nobody looks for data of no bytes. */
-static const struct decoded_key no_key = { 0 };
+static const struct cluster_cache_key no_key = { 0 };
 
 static inline bool
-has_key (const struct cluster *c, const struct decoded_key *key)
+has_key (const struct cluster *c, const struct cluster_cache_key *key)
 {
   return c->state != EMPTY && c->key.offset == key->offset &&
     c->key.id == key->id && c->key.size == key->size;
@@ -76,7 +76,7 @@ has_key (const struct cluster *c, const struct decoded_key *key)
 
 /* Lock held. */
 static struct cluster *
-find (struct decoded *d, const struct decoded_key *key)
+find (struct cluster_cache *d, const struct cluster_cache_key *key)
 {
   unsigned i;
 
@@ -93,7 +93,7 @@ find (struct decoded *d, const struct decoded_key *key)
 
 /* Lock held. */
 static void
-drop (struct decoded *d, struct cluster *c)
+drop (struct cluster_cache *d, struct cluster *c)
 {
   free (c->data);
   d->bytes -= c->allocated;
@@ -102,7 +102,7 @@ drop (struct decoded *d, struct cluster *c)
 
 /* Lock held.  NULL if every cluster has users. */
 static struct cluster *
-least_recently_used (struct decoded *d)
+least_recently_used (struct cluster_cache *d)
 {
   struct cluster *lru = NULL;
   unsigned i;
@@ -119,7 +119,7 @@ least_recently_used (struct decoded *d)
 
 /* Lock held. */
 static struct cluster *
-find_empty (struct decoded *d)
+find_empty (struct cluster_cache *d)
 {
   unsigned i;
 
@@ -134,7 +134,7 @@ find_empty (struct decoded *d)
  * memory is short: the caller does without.  Lock held.
  */
 static struct cluster *
-make_room (struct decoded *d, size_t size)
+make_room (struct cluster_cache *d, size_t size)
 {
   struct cluster *c = find_empty (d), *lru;
 
@@ -161,7 +161,7 @@ make_room (struct decoded *d, size_t size)
  * has one more user.  Lock held; let go while waiting.
  */
 static struct cluster *
-find_ready (struct decoded *d, const struct decoded_key *key)
+find_ready (struct cluster_cache *d, const struct cluster_cache_key *key)
 {
   struct cluster *c;
 
@@ -175,7 +175,7 @@ find_ready (struct decoded *d, const struct decoded_key *key)
 }
 
 static void
-copy_and_release (struct decoded *d, struct cluster *c, size_t skip,
+copy_and_release (struct cluster_cache *d, struct cluster *c, size_t skip,
                   void *buf, size_t count)
 {
   memcpy (buf, (char *) c->data + skip, count);
@@ -205,7 +205,7 @@ read_uncached (size_t cluster_size, size_t skip, void *buf, size_t count,
 }
 
 int
-decoded_read (struct decoded *d, struct decoded_key key, size_t cluster_size,
+cluster_cache_read (struct cluster_cache *d, struct cluster_cache_key key, size_t cluster_size,
               size_t skip, void *buf, size_t count,
               decode_fn decode, void *opaque)
 {
@@ -249,7 +249,7 @@ decoded_read (struct decoded *d, struct decoded_key key, size_t cluster_size,
 }
 
 void
-decoded_forget (struct decoded *d, unsigned id, uint64_t offset,
+cluster_cache_forget (struct cluster_cache *d, unsigned id, uint64_t offset,
                 uint64_t bytes)
 {
   unsigned i;

@@ -16,15 +16,15 @@
 #define DECODED_MAX_BYTES ((size_t) 16 << 20)
 #define DECODED_MAX_CLUSTERS 256
 
-struct decoded;
+struct cluster_cache;
 
-extern struct decoded *decoded_new (void); /* NULL: error set */
-extern void decoded_free (struct decoded *d); /* no user left; NULL ok */
+extern struct cluster_cache *cluster_cache_new (void); /* NULL: error set */
+extern void cluster_cache_free (struct cluster_cache *d); /* no user left; NULL ok */
 
 /* What was decoded: the storage's id, and where and how long the
  * compressed data there is.
  */
-struct decoded_key {
+struct cluster_cache_key {
   unsigned id;
   uint32_t size;
   uint64_t offset;
@@ -39,7 +39,7 @@ typedef int (*decode_fn) (void *opaque, void *out, size_t out_len);
  * else into the cache, while other threads that want the same cluster
  * wait for it.  Returns -1 with the error set (decode's, or ENOMEM).
  */
-extern int decoded_read (struct decoded *d, struct decoded_key key,
+extern int cluster_cache_read (struct cluster_cache *d, struct cluster_cache_key key,
                          size_t cluster_size, size_t skip,
                          void *buf, size_t count,
                          decode_fn decode, void *opaque);
@@ -47,7 +47,7 @@ extern int decoded_read (struct decoded *d, struct decoded_key key,
 /* What is at these bytes of a storage is no longer what was decoded.  Who is
  * reading it still gets what was there.
  */
-extern void decoded_forget (struct decoded *d, unsigned id, uint64_t offset,
+extern void cluster_cache_forget (struct cluster_cache *d, unsigned id, uint64_t offset,
                             uint64_t bytes);
 
 #endif /* CORE_CACHE_CLUSTERS_H */

@@ -21,7 +21,7 @@ _Static_assert (CHAIN_MAX_DEPTH <= CACHE_MAX_STORAGES,
 enum follow {
   FOLLOW_NONE,
   FOLLOW_BENEATH, /* those under its own directory */
-  FOLLOW_ANY,     /* any path on the host: see backing-name.h */
+  FOLLOW_ANY,     /* any path on the host: see disk/backing-name.h */
 };
 
 struct chain_options {

@@ -25,7 +25,7 @@ enum layer_format {
 /* What all layers of a chain share. */
 struct shared {
   struct cache *cache;
-  struct decoded *decoded;
+  struct cluster_cache *clusters;
   struct codec_pool *codecs;
   struct epoch *epoch; /* that each request is in while it uses a mapping */
 };

@@ -66,14 +66,14 @@ static int
 read_compressed (const struct layer *layer, const struct run *run,
                  void *buf, struct guest_off offset)
 {
-  const struct decoded_key key = {
+  const struct cluster_cache_key key = {
     .id = layer->map.id,
     .size = run->compressed_size,
     .offset = run->host.v,
   };
   struct compressed z = { .layer = layer, .run = run };
 
-  return decoded_read (layer->shared->decoded, key, layer->map.cluster_size,
+  return cluster_cache_read (layer->shared->clusters, key, layer->map.cluster_size,
                        offset.v & (layer->map.cluster_size - 1),
                        buf, run->length, decode_cluster, &z);
 }

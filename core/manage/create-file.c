@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* The part of create.h that has to do with files. */
+/* The part of manage/create.h that has to do with files. */
 
 #include <config.h>
 

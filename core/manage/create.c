@@ -368,7 +368,7 @@ clear (struct creation *c)
   return storage_zero (c->storage, start, old, true);
 }
 
-/* The header's first sector last, see create.h: a power cut that left it
+/* The header's first sector last, see manage/create.h: a power cut that left it
  * without the others would leave an image without the names in them.
  */
 static int

@@ -13,7 +13,7 @@
 #include "qcow2/format.h"
 #include "qcow2/header.h"
 
-/* What entry.c has to know of an image. */
+/* What qcow2/entry.c has to know of an image. */
 struct entry_format {
   unsigned version;
   unsigned cluster_bits;

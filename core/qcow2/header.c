@@ -35,7 +35,7 @@ enum {
 
 _Static_assert (HEADER_FEATURES_OFFSET == FIELD_INCOMPATIBLE &&
                 HEADER_REFCOUNT_TABLE_OFFSET == FIELD_REFCOUNT_TABLE_OFFSET,
-                "header.h and the fields agree");
+                "qcow2/header.h and the fields agree");
 
 #define KNOWN_INCOMPATIBLE                                      \
   (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT |              \

@@ -44,7 +44,7 @@ struct header {
   uint64_t autoclear;
   enum compression compression;
 
-  /* Not checked, and stale unless the autoclear bit is set: see bitmaps.h. */
+  /* Not checked, and stale unless the autoclear bit is set: see qcow2/bitmaps.h. */
   uint32_t nr_bitmaps;
   uint64_t bitmaps_field; /* the header's offset of what follows */
   struct host_off bitmap_directory;

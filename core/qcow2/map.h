@@ -8,7 +8,7 @@
  *  M1  A run lies within what was asked for and is at least a byte long.
  *  M2  A DATA run is contiguous on the host; its first byte lies within the
  *      file, rounded up to a cluster.
- *  M3  Nothing of an entry is used before entry.h has decoded it.
+ *  M3  Nothing of an entry is used before qcow2/entry.h has decoded it.
  *  M4  No lock is taken by a lookup of cached tables (I12).
  *  M5  in_place is only said of clusters which the entries of both the L1
  *      and the L2 table mark as COPIED.

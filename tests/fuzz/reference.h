@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* What an image's disk holds, by the specification and by nothing of core/ but
- * the masks in format.h: so that what core/ reads can be compared.
+ * the masks in qcow2/format.h: so that what core/ reads can be compared.
  */
 
 #ifndef FUZZ_REFERENCE_H

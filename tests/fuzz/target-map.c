@@ -47,22 +47,22 @@ check_refcounts (const uint8_t *data, size_t size, const struct header *h)
     ? h->cluster_size : CACHE_SLOT_BYTES;
   const uint64_t nr = size / h->cluster_size + 16;
   struct epoch epoch;
-  struct commit commit;
+  struct writeback writeback;
   struct overlap overlap;
   struct refcounts refcounts;
 
   epoch_init (&epoch);
   overlap_init (&overlap, h->cluster_bits);
   if (cache == NULL ||
-      commit_init (&commit, s, cache, 0, slice, h->cluster_bits, &epoch) == -1)
+      writeback_init (&writeback, s, cache, 0, slice, h->cluster_bits, &epoch) == -1)
     broken ("memory is short");
-  if (refcounts_init (&refcounts, h, &commit, &overlap) == -1)
+  if (refcounts_init (&refcounts, h, &writeback, &overlap) == -1)
     expect_error ();
   else
     compare_refcounts (&refcounts, data, size,
                        nr < MAX_CLUSTERS ? nr : MAX_CLUSTERS);
   overlap_destroy (&overlap);
-  commit_destroy (&commit);
+  writeback_destroy (&writeback);
   epoch_destroy (&epoch);
   cache_free (cache);
   storage_close (s);

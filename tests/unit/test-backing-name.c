@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* backing-name.c: which names of backing files are paths. */
+/* disk/backing-name.c: which names of backing files are paths. */
 
 #include <config.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* beneath.c: by hand it opens the same files as the kernel does, and refuses
+/* storage/beneath.c: by hand it opens the same files as the kernel does, and refuses
  * the same, whoever exchanges what meanwhile.
  */
 

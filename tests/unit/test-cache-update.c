@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* cache.c, changing: what was changed is seen at once, stays until it is
+/* cache/tables.c, changing: what was changed is seen at once, stays until it is
  * written, and is written whole.
  */
 

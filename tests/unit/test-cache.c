@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* cache.c: hits, misses, eviction, errors, and many threads at once.
+/* cache/tables.c: hits, misses, eviction, errors, and many threads at once.
  *
  * Every word of the storage used here is a function of its offset and of
  * the storage's id, so that a torn or a wrong slice shows.

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* chain.c and image.c: opening, the gate for backing files, and a storage
+/* disk/chain.c and image.c: opening, the gate for backing files, and a storage
  * that fails at each of its calls in turn.
  */
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* codec.c, against the compressors of zlib and zstd. */
+/* qcow2/codec.c, against the compressors of zlib and zstd. */
 
 #include <config.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* compress.c: what is stored compressed, when, and what becomes of it. */
+/* qcow2/write/compress.c: what is stored compressed, when, and what becomes of it. */
 
 #include <config.h>
 
@@ -205,7 +205,7 @@ test_growth (void)
 
   start (&usual, nr, 0);
   rig_close (&rig);
-  rig.cache_size = UINT64_C (16) << 20; /* which asks for no commit */
+  rig.cache_size = UINT64_C (16) << 20; /* which asks for no writeback */
   rig_open (&rig);
   rig_write (&rig, 0, nr * cluster_size, 1);
   for (i = 0; i < 300 * nr; ++i) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* create.c: images over what is there; in which order things are written; and
+/* manage/create.c: images over what is there; in which order things are written; and
  * what is left when the storage fails.
  */
 

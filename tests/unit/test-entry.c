@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* entry.c, against a second implementation that follows the spec's text
+/* qcow2/entry.c, against a second implementation that follows the spec's text
  * bit by bit.
  */
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* epoch.c: who is left that could have seen how things were before. */
+/* base/epoch.c: who is left that could have seen how things were before. */
 
 #include <config.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* extents.c, layer.c and reading through chains of layers, against what
+/* disk/extents.c, disk/layer.c and reading through chains of layers, against what
  * models of each layer say.
  */
 
@@ -38,7 +38,7 @@ open_chain (unsigned nr, uint64_t raw_size, const uint8_t *data)
 
   epoch_init (&epoch);
   shared.cache = cache_new (CACHE_MIN_BYTES);
-  shared.decoded = decoded_new ();
+  shared.clusters = cluster_cache_new ();
   shared.codecs = codec_pool_new ();
   nr_layers = nr;
   for (i = 0; i < nr; ++i) {
@@ -76,7 +76,7 @@ close_chain (void)
   free (raw_data);
   raw_data = NULL;
   codec_pool_free (shared.codecs);
-  decoded_free (shared.decoded);
+  cluster_cache_free (shared.clusters);
   cache_free (shared.cache);
   epoch_destroy (&epoch);
   memset (control, 0, sizeof control);

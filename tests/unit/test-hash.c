@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* hash.c: keys, and how they spread values that were chosen to collide. */
+/* base/hash.c: keys, and how they spread values that were chosen to collide. */
 
 #include <config.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* inflight.c: ranges that overlap take turns, others don't wait. */
+/* base/inflight.c: ranges that overlap take turns, others don't wait. */
 
 #include <config.h>
 

@@ -161,7 +161,7 @@ static const char *const meetings[] = {
   "extl2-snap shared warm 0 rude trim,flush view other1,flush",
 };
 
-/* The second one is stopped as well: what was freed by one commit while
+/* The second one is stopped as well: what was freed by one writeback while
  * another one is written; and a third range, beside two others.
  */
 static const char *const double_meetings[] = {

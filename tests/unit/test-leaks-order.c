@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* leaks.c, where requests meet the search at the worst moment: either is held
+/* qcow2/write/leaks.c, where requests meet the search at the worst moment: either is held
  * up until the other has come so far.
  */
 
@@ -81,15 +81,15 @@ open_gate (enum side side)
 static _Atomic bool reserve_seen;
 static _Atomic unsigned looks;
 
-extern void __real_space_not_leaked (struct space *s);
-extern void __wrap_space_not_leaked (struct space *s);
+extern void __real_alloc_not_leaked (struct alloc *s);
+extern void __wrap_alloc_not_leaked (struct alloc *s);
 extern void __real_epoch_advance (struct epoch *e, uint64_t then);
 extern void __wrap_epoch_advance (struct epoch *e, uint64_t then);
 
 void
-__wrap_space_not_leaked (struct space *s)
+__wrap_alloc_not_leaked (struct alloc *s)
 {
-  __real_space_not_leaked (s);
+  __real_alloc_not_leaked (s);
   atomic_store (&reserve_seen, true);
 }
 
@@ -139,7 +139,7 @@ start (const char *what, bool copied)
   rig_init (&rig, what, &b);
   build_free (&b);
   rig.control.hook = pass_gate;
-  rig.cache_size = 1 << 20; /* which is never crowded: nobody else commits */
+  rig.cache_size = 1 << 20; /* which is never crowded: nobody else writebacks */
   memset (gates, 0, sizeof gates);
   reserve_seen = false;
   looks = 0;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* leaks.c, suspects.c: what a killed writer has left is freed, and nothing
+/* qcow2/write/leaks.c, qcow2/write/suspects.c: what a killed writer has left is freed, and nothing
  * else; beside threads that write, zero and trim, for ThreadSanitizer, too.
  */
 

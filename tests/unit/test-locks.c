@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* locks.c: what is a conflict, what is a file system without locks, and what
+/* storage/locks.c: what is a conflict, what is a file system without locks, and what
  * others see meanwhile.
  */
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* map.c and read.c: small images, known ones and random ones. */
+/* qcow2/map.c and disk/read.c: small images, known ones and random ones. */
 
 #include <config.h>
 
@@ -27,7 +27,7 @@ open_image (const struct builder *b)
 
   epoch_init (&epoch);
   shared.cache = cache_new (CACHE_MIN_BYTES);
-  shared.decoded = decoded_new ();
+  shared.clusters = cluster_cache_new ();
   shared.codecs = codec_pool_new ();
   s = build_storage (b, &control);
   CHECK_OK (chain_open_storages (&chain, &s, 1, &shared));
@@ -39,7 +39,7 @@ close_image (void)
 {
   chain_close (&chain);
   codec_pool_free (shared.codecs);
-  decoded_free (shared.decoded);
+  cluster_cache_free (shared.clusters);
   cache_free (shared.cache);
   epoch_destroy (&epoch);
   memset (&control, 0, sizeof control);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* overlap.c: which parts of an image hold metadata (I7). */
+/* qcow2/write/overlap.c: which parts of an image hold metadata (I7). */
 
 #include <config.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* refcount.c: refcounts of all widths, and the growth of their tables. */
+/* qcow2/write/refcount.c: refcounts of all widths, and the growth of their tables. */
 
 #include <config.h>
 
@@ -22,7 +22,7 @@ static struct memory_control control;
 static struct storage *storage;
 static struct cache *cache;
 static struct epoch epoch;
-static struct commit commit;
+static struct writeback writeback;
 static struct overlap overlap;
 static struct refcounts refcounts;
 static struct header header;
@@ -61,18 +61,18 @@ start (unsigned bits, unsigned order, unsigned more)
   storage = memory_disk_open (&disk, "test", &control);
   cache = cache_new (1 << 20);
   epoch_init (&epoch);
-  CHECK_OK (commit_init (&commit, storage, cache, 0, bits < 12 ? 1U << bits
+  CHECK_OK (writeback_init (&writeback, storage, cache, 0, bits < 12 ? 1U << bits
                          : CACHE_SLOT_BYTES, bits, &epoch));
   overlap_init (&overlap, bits);
   CHECK_OK (overlap_sort (&overlap, "test"));
-  CHECK_OK (refcounts_init (&refcounts, &header, &commit, &overlap));
+  CHECK_OK (refcounts_init (&refcounts, &header, &writeback, &overlap));
 }
 
 static void
 end (void)
 {
   overlap_destroy (&overlap);
-  commit_destroy (&commit);
+  writeback_destroy (&writeback);
   epoch_destroy (&epoch);
   cache_free (cache);
   storage_close (storage);
@@ -142,7 +142,7 @@ test_runs (unsigned bits, unsigned order)
 
     switch (random_below (&state, 8)) {
     case 0:
-      CHECK_OK (commit_flush (&commit));
+      CHECK_OK (writeback_flush (&writeback));
       break;
     case 1: case 2: case 3: {
       const uint64_t few = nr < 70 ? nr : 70;
@@ -156,7 +156,7 @@ test_runs (unsigned bits, unsigned order)
       check_run (at, nr, limit);
     }
   }
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   for (i = 0; i < limit; ++i) {
     CHECK_EQ (stored (i), model[i]);
     CHECK_EQ (refcount_of (i), model[i]);
@@ -178,10 +178,10 @@ test_batch (void)
   start (16, 4, 1);
   CHECK_OK (refcount_set (&refcounts, 100, 5000, 1, &batch));
   CHECK (batch > 0);
-  CHECK (!commit_is_durable (&commit, batch));
+  CHECK (!writeback_is_durable (&writeback, batch));
   CHECK_EQ (stored (100), 0);
-  CHECK_OK (commit_flush (&commit));
-  CHECK (commit_is_durable (&commit, batch));
+  CHECK_OK (writeback_flush (&writeback));
+  CHECK (writeback_is_durable (&writeback, batch));
   CHECK_EQ (stored (100), 1);
   CHECK_EQ (stored (5099), 1);
   CHECK_EQ (stored (5100), 0);
@@ -222,7 +222,7 @@ check_image (uint64_t taken, uint64_t old_tables)
 {
   struct image_check c;
 
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   /* The taken ones may lie past the end. */
   c = image_check (what, disk.data, size_now ());
   if (c.leaks != taken + old_tables)
@@ -238,13 +238,13 @@ count_old_tables (void)
   uint64_t nr = 0;
   size_t i;
 
-  while ((l = commit_next_freed (&commit)) != NULL) {
+  while ((l = writeback_next_freed (&writeback)) != NULL) {
     for (i = 0; i < l->nr; ++i) {
       CHECK (l->freed[i].is_table);
       nr += l->freed[i].nr;
       CHECK_EQ (refcount_of (l->freed[i].host.v >> header.cluster_bits), 1);
     }
-    commit_free_list (&commit, l);
+    writeback_free_list (&writeback, l);
   }
   return nr;
 }
@@ -277,7 +277,7 @@ test_growth (unsigned bits, unsigned order)
   }
   CHECK (refcounts.table_clusters > 1 ||
          enough < table_reach (bits, order));
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   check_image (taken, count_old_tables ());
   if (check_any_failed ())
     fprintf (stderr, "%s\n", what);
@@ -388,22 +388,22 @@ run_failing (unsigned kinds, unsigned call, int err)
     model[i] = stored (i);
   while (taken < table_reach (bits, order) - 150)
     CHECK (take (100, &taken));
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   memory_fail (&control, kinds, call, err);
   while (taken < table_reach (bits, order) + 200) {
     done = take (100, &taken);
     failed |= !done;
-    if (!done && commit_check (&commit) == -1)
+    if (!done && writeback_check (&writeback) == -1)
       break;
     if (!done && err == ENOSPC) {
       CHECK_EQ (error_errno (), ENOSPC);
       memory_fail_no_more (&control);
     }
   }
-  failed |= commit_flush (&commit) == -1;
+  failed |= writeback_flush (&writeback) == -1;
   memory_fail_no_more (&control);
-  if (commit_check (&commit) == 0) {
-    CHECK_OK (commit_flush (&commit));
+  if (writeback_check (&writeback) == 0) {
+    CHECK_OK (writeback_flush (&writeback));
     tables = count_old_tables ();
     c = image_check (what, disk.data, size_now ());
     CHECK (c.leaks >= taken + tables);
@@ -464,7 +464,7 @@ test_damage (void)
               damage[i].word);
     overlap_init (&o, 12);
     CHECK_OK (overlap_sort (&o, "test"));
-    CHECK_EQ (refcounts_init (&r, &header, &commit, &o), (uint64_t) -1);
+    CHECK_EQ (refcounts_init (&r, &header, &writeback, &o), (uint64_t) -1);
     CHECK_ERROR (EIO, damage[i].why);
     CHECK_HAS (error_message (), "refcount table entry");
     overlap_destroy (&o);
@@ -477,7 +477,7 @@ test_damage (void)
             header.refcount_table_offset.v);
   overlap_init (&o, 12);
   CHECK_OK (overlap_sort (&o, "test"));
-  CHECK_EQ (refcounts_init (&r, &header, &commit, &o), (uint64_t) -1);
+  CHECK_EQ (refcounts_init (&r, &header, &writeback, &o), (uint64_t) -1);
   CHECK_ERROR (EIO, "overlaps the refcount table");
   overlap_destroy (&o);
   end ();

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* snapshot.c, and the exports that image.c makes of snapshots. */
+/* qcow2/snapshot.c, and the exports that image.c makes of snapshots. */
 
 #include <config.h>
 

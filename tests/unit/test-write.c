@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* write.c and zero.c: each kind of request on each kind of cluster, and what
+/* qcow2/write/write.c and qcow2/write/zero.c: each kind of request on each kind of cluster, and what
  * becomes of the cluster.
  */
 

@@ -160,10 +160,10 @@ count_entry (struct table *t, struct host_off place, uint64_t word,
 {
   struct check *c = t->c;
 
-  if (c->mended) {
+  if (c->fixed_up) {
     uint64_t words[2] = { word, bitmap };
 
-    check_mend_l2 (&c->format, c->file_size, words);
+    check_fix_l2 (&c->format, c->file_size, words);
     word = words[0];
     bitmap = words[1];
   }
@@ -195,7 +195,7 @@ count_l2 (struct check *c, void *opaque, struct host_off table,
   size_t i;
 
   /* qemu-img does not look at flags in these. */
-  if (c->mended || table.v == 0 ||
+  if (c->fixed_up || table.v == 0 ||
       !check_refcount_readable (&c->refcounts, cluster))
     t.judged = 0;
   for (i = 0; i < bytes; i += entry_size) {
@@ -235,7 +235,7 @@ count_l1_word (struct check *c, struct host_off place, uint64_t word,
     return -1;
   if (r == 1 && counts_in_window (&c->counts, cluster))
     chunk = counts_find (&c->counts, cluster);
-  if (c->mended || offset == 0)
+  if (c->fixed_up || offset == 0)
     return 0;
   return check_copied (c, place, word, cluster, chunk, r == 0, paths.active);
 }
@@ -251,8 +251,8 @@ count_l1 (struct check *c, void *opaque, struct host_off place,
 
     if (word == 0)
       continue;
-    if (c->mended) {
-      word = check_mend_l1 (&c->format, c->file_size, word);
+    if (c->fixed_up) {
+      word = check_fix_l1 (&c->format, c->file_size, word);
       put_be64 (words + i, word);
       if (word == 0)
         continue;
@@ -286,7 +286,7 @@ count_block (struct check *c, uint64_t index, uint64_t block)
   if (check_refer (c, USE_REFCOUNT_BLOCK, place, block, c->h.cluster_size,
                    1) == -1)
     return -1;
-  if (c->mended || !counts_in_window (&c->counts, cluster))
+  if (c->fixed_up || !counts_in_window (&c->counts, cluster))
     return 0;
   k = counts_find (&c->counts, cluster);
   if (k == NULL || counts_get (&c->counts, k, cluster) != 1)

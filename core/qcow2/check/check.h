@@ -4,7 +4,7 @@
  *
  * This is to convict the rest of core/, and shares only its lowest levels
  * with it.  It judges as `qemu-img check' does and counts what that counts;
- * check-image.c lists where they differ.
+ * qcow2/check/check.c lists where they differ.
  */
 
 #ifndef CORE_QCOW2_CHECK_CHECK_H
@@ -20,8 +20,8 @@ extern int check_storage (struct storage *s,
                           const struct check_options *options,
                           struct check_report *report);
 
-/* For repair.c: count the references to the clusters of a window, which
- * begins at first, as c->mended and c->no_refcounts tell.
+/* For qcow2/check/repair.c: count the references to the clusters of a window, which
+ * begins at first, as c->fixed_up and c->no_refcounts tell.
  */
 extern int check_count (struct check *c, uint64_t first);
 

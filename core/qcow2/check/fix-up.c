@@ -12,7 +12,7 @@ is_usable (const struct entry_format *f, uint64_t file_size, uint64_t offset)
 }
 
 uint64_t
-check_mend_l1 (const struct entry_format *f, uint64_t file_size,
+check_fix_l1 (const struct entry_format *f, uint64_t file_size,
                uint64_t word)
 {
   const uint64_t offset = word & QCOW2_ENTRY_OFFSET_MASK;
@@ -53,7 +53,7 @@ drop (const struct entry_format *f, uint64_t words[2])
  * the file does not have.
  */
 static void
-mend_compressed (const struct entry_format *f, uint64_t file_size,
+fix_compressed (const struct entry_format *f, uint64_t file_size,
                  uint64_t words[2])
 {
   const unsigned offset_bits = 62 - (f->cluster_bits - 8);
@@ -76,7 +76,7 @@ mend_compressed (const struct entry_format *f, uint64_t file_size,
 }
 
 static void
-mend_subclusters (uint64_t offset, uint64_t words[2])
+fix_subclusters (uint64_t offset, uint64_t words[2])
 {
   uint64_t allocated = words[1] & UINT32_MAX;
   uint64_t zero = words[1] >> 32;
@@ -90,7 +90,7 @@ mend_subclusters (uint64_t offset, uint64_t words[2])
 }
 
 static void
-mend_standard (const struct entry_format *f, uint64_t file_size,
+fix_standard (const struct entry_format *f, uint64_t file_size,
                uint64_t words[2])
 {
   const uint64_t offset = words[0] & QCOW2_ENTRY_OFFSET_MASK;
@@ -105,18 +105,18 @@ mend_standard (const struct entry_format *f, uint64_t file_size,
   if (offset == 0)
     words[0] &= ~QCOW2_ENTRY_COPIED;
   if (f->extended_l2)
-    mend_subclusters (offset, words);
+    fix_subclusters (offset, words);
 }
 
 bool
-check_mend_l2 (const struct entry_format *f, uint64_t file_size,
+check_fix_l2 (const struct entry_format *f, uint64_t file_size,
                uint64_t words[2])
 {
   const uint64_t was[2] = { words[0], words[1] };
 
   if (words[0] & QCOW2_L2_COMPRESSED)
-    mend_compressed (f, file_size, words);
+    fix_compressed (f, file_size, words);
   else
-    mend_standard (f, file_size, words);
+    fix_standard (f, file_size, words);
   return words[0] != was[0] || words[1] != was[1];
 }

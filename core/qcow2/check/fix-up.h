@@ -27,11 +27,11 @@
 /* file_size is rounded up to a sector.  Nothing about the COPIED flag of
  * ordinary entries is decided here.
  */
-extern uint64_t check_mend_l1 (const struct entry_format *f,
+extern uint64_t check_fix_l1 (const struct entry_format *f,
                                uint64_t file_size, uint64_t word);
 
 /* words[1] is 0 without extended L2.  Returns true if they were changed. */
-extern bool check_mend_l2 (const struct entry_format *f, uint64_t file_size,
+extern bool check_fix_l2 (const struct entry_format *f, uint64_t file_size,
                            uint64_t words[2]);
 
 /* The first byte, and how many from there on a compressed cluster takes

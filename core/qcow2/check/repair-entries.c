@@ -55,7 +55,7 @@ walk (struct repair *r, struct check_visitor v, bool set)
 
 /* What is not written is not followed either: as if it were mended. */
 static int
-mend_l1 (struct check *c, void *opaque, struct host_off place,
+fix_l1 (struct check *c, void *opaque, struct host_off place,
          uint8_t *words, size_t bytes, struct check_paths paths)
 {
   struct pass *p = opaque;
@@ -65,20 +65,20 @@ mend_l1 (struct check *c, void *opaque, struct host_off place,
   for (i = 0; i < bytes; i += 8) {
     const struct host_off at = { place.v + i };
     const uint64_t word = get_be64 (words + i);
-    const uint64_t mended = check_mend_l1 (&c->format, c->file_size, word);
+    const uint64_t mended = check_fix_l1 (&c->format, c->file_size, word);
 
     put_be64 (p->old + i, word);
     put_be64 (words + i, mended);
     if (mended != word && !repair_may_write (p->repair, at)) {
       put_be64 (p->old + i, mended);
-      p->repair->not_mended++;
+      p->repair->not_fixed++;
     }
   }
   return write_changed (p, place, words, bytes);
 }
 
 static int
-mend_l2 (struct check *c, void *opaque, struct host_off table,
+fix_l2 (struct check *c, void *opaque, struct host_off table,
          struct host_off place, uint8_t *words, size_t bytes,
          struct check_paths paths)
 {
@@ -95,7 +95,7 @@ mend_l2 (struct check *c, void *opaque, struct host_off table,
 
     if (c->h.extended_l2)
       entry[1] = get_be64 (words + i + 8);
-    if (!check_mend_l2 (&c->format, c->file_size, entry))
+    if (!check_fix_l2 (&c->format, c->file_size, entry))
       continue;
     nr++;
     put_be64 (words + i, entry[0]);
@@ -104,16 +104,16 @@ mend_l2 (struct check *c, void *opaque, struct host_off table,
   }
   if (repair_may_write (p->repair, place))
     return write_changed (p, place, words, bytes);
-  p->repair->not_mended += nr;
+  p->repair->not_fixed += nr;
   return 0;
 }
 
 int
-repair_mend_entries (struct repair *r)
+repair_fix_entries (struct repair *r)
 {
-  const struct check_visitor v = { .l1 = mend_l1, .l2 = mend_l2 };
+  const struct check_visitor v = { .l1 = fix_l1, .l2 = fix_l2 };
 
-  r->not_mended = 0;
+  r->not_fixed = 0;
   return walk (r, v, false);
 }
 
@@ -156,7 +156,7 @@ flag_l1 (struct check *c, void *opaque, struct host_off place,
   memcpy (p->old, words, bytes);
   for (i = 0; i < bytes; i += 8) {
     const struct host_off at = { place.v + i };
-    const uint64_t word = check_mend_l1 (&c->format, c->file_size,
+    const uint64_t word = check_fix_l1 (&c->format, c->file_size,
                                          get_be64 (words + i));
 
     if (word != 0 && paths.active > 0 && repair_may_write (p->repair, at))
@@ -165,7 +165,7 @@ flag_l1 (struct check *c, void *opaque, struct host_off place,
   if (write_changed (p, place, words, bytes) == -1)
     return -1;
   for (i = 0; i < bytes; i += 8)
-    put_be64 (words + i, check_mend_l1 (&c->format, c->file_size,
+    put_be64 (words + i, check_fix_l1 (&c->format, c->file_size,
                                         get_be64 (words + i)));
   return 0;
 }

@@ -7,10 +7,10 @@
 
 #include "qcow2/check/repair-state.h"
 
-/* Write what check-mend.h makes of each entry.  Returns -1 with the error
+/* Write what qcow2/check/fix-up.h makes of each entry.  Returns -1 with the error
  * set.
  */
-extern int repair_mend_entries (struct repair *r);
+extern int repair_fix_entries (struct repair *r);
 
 /* Take the COPIED flag from the active tables' entries of clusters that have
  * other references, or give it to those that have not.

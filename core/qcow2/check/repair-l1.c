@@ -14,7 +14,7 @@
 static int
 drop_entries (struct repair *r)
 {
-  if (repair_survey (r) == -1 || repair_mend_entries (r) == -1)
+  if (repair_survey (r) == -1 || repair_fix_entries (r) == -1)
     return -1;
   return repair_flush (r);
 }
@@ -35,7 +35,7 @@ repair_complete_l1 (struct repair *r, bool hidden, const char **why_not)
   repair_pretend_size (r, end);
   if (repair_survey (r) == -1)
     return -1;
-  if (r->rebuild && (hidden || r->not_mended > 0)) {
+  if (r->rebuild && (hidden || r->not_fixed > 0)) {
     *why_not = "new refcounts are wanted for the L1 table, which is beyond the "
       "end of the file, and would be without those of what it may refer to";
     return 0;

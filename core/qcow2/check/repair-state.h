@@ -32,7 +32,7 @@ struct repair {
   bool keep_one; /* nothing becomes free */
 
   bool changed;       /* something was written since the last flush */
-  uint64_t not_mended; /* entries in shared tables */
+  uint64_t not_fixed; /* entries in shared tables */
 };
 
 /* Call fn for each window, once its references are counted; next is where the

@@ -4,7 +4,7 @@
  *
  * 1. Unknown autoclear bits are cleared, and that of damaged bitmaps, which
  *    are then no more: their clusters are leaks.
- * 2. Entries are mended, or dropped (check-mend.h).  First, since whoever
+ * 2. Entries are mended, or dropped (qcow2/check/fix-up.h).  First, since whoever
  *    lets a file grow that has entries beyond its end gives them clusters of
  *    somebody else.  Nothing can be reached through a dropped entry.
  * 3. Refcounts that are too low are raised.
@@ -25,7 +25,7 @@
  * 5, in space that nothing refers to, and the header is switched over to them.
  *
  * Entries of the snapshot table that have too much or too little extra data are
- * mended last, if nothing else is left (repair-snapshots.h); what the old table
+ * mended last, if nothing else is left (qcow2/check/repair-snapshots.h); what the old table
  * took is freed by going through the steps once more.
  *
  * What can't be decided is left as it is, and stays an error: metadata that
@@ -36,7 +36,7 @@
  * repaired, since what it would refer to would be freed.
  *
  * Before all of this the active L1 table is made whole if the end of the file
- * cuts it off (repair-l1.h).  That guesses nothing if no cluster is leaked:
+ * cuts it off (qcow2/check/repair-l1.h).  That guesses nothing if no cluster is leaked:
  * the missing part referred to nothing.  Otherwise the leaks are kept by the
  * repair that makes it whole, for who wants to look for what is lost; the next
  * one can't tell them from others.
@@ -111,10 +111,10 @@ run_steps (struct repair *r, struct repair_report *report)
 {
   if (clear_autoclear (r, &report->before) == -1 ||
       repair_survey (r) == -1 ||
-      repair_mend_entries (r) == -1 || repair_flush (r) == -1)
+      repair_fix_entries (r) == -1 || repair_flush (r) == -1)
     return -1;
   report->why_not = r->nr_shared > 0 ? not_written : NULL;
-  if (r->not_mended > 0 && r->rebuild) {
+  if (r->not_fixed > 0 && r->rebuild) {
     report->why_not = not_written;
     return 0;
   }
@@ -129,7 +129,7 @@ start (struct repair *r, struct storage *s,
 {
   if (check_start (&r->c, s, options) == -1)
     return -1;
-  r->c.mended = true;
+  r->c.fixed_up = true;
   r->c.counts.max = UINT64_MAX;
   return 0;
 }
@@ -168,7 +168,7 @@ run_once (struct storage *s, enum repair_mode mode,
   r.keep_leaks = report->before.l1_cut && report->before.leaks > 0;
   r.keep_one = mode == REPAIR_EXCESS;
   ret = run_steps (&r, report);
-  *anew = r.rebuild && r.nr_shared > 0 && r.not_mended == 0;
+  *anew = r.rebuild && r.nr_shared > 0 && r.not_fixed == 0;
   check_end (&r.c);
   free (r.shared);
   return ret;
@@ -191,7 +191,7 @@ run (struct storage *s, enum repair_mode mode,
 
 /* Write the snapshot table anew, if it is all that is left to be mended. */
 static int
-mend_snapshots (struct storage *s, const struct check_options *options,
+fix_snapshots (struct storage *s, const struct check_options *options,
                 struct repair_report *report)
 {
   const struct check_report *a = &report->after;
@@ -255,7 +255,7 @@ repair_storage (struct storage *s, enum repair_mode mode,
   if (is_to_do (mode, r) &&
       (run (s, mode, options, r) == -1 ||
        check_storage (s, options, &r->after) == -1 ||
-       (mode == REPAIR_ALL && mend_snapshots (s, options, r) == -1)))
+       (mode == REPAIR_ALL && fix_snapshots (s, options, r) == -1)))
     return -1;
   if (r->before.l1_cut && r->after.leaks > 0 && r->why_not == NULL)
     r->why_not = maybe_missed;

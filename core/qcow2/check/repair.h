@@ -17,10 +17,10 @@ enum repair_mode {
   REPAIR_LEAKS,
   /* Lower refcounts that are too high, but not to 0, if nothing else is wrong:
    * what nothing refers to is for others to find, as that doesn't need exact
-   * counts (leaks.h).
+   * counts (qcow2/write/leaks.h).
    */
   REPAIR_EXCESS,
-  REPAIR_ALL, /* see repair.c */
+  REPAIR_ALL, /* see qcow2/check/repair.c */
 };
 
 struct repair_report {

@@ -71,7 +71,7 @@ check_tables_fit (struct storage *s, uint64_t bytes, bool *fit)
 
   if (check_start (&c, s, &options) == -1)
     return -1;
-  c.only_look = c.mended = true; /* nothing is counted, or judged */
+  c.only_look = c.fixed_up = true; /* nothing is counted, or judged */
   r = add_tables (&c, &size);
   check_end (&c);
   *fit = size.bytes <= bytes;

@@ -157,7 +157,7 @@ touch (struct check *c, uint64_t cluster, struct counts_chunk **chunk)
     if (counts_new_chunk (&c->counts, cluster, chunk) == -1)
       return -1;
     if (*chunk != NULL)
-      return c->mended ? 0 : load_ones (c, *chunk, cluster &
+      return c->fixed_up ? 0 : load_ones (c, *chunk, cluster &
                                         ~(COUNTS_CHUNK - 1));
   }
   note_behind (c, cluster);
@@ -185,8 +185,8 @@ refer_in_chunk (struct check *c, enum check_use use, uint64_t first,
   for (i = first; *chunk != NULL && i < end; ++i) {
     if (counts_add (&c->counts, *chunk, i, n, &surplus) == -1)
       return -1;
-    /* The check judges blocks by themselves: in check-image.c. */
-    if (use != USE_REFCOUNT_BLOCK || c->mended)
+    /* The check judges blocks by themselves: in qcow2/check/check.c. */
+    if (use != USE_REFCOUNT_BLOCK || c->fixed_up)
       counts_set_flag (*chunk, flag_of (use), i);
     if (surplus > 0)
       check_found (&c->findings, CHECK_OVERFLOW, surplus,

@@ -27,10 +27,10 @@ struct check {
   struct counts counts;
   struct check_findings findings;
 
-  /* Count entries as they will be once they are mended (check-mend.h), and
+  /* Count entries as they will be once they are mended (qcow2/check/fix-up.h), and
    * judge nothing; for repair.
    */
-  bool mended;
+  bool fixed_up;
   bool no_refcounts; /* don't count the refcount table and its blocks */
   bool only_look;    /* count nothing at all */
 
@@ -69,7 +69,7 @@ extern void check_end (struct check *c);
 static inline bool
 check_is_first (const struct check *c)
 {
-  return c->counts.first == 0 && !c->mended;
+  return c->counts.first == 0 && !c->fixed_up;
 }
 
 /* A use of host clusters, for messages and for telling uses apart. */

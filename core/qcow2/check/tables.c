@@ -77,7 +77,7 @@ add_l1 (struct check *c, struct l1s *l, struct host_off place,
   c->only_look = only_look;
   bytes = 8 * entries;
   /* What is there of it a repair must not take for something else. */
-  if (r == 0 && active && c->mended && offset < c->file_size) {
+  if (r == 0 && active && c->fixed_up && offset < c->file_size) {
     bytes = c->file_size - offset;
     r = 1;
   }

@@ -35,29 +35,29 @@ clamp (uint64_t v, uint64_t min, uint64_t max)
 }
 
 static inline struct storage *
-storage (const struct space *s)
+storage (const struct alloc *s)
 {
-  return s->commit->storage;
+  return s->writeback->storage;
 }
 
 static inline struct host_off
-cluster_offset (const struct space *s, uint64_t cluster)
+cluster_offset (const struct alloc *s, uint64_t cluster)
 {
   return (struct host_off) { cluster << s->cluster_bits };
 }
 
 int
-space_init (struct space *s, const struct header *h, struct commit *commit,
+alloc_init (struct alloc *s, const struct header *h, struct writeback *writeback,
             struct overlap *overlap, bool keep_discarded)
 {
   unsigned i;
 
   memset (s, 0, sizeof *s);
-  s->commit = commit;
+  s->writeback = writeback;
   s->overlap = overlap;
   s->cluster_bits = h->cluster_bits;
   s->keep_discarded = keep_discarded;
-  s->opened_size = atomic_load (&commit->storage->size);
+  s->opened_size = atomic_load (&writeback->storage->size);
   s->min_batch_size = clamp (MIN_BATCH_BYTES >> s->cluster_bits, MIN_BATCH,
                              MAX_BATCH);
   s->batch_size = s->min_batch_size;
@@ -66,18 +66,18 @@ space_init (struct space *s, const struct header *h, struct commit *commit,
   s->max_window = clamp (s->max_batch_size / 4, 1, MAX_WINDOW);
   s->first_window = clamp (FIRST_WINDOW_BYTES >> s->cluster_bits, 1,
                            MAX_FIRST_WINDOW);
-  for (i = 0; i < SPACE_RECENT; ++i)
-    s->recent[i] = SPACE_NO_GUEST;
+  for (i = 0; i < ALLOC_RECENT; ++i)
+    s->recent[i] = ALLOC_NO_GUEST;
   pthread_mutex_init (&s->refcounts_lock, NULL);
   pthread_mutex_init (&s->lock, NULL);
-  if (refcounts_init (&s->refcounts, h, commit, overlap) == 0)
+  if (refcounts_init (&s->refcounts, h, writeback, overlap) == 0)
     return 0;
-  space_destroy (s);
+  alloc_destroy (s);
   return -1;
 }
 
 void
-space_destroy (struct space *s)
+alloc_destroy (struct alloc *s)
 {
   pthread_mutex_destroy (&s->refcounts_lock);
   pthread_mutex_destroy (&s->lock);
@@ -87,14 +87,14 @@ space_destroy (struct space *s)
 
 /* Add to the runs.  False if there are too many.  lock held. */
 static bool
-add_run (struct space *s, const struct space_run *r)
+add_run (struct alloc *s, const struct alloc_run *r)
 {
   unsigned i;
 
   if (r->nr == 0)
     return true;
   for (i = 0; i < s->nr_runs; ++i) {
-    struct space_run *p = &s->run[i];
+    struct alloc_run *p = &s->run[i];
 
     if (p->first + p->nr == r->first && p->zero == r->zero &&
         p->batch == r->batch) {
@@ -103,7 +103,7 @@ add_run (struct space *s, const struct space_run *r)
       return true;
     }
   }
-  if (s->nr_runs == SPACE_MAX_RUNS)
+  if (s->nr_runs == ALLOC_MAX_RUNS)
     return false;
   s->run[s->nr_runs++] = *r;
   s->in_runs += r->nr;
@@ -113,10 +113,10 @@ add_run (struct space *s, const struct space_run *r)
 /* Take up to nr clusters from the oldest run that has so many, else from the
  * longest.  lock held, and there are some.
  */
-static struct space_run
-take_from_runs (struct space *s, uint64_t nr)
+static struct alloc_run
+take_from_runs (struct alloc *s, uint64_t nr)
 {
-  struct space_run r;
+  struct alloc_run r;
   unsigned i, best = 0;
 
   for (i = 0; i < s->nr_runs && s->run[best].nr < nr; ++i) {
@@ -142,14 +142,14 @@ take_from_runs (struct space *s, uint64_t nr)
 /* Up to nr clusters of the window that is for these guest clusters; nr 0 if
  * there is none.  lock held.
  */
-static struct space_run
-take_from_window (struct space *s, uint64_t guest, uint64_t nr)
+static struct alloc_run
+take_from_window (struct alloc *s, uint64_t guest, uint64_t nr)
 {
-  struct space_run r = { 0 };
+  struct alloc_run r = { 0 };
   unsigned i;
 
-  for (i = 0; i < SPACE_WINDOWS; ++i) {
-    struct space_window *w = &s->window[i];
+  for (i = 0; i < ALLOC_WINDOWS; ++i) {
+    struct alloc_window *w = &s->window[i];
     const uint64_t at = guest - w->guest;
 
     if (guest < w->guest || at >= w->run.nr || w->used >> at & 1)
@@ -170,12 +170,12 @@ take_from_window (struct space *s, uint64_t guest, uint64_t nr)
  * is given up.  lock held.
  */
 static void
-close_window (struct space *s, struct space_window *w)
+close_window (struct alloc *s, struct alloc_window *w)
 {
   uint64_t i;
 
   for (i = 0; i < w->run.nr; ++i) {
-    struct space_run r = w->run;
+    struct alloc_run r = w->run;
     const struct freed lost = {
       .host = cluster_offset (s, w->run.first + i), .nr = 1,
       .bytes = UINT64_C (1) << s->cluster_bits,
@@ -187,14 +187,14 @@ close_window (struct space *s, struct space_window *w)
     r.first += i;
     r.nr = 1;
     if (!add_run (s, &r))
-      (void) commit_free (s->commit, &lost, 1); /* or leaked */
+      (void) writeback_free (s->writeback, &lost, 1); /* or leaked */
   }
   w->run.nr = 0;
 }
 
 /* How many clusters may still be set apart.  lock held. */
 static uint64_t
-left_for_windows (const struct space *s)
+left_for_windows (const struct alloc *s)
 {
   const uint64_t most = atomic_load (&s->batch_size);
 
@@ -203,11 +203,11 @@ left_for_windows (const struct space *s)
 
 /* lock held */
 static void
-close_stale_windows (struct space *s)
+close_stale_windows (struct alloc *s)
 {
   unsigned i;
 
-  for (i = 0; i < SPACE_WINDOWS; ++i) {
+  for (i = 0; i < ALLOC_WINDOWS; ++i) {
     if (s->clock - s->window[i].last_use > STALE_WINDOW)
       close_window (s, &s->window[i]);
   }
@@ -218,9 +218,9 @@ close_stale_windows (struct space *s)
  * what is wanted now, nr.  lock held.
  */
 static void
-open_window (struct space *s, uint64_t guest, uint64_t size, uint64_t nr)
+open_window (struct alloc *s, uint64_t guest, uint64_t size, uint64_t nr)
 {
-  struct space_window *w = &s->window[0];
+  struct alloc_window *w = &s->window[0];
   unsigned i;
 
   if (left_for_windows (s) < size) {
@@ -229,14 +229,14 @@ open_window (struct space *s, uint64_t guest, uint64_t size, uint64_t nr)
   }
   if (size <= nr)
     return;
-  for (i = 1; i < SPACE_WINDOWS && w->run.nr > 0; ++i) {
+  for (i = 1; i < ALLOC_WINDOWS && w->run.nr > 0; ++i) {
     if (s->window[i].run.nr == 0 || s->window[i].last_use < w->last_use)
       w = &s->window[i];
   }
   close_window (s, w);
   if (s->in_runs == 0)
     return;
-  *w = (struct space_window) {
+  *w = (struct alloc_window) {
     .guest = guest,
     .run = take_from_runs (s, size),
     .last_use = ++s->clock,
@@ -249,18 +249,18 @@ open_window (struct space *s, uint64_t guest, uint64_t size, uint64_t nr)
  * nr is what is wanted now.  lock held.
  */
 static uint64_t
-window_size (const struct space *s, uint64_t guest, uint64_t nr)
+window_size (const struct alloc *s, uint64_t guest, uint64_t nr)
 {
   const uint64_t first = clamp (nr * 2, s->first_window, s->max_window);
   unsigned i;
 
-  for (i = 0; i < SPACE_WINDOWS; ++i) {
-    const struct space_window *w = &s->window[i];
+  for (i = 0; i < ALLOC_WINDOWS; ++i) {
+    const struct alloc_window *w = &s->window[i];
 
     if (w->run.nr > 0 && w->guest + w->run.nr == guest)
       return clamp (w->run.nr * 2, 1, s->max_window);
   }
-  for (i = 0; i < SPACE_RECENT; ++i) {
+  for (i = 0; i < ALLOC_RECENT; ++i) {
     if (s->recent[i] == guest)
       return first;
   }
@@ -268,13 +268,13 @@ window_size (const struct space *s, uint64_t guest, uint64_t nr)
 }
 
 /* Take what there is; nr 0 if the reserve is empty.  lock held. */
-static struct space_run
-take_reserved (struct space *s, uint64_t guest, uint64_t nr)
+static struct alloc_run
+take_reserved (struct alloc *s, uint64_t guest, uint64_t nr)
 {
-  struct space_run r = { 0 };
+  struct alloc_run r = { 0 };
   uint64_t size = 0;
 
-  if (guest != SPACE_NO_GUEST) {
+  if (guest != ALLOC_NO_GUEST) {
     r = take_from_window (s, guest, nr);
     size = window_size (s, guest, nr);
   }
@@ -284,8 +284,8 @@ take_reserved (struct space *s, uint64_t guest, uint64_t nr)
   }
   if (r.nr == 0 && s->in_runs > 0)
     r = take_from_runs (s, nr);
-  if (r.nr > 0 && guest != SPACE_NO_GUEST)
-    s->recent[s->next_recent++ % SPACE_RECENT] = guest + r.nr;
+  if (r.nr > 0 && guest != ALLOC_NO_GUEST)
+    s->recent[s->next_recent++ % ALLOC_RECENT] = guest + r.nr;
   return r;
 }
 
@@ -295,13 +295,13 @@ take_reserved (struct space *s, uint64_t guest, uint64_t nr)
 #define PACK_CLUSTERS 16
 #define PACK_PART 4
 
-static uint64_t packing_clusters (const struct space *s);
+static uint64_t packing_clusters (const struct alloc *s);
 
 /* Make the file reach over as many of nr clusters as it can.  Returns how
  * many, 0 with the error set.
  */
 static uint64_t
-reach (struct space *s, uint64_t first, uint64_t nr)
+reach (struct alloc *s, uint64_t first, uint64_t nr)
 {
   const uint64_t size = atomic_load (&storage (s)->size);
 
@@ -321,7 +321,7 @@ reach (struct space *s, uint64_t first, uint64_t nr)
 
 /* Whether these clusters read as zeros; made so if that costs little. */
 static bool
-make_zero (struct space *s, uint64_t first, uint64_t nr, uint64_t old_size)
+make_zero (struct alloc *s, uint64_t first, uint64_t nr, uint64_t old_size)
 {
   const struct host_off host = cluster_offset (s, first);
 
@@ -333,7 +333,7 @@ make_zero (struct space *s, uint64_t first, uint64_t nr, uint64_t old_size)
 
 /* Reserve up to max contiguous clusters.  refcounts_lock held. */
 static int
-reserve_run (struct space *s, uint64_t max, struct space_run *r)
+reserve_run (struct alloc *s, uint64_t max, struct alloc_run *r)
 {
   const uint64_t old_size = atomic_load (&storage (s)->size);
   enum metadata kind;
@@ -346,7 +346,7 @@ reserve_run (struct space *s, uint64_t max, struct space_run *r)
     error_set (EIO, "%s: damaged: the refcount of a cluster from offset 0x%"
                PRIx64 " on is 0, but it holds %s", storage (s)->name,
                cluster_offset (s, r->first).v, overlap_name (kind));
-    commit_fail_corrupt (s->commit);
+    writeback_fail_corrupt (s->writeback);
     return -1;
   }
   r->nr = reach (s, r->first, r->nr);
@@ -360,7 +360,7 @@ reserve_run (struct space *s, uint64_t max, struct space_run *r)
  * refcounts_lock held.
  */
 static uint64_t
-count_reserved (struct space *s)
+count_reserved (struct alloc *s)
 {
   uint64_t r = packing_clusters (s);
 
@@ -374,7 +374,7 @@ count_reserved (struct space *s)
  * set if there was nothing to be had.  refcounts_lock held.
  */
 static int
-refill (struct space *s)
+refill (struct alloc *s)
 {
   const uint64_t clusters = atomic_load (&storage (s)->size)
     >> s->cluster_bits;
@@ -387,7 +387,7 @@ refill (struct space *s)
 
   atomic_store (&s->batch_size, batch);
   for (tries = 0; tries < 16 && got < wanted; ++tries) {
-    struct space_run r;
+    struct alloc_run r;
     bool added;
 
     if (reserve_run (s, wanted - got, &r) == -1)
@@ -406,45 +406,45 @@ refill (struct space *s)
 #define BALLAST_BYTES (UINT64_C (1) << 20)
 #define MIN_BALLASTED_BYTES (UINT64_C (64) << 20)
 
-/* Have some for commits, as far as it is to be had: it is nothing that anybody
+/* Have some for writebacks, as far as it is to be had: it is nothing that anybody
  * waits for.  refcounts_lock held.
  */
 static void
-keep_ballast (struct space *s)
+keep_ballast (struct alloc *s)
 {
   const uint64_t nr = clamp (BALLAST_BYTES >> s->cluster_bits, 1, MAX_BATCH);
-  struct space_run r = s->ballast;
+  struct alloc_run r = s->ballast;
   bool done;
 
   if (atomic_load (&storage (s)->size) < MIN_BALLASTED_BYTES ||
-      !storage_has_holes (storage (s)) || commit_has_ballast (s->commit) ||
+      !storage_has_holes (storage (s)) || writeback_has_ballast (s->writeback) ||
       (r.nr == 0 && reserve_run (s, nr, &r) == -1))
     return;
   s->ballast = r;
   if (storage_allocate (storage (s), cluster_offset (s, r.first),
                         r.nr << s->cluster_bits, &done) == 0 && done)
-    commit_set_ballast (s->commit, cluster_offset (s, r.first),
+    writeback_set_ballast (s->writeback, cluster_offset (s, r.first),
                         r.nr << s->cluster_bits);
 }
 
 /* Others need its clusters.  refcounts_lock held. */
 static void
-give_up_ballast (struct space *s)
+give_up_ballast (struct alloc *s)
 {
   const struct host_off host = cluster_offset (s, s->ballast.first);
 
   if (s->ballast.nr == 0)
     return;
-  commit_set_ballast (s->commit, host, 0);
+  writeback_set_ballast (s->writeback, host, 0);
   if (!s->keep_discarded)
     (void) storage_punch (storage (s), host,
                           s->ballast.nr << s->cluster_bits);
-  space_give_back (s, host, s->ballast.nr);
+  alloc_give_back (s, host, s->ballast.nr);
   s->ballast.nr = 0;
 }
 
 static bool
-is_empty (struct space *s)
+is_empty (struct alloc *s)
 {
   bool empty;
 
@@ -458,7 +458,7 @@ is_empty (struct space *s)
  * refcounts_lock held.
  */
 static int
-refill_somehow (struct space *s)
+refill_somehow (struct alloc *s)
 {
   unsigned i;
 
@@ -466,7 +466,7 @@ refill_somehow (struct space *s)
     return 0;
   if (error_errno () == ENOSPC) {
     pthread_mutex_lock (&s->lock);
-    for (i = 0; i < SPACE_WINDOWS; ++i)
+    for (i = 0; i < ALLOC_WINDOWS; ++i)
       close_window (s, &s->window[i]);
     pthread_mutex_unlock (&s->lock);
     give_up_ballast (s);
@@ -474,13 +474,13 @@ refill_somehow (struct space *s)
   return is_empty (s) ? -1 : 0;
 }
 
-static void stop_packing (struct space *s);
+static void stop_packing (struct alloc *s);
 
 /* Refill, where the reserve is empty; if nothing is left, with what was to be
  * for compressed data.
  */
 static int
-refill_empty (struct space *s)
+refill_empty (struct alloc *s)
 {
   int r = 0;
 
@@ -497,10 +497,10 @@ refill_empty (struct space *s)
 }
 
 int
-space_take (struct space *s, uint64_t guest, uint64_t nr,
-            struct space_clusters *out)
+alloc_take (struct alloc *s, uint64_t guest, uint64_t nr,
+            struct alloc_clusters *out)
 {
-  struct space_run r;
+  struct alloc_run r;
   bool low;
 
   for (;;) {
@@ -519,19 +519,19 @@ space_take (struct space *s, uint64_t guest, uint64_t nr,
     keep_ballast (s);
     pthread_mutex_unlock (&s->refcounts_lock);
   }
-  *out = (struct space_clusters) {
+  *out = (struct alloc_clusters) {
     .host = cluster_offset (s, r.first),
     .nr = r.nr,
     .zero = r.zero,
-    .durable = commit_is_durable (s->commit, r.batch),
+    .durable = writeback_is_durable (s->writeback, r.batch),
   };
   return 0;
 }
 
 void
-space_give_back (struct space *s, struct host_off host, uint64_t nr)
+alloc_give_back (struct alloc *s, struct host_off host, uint64_t nr)
 {
-  const struct space_run r = {
+  const struct alloc_run r = {
     .first = host.v >> s->cluster_bits,
     .nr = nr,
     .batch = UINT64_MAX, /* not known any more */
@@ -542,30 +542,30 @@ space_give_back (struct space *s, struct host_off host, uint64_t nr)
   bool added;
 
   pthread_mutex_lock (&s->lock);
-  commit_not_leaked (s->commit, host, nr); /* others may have it now */
+  writeback_not_leaked (s->writeback, host, nr); /* others may have it now */
   added = add_run (s, &r);
   pthread_mutex_unlock (&s->lock);
   if (!added)
-    (void) commit_free (s->commit, &lost, 1);
+    (void) writeback_free (s->writeback, &lost, 1);
 }
 
 /* --------------------------------------------------------- compressed data */
 
 static inline uint64_t
-cluster_start (const struct space *s, uint64_t byte)
+cluster_start (const struct alloc *s, uint64_t byte)
 {
   return byte >> s->cluster_bits << s->cluster_bits;
 }
 
 static inline uint64_t
-next_cluster (const struct space *s, uint64_t byte)
+next_cluster (const struct alloc *s, uint64_t byte)
 {
   return cluster_start (s, byte + (UINT64_C (1) << s->cluster_bits) - 1);
 }
 
 /* Clusters there that have no data yet.  refcounts_lock held. */
 static uint64_t
-packing_clusters (const struct space *s)
+packing_clusters (const struct alloc *s)
 {
   const uint64_t from = next_cluster (s, s->pack_at);
 
@@ -576,13 +576,13 @@ packing_clusters (const struct space *s)
  * refcounts_lock held.
  */
 static void
-stop_packing (struct space *s)
+stop_packing (struct alloc *s)
 {
   const uint64_t from = next_cluster (s, s->pack_at);
   const struct host_off host = { from };
 
   if (packing_clusters (s) > 0)
-    space_give_back (s, host, packing_clusters (s));
+    alloc_give_back (s, host, packing_clusters (s));
   s->pack_at = s->pack_end = 0;
 }
 
@@ -590,9 +590,9 @@ stop_packing (struct space *s)
  * refcounts_lock held.
  */
 static int
-extend_packing (struct space *s)
+extend_packing (struct alloc *s)
 {
-  struct space_run r;
+  struct alloc_run r;
   uint64_t first;
 
   pthread_mutex_lock (&s->lock);
@@ -617,7 +617,7 @@ extend_packing (struct space *s)
  * can't have one: then what follows starts in another cluster.
  */
 static int
-share_cluster (struct space *s, bool *shared)
+share_cluster (struct alloc *s, bool *shared)
 {
   const uint64_t cluster = s->pack_at >> s->cluster_bits;
   uint64_t refcount, nr;
@@ -633,7 +633,7 @@ share_cluster (struct space *s, bool *shared)
 
 /* refcounts_lock held. */
 static int
-take_bytes (struct space *s, uint64_t bytes, struct host_off *host)
+take_bytes (struct alloc *s, uint64_t bytes, struct host_off *host)
 {
   bool shared = true;
 
@@ -654,7 +654,7 @@ take_bytes (struct space *s, uint64_t bytes, struct host_off *host)
 }
 
 int
-space_take_bytes (struct space *s, uint64_t bytes, struct host_off *host)
+alloc_take_bytes (struct alloc *s, uint64_t bytes, struct host_off *host)
 {
   int r;
 
@@ -668,7 +668,7 @@ space_take_bytes (struct space *s, uint64_t bytes, struct host_off *host)
  * refcounts_lock held.
  */
 static void
-leave_freed (struct space *s, uint64_t first, uint64_t nr)
+leave_freed (struct alloc *s, uint64_t first, uint64_t nr)
 {
   const uint64_t from = cluster_offset (s, first).v;
 
@@ -688,7 +688,7 @@ compare_freed (const void *a, const void *b)
 
 /* Data must not be where metadata is; a table was metadata until now. */
 static int
-forget_contents (struct space *s, struct host_off host, uint64_t nr,
+forget_contents (struct alloc *s, struct host_off host, uint64_t nr,
                  bool is_table)
 {
   const uint64_t bytes = nr << s->cluster_bits;
@@ -696,26 +696,26 @@ forget_contents (struct space *s, struct host_off host, uint64_t nr,
 
   if (is_table) {
     overlap_remove (s->overlap, host, nr);
-    cache_forget (s->commit->cache, s->commit->id, host, bytes,
-                  s->commit->slice_bytes);
+    cache_forget (s->writeback->cache, s->writeback->id, host, bytes,
+                  s->writeback->slice_bytes);
     return 0;
   }
   kind = overlap_find (s->overlap, host, bytes);
   if (kind == METADATA_NONE) {
-    if (s->decoded != NULL)
-      decoded_forget (s->decoded, s->commit->id, host.v, bytes);
+    if (s->clusters != NULL)
+      cluster_cache_forget (s->clusters, s->writeback->id, host.v, bytes);
     return 0;
   }
   error_set (EIO, "%s: damaged: %s was given up, within %" PRIu64 " bytes at "
              "offset 0x%" PRIx64, storage (s)->name, overlap_name (kind),
              bytes, host.v);
-  commit_fail_corrupt (s->commit);
+  writeback_fail_corrupt (s->writeback);
   return -1;
 }
 
 /* The last reference to these clusters is gone (P3).  refcounts_lock held. */
 static int
-free_clusters (struct space *s, uint64_t first, uint64_t nr, bool is_table)
+free_clusters (struct alloc *s, uint64_t first, uint64_t nr, bool is_table)
 {
   const struct host_off host = cluster_offset (s, first);
 
@@ -732,7 +732,7 @@ free_clusters (struct space *s, uint64_t first, uint64_t nr, bool is_table)
  * refcounts_lock held.
  */
 static int
-lower_some (struct space *s, uint64_t first, uint64_t nr, bool is_table,
+lower_some (struct alloc *s, uint64_t first, uint64_t nr, bool is_table,
             uint64_t *done)
 {
   uint64_t refcount;
@@ -756,7 +756,7 @@ lower_some (struct space *s, uint64_t first, uint64_t nr, bool is_table,
  * stays in *f.  refcounts_lock held.
  */
 static int
-lower (struct space *s, struct freed *f)
+lower (struct alloc *s, struct freed *f)
 {
   while (f->nr > 0) {
     uint64_t done;
@@ -775,7 +775,7 @@ lower (struct space *s, struct freed *f)
  * given up anew.  refcounts_lock held.
  */
 static int
-lower_list (struct space *s, struct freed_list *l)
+lower_list (struct alloc *s, struct freed_list *l)
 {
   size_t i, j;
 
@@ -792,8 +792,8 @@ lower_list (struct space *s, struct freed_list *l)
       f.bytes += l->freed[j].bytes;
     }
     if (lower (s, &f) == -1) {
-      (void) commit_free (s->commit, &f, 1); /* or leaked */
-      (void) commit_free (s->commit, l->freed + j, l->nr - j);
+      (void) writeback_free (s->writeback, &f, 1); /* or leaked */
+      (void) writeback_free (s->writeback, l->freed + j, l->nr - j);
       return -1;
     }
   }
@@ -802,23 +802,23 @@ lower_list (struct space *s, struct freed_list *l)
 
 /* refcounts_lock held. */
 static int
-reclaim (struct space *s)
+reclaim (struct alloc *s)
 {
   struct freed_list *l;
   int r = 0;
 
-  while (r == 0 && (l = commit_next_freed (s->commit)) != NULL) {
+  while (r == 0 && (l = writeback_next_freed (s->writeback)) != NULL) {
     r = lower_list (s, l);
-    commit_free_list (s->commit, l);
+    writeback_free_list (s->writeback, l);
     atomic_store (&s->stuck, r == -1);
   }
   return r;
 }
 
 void
-space_reclaim (struct space *s)
+alloc_reclaim (struct alloc *s)
 {
-  if (atomic_load (&s->commit->nr_freed) == 0 ||
+  if (atomic_load (&s->writeback->nr_freed) == 0 ||
       pthread_mutex_trylock (&s->refcounts_lock) != 0)
     return;
   if (reclaim (s) == -1)
@@ -827,14 +827,14 @@ space_reclaim (struct space *s)
 }
 
 bool
-space_has_reclaimed (struct space *s, uint64_t batch)
+alloc_has_reclaimed (struct alloc *s, uint64_t batch)
 {
   bool done;
 
   pthread_mutex_lock (&s->refcounts_lock);
   if (reclaim (s) == -1)
     debug_message ("%s", error_message ());
-  done = !commit_has_freed (s->commit, batch);
+  done = !writeback_has_freed (s->writeback, batch);
   pthread_mutex_unlock (&s->refcounts_lock);
   return done;
 }
@@ -842,7 +842,7 @@ space_has_reclaimed (struct space *s, uint64_t batch)
 /* ------------------------------------------------------------------- leaks */
 
 void
-space_not_leaked (struct space *s)
+alloc_not_leaked (struct alloc *s)
 {
   uint64_t pack;
   unsigned i;
@@ -850,24 +850,24 @@ space_not_leaked (struct space *s)
   pthread_mutex_lock (&s->refcounts_lock);
   pthread_mutex_lock (&s->lock);
   for (i = 0; i < s->nr_runs; ++i)
-    commit_not_leaked (s->commit, cluster_offset (s, s->run[i].first),
+    writeback_not_leaked (s->writeback, cluster_offset (s, s->run[i].first),
                        s->run[i].nr);
-  for (i = 0; i < SPACE_WINDOWS; ++i)
-    commit_not_leaked (s->commit, cluster_offset (s, s->window[i].run.first),
+  for (i = 0; i < ALLOC_WINDOWS; ++i)
+    writeback_not_leaked (s->writeback, cluster_offset (s, s->window[i].run.first),
                        s->window[i].run.nr);
   pthread_mutex_unlock (&s->lock);
-  commit_not_leaked (s->commit, cluster_offset (s, s->ballast.first),
+  writeback_not_leaked (s->writeback, cluster_offset (s, s->ballast.first),
                      s->ballast.nr);
   /* The one that data goes on in may have more references soon. */
   pack = cluster_start (s, s->pack_at);
-  commit_not_leaked (s->commit, (struct host_off) { pack },
+  writeback_not_leaked (s->writeback, (struct host_off) { pack },
                      (next_cluster (s, s->pack_end) - pack)
                      >> s->cluster_bits);
   pthread_mutex_unlock (&s->refcounts_lock);
 }
 
 int
-space_next_block (struct space *s, uint64_t *cluster, struct host_off *block)
+alloc_next_block (struct alloc *s, uint64_t *cluster, struct host_off *block)
 {
   int r;
 
@@ -881,16 +881,16 @@ space_next_block (struct space *s, uint64_t *cluster, struct host_off *block)
 
 /* The reserve goes back.  refcounts_lock held. */
 static int
-return_reserve (struct space *s)
+return_reserve (struct alloc *s)
 {
   unsigned i;
 
   stop_packing (s);
   give_up_ballast (s);
-  for (i = 0; i < SPACE_WINDOWS; ++i)
+  for (i = 0; i < ALLOC_WINDOWS; ++i)
     close_window (s, &s->window[i]);
   while (s->nr_runs > 0) {
-    const struct space_run r = take_from_runs (s, UINT64_MAX);
+    const struct alloc_run r = take_from_runs (s, UINT64_MAX);
 
     if (refcount_set (&s->refcounts, r.first, r.nr, 0, NULL) == -1)
       return -1;
@@ -902,7 +902,7 @@ return_reserve (struct space *s)
  * All refcounts are durable.  refcounts_lock held.
  */
 static int
-cut_end (struct space *s)
+cut_end (struct alloc *s)
 {
   const uint64_t size = atomic_load (&storage (s)->size);
   uint64_t end = size >> s->cluster_bits, refcount, nr;
@@ -922,7 +922,7 @@ cut_end (struct space *s)
 }
 
 int
-space_refcount (struct space *s, struct host_off host, uint64_t *refcount)
+alloc_refcount (struct alloc *s, struct host_off host, uint64_t *refcount)
 {
   uint64_t nr;
   int r;
@@ -934,23 +934,23 @@ space_refcount (struct space *s, struct host_off host, uint64_t *refcount)
 }
 
 int
-space_close (struct space *s)
+alloc_close (struct alloc *s)
 {
   int r;
 
   pthread_mutex_lock (&s->refcounts_lock);
   /* What was answered comes first: whatever fails after that is a leak. */
-  r = commit_flush (s->commit);
+  r = writeback_flush (s->writeback);
   if (r == 0)
     r = return_reserve (s);
   /* Lowering refcounts changes tables, but gives up nothing more. */
-  while (r == 0 && atomic_load (&s->commit->nr_freed) > 0) {
-    r = commit_flush (s->commit);
+  while (r == 0 && atomic_load (&s->writeback->nr_freed) > 0) {
+    r = writeback_flush (s->writeback);
     if (r == 0)
       r = reclaim (s);
   }
   if (r == 0)
-    r = commit_flush (s->commit);
+    r = writeback_flush (s->writeback);
   if (r == 0 && atomic_load (&storage (s)->size) > s->opened_size)
     r = cut_end (s);
   pthread_mutex_unlock (&s->refcounts_lock);

@@ -5,7 +5,7 @@
  * Clusters are reserved in batches: their refcounts are raised to 1 before
  * anybody wants them, so that the refcount of a cluster that is handed out is
  * mostly durable already, and mapping it needs no order.  After a crash the
- * reserved ones are leaks, two batches and the ballast at most; space_close gives
+ * reserved ones are leaks, two batches and the ballast at most; alloc_close gives
  * them back.
  *
  * Contiguous guest clusters get contiguous host clusters: once writes go on
@@ -19,7 +19,7 @@
  *  P2  Said to be zero is only what no one can have written since it was
  *      made zeros: beyond the end of the file, or by punching a hole.
  *  P3  A cluster's refcount is lowered to 0, so that it can be reserved, only
- *      when commit.h passes it on and its hole was punched (I4, I6).
+ *      when qcow2/write/writeback.h passes it on and its hole was punched (I4, I6).
  */
 
 #ifndef CORE_QCOW2_WRITE_ALLOC_H
@@ -34,29 +34,29 @@
 #include "qcow2/write/refcount.h"
 #include "qcow2/write/writeback.h"
 
-#define SPACE_MAX_RUNS 256
-#define SPACE_WINDOWS 16
-#define SPACE_RECENT 16
+#define ALLOC_MAX_RUNS 256
+#define ALLOC_WINDOWS 16
+#define ALLOC_RECENT 16
 
 /* Reserved clusters that follow each other; numbered from the file's start. */
-struct space_run {
+struct alloc_run {
   uint64_t first, nr;
   uint64_t batch; /* that their refcounts are part of */
   bool zero;      /* P2 */
 };
 
 /* Host clusters set apart for guest clusters. */
-struct space_window {
+struct alloc_window {
   uint64_t guest; /* that its first cluster is for */
-  struct space_run run;
+  struct alloc_run run;
   uint64_t used;  /* bit i: cluster i was handed out */
   uint64_t last_use;
 };
 
-struct space {
-  struct commit *commit;
+struct alloc {
+  struct writeback *writeback;
   struct overlap *overlap;
-  struct decoded *decoded; /* of compressed clusters in here; or NULL */
+  struct cluster_cache *clusters; /* of compressed clusters in here; or NULL */
   unsigned cluster_bits;
   bool keep_discarded;  /* punch no holes */
   _Atomic uint64_t batch_size; /* clusters; refcounts_lock, to change it */
@@ -74,30 +74,30 @@ struct space {
    */
   uint64_t pack_at, pack_end;
 
-  struct space_run ballast; /* reserved for commit.h; refcounts_lock */
+  struct alloc_run ballast; /* reserved for qcow2/write/writeback.h; refcounts_lock */
 
   /* The last try to lower refcounts failed: waiting for it is of no use. */
   _Atomic bool stuck;
 
   pthread_mutex_t lock; /* of what follows; held for moments */
   unsigned nr_runs;
-  struct space_run run[SPACE_MAX_RUNS];
+  struct alloc_run run[ALLOC_MAX_RUNS];
   uint64_t in_runs;     /* clusters */
-  struct space_window window[SPACE_WINDOWS];
+  struct alloc_window window[ALLOC_WINDOWS];
   uint64_t in_windows;  /* clusters that were not handed out */
-  uint64_t recent[SPACE_RECENT]; /* guest clusters where writes ended */
+  uint64_t recent[ALLOC_RECENT]; /* guest clusters where writes ended */
   unsigned next_recent;
   uint64_t clock;
 };
 
 /* Returns -1 with the error set. */
-extern int space_init (struct space *s, const struct header *h,
-                       struct commit *commit, struct overlap *overlap,
+extern int alloc_init (struct alloc *s, const struct header *h,
+                       struct writeback *writeback, struct overlap *overlap,
                        bool keep_discarded);
-extern void space_destroy (struct space *s);
+extern void alloc_destroy (struct alloc *s);
 
 /* Clusters handed out. */
-struct space_clusters {
+struct alloc_clusters {
   struct host_off host;
   uint64_t nr;
   bool zero;    /* they read as zeros */
@@ -105,54 +105,54 @@ struct space_clusters {
 };
 
 /* Hand out up to nr (> 0) contiguous clusters, at least one, for the guest's
- * clusters from that number on; SPACE_NO_GUEST: for a table.  Takes both
+ * clusters from that number on; ALLOC_NO_GUEST: for a table.  Takes both
  * locks.  Returns -1 with the error set: ENOSPC, EIO, ENOMEM.  It may have
  * found the image to be corrupt.
  */
-#define SPACE_NO_GUEST UINT64_MAX
-extern int space_take (struct space *s, uint64_t guest, uint64_t nr,
-                       struct space_clusters *out);
+#define ALLOC_NO_GUEST UINT64_MAX
+extern int alloc_take (struct alloc *s, uint64_t guest, uint64_t nr,
+                       struct alloc_clusters *out);
 
 /* Hand out room for so many bytes (at most a cluster's) of compressed data:
  * one reference to each cluster that they touch.  They are taken back by
- * commit_free.  Takes both locks.  Errors as with space_take.
+ * writeback_free.  Takes both locks.  Errors as with alloc_take.
  */
-extern int space_take_bytes (struct space *s, uint64_t bytes,
+extern int alloc_take_bytes (struct alloc *s, uint64_t bytes,
                              struct host_off *host);
 
 /* Take back, into the reserve, what was handed out and not mapped.  It may
  * have been written.
  */
-extern void space_give_back (struct space *s, struct host_off host,
+extern void alloc_give_back (struct alloc *s, struct host_off host,
                              uint64_t nr);
 
 /* The refcount of one cluster.  Returns -1 with the error set. */
-extern int space_refcount (struct space *s, struct host_off host,
+extern int alloc_refcount (struct alloc *s, struct host_off host,
                            uint64_t *refcount);
 
 /* Lower the refcounts of what was given up, as far as P3 allows by now. */
-extern void space_reclaim (struct space *s);
+extern void alloc_reclaim (struct alloc *s);
 
 /* The same; then whether that was all of what was given up in batches up to
  * this one, which has ended.  May wait for refcounts_lock.
  */
-extern bool space_has_reclaimed (struct space *s, uint64_t batch);
+extern bool alloc_has_reclaimed (struct alloc *s, uint64_t batch);
 
 /* Have nobody take the reserve, wherever it is, for leaked: see
- * commit_set_suspects.  Takes both locks.
+ * writeback_set_suspects.  Takes both locks.
  */
-extern void space_not_leaked (struct space *s);
+extern void alloc_not_leaked (struct alloc *s);
 
 /* The next refcount block, and the first cluster that it describes, from that
  * of *cluster on.  A block stays where it is.  Returns 1, 0 if there is none,
  * or -1 with the error set.
  */
-extern int space_next_block (struct space *s, uint64_t *cluster,
+extern int alloc_next_block (struct alloc *s, uint64_t *cluster,
                              struct host_off *block);
 
 /* Give back the reserve, and lower all refcounts that are to be lowered.  No
  * request may be running.  Returns -1 with the error set.
  */
-extern int space_close (struct space *s);
+extern int alloc_close (struct alloc *s);
 
 #endif /* CORE_QCOW2_WRITE_ALLOC_H */

@@ -66,7 +66,7 @@ change_entry (const struct packed *p, struct map_l2 *l2,
                                !old->copied);
   if (writer_check_freed (p->w, &freed, ch.nr_freed) == -1)
     return -1;
-  return commit_change (&p->w->commit, &ch, NULL);
+  return writeback_change (&p->w->writeback, &ch, NULL);
 }
 
 static int
@@ -76,7 +76,7 @@ write_and_link (const struct packed *p, struct map_l2 *l2,
   if (writer_check_overlap (p->w, p->host, p->bytes) == -1 ||
       storage_write (p->w->disk->storage, p->data, p->bytes, p->host) == -1)
     return -1;
-  commit_note_data (&p->w->commit);
+  writeback_note_data (&p->w->writeback);
   return change_entry (p, l2, old);
 }
 
@@ -87,7 +87,7 @@ give_back (const struct packed *p)
   const struct freed lost =
     writer_references (map_of (p), p->host, p->bytes, false);
 
-  (void) commit_free (&p->w->commit, &lost, 1); /* or leaked */
+  (void) writeback_free (&p->w->writeback, &lost, 1); /* or leaked */
 }
 
 /* The cluster's range is entered. */
@@ -305,10 +305,10 @@ compress_written (struct writer *w, struct guest_off offset, uint64_t count,
   *stored = false;
   if (end == w->disk->size) /* which completes its last cluster */
     end = cluster + cluster_size;
-  if (count == 0 || !gather_note (&w->gather, offset.v, end) ||
+  if (count == 0 || !coalesce_note (&w->coalesce, offset.v, end) ||
       compress_again (w, cluster, stored) == 0)
     return 0;
-  if (atomic_load (&w->commit.failed))
+  if (atomic_load (&w->writeback.failed))
     return -1;
   debug_message ("%s", error_message ());
   return 0;

@@ -70,7 +70,7 @@ wait_for_batch (struct leaks *l, uint64_t batch)
 {
   if (writer_flush (l->w) == -1)
     return -1;
-  while (!space_has_reclaimed (&l->w->space, batch)) {
+  while (!alloc_has_reclaimed (&l->w->alloc, batch)) {
     if (wait_a_little (l) == -1)
       return -1;
   }
@@ -98,8 +98,8 @@ wait_for_requests (struct leaks *l)
 static inline uint64_t
 block_end (const struct leaks *l, uint64_t cluster)
 {
-  return ((cluster >> l->w->space.refcounts.block_bits) + 1)
-    << l->w->space.refcounts.block_bits;
+  return ((cluster >> l->w->alloc.refcounts.block_bits) + 1)
+    << l->w->alloc.refcounts.block_bits;
 }
 
 /* Whether a block is nothing but a hole: to ask costs more than to read a small
@@ -133,7 +133,7 @@ choose_blocks (struct leaks *l)
   for (l->to = l->from;;) {
     uint64_t cluster = l->to;
 
-    r = space_next_block (&l->w->space, &cluster, &block);
+    r = alloc_next_block (&l->w->alloc, &cluster, &block);
     if (r != 1)
       break;
     if (check_stop (l) == -1 || is_hole (l, block, &hole) == -1)
@@ -193,7 +193,7 @@ look_at_refcounts (struct leaks *l)
     struct host_off block;
 
     r = check_stop (l) == -1 ? -1
-      : space_next_block (&l->w->space, &cluster, &block);
+      : alloc_next_block (&l->w->alloc, &cluster, &block);
     if (r == -1)
       break;
     if (r == 0 || cluster >= l->to)
@@ -248,7 +248,7 @@ look_at_l1 (struct check *c, void *opaque, struct host_off place,
 
     if (word == 0)
       continue;
-    if (check_mend_l1 (&c->format, size, word) != word)
+    if (check_fix_l1 (&c->format, size, word) != word)
       return damaged (l, (struct host_off) { place.v + i });
     suspects_clear_bytes (l->suspects, (struct host_off) {
         word & QCOW2_ENTRY_OFFSET_MASK }, c->h.cluster_size);
@@ -274,7 +274,7 @@ look_at_l2 (struct check *c, void *opaque, struct host_off table,
     };
 
     if ((entry[0] | entry[1]) != 0 &&
-        (check_mend_l2 (&c->format, size, entry) ||
+        (check_fix_l2 (&c->format, size, entry) ||
          !suspects_clear_entry (l->suspects, &c->format, entry[0], entry[1])))
       return damaged (l, (struct host_off) { place.v + i });
   }
@@ -312,7 +312,7 @@ look_at_tables (struct leaks *l)
 
   if (check_start (&c, storage (l), &options) == -1)
     return -1;
-  c.mended = true; /* nothing is to be judged */
+  c.fixed_up = true; /* nothing is to be judged */
   c.referred = refer;
   c.opaque = l;
   r = walk (l, &c);
@@ -332,7 +332,7 @@ is_leaked (struct leaks *l, uint64_t cluster, bool *leaked)
   if (overlap_find (&l->w->overlap, host,
                     l->w->header.cluster_size) != METADATA_NONE)
     return 0;
-  if (space_refcount (&l->w->space, host, &refcount) == -1)
+  if (alloc_refcount (&l->w->alloc, host, &refcount) == -1)
     return -1;
   *leaked = refcount == 1;
   return 0;
@@ -366,7 +366,7 @@ static int
 finish_step (struct leaks *l)
 {
   /* It is in this batch at the latest. */
-  const uint64_t batch = commit_set_suspects (&l->w->commit, l->suspects);
+  const uint64_t batch = writeback_set_suspects (&l->w->writeback, l->suspects);
 
   l->waiting = l->waiting_runs = 0;
   return wait_for_batch (l, batch);
@@ -375,7 +375,7 @@ finish_step (struct leaks *l)
 static int
 give_up (struct leaks *l, const struct freed *run)
 {
-  if (writer_begin (l->w) == -1 || commit_free (&l->w->commit, run, 1) == -1)
+  if (writer_begin (l->w) == -1 || writeback_free (&l->w->writeback, run, 1) == -1)
     return -1;
   l->freed += run->nr;
   l->waiting += run->bytes;
@@ -404,17 +404,17 @@ free_the_rest (struct leaks *l)
 
 /* ---------------------------------------------------------------- the scan */
 
-/* As leaks.h has it. */
+/* As qcow2/write/leaks.h has it. */
 static int
 run_steps (struct leaks *l)
 {
-  const uint64_t batch = commit_set_suspects (&l->w->commit, l->suspects);
+  const uint64_t batch = writeback_set_suspects (&l->w->writeback, l->suspects);
   int r;
 
   if (wait_for_batch (l, batch) == -1 || writer_flush (l->w) == -1 ||
       look_at_refcounts (l) == -1)
     return -1;
-  space_not_leaked (&l->w->space);
+  alloc_not_leaked (&l->w->alloc);
   r = wait_for_requests (l);
   if (r == 0)
     r = look_at_tables (l);
@@ -433,7 +433,7 @@ run_pass (struct leaks *l)
   r = choose_blocks (l);
   if (r == 1 && run_steps (l) == -1)
     r = -1;
-  (void) commit_set_suspects (&l->w->commit, NULL);
+  (void) writeback_set_suspects (&l->w->writeback, NULL);
   suspects_free (l->suspects);
   l->from = l->to;
   return r;

@@ -7,7 +7,7 @@
  * ever will then: only what the allocator hands out gets references, and it
  * hands out what had a refcount of 0, or what was given back to it.  So:
  *
- *  1. All clusters of some refcount blocks are suspects (suspects.h).  From
+ *  1. All clusters of some refcount blocks are suspects (qcow2/write/suspects.h).  From
  *     here on, what is given up or given back is not, nor what a table refers to
  *     that is copied.  What was given up before is waited for.
  *  2. Those whose refcount on the disk is not 1 are none.
@@ -19,7 +19,7 @@
  *     up: so none is missed, though requests go on.
  *  6. The rest is given up in the ordinary way, if it is not metadata.  The
  *     header, the refcount table and its blocks are not read in step 5:
- *     overlap.h knows them.
+ *     qcow2/write/overlap.h knows them.
  *
  * Nothing is freed if anything is found to be damaged, or can't be read, or
  * isn't known here: it may be what a cluster belongs to.  References in

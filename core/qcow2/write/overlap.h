@@ -32,7 +32,7 @@ enum metadata {
   METADATA_BITMAPS,
 };
 
-struct overlap_table; /* open addressing; see overlap.c */
+struct overlap_table; /* open addressing; see qcow2/write/overlap.c */
 
 struct overlap_range {
   uint64_t start, end;

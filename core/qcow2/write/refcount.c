@@ -33,7 +33,7 @@ table_entries (const struct refcounts *r)
 static inline struct storage *
 storage (const struct refcounts *r)
 {
-  return r->commit->storage;
+  return r->writeback->storage;
 }
 
 /* ------------------------------------------------------------------ tables */
@@ -53,7 +53,7 @@ struct slice {
 static int
 read_slice (struct refcounts *r, struct host_off offset, struct slice *s)
 {
-  struct commit *c = r->commit;
+  struct writeback *c = r->writeback;
   struct cache_ref ref;
   unsigned i;
 
@@ -94,7 +94,7 @@ find_block (struct refcounts *r, uint64_t cluster, struct host_off *block)
 {
   const uint64_t index = cluster >> r->block_bits;
   const struct host_off place = { r->table.v + index * sizeof (uint64_t) };
-  struct commit *c = r->commit;
+  struct writeback *c = r->writeback;
   struct cache_ref ref;
   uint64_t word;
 
@@ -117,16 +117,16 @@ find_block (struct refcounts *r, uint64_t cluster, struct host_off *block)
 
 int
 refcounts_init (struct refcounts *r, const struct header *h,
-                struct commit *commit, struct overlap *overlap)
+                struct writeback *writeback, struct overlap *overlap)
 {
-  const uint64_t per_slice = commit->slice_bytes / sizeof (uint64_t);
+  const uint64_t per_slice = writeback->slice_bytes / sizeof (uint64_t);
   struct slice s;
   uint64_t index = 0, ask_from = 0;
   bool empty = false; /* the slice before was: a hole may follow */
   unsigned i;
 
   *r = (struct refcounts) {
-    .commit = commit,
+    .writeback = writeback,
     .overlap = overlap,
     .cluster_bits = h->cluster_bits,
     .order = h->refcount_order,
@@ -145,8 +145,8 @@ refcounts_init (struct refcounts *r, const struct header *h,
     const bool ask = empty && index >= ask_from;
     const uint64_t hole = ask ? storage_hole (storage (r), at) : 0;
 
-    if (hole >= commit->slice_bytes) {
-      index += hole / commit->slice_bytes * per_slice;
+    if (hole >= writeback->slice_bytes) {
+      index += hole / writeback->slice_bytes * per_slice;
       continue;
     }
     if (ask)
@@ -192,7 +192,7 @@ read_refcounts (struct refcounts *r, struct host_off block, uint64_t cluster,
     block.v + (in_block << r->order) / 64 * sizeof (uint64_t)
   };
 
-  *in_slice = (uint64_t) r->commit->slice_bytes * 8 >> r->order;
+  *in_slice = (uint64_t) r->writeback->slice_bytes * 8 >> r->order;
   *i = in_block % *in_slice;
   return read_slice (r, at, s);
 }
@@ -313,7 +313,7 @@ set_in_slice (struct refcounts *r, uint64_t cluster, uint64_t nr,
   last_word = ((i + nr - 1) << r->order) / 64;
   ch.nr = last_word - ch.first + 1;
   ch.words = &s.word[ch.first];
-  return commit_change (r->commit, &ch, batch) == -1 ? 0 : nr;
+  return writeback_change (r->writeback, &ch, batch) == -1 ? 0 : nr;
 }
 
 int
@@ -352,7 +352,7 @@ barrier (struct refcounts *r)
 {
   if (storage_flush (storage (r)) == 0)
     return 0;
-  commit_fail (r->commit);
+  writeback_fail (r->writeback);
   return -1;
 }
 
@@ -368,12 +368,12 @@ add_metadata (struct refcounts *r, uint64_t cluster, uint64_t nr,
     /* If a damaged image said that a snapshot's table is free, then it may be
      * that, and in the cache.
      */
-    cache_forget (r->commit->cache, r->commit->id, cluster_offset (r, cluster),
-                  nr << r->cluster_bits, r->commit->slice_bytes);
+    cache_forget (r->writeback->cache, r->writeback->id, cluster_offset (r, cluster),
+                  nr << r->cluster_bits, r->writeback->slice_bytes);
     return 0;
   }
   if (error_errno () != ENOMEM)
-    commit_fail_corrupt (r->commit);
+    writeback_fail_corrupt (r->writeback);
   return -1;
 }
 
@@ -412,7 +412,7 @@ add_block (struct refcounts *r, uint64_t cluster)
   const uint64_t index = cluster >> r->block_bits;
   const struct host_off block = cluster_offset (r, cluster);
   const struct host_off place = { r->table.v + index * sizeof (uint64_t) };
-  const unsigned slice_bytes = r->commit->slice_bytes;
+  const unsigned slice_bytes = r->writeback->slice_bytes;
   struct change ch = {
     .slice.v = place.v / slice_bytes * slice_bytes,
     .first = place.v % slice_bytes / sizeof (uint64_t),
@@ -425,7 +425,7 @@ add_block (struct refcounts *r, uint64_t cluster)
       add_metadata (r, cluster, 1, METADATA_REFCOUNT_BLOCK) == -1)
     return -1;
   if (write_block (r, cluster, cluster, 1) == -1 || barrier (r) == -1 ||
-      commit_change (r->commit, &ch, NULL) == -1) {
+      writeback_change (r->writeback, &ch, NULL) == -1) {
     overlap_remove (r->overlap, block, 1);
     return -1;
   }
@@ -533,7 +533,7 @@ switch_table (struct refcounts *r, struct host_off table, uint64_t clusters)
 
   header_encode_refcount_table (table, clusters, buf);
   if (storage_write (storage (r), buf, sizeof buf, at) == -1) {
-    commit_fail (r->commit);
+    writeback_fail (r->writeback);
     return -1;
   }
   return barrier (r);
@@ -554,7 +554,7 @@ replace_table (struct refcounts *r, const struct growth *g)
   r->table = table;
   r->table_clusters = g->table_clusters;
   /* If memory is short the old table is leaked. */
-  (void) commit_free (r->commit, &old, 1);
+  (void) writeback_free (r->writeback, &old, 1);
   return 0;
 }
 
@@ -564,7 +564,7 @@ grow_table (struct refcounts *r)
   struct growth g;
 
   /* All that the old one must say is on the disk then, for the new one. */
-  if (commit_flush (r->commit) == -1 || plan_growth (r, &g) == -1 ||
+  if (writeback_flush (r->writeback) == -1 || plan_growth (r, &g) == -1 ||
       reach (r, g.start + g.blocks + g.table_clusters - 1) == -1 ||
       add_metadata (r, g.start, g.blocks, METADATA_REFCOUNT_BLOCK) == -1)
     return -1;

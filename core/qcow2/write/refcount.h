@@ -6,7 +6,7 @@
  * larger is written at once, and synced: new refcount blocks, and a new
  * refcount table.
  *
- * All functions want the lock of who owns this (space.c), and that it is held
+ * All functions want the lock of who owns this (qcow2/write/alloc.c), and that it is held
  * around all of them: it may be held around I/O of metadata.
  */
 
@@ -20,7 +20,7 @@
 #include "qcow2/write/writeback.h"
 
 struct refcounts {
-  struct commit *commit;
+  struct writeback *writeback;
   struct overlap *overlap;
   unsigned cluster_bits;
   unsigned order;          /* log2 of the bits of a refcount */
@@ -35,7 +35,7 @@ struct refcounts {
  * blocks.  Returns -1 with the error set: EIO for damage.
  */
 extern int refcounts_init (struct refcounts *r, const struct header *h,
-                           struct commit *commit, struct overlap *overlap);
+                           struct writeback *writeback, struct overlap *overlap);
 
 /* Clusters are numbered from the start of the file.  Find the refcount of
  * this one, and how many from it on, of max at most, have the same.  Returns

@@ -51,7 +51,7 @@ struct step {
 
   struct host_off host; /* of the first cluster; contiguous */
   bool keep;            /* all targets' host clusters are kept */
-  bool zero, durable;   /* see space_clusters; false if kept */
+  bool zero, durable;   /* see alloc_clusters; false if kept */
   bool was_zero;        /* all of the clusters read as zeros before */
 };
 
@@ -192,7 +192,7 @@ look_for_zeros (struct step *s)
 static inline uint64_t
 neighbours (const struct step *s)
 {
-  return s->w->compress_level != 0 ? SPACE_NO_GUEST
+  return s->w->compress_level != 0 ? ALLOC_NO_GUEST
     : s->cluster >> map_of (s)->format.cluster_bits;
 }
 
@@ -203,7 +203,7 @@ static int
 choose_host (struct step *s)
 {
   const struct map *m = map_of (s);
-  struct space_clusters c;
+  struct alloc_clusters c;
 
   if (s->keep)
     s->host = s->target[0].host;
@@ -451,7 +451,7 @@ link_clusters (struct step *s)
   }
   if (writer_check_freed (s->w, freed, ch.nr_freed) == -1)
     return -1;
-  return commit_change (&s->w->commit, &ch, NULL);
+  return writeback_change (&s->w->writeback, &ch, NULL);
 }
 
 /* Write, then map. */
@@ -462,7 +462,7 @@ write_and_link (struct step *s)
                             s->nr * map_of (s)->cluster_size) == -1 ||
       look_for_zeros (s) == -1 || carry (s) == -1 || write_data (s) == -1)
     return -1;
-  commit_note_data (&s->w->commit);
+  writeback_note_data (&s->w->writeback);
   return link_clusters (s);
 }
 
@@ -489,7 +489,7 @@ run_step (struct step *s, uint64_t *done)
     return -1;
   if (write_and_link (s) == -1) {
     if (!s->keep)
-      space_give_back (&s->w->space, s->host, s->nr);
+      alloc_give_back (&s->w->alloc, s->host, s->nr);
     return -1;
   }
   *done = s->end - s->start.v;
@@ -540,7 +540,7 @@ write_durably (struct writer *w, const struct run *run, const uint8_t *buf)
     return 0;
   if (error_errno () != ENOSPC ||
       storage_write (storage, buf, run->length, run->host) == 0)
-    commit_fail (&w->commit);
+    writeback_fail (&w->writeback);
   return -1;
 }
 
@@ -560,7 +560,7 @@ write_in_place (struct writer *w, const uint8_t *buf, const struct run *run,
   }
   else if (storage_write (storage, buf, run->length, run->host) == -1)
     return -1;
-  commit_note_data (&w->commit);
+  writeback_note_data (&w->writeback);
   return 0;
 }
 
@@ -570,7 +570,7 @@ is_in_place (const struct run *run)
   return run->kind == RUN_DATA && run->in_place;
 }
 
-/* The same while others may compress what is there (compress.h): by turns with
+/* The same while others may compress what is there (qcow2/write/compress.h): by turns with
  * them.  *done is 0 if one has done so before.
  */
 static int
@@ -689,7 +689,7 @@ disk_write (struct writer *w, const void *buf, uint64_t count,
     count -= done;
   }
   /* In place, data is durable already; so is its mapping, if all are. */
-  if (!fua || (buf != NULL && all_in_place && commit_is_clean (&w->commit)))
+  if (!fua || (buf != NULL && all_in_place && writeback_is_clean (&w->writeback)))
     return 0;
   return writer_flush (w);
 }

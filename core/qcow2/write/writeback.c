@@ -19,18 +19,18 @@
 #define MAX_FREED_BYTES (UINT64_C (1) << 30)
 #define MAX_FREED 65536
 
-/* So many entries of one batch are worth a commit. */
+/* So many entries of one batch are worth a writeback. */
 #define MANY_FREED 16384
 
 static int
-no_memory (const struct commit *c)
+no_memory (const struct writeback *c)
 {
   error_set (ENOMEM, "%s: out of memory", c->storage->name);
   return -1;
 }
 
 int
-commit_init (struct commit *c, struct storage *storage, struct cache *cache,
+writeback_init (struct writeback *c, struct storage *storage, struct cache *cache,
              unsigned id, uint32_t slice_bytes, unsigned cluster_bits,
              struct epoch *epoch)
 {
@@ -52,12 +52,12 @@ commit_init (struct commit *c, struct storage *storage, struct cache *cache,
   if (c->freed != NULL)
     return 0;
   no_memory (c);
-  commit_destroy (c);
+  writeback_destroy (c);
   return -1;
 }
 
 void
-commit_free_list (struct commit *c, struct freed_list *l)
+writeback_free_list (struct writeback *c, struct freed_list *l)
 {
   if (l == NULL)
     return;
@@ -68,15 +68,15 @@ commit_free_list (struct commit *c, struct freed_list *l)
 }
 
 void
-commit_destroy (struct commit *c)
+writeback_destroy (struct writeback *c)
 {
   struct freed_list *l;
 
   while ((l = c->first_freed) != NULL) {
     c->first_freed = l->next;
-    commit_free_list (c, l);
+    writeback_free_list (c, l);
   }
-  commit_free_list (c, c->freed);
+  writeback_free_list (c, c->freed);
   free (c->batch.sector);
   pthread_cond_destroy (&c->done);
   pthread_mutex_destroy (&c->freed_lock);
@@ -91,7 +91,7 @@ commit_destroy (struct commit *c)
  * changes is held.
  */
 static int
-reserve_freed (struct commit *c, unsigned more)
+reserve_freed (struct writeback *c, unsigned more)
 {
   struct freed_list *l = c->freed;
   size_t capacity;
@@ -110,7 +110,7 @@ reserve_freed (struct commit *c, unsigned more)
 
 /* changes is held, and there is room. */
 static void
-add_freed (struct commit *c, const struct freed *f)
+add_freed (struct writeback *c, const struct freed *f)
 {
   struct freed_list *l = c->freed;
   struct freed *last = l->nr > 0 ? &l->freed[l->nr - 1] : NULL;
@@ -135,7 +135,7 @@ add_freed (struct commit *c, const struct freed *f)
  * change them meanwhile (C6): space_lock is held.
  */
 static int
-write_zero_sectors (struct commit *c, struct host_off slice, uint8_t sectors)
+write_zero_sectors (struct writeback *c, struct host_off slice, uint8_t sectors)
 {
   static const uint8_t zeros[CACHE_SECTOR];
   unsigned i;
@@ -154,7 +154,7 @@ write_zero_sectors (struct commit *c, struct host_off slice, uint8_t sectors)
  * slice, since the others will be wanted as well.
  */
 static int
-allocate_sectors (struct commit *c, struct host_off slice, uint8_t sectors)
+allocate_sectors (struct writeback *c, struct host_off slice, uint8_t sectors)
 {
   const unsigned first = __builtin_ctz (sectors);
   const unsigned end = 32 - __builtin_clz (sectors);
@@ -175,7 +175,7 @@ allocate_sectors (struct commit *c, struct host_off slice, uint8_t sectors)
 }
 
 int
-commit_allocate_table (struct commit *c, struct host_off table)
+writeback_allocate_table (struct writeback *c, struct host_off table)
 {
   bool done;
   int r;
@@ -193,7 +193,7 @@ commit_allocate_table (struct commit *c, struct host_off table)
  * else since is not asked for; if it becomes a table again, it has space again.
  */
 static bool
-is_in_last_tables (const struct commit *c, struct host_off slice)
+is_in_last_tables (const struct writeback *c, struct host_off slice)
 {
   const uint64_t table = slice.v >> c->cluster_bits << c->cluster_bits;
   unsigned i;
@@ -207,7 +207,7 @@ is_in_last_tables (const struct commit *c, struct host_off slice)
 
 /* T6 */
 static int
-find_space (struct commit *c, const struct change *ch)
+find_space (struct writeback *c, const struct change *ch)
 {
   uint8_t lacking;
   int r = 0;
@@ -226,7 +226,7 @@ find_space (struct commit *c, const struct change *ch)
 
 /* One attempt. */
 static int
-try_change (struct commit *c, const struct change *ch, uint64_t *batch,
+try_change (struct writeback *c, const struct change *ch, uint64_t *batch,
             enum cache_update *result)
 {
   unsigned i;
@@ -250,7 +250,7 @@ try_change (struct commit *c, const struct change *ch, uint64_t *batch,
 }
 
 int
-commit_change (struct commit *c, const struct change *ch, uint64_t *batch)
+writeback_change (struct writeback *c, const struct change *ch, uint64_t *batch)
 {
   enum cache_update result = CACHE_ABSENT;
   struct cache_ref ref;
@@ -267,7 +267,7 @@ commit_change (struct commit *c, const struct change *ch, uint64_t *batch)
         return -1;
       break;
     case CACHE_CROWDED:
-      if (commit_flush (c) == -1)
+      if (writeback_flush (c) == -1)
         return -1;
       break;
     case CACHE_LACKS_SPACE:
@@ -279,7 +279,7 @@ commit_change (struct commit *c, const struct change *ch, uint64_t *batch)
 }
 
 int
-commit_free (struct commit *c, const struct freed *freed, unsigned nr)
+writeback_free (struct writeback *c, const struct freed *freed, unsigned nr)
 {
   unsigned i;
   int r;
@@ -295,7 +295,7 @@ commit_free (struct commit *c, const struct freed *freed, unsigned nr)
 /* ----------------------------------------------------------------- failing */
 
 void
-commit_fail (struct commit *c)
+writeback_fail (struct writeback *c)
 {
   pthread_mutex_lock (&c->lock);
   if (!atomic_load (&c->failed)) {
@@ -306,14 +306,14 @@ commit_fail (struct commit *c)
 }
 
 void
-commit_fail_corrupt (struct commit *c)
+writeback_fail_corrupt (struct writeback *c)
 {
-  commit_fail (c);
+  writeback_fail (c);
   atomic_store (&c->corrupt, true);
 }
 
 int
-commit_check (struct commit *c)
+writeback_check (struct writeback *c)
 {
   if (!atomic_load_explicit (&c->failed, memory_order_acquire))
     return 0;
@@ -332,7 +332,7 @@ commit_check (struct commit *c)
  * error set.
  */
 static size_t
-write_run (struct commit *c, struct cache_sector *s, size_t nr)
+write_run (struct writeback *c, struct cache_sector *s, size_t nr)
 {
   struct iovec iov[STORAGE_MAX_IOV];
   size_t i;
@@ -347,14 +347,14 @@ write_run (struct commit *c, struct cache_sector *s, size_t nr)
 }
 
 static int
-write_sectors (struct commit *c, struct cache_sector *s, size_t nr)
+write_sectors (struct writeback *c, struct cache_sector *s, size_t nr)
 {
   while (nr > 0) {
     const size_t done = write_run (c, s, nr);
 
     if (done == 0) {
       if (error_errno () != ENOSPC) /* T3 */
-        commit_fail (c);
+        writeback_fail (c);
       return -1;
     }
     s += done;
@@ -364,16 +364,16 @@ write_sectors (struct commit *c, struct cache_sector *s, size_t nr)
 }
 
 static int
-flush_storage (struct commit *c)
+flush_storage (struct writeback *c)
 {
   if (storage_flush (c->storage) == 0)
     return 0;
-  commit_fail (c);
+  writeback_fail (c);
   return -1;
 }
 
 static int
-write_batch (struct commit *c, bool ordered)
+write_batch (struct writeback *c, bool ordered)
 {
   struct cache_batch *b = &c->batch;
   size_t first = 0;
@@ -390,7 +390,7 @@ write_batch (struct commit *c, bool ordered)
 }
 
 void
-commit_set_ballast (struct commit *c, struct host_off host, uint64_t bytes)
+writeback_set_ballast (struct writeback *c, struct host_off host, uint64_t bytes)
 {
   pthread_mutex_lock (&c->space_lock);
   c->ballast = host;
@@ -399,7 +399,7 @@ commit_set_ballast (struct commit *c, struct host_off host, uint64_t bytes)
 }
 
 bool
-commit_has_ballast (struct commit *c)
+writeback_has_ballast (struct writeback *c)
 {
   bool r;
 
@@ -413,7 +413,7 @@ commit_has_ballast (struct commit *c)
  * systems which know of it after a flush only.
  */
 static bool
-spend_ballast (struct commit *c)
+spend_ballast (struct writeback *c)
 {
   bool r;
 
@@ -434,7 +434,7 @@ struct taken {
 
 /* T1: all at one moment. */
 static int
-take (struct commit *c, struct taken *t)
+take (struct writeback *c, struct taken *t)
 {
   struct freed_list *next = calloc (1, sizeof *next);
 
@@ -463,7 +463,7 @@ take (struct commit *c, struct taken *t)
  * to decide: what can't be added to is leaked.
  */
 static void
-give_back (struct commit *c, struct taken *t)
+give_back (struct writeback *c, struct taken *t)
 {
   struct freed_list *l = t->freed;
   size_t i;
@@ -476,15 +476,15 @@ give_back (struct commit *c, struct taken *t)
       add_freed (c, &l->freed[i]);
   }
   pthread_mutex_unlock (&c->changes);
-  commit_free_list (c, l);
+  writeback_free_list (c, l);
 }
 
 /* T2 */
 static void
-pass_on_freed (struct commit *c, struct freed_list *l)
+pass_on_freed (struct writeback *c, struct freed_list *l)
 {
   if (l->nr == 0) {
-    commit_free_list (c, l);
+    writeback_free_list (c, l);
     return;
   }
   pthread_mutex_lock (&c->freed_lock);
@@ -495,13 +495,13 @@ pass_on_freed (struct commit *c, struct freed_list *l)
 
 /* T4: only one at a time. */
 static int
-run (struct commit *c)
+run (struct writeback *c)
 {
   struct taken t = { 0 };
   bool unflushed;
   int r;
 
-  if (commit_check (c) == -1 || take (c, &t) == -1)
+  if (writeback_check (c) == -1 || take (c, &t) == -1)
     return -1;
   unflushed = atomic_exchange (&c->unflushed, false);
   if (c->batch.nr > 0 || unflushed) {
@@ -521,7 +521,7 @@ run (struct commit *c)
 }
 
 int
-commit_flush (struct commit *c)
+writeback_flush (struct writeback *c)
 {
   uint64_t mine;
   int r;
@@ -557,13 +557,13 @@ commit_flush (struct commit *c)
 }
 
 bool
-commit_is_clean (struct commit *c)
+writeback_is_clean (struct writeback *c)
 {
   return cache_is_clean (c->cache);
 }
 
 static uint64_t
-max_freed_bytes (const struct commit *c)
+max_freed_bytes (const struct writeback *c)
 {
   const uint64_t part = atomic_load (&c->storage->size) / FREED_PART;
 
@@ -574,7 +574,7 @@ max_freed_bytes (const struct commit *c)
 }
 
 bool
-commit_is_wanted (struct commit *c)
+writeback_is_wanted (struct writeback *c)
 {
   return atomic_load (&c->nr_next) >= MANY_FREED ||
     atomic_load (&c->bytes_next) >= max_freed_bytes (c) / 2 ||
@@ -582,14 +582,14 @@ commit_is_wanted (struct commit *c)
 }
 
 bool
-commit_is_behind (struct commit *c)
+writeback_is_behind (struct writeback *c)
 {
   return atomic_load (&c->nr_freed) >= MAX_FREED ||
     atomic_load (&c->bytes_freed) >= max_freed_bytes (c);
 }
 
 struct freed_list *
-commit_next_freed (struct commit *c)
+writeback_next_freed (struct writeback *c)
 {
   struct freed_list *l;
 
@@ -610,7 +610,7 @@ commit_next_freed (struct commit *c)
 }
 
 bool
-commit_has_freed (struct commit *c, uint64_t batch)
+writeback_has_freed (struct writeback *c, uint64_t batch)
 {
   bool has;
 
@@ -623,7 +623,7 @@ commit_has_freed (struct commit *c, uint64_t batch)
 /* ------------------------------------------------------------------- leaks */
 
 uint64_t
-commit_set_suspects (struct commit *c, struct suspects *s)
+writeback_set_suspects (struct writeback *c, struct suspects *s)
 {
   uint64_t batch;
 
@@ -635,7 +635,7 @@ commit_set_suspects (struct commit *c, struct suspects *s)
 }
 
 void
-commit_not_leaked (struct commit *c, struct host_off host, uint64_t nr)
+writeback_not_leaked (struct writeback *c, struct host_off host, uint64_t nr)
 {
   pthread_mutex_lock (&c->changes);
   if (c->suspects != NULL)
@@ -644,7 +644,7 @@ commit_not_leaked (struct commit *c, struct host_off host, uint64_t nr)
 }
 
 void
-commit_table_not_leaked (struct commit *c, const struct entry_format *f,
+writeback_table_not_leaked (struct writeback *c, const struct entry_format *f,
                          const uint64_t *words, uint64_t nr_words)
 {
   pthread_mutex_lock (&c->changes);

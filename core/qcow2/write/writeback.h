@@ -4,7 +4,7 @@
  * any point can't harm.
  *
  * A change is made in the cache, and is written with all others by the next
- * commit, which a flush is.  A commit takes what has changed as it is at one
+ * writeback, which a flush is.  A writeback takes what has changed as it is at one
  * moment and writes
  *
  *   1. refcounts, and waits until they and all data are durable;
@@ -24,10 +24,10 @@
  *  T4  Batches are written one after the other.
  *  T5  What is given up and not to be had again is bounded (I13), in bytes and
  *      in entries of these lists, if all who add to them see to it afterwards:
- *      by a commit once commit_is_wanted, and by waiting while
- *      commit_is_behind.
+ *      by a writeback once writeback_is_wanted, and by waiting while
+ *      writeback_is_behind.
  *  T6  A change has its space on the host before it is made (C6), so that a
- *      commit wants none on a full file system: it is what gives some back.
+ *      writeback wants none on a full file system: it is what gives some back.
  *      Where the host wants some all the same, since it copies what is
  *      overwritten, the ballast is given up for it.
  */
@@ -67,7 +67,7 @@ struct freed_list {
 
 #define COMMIT_ALLOCATED 8
 
-struct commit {
+struct writeback {
   struct storage *storage;
   struct cache *cache;
   unsigned id; /* of the storage, in the cache */
@@ -87,12 +87,12 @@ struct commit {
 
   pthread_mutex_t space_lock; /* of who has space allocated (T6); I/O */
   struct host_off allocated[COMMIT_ALLOCATED]; /* space_lock; see
-                                                * commit_allocate_table */
+                                                * writeback_allocate_table */
   unsigned next_allocated;    /* space_lock */
-  struct host_off ballast;    /* space_lock; see commit_set_ballast */
+  struct host_off ballast;    /* space_lock; see writeback_set_ballast */
   uint64_t ballast_bytes;     /* space_lock; 0: there is none */
 
-  /* Group commit. */
+  /* Group writeback. */
   pthread_mutex_t lock;
   pthread_cond_t done;
   bool running;              /* lock */
@@ -113,11 +113,11 @@ struct commit {
   _Atomic bool corrupt;      /* because the image is (I7) */
 };
 
-extern int commit_init (struct commit *c, struct storage *storage,
+extern int writeback_init (struct writeback *c, struct storage *storage,
                         struct cache *cache, unsigned id,
                         uint32_t slice_bytes, unsigned cluster_bits,
                         struct epoch *epoch);
-extern void commit_destroy (struct commit *c);
+extern void writeback_destroy (struct writeback *c);
 
 /* A change of some words of one slice of a table. */
 struct change {
@@ -137,34 +137,34 @@ struct change {
 };
 
 /* Make a change.  *batch, if not NULL, is the number of the batch that it
- * will be in.  May read a slice, have space allocated, and commit, so that
+ * will be in.  May read a slice, have space allocated, and writeback, so that
  * only locks may be held which none of these wants.  Returns -1 with the error
  * set, ENOSPC among others, and then nothing has changed.
  */
-extern int commit_change (struct commit *c, const struct change *change,
+extern int writeback_change (struct writeback *c, const struct change *change,
                           uint64_t *batch);
 
 /* Have space on the host for a cluster that becomes a table, in one piece: of a
  * few of the last ones it is known then that their slices have some.  Returns
  * -1 with the error set.
  */
-extern int commit_allocate_table (struct commit *c, struct host_off table);
+extern int writeback_allocate_table (struct writeback *c, struct host_off table);
 
 /* These bytes of the storage have space on the host, and nothing is in them:
- * a commit that finds no space punches them, once.  0: none is to be punched
+ * a writeback that finds no space punches them, once.  0: none is to be punched
  * any more.
  */
-extern void commit_set_ballast (struct commit *c, struct host_off host,
+extern void writeback_set_ballast (struct writeback *c, struct host_off host,
                                 uint64_t bytes);
-extern bool commit_has_ballast (struct commit *c);
+extern bool writeback_has_ballast (struct writeback *c);
 
 /* References are given up that have nothing to do with a change. */
-extern int commit_free (struct commit *c, const struct freed *freed,
+extern int writeback_free (struct writeback *c, const struct freed *freed,
                         unsigned nr);
 
 /* Whether the batch of this number is durable. */
 static inline bool
-commit_is_durable (const struct commit *c, uint64_t batch)
+writeback_is_durable (const struct writeback *c, uint64_t batch)
 {
   return atomic_load (&c->durable) >= batch;
 }
@@ -173,7 +173,7 @@ commit_is_durable (const struct commit *c, uint64_t batch)
  * request is answered.
  */
 static inline void
-commit_note_data (struct commit *c)
+writeback_note_data (struct writeback *c)
 {
   if (!atomic_load (&c->unflushed))
     atomic_store (&c->unflushed, true);
@@ -182,51 +182,51 @@ commit_note_data (struct commit *c)
 /* Make all that was written and changed before this call durable.  Calls at
  * one time share the work.  Returns -1 with the error set.
  */
-extern int commit_flush (struct commit *c);
+extern int writeback_flush (struct writeback *c);
 
 /* True if nothing was changed that is not durable. */
-extern bool commit_is_clean (struct commit *c);
+extern bool writeback_is_clean (struct writeback *c);
 
-/* True if it is time to commit, to keep bounded what waits for that: memory,
+/* True if it is time to writeback, to keep bounded what waits for that: memory,
  * and the host's space (T5).
  */
-extern bool commit_is_wanted (struct commit *c);
+extern bool writeback_is_wanted (struct writeback *c);
 
 /* True if so much is given up and not to be had again that requests which give
  * up more must wait (T5).
  */
-extern bool commit_is_behind (struct commit *c);
+extern bool writeback_is_behind (struct writeback *c);
 
 /* Take the next list of what was given up, if all requests that could have
- * seen it have ended.  The caller frees it by commit_free_list.  NULL: none.
+ * seen it have ended.  The caller frees it by writeback_free_list.  NULL: none.
  */
-extern struct freed_list *commit_next_freed (struct commit *c);
-extern void commit_free_list (struct commit *c, struct freed_list *l);
+extern struct freed_list *writeback_next_freed (struct writeback *c);
+extern void writeback_free_list (struct writeback *c, struct freed_list *l);
 
 /* Whether anything that was given up in batches up to this one, which has
  * ended, waits for its turn to be taken.
  */
-extern bool commit_has_freed (struct commit *c, uint64_t batch);
+extern bool writeback_has_freed (struct writeback *c, uint64_t batch);
 
 /* From now on, whoever has clusters that could seem to be leaked says so to
  * these: who gives them up, and by the two functions below.  Returns the
  * number of the last batch of what was given up before.  NULL: not any more,
  * and nobody uses those from before.
  */
-extern uint64_t commit_set_suspects (struct commit *c, struct suspects *s);
-extern void commit_not_leaked (struct commit *c, struct host_off host,
+extern uint64_t writeback_set_suspects (struct writeback *c, struct suspects *s);
+extern void writeback_not_leaked (struct writeback *c, struct host_off host,
                                uint64_t nr);
-extern void commit_table_not_leaked (struct commit *c,
+extern void writeback_table_not_leaked (struct writeback *c,
                                      const struct entry_format *f,
                                      const uint64_t *words, uint64_t nr_words);
 
 /* Nothing may be written any more, for the reason that is set as error. */
-extern void commit_fail (struct commit *c);
+extern void writeback_fail (struct writeback *c);
 
 /* The same because metadata was found where it can't be. */
-extern void commit_fail_corrupt (struct commit *c);
+extern void writeback_fail_corrupt (struct writeback *c);
 
 /* Returns -1 with the error set to EIO if nothing may be written. */
-extern int commit_check (struct commit *c);
+extern int writeback_check (struct writeback *c);
 
 #endif /* CORE_QCOW2_WRITE_WRITEBACK_H */

@@ -138,7 +138,7 @@ check_again (struct writer *w, const struct again *again)
 
     for (n = 1; i + n < again->nr && again->table[i + n] == table.v; ++n)
       continue;
-    if (space_refcount (&w->space, table, &refcount) == -1)
+    if (alloc_refcount (&w->alloc, table, &refcount) == -1)
       return -1;
     if (refcount < n + 1) /* which says what is wrong */
       return overlap_add (&w->overlap, name (w), table, 1,
@@ -202,7 +202,7 @@ add_l2_tables (struct writer *w)
 static void
 writer_free (struct writer *w)
 {
-  gather_destroy (&w->gather);
+  coalesce_destroy (&w->coalesce);
   inflight_destroy (&w->inflight);
   overlap_destroy (&w->overlap);
   pthread_mutex_destroy (&w->tables);
@@ -229,26 +229,26 @@ writer_open (const struct layer *disk, const struct header *h,
   pthread_mutex_init (&w->tables, NULL);
   pthread_mutex_init (&w->begin_lock, NULL);
   inflight_init (&w->inflight);
-  gather_init (&w->gather, h->cluster_bits);
+  coalesce_init (&w->coalesce, h->cluster_bits);
   overlap_init (&w->overlap, h->cluster_bits);
   if (add_ranges (w, snapshots) == -1 ||
-      commit_init (&w->commit, disk->storage, m->cache, m->id, m->slice_bytes,
+      writeback_init (&w->writeback, disk->storage, m->cache, m->id, m->slice_bytes,
                    h->cluster_bits, disk->shared->epoch) == -1)
     goto fail;
-  if (space_init (&w->space, h, &w->commit, &w->overlap,
+  if (alloc_init (&w->alloc, h, &w->writeback, &w->overlap,
                   options->keep_discarded) == -1)
     goto fail_space;
-  w->commit.max_freed = options->max_freed;
-  w->space.decoded = disk->shared->decoded;
+  w->writeback.max_freed = options->max_freed;
+  w->alloc.clusters = disk->shared->clusters;
   w->compress_level = options->compress_level;
   if (add_l2_tables (w) == -1)
     goto fail_l2;
   return w;
 
  fail_l2:
-  space_destroy (&w->space);
+  alloc_destroy (&w->alloc);
  fail_space:
-  commit_destroy (&w->commit);
+  writeback_destroy (&w->writeback);
  fail:
   error_append (" (so that it can't be written)");
   writer_free (w);
@@ -267,7 +267,7 @@ write_features (struct writer *w)
   header_encode_features (&w->header, buf);
   if (storage_write (w->disk->storage, buf, sizeof buf, at) == -1 ||
       storage_flush (w->disk->storage) == -1) {
-    commit_fail (&w->commit);
+    writeback_fail (&w->writeback);
     return -1;
   }
   return 0;
@@ -283,10 +283,10 @@ write_hint (struct writer *w, uint8_t value)
     return 0;
   if (storage_write (w->disk->storage, &value, sizeof value,
                      w->header.hint) == -1) {
-    commit_fail (&w->commit);
+    writeback_fail (&w->writeback);
     return -1;
   }
-  commit_note_data (&w->commit);
+  writeback_note_data (&w->writeback);
   return 0;
 }
 
@@ -316,10 +316,10 @@ mark_corrupt (struct writer *w)
 static int
 failed (struct writer *w)
 {
-  if (atomic_load (&w->commit.corrupt) &&
+  if (atomic_load (&w->writeback.corrupt) &&
       !atomic_exchange (&w->found_corrupt, true)) {
     mark_corrupt (w);
-    error_set (EIO, "%s: %s", w->commit.message, consequence (w));
+    error_set (EIO, "%s: %s", w->writeback.message, consequence (w));
   }
   return -1;
 }
@@ -343,7 +343,7 @@ begin (struct writer *w)
     return 0;
   if (bitmaps_mark_in_use (w->disk->storage, h, &written) == -1) {
     if (written)
-      commit_fail (&w->commit);
+      writeback_fail (&w->writeback);
     return -1;
   }
   if (h->autoclear == autoclear && !lazy)
@@ -360,7 +360,7 @@ writer_begin (struct writer *w)
 {
   int r = 0;
 
-  if (commit_check (&w->commit) == -1)
+  if (writeback_check (&w->writeback) == -1)
     return failed (w);
   if (atomic_load_explicit (&w->begun, memory_order_acquire))
     return 0;
@@ -386,7 +386,7 @@ found_corrupt (struct writer *w, const char *what, enum metadata kind,
   error_set (EIO, "%s: damaged: %s %s, within %" PRIu64 " bytes at offset "
              "0x%" PRIx64 ": %s", name (w), what, overlap_name (kind), bytes,
              offset.v, consequence (w));
-  commit_fail_corrupt (&w->commit);
+  writeback_fail_corrupt (&w->writeback);
   return -1;
 }
 
@@ -419,9 +419,9 @@ writer_check_freed (struct writer *w, const struct freed *freed, unsigned nr)
 
 int
 writer_take (struct writer *w, uint64_t guest, uint64_t nr,
-             struct space_clusters *out)
+             struct alloc_clusters *out)
 {
-  if (space_take (&w->space, guest, nr, out) == -1)
+  if (alloc_take (&w->alloc, guest, nr, out) == -1)
     return failed (w);
   atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
   return 0;
@@ -430,7 +430,7 @@ writer_take (struct writer *w, uint64_t guest, uint64_t nr,
 int
 writer_take_bytes (struct writer *w, uint64_t bytes, struct host_off *host)
 {
-  if (space_take_bytes (&w->space, bytes, host) == -1)
+  if (alloc_take_bytes (&w->alloc, bytes, host) == -1)
     return failed (w);
   atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
   return 0;
@@ -474,7 +474,7 @@ set_l1 (struct writer *w, const struct map_l1 *l1, struct host_off table,
    */
   cache_forget (w->disk->map.cache, w->disk->map.id, table,
                 w->disk->map.cluster_size, slice_bytes);
-  return commit_change (&w->commit, &ch, NULL);
+  return writeback_change (&w->writeback, &ch, NULL);
 }
 
 /* A cluster that shall be zeros (P2): a damaged image may have the disk write
@@ -497,7 +497,7 @@ check_zero (struct writer *w, struct host_off table)
  */
 static int
 new_table (struct writer *w, const struct map_l1 *l1,
-           const struct space_clusters *to)
+           const struct alloc_clusters *to)
 {
   const int r = to->zero ? check_zero (w, to->host)
     : storage_zero (w->disk->storage, to->host, w->disk->map.cluster_size,
@@ -526,7 +526,7 @@ clear_copied (const struct map *m, uint64_t *words)
  */
 static int
 copy_table (struct writer *w, const struct map_l1 *l1,
-            const struct space_clusters *to)
+            const struct alloc_clusters *to)
 {
   const struct map *m = &w->disk->map;
   struct freed old = { .host = l1->table, .nr = 1, .is_table = true };
@@ -538,7 +538,7 @@ copy_table (struct writer *w, const struct map_l1 *l1,
     error_set (ENOMEM, "%s: out of memory", name (w));
     return -1;
   }
-  if (space_refcount (&w->space, l1->table, &refcount) == 0 &&
+  if (alloc_refcount (&w->alloc, l1->table, &refcount) == 0 &&
       storage_read (m->storage, words, m->cluster_size, l1->table) == 0) {
     if (refcount != 1)
       clear_copied (m, words);
@@ -546,7 +546,7 @@ copy_table (struct writer *w, const struct map_l1 *l1,
       old.bytes = m->cluster_size;
     r = storage_write (m->storage, words, m->cluster_size, to->host);
     /* Who looks for references in the old table may come too late. */
-    commit_table_not_leaked (&w->commit, &m->format, words,
+    writeback_table_not_leaked (&w->writeback, &m->format, words,
                              m->cluster_size / sizeof *words);
   }
   free (words);
@@ -557,12 +557,12 @@ copy_table (struct writer *w, const struct map_l1 *l1,
 static int
 make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
 {
-  struct space_clusters to;
+  struct alloc_clusters to;
   int r;
 
-  if (writer_take (w, SPACE_NO_GUEST, 1, &to) == -1)
+  if (writer_take (w, ALLOC_NO_GUEST, 1, &to) == -1)
     return -1;
-  r = commit_allocate_table (&w->commit, to.host);
+  r = writeback_allocate_table (&w->writeback, to.host);
   if (r == 0)
     r = overlap_add (&w->overlap, name (w), to.host, 1, METADATA_L2); /* P1 */
   if (r == 0) {
@@ -571,7 +571,7 @@ make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
       overlap_remove (&w->overlap, to.host, 1);
   }
   if (r == -1)
-    space_give_back (&w->space, to.host, 1);
+    alloc_give_back (&w->alloc, to.host, 1);
   *table = to.host;
   return r;
 }
@@ -599,15 +599,15 @@ writer_table (struct writer *w, struct guest_off offset,
   return r;
 }
 
-/* ------------------------------------------------------------------ commits */
+/* ------------------------------------------------------------------ writebacks */
 
 int
 writer_flush (struct writer *w)
 {
-  if (commit_check (&w->commit) == -1 || commit_flush (&w->commit) == -1)
+  if (writeback_check (&w->writeback) == -1 || writeback_flush (&w->writeback) == -1)
     return failed (w);
-  space_reclaim (&w->space);
-  return commit_check (&w->commit) == -1 ? failed (w) : 0;
+  alloc_reclaim (&w->alloc);
+  return writeback_check (&w->writeback) == -1 ? failed (w) : 0;
 }
 
 /* Between two looks whether requests have ended that may still use what was
@@ -620,16 +620,16 @@ int
 writer_relieve (struct writer *w)
 {
   for (;;) {
-    if (commit_is_wanted (&w->commit) && writer_flush (w) == -1)
+    if (writeback_is_wanted (&w->writeback) && writer_flush (w) == -1)
       return -1;
-    if (!commit_is_behind (&w->commit) || atomic_load (&w->space.stuck))
+    if (!writeback_is_behind (&w->writeback) || atomic_load (&w->alloc.stuck))
       return 0;
     /* What is durably given up waits for requests to end. */
-    space_reclaim (&w->space);
-    if (!commit_is_behind (&w->commit))
+    alloc_reclaim (&w->alloc);
+    if (!writeback_is_behind (&w->writeback))
       return 0;
     nanosleep (&pause_between, NULL);
-    if (commit_check (&w->commit) == -1)
+    if (writeback_check (&w->writeback) == -1)
       return failed (w);
   }
 }
@@ -638,15 +638,15 @@ writer_relieve (struct writer *w)
 static bool
 regain (struct writer *w)
 {
-  const size_t before = atomic_load (&w->commit.nr_freed);
+  const size_t before = atomic_load (&w->writeback.nr_freed);
   unsigned i;
 
-  if (before == 0 || commit_flush (&w->commit) == -1)
+  if (before == 0 || writeback_flush (&w->writeback) == -1)
     return false;
   /* Requests that may still look at what was given up end soon. */
   for (i = 0; i < 1000; ++i) {
-    space_reclaim (&w->space);
-    if (atomic_load (&w->commit.nr_freed) < before)
+    alloc_reclaim (&w->alloc);
+    if (atomic_load (&w->writeback.nr_freed) < before)
       return true;
     nanosleep (&pause_between, NULL);
   }
@@ -683,7 +683,7 @@ clear_hint (struct writer *w)
   if (w->header.hint.v == 0 || w->leaks_left)
     return 0;
   return write_hint (w, HEADER_HINT_ENDED) == -1 ? -1
-    : commit_flush (&w->commit);
+    : writeback_flush (&w->writeback);
 }
 
 int
@@ -694,15 +694,15 @@ writer_close (struct writer *w)
   if (w == NULL)
     return 0;
   if (w->begun) {
-    r = commit_check (&w->commit);
+    r = writeback_check (&w->writeback);
     if (r == 0)
-      r = space_close (&w->space);
+      r = alloc_close (&w->alloc);
     r = r == 0 ? clear_dirty (w) : failed (w);
   }
   if (w->begun && r == 0)
     r = clear_hint (w);
-  space_destroy (&w->space);
-  commit_destroy (&w->commit);
+  alloc_destroy (&w->alloc);
+  writeback_destroy (&w->writeback);
   writer_free (w);
   return r;
 }

@@ -8,16 +8,16 @@
  *
  *   a range of inflight            around the whole of a mapping anew
  *   writer.tables                  making or copying an L2 table; I/O of tables
- *   space.refcounts_lock           refcounts; I/O of tables
+ *   alloc.refcounts_lock           refcounts; I/O of tables
  *   writer.begin_lock              the header's feature bits; I/O of the header
- *   commit.space_lock              space for tables on the host; I/O of tables
- *   commit.lock                    moments; a commit that runs holds none
- *   space.lock                     moments
- *   commit.changes                 moments
- *   commit.freed_lock, epoch.lock  moments
+ *   writeback.space_lock              space for tables on the host; I/O of tables
+ *   writeback.lock                    moments; a writeback that runs holds none
+ *   alloc.lock                     moments
+ *   writeback.changes                 moments
+ *   writeback.freed_lock, epoch.lock  moments
  *   cache.lock, overlap.lock       moments
- *   decoded.lock                   moments
- *   gather.lock                    moments; alone
+ *   cluster_cache.lock             moments
+ *   coalesce.lock                  moments; alone
  */
 
 #ifndef CORE_QCOW2_WRITE_WRITER_H
@@ -39,12 +39,12 @@
 struct writer {
   const struct layer *disk; /* the live one */
   struct header header;     /* as it is on disk, but for refcount_table_* */
-  struct commit commit;
+  struct writeback writeback;
   struct overlap overlap;
-  struct space space;
+  struct alloc alloc;
   struct inflight inflight; /* in clusters of the guest */
   unsigned compress_level;  /* 0: clusters are not compressed */
-  struct gather gather;     /* of what is to be compressed */
+  struct coalesce coalesce;     /* of what is to be compressed */
   _Atomic uint64_t taken;   /* how often host clusters were handed out */
   pthread_mutex_t tables;   /* of changes to the L1 table */
 
@@ -58,9 +58,9 @@ struct writer {
 struct writer_options {
   bool keep_discarded;     /* punch no holes into the file */
   bool invalidate_bitmaps; /* persistent bitmaps may be made useless */
-  unsigned compress_level; /* of whole clusters; 0: none.  See codec.h */
+  unsigned compress_level; /* of whole clusters; 0: none.  See qcow2/codec.h */
   uint64_t max_freed;      /* bytes given up that may wait to be had again;
-                            * 0: as the file's size has it (commit.h, T5) */
+                            * 0: as the file's size has it (qcow2/write/writeback.h, T5) */
 };
 
 /* Whether an image with this header may be written: not if it is marked as
@@ -111,11 +111,11 @@ extern int writer_check_overlap (struct writer *w, struct host_off offset,
 extern int writer_check_freed (struct writer *w, const struct freed *freed,
                                unsigned nr);
 
-/* space_take, which marks the image as corrupt if it has found it to be. */
+/* alloc_take, which marks the image as corrupt if it has found it to be. */
 extern int writer_take (struct writer *w, uint64_t guest, uint64_t nr,
-                        struct space_clusters *out);
+                        struct alloc_clusters *out);
 
-/* The same for space_take_bytes. */
+/* The same for alloc_take_bytes. */
 extern int writer_take_bytes (struct writer *w, uint64_t bytes,
                               struct host_off *host);
 
@@ -143,7 +143,7 @@ extern int writer_table (struct writer *w, struct guest_off offset,
 extern int writer_flush (struct writer *w);
 
 /* To be called after each change of mappings by who holds nothing, and is in
- * no epoch: keeps bounded what waits for a commit, and how much space does
+ * no epoch: keeps bounded what waits for a writeback, and how much space does
  * (I13).  May wait for requests that run.
  */
 extern int writer_relieve (struct writer *w);

@@ -53,7 +53,7 @@ has_below (const struct zeroing *z, uint64_t offset)
 static inline bool
 may_punch (const struct zeroing *z)
 {
-  return z->may_trim && !z->w->space.keep_discarded;
+  return z->may_trim && !z->w->alloc.keep_discarded;
 }
 
 static int
@@ -206,7 +206,7 @@ run_step (struct step *s, uint64_t *done)
   ch.words = s->l2.words;
   ch.nr_freed = s->nr_freed;
   if (writer_check_freed (s->z->w, s->freed, s->nr_freed) == -1 ||
-      commit_change (&s->z->w->commit, &ch, NULL) == -1)
+      writeback_change (&s->z->w->writeback, &ch, NULL) == -1)
     return -1;
   *done = s->cluster + i * m->cluster_size;
   if (*done > s->to)
@@ -476,7 +476,7 @@ disk_zero (struct writer *w, uint64_t count, struct guest_off offset,
   const struct zeroing z = { .w = w, .may_trim = may_trim };
   const struct parts p = split (&z, offset.v, offset.v + count);
 
-  if (commit_check (&w->commit) == -1 ||
+  if (writeback_check (&w->writeback) == -1 ||
       (fast && check_fast (&z, &p) == -1) || writer_begin (w) == -1 ||
       zero_part (&z, p.from, p.whole_from) == -1 ||
       zero_granules (&z, p.whole_from, p.whole_to) == -1 ||

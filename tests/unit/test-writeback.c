@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* commit.c: what is written in which order, and what becomes of it when that
+/* qcow2/write/writeback.c: what is written in which order, and what becomes of it when that
  * fails.
  */
 
@@ -28,7 +28,7 @@ static struct memory_log call_log = MEMORY_LOG_INIT;
 static struct storage *storage;
 static struct cache *cache;
 static struct epoch epoch;
-static struct commit commit;
+static struct writeback writeback;
 
 static void
 start (uint64_t cache_bytes)
@@ -40,13 +40,13 @@ start (uint64_t cache_bytes)
   storage = memory_disk_open (&disk, "test", &control);
   cache = cache_new (cache_bytes);
   epoch_init (&epoch);
-  CHECK_OK (commit_init (&commit, storage, cache, ID, SLICE, 16, &epoch));
+  CHECK_OK (writeback_init (&writeback, storage, cache, ID, SLICE, 16, &epoch));
 }
 
 static void
 end (void)
 {
-  commit_destroy (&commit);
+  writeback_destroy (&writeback);
   epoch_destroy (&epoch);
   cache_free (cache);
   storage_close (storage);
@@ -78,7 +78,7 @@ try_set (uint64_t i, unsigned word, uint64_t value, enum cache_order order,
     .order = order, .ordered = ordered,
   };
 
-  return commit_change (&commit, &ch, batch);
+  return writeback_change (&writeback, &ch, batch);
 }
 
 static uint64_t
@@ -128,48 +128,48 @@ static void
 test_sequences (void)
 {
   start (1 << 20);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), ""); /* nothing costs nothing */
 
-  commit_note_data (&commit);
-  CHECK_OK (commit_flush (&commit));
+  writeback_note_data (&writeback);
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), "F ");
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), "");
 
   /* Without order: refcounts, mappings, one wait. */
   set (0, 0, 1, CACHE_SECOND, false);
   set (2, 0, 1, CACHE_FIRST, false);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), "W16 W0 F ");
 
   /* I5: with it there is a wait between them. */
   set (0, 0, 2, CACHE_SECOND, true);
   set (2, 0, 2, CACHE_FIRST, false);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), "W16 F W0 F ");
 
   /* For the data, too. */
   set (0, 0, 3, CACHE_SECOND, true);
-  commit_note_data (&commit);
-  CHECK_OK (commit_flush (&commit));
+  writeback_note_data (&writeback);
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), "F W0 F ");
 
   /* One change that needs it is enough, and it is for one batch. */
   set (0, 0, 4, CACHE_SECOND, false);
   set (0, 1, 4, CACHE_SECOND, true);
   set (0, 2, 4, CACHE_SECOND, false);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), "F W0 F ");
   set (0, 0, 5, CACHE_SECOND, false);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), "W0 F ");
 
   /* Refcounts alone. */
   set (2, 70, 6, CACHE_FIRST, false);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), "W17 F ");
-  CHECK (commit_is_clean (&commit));
+  CHECK (writeback_is_clean (&writeback));
   end ();
 }
 
@@ -185,11 +185,11 @@ test_runs (void)
   set (1, 0, 1, CACHE_SECOND, false);
   set (1, 128, 1, CACHE_SECOND, false);
   set (3, 0, 1, CACHE_SECOND, false);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), "W0x9 W10 W24 F ");
   for (i = 0; i < 8 * 10; ++i) /* more than a call takes */
     set (i / 8, 64 * (i % 8), 2, CACHE_SECOND, false);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), "W0x64 W64x16 F ");
   for (i = 0; i < 80; ++i)
     CHECK_EQ (on_disk (i / 8, 64 * (i % 8)), 2);
@@ -204,19 +204,19 @@ test_durable (void)
 
   start (1 << 20);
   first = set (0, 0, 1, CACHE_FIRST, false);
-  CHECK (!commit_is_durable (&commit, first));
+  CHECK (!writeback_is_durable (&writeback, first));
   CHECK_EQ (set (0, 1, 1, CACHE_FIRST, false), first);
-  CHECK_OK (commit_flush (&commit));
-  CHECK (commit_is_durable (&commit, first));
+  CHECK_OK (writeback_flush (&writeback));
+  CHECK (writeback_is_durable (&writeback, first));
   second = set (0, 0, 2, CACHE_FIRST, false);
   CHECK (second > first);
-  CHECK (!commit_is_durable (&commit, second));
+  CHECK (!writeback_is_durable (&writeback, second));
   memory_fail (&control, MEMORY_WRITE, 1, ENOSPC);
-  CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
-  CHECK (!commit_is_durable (&commit, second));
-  CHECK_OK (commit_flush (&commit));
-  CHECK (commit_is_durable (&commit, second));
-  CHECK (!commit_is_durable (&commit, UINT64_MAX));
+  CHECK_EQ (writeback_flush (&writeback), (uint64_t) -1);
+  CHECK (!writeback_is_durable (&writeback, second));
+  CHECK_OK (writeback_flush (&writeback));
+  CHECK (writeback_is_durable (&writeback, second));
+  CHECK (!writeback_is_durable (&writeback, UINT64_MAX));
   end ();
 }
 
@@ -230,7 +230,7 @@ some_changes (uint64_t value)
     set (2 * i, 64 * i, value, CACHE_SECOND, i == 1);
     set (20 + 2 * i, 64 * i, value, CACHE_FIRST, false);
   }
-  commit_note_data (&commit);
+  writeback_note_data (&writeback);
 }
 
 static void
@@ -254,18 +254,18 @@ no_space (unsigned at, unsigned times)
   some_changes (5);
   memory_fail_ever_after (&control, MEMORY_WRITE, at, ENOSPC);
   while (times-- > 0) {
-    CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
+    CHECK_EQ (writeback_flush (&writeback), (uint64_t) -1);
     CHECK_ERROR (ENOSPC, "No space left");
-    CHECK_OK (commit_check (&commit));
-    CHECK (!commit_is_clean (&commit));
+    CHECK_OK (writeback_check (&writeback));
+    CHECK (!writeback_is_clean (&writeback));
   }
   set (0, 1, 6, CACHE_SECOND, false); /* and one more */
   memory_fail_no_more (&control);
   calls ();
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   check_changes (5);
   CHECK_EQ (on_disk (0, 1), 6);
-  CHECK (commit_is_clean (&commit));
+  CHECK (writeback_is_clean (&writeback));
   /* I5 holds for what was put off. */
   CHECK_STR (calls (), "W160 W177 W194 F W0 W17 W34 F ");
   end ();
@@ -290,12 +290,12 @@ test_still_unflushed (void)
 {
   start (1 << 20);
   set (0, 0, 1, CACHE_SECOND, false);
-  commit_note_data (&commit);
+  writeback_note_data (&writeback);
   memory_fail (&control, MEMORY_WRITE, 1, ENOSPC);
-  CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
+  CHECK_EQ (writeback_flush (&writeback), (uint64_t) -1);
   cache_forget (cache, ID, slice_at (0), SLICE, SLICE);
   calls ();
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_STR (calls (), "F ");
   end ();
 }
@@ -309,15 +309,15 @@ check_stuck (int r)
   CHECK_EQ (r, -1);
   CHECK_ERROR (EIO, "test: ");
   memory_fail_no_more (&control);
-  CHECK_EQ (commit_check (&commit), (uint64_t) -1);
+  CHECK_EQ (writeback_check (&writeback), (uint64_t) -1);
   CHECK_ERROR (EIO, "nothing is written any more");
   CHECK (error_repeated ());
-  CHECK_OK (commit_free (&commit, &f, 1));
+  CHECK_OK (writeback_free (&writeback, &f, 1));
   calls ();
-  CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
+  CHECK_EQ (writeback_flush (&writeback), (uint64_t) -1);
   CHECK_ERROR (EIO, "nothing is written any more");
   CHECK_STR (calls (), "");
-  CHECK (commit_next_freed (&commit) == NULL);
+  CHECK (writeback_next_freed (&writeback) == NULL);
 }
 
 static void
@@ -330,7 +330,7 @@ test_sticks (void)
     start (1 << 20);
     some_changes (5);
     memory_fail (&control, MEMORY_WRITE, at, EIO);
-    check_stuck (commit_flush (&commit));
+    check_stuck (writeback_flush (&writeback));
     end ();
   }
   for (at = 1; at <= 2; ++at) {
@@ -338,18 +338,18 @@ test_sticks (void)
       start (1 << 20);
       some_changes (5);
       memory_fail (&control, MEMORY_FLUSH, at, errors[e]);
-      check_stuck (commit_flush (&commit));
+      check_stuck (writeback_flush (&writeback));
       end ();
     }
   }
   start (1 << 20);
   error_set (EINVAL, "test: something");
-  commit_fail (&commit);
-  CHECK_EQ (commit_check (&commit), (uint64_t) -1);
+  writeback_fail (&writeback);
+  CHECK_EQ (writeback_check (&writeback), (uint64_t) -1);
   CHECK_ERROR (EIO, "test: something");
   error_set (EINVAL, "test: another"); /* the first one is the reason */
-  commit_fail (&commit);
-  CHECK_EQ (commit_check (&commit), (uint64_t) -1);
+  writeback_fail (&writeback);
+  CHECK_EQ (writeback_check (&writeback), (uint64_t) -1);
   CHECK_ERROR (EIO, "test: something");
   end ();
 }
@@ -365,13 +365,13 @@ set_and_free (uint64_t i, uint64_t value, uint64_t host, uint64_t nr)
     .order = CACHE_SECOND, .freed = &f, .nr_freed = 1,
   };
 
-  CHECK_OK (commit_change (&commit, &ch, NULL));
+  CHECK_OK (writeback_change (&writeback, &ch, NULL));
 }
 
 static void
 check_next_freed (uint64_t host, uint64_t nr)
 {
-  struct freed_list *l = commit_next_freed (&commit);
+  struct freed_list *l = writeback_next_freed (&writeback);
 
   if (l == NULL) {
     check_failed (__FILE__, __LINE__, "nothing is passed on");
@@ -380,7 +380,7 @@ check_next_freed (uint64_t host, uint64_t nr)
   CHECK_EQ (l->nr, 1);
   CHECK_EQ (l->freed[0].host.v, host);
   CHECK_EQ (l->freed[0].nr, nr);
-  commit_free_list (&commit, l);
+  writeback_free_list (&writeback, l);
 }
 
 /* T2: only once it is durable, and no older request is left (I4). */
@@ -394,37 +394,37 @@ test_freed (void)
   set_and_free (0, 1, 0x10000, 1);
   set_and_free (1, 1, 0x20000, 2); /* joins it */
   set_and_free (2, 1, 0x40000, 1);
-  CHECK_EQ (commit.nr_freed, 1);
-  CHECK (commit_next_freed (&commit) == NULL);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_EQ (writeback.nr_freed, 1);
+  CHECK (writeback_next_freed (&writeback) == NULL);
+  CHECK_OK (writeback_flush (&writeback));
   younger = epoch_enter (&epoch);
-  CHECK (commit_next_freed (&commit) == NULL);
+  CHECK (writeback_next_freed (&writeback) == NULL);
   epoch_leave (&epoch, old);
   epoch_leave (&epoch, younger);
   check_next_freed (0x10000, 4);
-  CHECK (commit_next_freed (&commit) == NULL);
-  CHECK_EQ (commit.nr_freed, 0);
+  CHECK (writeback_next_freed (&writeback) == NULL);
+  CHECK_EQ (writeback.nr_freed, 0);
 
   /* A batch that found no space passes nothing on. */
   set_and_free (0, 2, 0x50000, 1);
   memory_fail (&control, MEMORY_WRITE, 1, ENOSPC);
-  CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
-  CHECK (commit_next_freed (&commit) == NULL);
-  CHECK_EQ (commit.nr_freed, 1);
+  CHECK_EQ (writeback_flush (&writeback), (uint64_t) -1);
+  CHECK (writeback_next_freed (&writeback) == NULL);
+  CHECK_EQ (writeback.nr_freed, 1);
   set_and_free (0, 3, 0x51000000, 7);
-  CHECK_OK (commit_flush (&commit));
-  CHECK_EQ (commit.nr_freed, 2);
+  CHECK_OK (writeback_flush (&writeback));
+  CHECK_EQ (writeback.nr_freed, 2);
   {
-    struct freed_list *l = commit_next_freed (&commit);
+    struct freed_list *l = writeback_next_freed (&writeback);
 
     CHECK (l != NULL && l->nr == 2);
-    commit_free_list (&commit, l);
+    writeback_free_list (&writeback, l);
   }
   /* Nor one that failed. */
   set_and_free (0, 4, 0x60000, 1);
   memory_fail (&control, MEMORY_FLUSH, 1, EIO);
-  CHECK_EQ (commit_flush (&commit), (uint64_t) -1);
-  CHECK (commit_next_freed (&commit) == NULL);
+  CHECK_EQ (writeback_flush (&writeback), (uint64_t) -1);
+  CHECK (writeback_next_freed (&writeback) == NULL);
   end ();
 }
 
@@ -439,8 +439,8 @@ test_freed_lists (void)
   for (i = 1; i <= 5; ++i) {
     const struct freed f = { .host.v = i << 20, .nr = i, .is_table = i % 2 };
 
-    CHECK_OK (commit_free (&commit, &f, 1));
-    CHECK_OK (commit_flush (&commit));
+    CHECK_OK (writeback_free (&writeback, &f, 1));
+    CHECK_OK (writeback_flush (&writeback));
     if (i == 3) {
       epoch_advance (&epoch, epoch_now (&epoch));
       token = epoch_enter (&epoch);
@@ -448,11 +448,11 @@ test_freed_lists (void)
   }
   for (i = 1; i <= 3; ++i)
     check_next_freed (i << 20, i);
-  CHECK (commit_next_freed (&commit) == NULL);
+  CHECK (writeback_next_freed (&writeback) == NULL);
   epoch_leave (&epoch, token);
   for (i = 4; i <= 5; ++i)
     check_next_freed (i << 20, i);
-  CHECK (commit_next_freed (&commit) == NULL);
+  CHECK (writeback_next_freed (&writeback) == NULL);
   end ();
 }
 
@@ -462,15 +462,15 @@ test_wanted (void)
   uint64_t i;
 
   start (8 << 20);
-  CHECK (!commit_is_wanted (&commit));
+  CHECK (!writeback_is_wanted (&writeback));
   for (i = 0; i < 20000; ++i) {
     const struct freed f = { .host.v = (2 * i + 1) << 16, .nr = 1 };
 
-    CHECK_OK (commit_free (&commit, &f, 1));
+    CHECK_OK (writeback_free (&writeback, &f, 1));
   }
-  CHECK (commit_is_wanted (&commit));
-  CHECK_OK (commit_flush (&commit));
-  CHECK (!commit_is_wanted (&commit)); /* it would be of no use */
+  CHECK (writeback_is_wanted (&writeback));
+  CHECK_OK (writeback_flush (&writeback));
+  CHECK (!writeback_is_wanted (&writeback)); /* it would be of no use */
   end ();
 }
 
@@ -499,21 +499,21 @@ test_change_during_batch (void)
     some_changes (5);
     hook_nr = 0;
     control.hook = change_in_hook;
-    CHECK_OK (commit_flush (&commit));
+    CHECK_OK (writeback_flush (&writeback));
     CHECK_EQ (hook_nr, 8);
     check_changes (5);
     CHECK_EQ (on_disk (40, 0), 0);
-    CHECK (commit_next_freed (&commit) == NULL);
-    CHECK (!commit_is_clean (&commit));
+    CHECK (writeback_next_freed (&writeback) == NULL);
+    CHECK (!writeback_is_clean (&writeback));
     calls ();
-    CHECK_OK (commit_flush (&commit));
+    CHECK_OK (writeback_flush (&writeback));
     CHECK_STR (calls (), "W320 W0 F ");
     check_next_freed (0x70000, 1);
     end ();
   }
 }
 
-/* More is changed than the cache keeps: changes commit on their own. */
+/* More is changed than the cache keeps: changes writeback on their own. */
 static void
 test_crowded (void)
 {
@@ -523,7 +523,7 @@ test_crowded (void)
   for (i = 0; i < 200; ++i)
     set (i, i, 1 + i, i % 2 ? CACHE_FIRST : CACHE_SECOND, i % 5 == 0);
   CHECK (control.flushes > 20);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   for (i = 0; i < 200; ++i)
     CHECK_EQ (on_disk (i, i), 1 + i);
 
@@ -536,13 +536,13 @@ test_crowded (void)
   CHECK_EQ (i, 4);
   CHECK_ERROR (ENOSPC, "No space left");
   memory_fail_no_more (&control);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   for (i = 0; i < 10; ++i)
     CHECK_EQ (on_disk (i, 0), i < 4 ? 1000 : i == 0 ? 1 : 0);
   end ();
 }
 
-/* ------------------------------------------------------------ group commit */
+/* ------------------------------------------------------------ group writeback */
 
 #define THREADS 8
 
@@ -568,8 +568,8 @@ group_main (void *opaque)
     if (n % 3 != 0)
       set (me, 0, n, me % 2 ? CACHE_FIRST : CACHE_SECOND, n % 5 == 0);
     else
-      commit_note_data (&commit);
-    if (commit_flush (&commit) == -1) {
+      writeback_note_data (&writeback);
+    if (writeback_flush (&writeback) == -1) {
       CHECK_EQ (error_errno (), EIO);
       g->failed++;
       return NULL;
@@ -651,7 +651,7 @@ no_space_main (void *opaque)
 
   for (i = 1; i <= 20; ++i) {
     set (me, 0, i, CACHE_SECOND, false);
-    if (commit_flush (&commit) == 0)
+    if (writeback_flush (&writeback) == 0)
       g->flushes++;
     else
       CHECK_ERROR (ENOSPC, "No space left");
@@ -673,7 +673,7 @@ test_group_no_space (void)
   CHECK_EQ (g.flushes, 0);
   CHECK (control.failed < 20 * THREADS); /* some shared one */
   memory_fail_no_more (&control);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   for (i = 0; i < THREADS; ++i)
     CHECK_EQ (on_disk (i, 0), 20);
   end ();
@@ -702,7 +702,7 @@ recycle_main (void *opaque)
     epoch_leave (&epoch, token);
     n++;
     if (n % 64 == 0)
-      CHECK_OK (commit_flush (&commit));
+      CHECK_OK (writeback_flush (&writeback));
   }
   r->freed += n;
   return NULL;
@@ -715,7 +715,7 @@ take_freed (struct recycle *r)
   struct freed_list *l;
   size_t i;
 
-  while ((l = commit_next_freed (&commit)) != NULL) {
+  while ((l = writeback_next_freed (&writeback)) != NULL) {
     for (i = 0; i < l->nr; ++i) {
       const uint64_t cluster = l->freed[i].host.v >> 16;
       const unsigned who = cluster >> 17, which = cluster >> 1 & 0xffff;
@@ -725,7 +725,7 @@ take_freed (struct recycle *r)
       CHECK (on_disk (who, 0) > which);
       r->passed++;
     }
-    commit_free_list (&commit, l);
+    writeback_free_list (&writeback, l);
   }
 }
 
@@ -744,10 +744,10 @@ test_recycle (void)
     take_freed (&r);
   for (i = 0; i < 4; ++i)
     pthread_join (thread[i], NULL);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   take_freed (&r);
   CHECK_EQ (r.passed, r.freed);
-  CHECK_EQ (commit.nr_freed, 0);
+  CHECK_EQ (writeback.nr_freed, 0);
   printf ("%" PRIu64 " clusters freed\n", r.freed);
   end ();
 }

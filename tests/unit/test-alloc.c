@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* space.c: host clusters that are handed out and taken back. */
+/* qcow2/write/alloc.c: host clusters that are handed out and taken back. */
 
 #include <config.h>
 
@@ -21,9 +21,9 @@ static struct memory_control control;
 static struct storage *storage;
 static struct cache *cache;
 static struct epoch epoch;
-static struct commit commit;
+static struct writeback writeback;
 static struct overlap overlap;
-static struct space space;
+static struct alloc space;
 static struct header header;
 static unsigned cluster_bits;
 static unsigned refcount_order = 4;
@@ -66,21 +66,21 @@ start (unsigned bits, bool keep_discarded)
   storage = memory_disk_open (&disk, "test", &control);
   cache = cache_new (1 << 20);
   epoch_init (&epoch);
-  CHECK_OK (commit_init (&commit, storage, cache, 0, bits < 12 ? 1U << bits
+  CHECK_OK (writeback_init (&writeback, storage, cache, 0, bits < 12 ? 1U << bits
                          : CACHE_SLOT_BYTES, bits, &epoch));
   overlap_init (&overlap, bits);
   CHECK_OK (overlap_add_range (&overlap, (struct host_off) { 0 },
                                cluster_size, METADATA_HEADER));
   CHECK_OK (overlap_sort (&overlap, "test"));
-  CHECK_OK (space_init (&space, &header, &commit, &overlap, keep_discarded));
+  CHECK_OK (alloc_init (&space, &header, &writeback, &overlap, keep_discarded));
 }
 
 static void
 end (void)
 {
-  space_destroy (&space);
+  alloc_destroy (&space);
   overlap_destroy (&overlap);
-  commit_destroy (&commit);
+  writeback_destroy (&writeback);
   epoch_destroy (&epoch);
   cache_free (cache);
   storage_close (storage);
@@ -95,7 +95,7 @@ close_and_end (uint64_t leaks)
 {
   struct image_check c;
 
-  CHECK_OK (space_close (&space));
+  CHECK_OK (alloc_close (&space));
   c = image_check ("after closing", disk.data, atomic_load (&disk.size));
   CHECK_EQ (c.leaks, leaks);
   end ();
@@ -121,7 +121,7 @@ is_zero (uint64_t offset, uint64_t count)
 
 /* P1, P2 of what was handed out; `me' has it now. */
 static void
-check_taken (const struct space_clusters *c, uint64_t max, unsigned me)
+check_taken (const struct alloc_clusters *c, uint64_t max, unsigned me)
 {
   const uint64_t first = c->host.v >> cluster_bits;
   uint64_t i, refcount = 0;
@@ -138,16 +138,16 @@ check_taken (const struct space_clusters *c, uint64_t max, unsigned me)
   }
   if (c->zero)
     CHECK (is_zero (c->host.v, c->nr << cluster_bits));
-  CHECK_OK (space_refcount (&space, c->host, &refcount));
+  CHECK_OK (alloc_refcount (&space, c->host, &refcount));
   CHECK_EQ (refcount, 1);
 }
 
-static struct space_clusters
+static struct alloc_clusters
 take (uint64_t guest, uint64_t nr)
 {
-  struct space_clusters c = { .nr = 0 };
+  struct alloc_clusters c = { .nr = 0 };
 
-  CHECK_OK (space_take (&space, guest, nr, &c));
+  CHECK_OK (alloc_take (&space, guest, nr, &c));
   check_taken (&c, nr, 1);
   return c;
 }
@@ -161,7 +161,7 @@ give_back (struct host_off host, uint64_t nr)
     CHECK (owner[(host.v >> cluster_bits) + i] != 0);
     owner[(host.v >> cluster_bits) + i] = 0;
   }
-  space_give_back (&space, host, nr);
+  alloc_give_back (&space, host, nr);
 }
 
 /* ------------------------------------------------------------------- alone */
@@ -178,7 +178,7 @@ test_take (void)
 
     start (bits[b], false);
     for (i = taken = 0; taken < enough; ++i)
-      taken += take (i % 5 == 0 ? SPACE_NO_GUEST : i * 1000,
+      taken += take (i % 5 == 0 ? ALLOC_NO_GUEST : i * 1000,
                      1 + i % 7).nr;
     close_and_end (taken);
   }
@@ -194,7 +194,7 @@ test_batches (void)
 
   start (12, false);
   for (i = 0; i < 1000; ++i) {
-    const struct space_clusters c = take (i * 100, 1);
+    const struct alloc_clusters c = take (i * 100, 1);
 
     if (c.durable) {
       CHECK_EQ (image_refcount (disk.data, atomic_load (&disk.size),
@@ -202,7 +202,7 @@ test_batches (void)
       durable++;
     }
     if (i % 10 == 9)
-      CHECK_OK (commit_flush (&commit));
+      CHECK_OK (writeback_flush (&writeback));
   }
   CHECK (durable > 850);
   CHECK (control.resizes < 30);
@@ -219,7 +219,7 @@ test_durable (void)
 
   start (12, false);
   for (i = 0; i < 2000; ++i) {
-    const struct space_clusters c = take (i * 100, 1);
+    const struct alloc_clusters c = take (i * 100, 1);
 
     if (c.durable) {
       CHECK_EQ (image_refcount (disk.data, atomic_load (&disk.size),
@@ -227,7 +227,7 @@ test_durable (void)
       durable++;
     }
     if (i % 600 == 0)
-      CHECK_OK (commit_flush (&commit));
+      CHECK_OK (writeback_flush (&writeback));
   }
   CHECK (durable > 400 && durable < 1900);
   close_and_end (2000);
@@ -246,19 +246,19 @@ test_close (void)
 
   start (12, false);
   for (i = 0; i < 5; ++i)
-    take (SPACE_NO_GUEST, 1);
+    take (ALLOC_NO_GUEST, 1);
   CHECK (atomic_load (&disk.size) > size);
-  CHECK_OK (space_close (&space));
+  CHECK_OK (alloc_close (&space));
   CHECK (atomic_load (&disk.size) <= size + 5 * 4096);
   end ();
 
   start (12, false);
   for (i = 0; i < 300; ++i) {
-    const struct space_clusters c = take (i * 10, 1);
+    const struct alloc_clusters c = take (i * 10, 1);
 
     give_back (c.host, c.nr);
   }
-  CHECK_OK (space_close (&space));
+  CHECK_OK (alloc_close (&space));
   CHECK_EQ (atomic_load (&disk.size), size);
   image_check_clean ("closed", disk.data, size);
   end ();
@@ -285,7 +285,7 @@ count_breaks (unsigned writers, unsigned steps, uint64_t nr, bool shuffled)
 
     w = shuffled ? random_below (&state, writers) : i % writers;
     while (left > 0) {
-      const struct space_clusters c = take (next_guest[w], left);
+      const struct alloc_clusters c = take (next_guest[w], left);
 
       breaks += c.host.v != next_host[w];
       next_host[w] = c.host.v + (c.nr << cluster_bits);
@@ -349,7 +349,7 @@ test_leaks (unsigned bits)
     taken += take (next_guest[w]++, 1).nr;
     if (i % 50 != 0)
       continue;
-    CHECK_OK (commit_flush (&commit));
+    CHECK_OK (writeback_flush (&writeback));
     c = image_check ("killed", disk.data, atomic_load (&disk.size));
     batch = (atomic_load (&disk.size) >> bits) / 8;
     batch = batch < 4 ? 4 : batch;
@@ -398,7 +398,7 @@ test_shared_sequence (void)
 static void
 test_give_back (void)
 {
-  struct space_clusters c;
+  struct alloc_clusters c;
   uint64_t host, i;
 
   start (16, false);
@@ -409,8 +409,8 @@ test_give_back (void)
   give_back (c.host, c.nr);
   for (i = 1; i < 2000; ++i) { /* it comes back, and not as zeros */
     if (i % 50 == 0)
-      CHECK_OK (commit_flush (&commit));
-    c = take (SPACE_NO_GUEST, 1);
+      CHECK_OK (writeback_flush (&writeback));
+    c = take (ALLOC_NO_GUEST, 1);
     if (c.host.v == host)
       break;
   }
@@ -424,17 +424,17 @@ test_give_back (void)
 static void
 test_give_back_many (void)
 {
-  static struct space_clusters c[3000];
+  static struct alloc_clusters c[3000];
   unsigned i;
 
   start (12, false);
   for (i = 0; i < 3000; ++i)
-    c[i] = take (SPACE_NO_GUEST, 1);
+    c[i] = take (ALLOC_NO_GUEST, 1);
   for (i = 0; i < 3000; i += 2)
     give_back (c[i].host, 1);
-  CHECK (space.nr_runs <= SPACE_MAX_RUNS);
+  CHECK (space.nr_runs <= ALLOC_MAX_RUNS);
   for (i = 0; i < 1000; ++i)
-    take (SPACE_NO_GUEST, 1);
+    take (ALLOC_NO_GUEST, 1);
   close_and_end (1500 + 1000);
 }
 
@@ -452,27 +452,27 @@ check_reclaim (bool keep_discarded)
   start (16, keep_discarded);
   CHECK (!is_zero (f.host.v, 65536));
   token = epoch_enter (&epoch);
-  CHECK_OK (commit_free (&commit, &f, 1));
-  space_reclaim (&space);
-  CHECK_OK (space_refcount (&space, f.host, &refcount));
+  CHECK_OK (writeback_free (&writeback, &f, 1));
+  alloc_reclaim (&space);
+  CHECK_OK (alloc_refcount (&space, f.host, &refcount));
   CHECK_EQ (refcount, 1); /* not durable yet */
-  CHECK_OK (commit_flush (&commit));
-  space_reclaim (&space);
-  CHECK_OK (space_refcount (&space, f.host, &refcount));
+  CHECK_OK (writeback_flush (&writeback));
+  alloc_reclaim (&space);
+  CHECK_OK (alloc_refcount (&space, f.host, &refcount));
   CHECK_EQ (refcount, 1); /* somebody may still be reading it */
   CHECK (!is_zero (f.host.v, 65536));
   epoch_leave (&epoch, token);
   control.punches = 0;
-  space_reclaim (&space);
-  CHECK_OK (space_refcount (&space, f.host, &refcount));
+  alloc_reclaim (&space);
+  CHECK_OK (alloc_refcount (&space, f.host, &refcount));
   CHECK_EQ (refcount, 0);
   CHECK_EQ (is_zero (f.host.v, 65536), !keep_discarded);
   CHECK_EQ (control.punches, !keep_discarded);
   CHECK_EQ (image_refcount (disk.data, atomic_load (&disk.size), 6), 1);
-  CHECK_OK (commit_flush (&commit));
+  CHECK_OK (writeback_flush (&writeback));
   CHECK_EQ (image_refcount (disk.data, atomic_load (&disk.size), 6), 0);
   for (i = 0; i < 10 && !found; ++i) {
-    const struct space_clusters c = take (SPACE_NO_GUEST, 1);
+    const struct alloc_clusters c = take (ALLOC_NO_GUEST, 1);
 
     if (c.host.v == f.host.v) {
       found = true;
@@ -506,12 +506,12 @@ test_reclaim_shared (void)
   CHECK_OK (refcount_set (&space.refcounts, 6, 1, 4, NULL));
   CHECK_OK (refcount_set (&space.refcounts, 7, 1, 2, NULL));
   pthread_mutex_unlock (&space.refcounts_lock);
-  CHECK_OK (commit_free (&commit, many, 3));
-  CHECK_OK (commit_flush (&commit));
-  space_reclaim (&space);
-  CHECK_OK (space_refcount (&space, many[1].host, &refcount));
+  CHECK_OK (writeback_free (&writeback, many, 3));
+  CHECK_OK (writeback_flush (&writeback));
+  alloc_reclaim (&space);
+  CHECK_OK (alloc_refcount (&space, many[1].host, &refcount));
   CHECK_EQ (refcount, 2);
-  CHECK_OK (space_refcount (&space, many[0].host, &refcount));
+  CHECK_OK (alloc_refcount (&space, many[0].host, &refcount));
   CHECK_EQ (refcount, 0);
   CHECK (!is_zero (6 << 16, 65536));
   CHECK (is_zero (7 << 16, 65536));
@@ -533,9 +533,9 @@ test_reclaim_table (void)
   CHECK_OK (cache_get (cache, storage, 0, table.host, CACHE_SLOT_BYTES, 1,
                        &ref));
   CHECK (cache_word (&ref, 0) != 0);
-  CHECK_OK (commit_free (&commit, &table, 1));
-  CHECK_OK (commit_flush (&commit));
-  space_reclaim (&space);
+  CHECK_OK (writeback_free (&writeback, &table, 1));
+  CHECK_OK (writeback_flush (&writeback));
+  alloc_reclaim (&space);
   CHECK_EQ (overlap_find (&overlap, table.host, 1), METADATA_NONE);
   CHECK_OK (cache_get (cache, storage, 0, table.host, CACHE_SLOT_BYTES, 1,
                        &ref));
@@ -555,10 +555,10 @@ test_reclaim_joined (void)
       .host.v = (uint64_t) (12 - i - (i > 3)) << 16, .nr = 1,
     };
 
-    CHECK_OK (commit_free (&commit, &f, 1));
+    CHECK_OK (writeback_free (&writeback, &f, 1));
   }
-  CHECK_OK (commit_flush (&commit));
-  space_reclaim (&space);
+  CHECK_OK (writeback_flush (&writeback));
+  alloc_reclaim (&space);
   CHECK (control.punches <= 3);
   end ();
 }
@@ -572,7 +572,7 @@ static void
 test_fixed_size (void)
 {
   static const unsigned bits[] = { 9, 12, 16 };
-  struct space_clusters c = { .nr = 0 }, last = c;
+  struct alloc_clusters c = { .nr = 0 }, last = c;
   uint64_t size, taken;
   unsigned b;
 
@@ -583,21 +583,21 @@ test_fixed_size (void)
     storage->size = size;
     control.fixed = true;
     taken = 0;
-    while (space_take (&space, taken, 1, &c) == 0) {
+    while (alloc_take (&space, taken, 1, &c) == 0) {
       check_taken (&c, 1, 1);
       last = c;
       taken++;
     }
     CHECK_ERROR (ENOSPC, "");
-    CHECK_OK (commit_check (&commit));
+    CHECK_OK (writeback_check (&writeback));
     CHECK (taken > 880 && taken < 910);
-    CHECK_EQ (space_take (&space, SPACE_NO_GUEST, 1, &c), (uint64_t) -1);
+    CHECK_EQ (alloc_take (&space, ALLOC_NO_GUEST, 1, &c), (uint64_t) -1);
     CHECK_ERROR (ENOSPC, "");
     give_back (last.host, 1);
     c = take (7, 3);
     CHECK_EQ (c.host.v, last.host.v);
     CHECK_EQ (c.nr, 1);
-    CHECK_OK (commit_flush (&commit));
+    CHECK_OK (writeback_flush (&writeback));
     CHECK_EQ (atomic_load (&disk.size), size);
     close_and_end (taken);
   }
@@ -607,13 +607,13 @@ test_fixed_size (void)
 static void
 test_windows_no_space (void)
 {
-  struct space_clusters c = { .nr = 0 };
+  struct alloc_clusters c = { .nr = 0 };
   uint64_t taken = 0, size;
 
   start (16, false);
   size = atomic_load (&disk.size) + (600 << 16);
   control.limit = size;
-  while (space_take (&space, taken % 8 * 100000 + taken / 8, 1, &c) == 0) {
+  while (alloc_take (&space, taken % 8 * 100000 + taken / 8, 1, &c) == 0) {
     check_taken (&c, 1, 1);
     taken++;
   }
@@ -628,7 +628,7 @@ test_windows_no_space (void)
 static void
 test_pack_no_space (void)
 {
-  struct space_clusters c = { .nr = 0 };
+  struct alloc_clusters c = { .nr = 0 };
   uint64_t taken = 0, packed = 0, size;
   struct host_off host;
   unsigned round;
@@ -639,19 +639,19 @@ test_pack_no_space (void)
     size = atomic_load (&disk.size) + (600 << 16);
     control.limit = size;
     if (round == 1) {
-      CHECK_OK (space_take_bytes (&space, 100, &host));
+      CHECK_OK (alloc_take_bytes (&space, 100, &host));
       packed++;
     }
-    while (space_take (&space, taken % 8 * 100000 + taken / 8, 1, &c) == 0) {
+    while (alloc_take (&space, taken % 8 * 100000 + taken / 8, 1, &c) == 0) {
       check_taken (&c, 1, 1);
       if (++taken == 300 && round == 0)
         break;
     }
-    while (space_take_bytes (&space, 65536, &host) == 0)
+    while (alloc_take_bytes (&space, 65536, &host) == 0)
       packed++;
     CHECK_ERROR (ENOSPC, "");
     CHECK (taken + packed >= 595);
-    CHECK_OK (commit_check (&commit));
+    CHECK_OK (writeback_check (&writeback));
     close_and_end (taken + packed);
   }
 }
@@ -689,7 +689,7 @@ count_references (const struct range *r, int n)
     references[i] += n;
     if (n < 0)
       continue;
-    CHECK_OK (space_refcount (&space, (struct host_off) { i << cluster_bits },
+    CHECK_OK (alloc_refcount (&space, (struct host_off) { i << cluster_bits },
                               &refcount));
     CHECK (refcount >= references[i]); /* more, until it is lowered */
   }
@@ -703,7 +703,7 @@ take_range (uint64_t bytes)
   struct host_off host = { 0 };
   unsigned i;
 
-  CHECK_OK (space_take_bytes (&space, bytes, &host));
+  CHECK_OK (alloc_take_bytes (&space, bytes, &host));
   r->from = host.v;
   r->to = host.v + bytes;
   CHECK (r->to <= atomic_load (&disk.size));
@@ -719,7 +719,7 @@ free_range (unsigned i)
 {
   const struct freed f = clusters_of (&range[i]);
 
-  CHECK_OK (commit_free (&commit, &f, 1));
+  CHECK_OK (writeback_free (&writeback, &f, 1));
   count_references (&range[i], -1);
   range[i] = range[--nr_ranges];
 }
@@ -762,15 +762,15 @@ test_pack (unsigned bits, unsigned order)
     else
       take_range (1 + random_below (&state, max >> random_below (&state, 6)));
     if (random_below (&state, 50) == 0) {
-      CHECK_OK (commit_flush (&commit));
-      space_reclaim (&space);
+      CHECK_OK (writeback_flush (&writeback));
+      alloc_reclaim (&space);
     }
   }
   /* The last ones, which the next go behind of. */
   while (nr_ranges > 0)
     free_range (nr_ranges - 1);
-  CHECK_OK (commit_flush (&commit));
-  space_reclaim (&space);
+  CHECK_OK (writeback_flush (&writeback));
+  alloc_reclaim (&space);
   take_range (1);
   take_range (max);
   if (order > 0 && bits < 16)
@@ -803,7 +803,7 @@ test_pack_limit (void)
 static void
 test_pack_freed (void)
 {
-  struct space_clusters c = { .nr = 0 };
+  struct alloc_clusters c = { .nr = 0 };
   uint64_t taken = 0;
   struct freed f;
 
@@ -813,11 +813,11 @@ test_pack_freed (void)
   take_range (100);
   f = clusters_of (&range[0]);
   free_range (0);
-  CHECK_OK (commit_flush (&commit));
-  space_reclaim (&space);
+  CHECK_OK (writeback_flush (&writeback));
+  alloc_reclaim (&space);
   while (c.nr == 0 || c.host.v != f.host.v) {
     if (taken == 1000 ||
-        space_take (&space, SPACE_NO_GUEST, 1, &c) == -1) {
+        alloc_take (&space, ALLOC_NO_GUEST, 1, &c) == -1) {
       CHECK (!"it is handed out again");
       break;
     }
@@ -836,17 +836,17 @@ static void
 test_damage (void)
 {
   const struct host_off table = { 65536 };
-  struct space_clusters c;
+  struct alloc_clusters c;
 
   start (16, false);
   pthread_mutex_lock (&space.refcounts_lock);
   CHECK_OK (refcount_set (&space.refcounts, 1, 1, 0, NULL));
   pthread_mutex_unlock (&space.refcounts_lock);
   CHECK_EQ (overlap_find (&overlap, table, 1), METADATA_REFCOUNT_TABLE);
-  CHECK_EQ (space_take (&space, 0, 1, &c), (uint64_t) -1);
+  CHECK_EQ (alloc_take (&space, 0, 1, &c), (uint64_t) -1);
   CHECK_ERROR (EIO, "damaged: the refcount of a cluster");
   CHECK_HAS (error_message (), "the refcount table");
-  CHECK_EQ (commit_check (&commit), (uint64_t) -1);
+  CHECK_EQ (writeback_check (&writeback), (uint64_t) -1);
   end ();
 }
 
@@ -861,16 +861,16 @@ struct race {
 
 static bool
 race_step (struct race *r, unsigned me, uint64_t *state,
-           struct space_clusters *have, unsigned *nr)
+           struct alloc_clusters *have, unsigned *nr)
 {
-  struct space_clusters *c = &have[*nr];
+  struct alloc_clusters *c = &have[*nr];
 
   if (*nr < 40 && random_below (state, 2)) {
-    const uint64_t guest = random_below (state, 3) == 0 ? SPACE_NO_GUEST
+    const uint64_t guest = random_below (state, 3) == 0 ? ALLOC_NO_GUEST
       : me * 100000 + r->taken;
     const uint64_t max = 1 + random_below (state, 4);
 
-    if (space_take (&space, guest, max, c) == -1)
+    if (alloc_take (&space, guest, max, c) == -1)
       return false;
     check_taken (c, max, me);
     r->taken += c->nr;
@@ -885,9 +885,9 @@ race_step (struct race *r, unsigned me, uint64_t *state,
     for (j = 0; j < f.nr; ++j)
       owner[(f.host.v >> cluster_bits) + j] = 0;
     if (random_below (state, 2))
-      space_give_back (&space, f.host, f.nr);
+      alloc_give_back (&space, f.host, f.nr);
     else
-      CHECK_OK (commit_free (&commit, &f, 1));
+      CHECK_OK (writeback_free (&writeback, &f, 1));
     have[i] = have[--*nr];
     r->freed += f.nr;
   }
@@ -899,7 +899,7 @@ race_main (void *opaque)
 {
   struct race *r = opaque;
   const unsigned me = ++r->seed;
-  struct space_clusters have[41];
+  struct alloc_clusters have[41];
   uint64_t state = mix (me);
   unsigned nr = 0, n = 0;
 
@@ -911,8 +911,8 @@ race_main (void *opaque)
     if (!ok) /* what was given up comes back late if a thread is held up */
       CHECK_EQ (error_errno (), ENOSPC);
     if (++n % 16 == 0 || !ok) {
-      CHECK_OK (commit_flush (&commit));
-      space_reclaim (&space);
+      CHECK_OK (writeback_flush (&writeback));
+      alloc_reclaim (&space);
     }
   }
   return NULL;

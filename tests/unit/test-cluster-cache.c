@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* decoded.c: a cluster is decoded once for all who want a part of it. */
+/* cache/clusters.c: a cluster is decoded once for all who want a part of it. */
 
 #include <config.h>
 
@@ -60,17 +60,17 @@ decode (void *opaque, void *out, size_t out_len)
 }
 
 static int
-read_part (struct decoded *d, unsigned id, uint64_t offset, size_t cluster,
+read_part (struct cluster_cache *d, unsigned id, uint64_t offset, size_t cluster,
            size_t skip, size_t count, struct decoder *z)
 {
-  const struct decoded_key key = { .id = id, .size = 100, .offset = offset };
+  const struct cluster_cache_key key = { .id = id, .size = 100, .offset = offset };
   uint8_t *buf = malloc (count);
   size_t i;
   int r;
 
   if (buf == NULL)
     abort ();
-  r = decoded_read (d, key, cluster, skip, buf, count, decode, z);
+  r = cluster_cache_read (d, key, cluster, skip, buf, count, decode, z);
   for (i = 0; r == 0 && i < count; ++i) {
     if (buf[i] != byte_at (z->seed, skip + i)) {
       check_failed (__FILE__, __LINE__, "offset %" PRIu64 " byte %zu is wrong",
@@ -85,7 +85,7 @@ read_part (struct decoded *d, unsigned id, uint64_t offset, size_t cluster,
 static void
 test_once (void)
 {
-  struct decoded *d = decoded_new ();
+  struct cluster_cache *d = cluster_cache_new ();
   struct decoder z = { .seed = 1 }, y = { .seed = 2 };
   size_t at;
 
@@ -102,36 +102,36 @@ test_once (void)
   CHECK_EQ (y.calls, 2);
   CHECK_OK (read_part (d, 0, 0x1000, CLUSTER, 0, 10, &z));
   CHECK_EQ (z.calls, 1);
-  decoded_free (d);
-  decoded_free (NULL);
+  cluster_cache_free (d);
+  cluster_cache_free (NULL);
 }
 
 /* Whole clusters go straight into the caller's buffer and are not kept. */
 static void
 test_whole (void)
 {
-  const struct decoded_key key = { .id = 0, .size = 1, .offset = 5 };
-  struct decoded *d = decoded_new ();
+  const struct cluster_cache_key key = { .id = 0, .size = 1, .offset = 5 };
+  struct cluster_cache *d = cluster_cache_new ();
   struct decoder z = { .seed = 3 };
   uint8_t *buf = malloc (CLUSTER);
 
-  CHECK_OK (decoded_read (d, key, CLUSTER, 0, buf, CLUSTER, decode, &z));
+  CHECK_OK (cluster_cache_read (d, key, CLUSTER, 0, buf, CLUSTER, decode, &z));
   CHECK (z.last_out == buf);
-  CHECK_OK (decoded_read (d, key, CLUSTER, 0, buf, CLUSTER, decode, &z));
+  CHECK_OK (cluster_cache_read (d, key, CLUSTER, 0, buf, CLUSTER, decode, &z));
   CHECK_EQ (z.calls, 2);
   CHECK_EQ (buf[CLUSTER - 1], byte_at (3, CLUSTER - 1));
   z.fail = 1;
-  CHECK_EQ (decoded_read (d, key, CLUSTER, 0, buf, CLUSTER, decode, &z),
+  CHECK_EQ (cluster_cache_read (d, key, CLUSTER, 0, buf, CLUSTER, decode, &z),
             (uint64_t) -1);
   CHECK_ERROR (EIO, "decoder failed");
   free (buf);
-  decoded_free (d);
+  cluster_cache_free (d);
 }
 
 static void
 test_failing (void)
 {
-  struct decoded *d = decoded_new ();
+  struct cluster_cache *d = cluster_cache_new ();
   struct decoder z = { .seed = 4, .fail = 2 };
 
   CHECK_EQ (read_part (d, 0, 0, CLUSTER, 0, 10, &z), (uint64_t) -1);
@@ -141,7 +141,7 @@ test_failing (void)
   CHECK_EQ (z.calls, 3);
   CHECK_OK (read_part (d, 0, 0, CLUSTER, 0, 10, &z));
   CHECK_EQ (z.calls, 3);
-  decoded_free (d);
+  cluster_cache_free (d);
 }
 
 /* The least recently used make room: by number and by bytes. */
@@ -156,7 +156,7 @@ test_eviction (void)
     const uint64_t by_bytes = DECODED_MAX_BYTES / clusters[c];
     const uint64_t fit = by_bytes < DECODED_MAX_CLUSTERS ? by_bytes
       : DECODED_MAX_CLUSTERS;
-    struct decoded *d = decoded_new ();
+    struct cluster_cache *d = cluster_cache_new ();
     struct decoder z = { .seed = 5 };
 
     for (i = 0; i < fit; ++i)
@@ -171,7 +171,7 @@ test_eviction (void)
     CHECK_EQ (z.calls, fit + 1);
     CHECK_OK (read_part (d, 0, 1, clusters[c], 0, 1, &z));
     CHECK_EQ (z.calls, fit + 2);
-    decoded_free (d);
+    cluster_cache_free (d);
   }
 }
 
@@ -179,7 +179,7 @@ test_eviction (void)
 static void
 test_mixed_sizes (void)
 {
-  struct decoded *d = decoded_new ();
+  struct cluster_cache *d = cluster_cache_new ();
   struct decoder z = { .seed = 6 };
   uint64_t state = 8;
   unsigned i;
@@ -193,12 +193,12 @@ test_mixed_sizes (void)
                          1 + random_below (&state, size - skip > 64 ? 64
                                            : size - skip), &z));
   }
-  decoded_free (d);
+  cluster_cache_free (d);
 }
 
 struct reader {
   pthread_t thread;
-  struct decoded *d;
+  struct cluster_cache *d;
   struct decoder *z;
   uint64_t offset;
   size_t skip, count;
@@ -220,7 +220,7 @@ reader_main (void *opaque)
 static void
 test_parallel (unsigned fail)
 {
-  struct decoded *d = decoded_new ();
+  struct cluster_cache *d = cluster_cache_new ();
   struct decoder z = { .seed = 7, .microseconds = 20000, .fail = fail };
   struct reader reader[16];
   unsigned i, failed = 0;
@@ -241,11 +241,11 @@ test_parallel (unsigned fail)
   CHECK_EQ (failed, fail);
   CHECK_EQ (z.calls, fail + (fail < 16));
   CHECK_EQ (z.most_running, 1); /* of the same cluster */
-  decoded_free (d);
+  cluster_cache_free (d);
 }
 
 static void
-read_100 (struct decoded *d, unsigned id, uint64_t offset, struct decoder *z)
+read_100 (struct cluster_cache *d, unsigned id, uint64_t offset, struct decoder *z)
 {
   CHECK_OK (read_part (d, id, offset, CLUSTER, 0, 1, z));
 }
@@ -256,7 +256,7 @@ read_100 (struct decoded *d, unsigned id, uint64_t offset, struct decoder *z)
 static void
 test_forget (void)
 {
-  struct decoded *d = decoded_new ();
+  struct cluster_cache *d = cluster_cache_new ();
   struct decoder z = { .seed = 11 };
   unsigned round;
 
@@ -267,10 +267,10 @@ test_forget (void)
     read_100 (d, 0, 2000, &z);
     read_100 (d, 1, 1500, &z);
     if (round == 0)
-      decoded_forget (d, 0, 1000, 1000);
+      cluster_cache_forget (d, 0, 1000, 1000);
   }
   CHECK_EQ (z.calls, 5 + 2);
-  decoded_free (d);
+  cluster_cache_free (d);
 }
 
 /* It is forgotten while it is decoded: who waits for that gets it, or what is
@@ -279,7 +279,7 @@ test_forget (void)
 static void
 test_forget_busy (void)
 {
-  struct decoded *d = decoded_new ();
+  struct cluster_cache *d = cluster_cache_new ();
   struct decoder z = { .seed = 12, .held = true };
   struct reader reader[2];
   unsigned i;
@@ -290,7 +290,7 @@ test_forget_busy (void)
   }
   while (z.running == 0)
     usleep (100);
-  decoded_forget (d, 0, 0, 1000);
+  cluster_cache_forget (d, 0, 0, 1000);
   z.held = false;
   for (i = 0; i < 2; ++i) {
     pthread_join (reader[i].thread, NULL);
@@ -298,11 +298,11 @@ test_forget_busy (void)
   }
   read_100 (d, 0, 7, &z);
   CHECK_EQ (z.calls, 2);
-  decoded_free (d);
+  cluster_cache_free (d);
 }
 
 struct stress {
-  struct decoded *d;
+  struct cluster_cache *d;
   struct decoder z[64];
   _Atomic uint64_t seed, failed;
 };
@@ -323,7 +323,7 @@ stress_main (void *opaque)
     if (random_below (&state, 10) == 0)
       s->z[nr].fail = 1;
     if (nr >= 2 && random_below (&state, 5) == 0)
-      decoded_forget (s->d, 0, nr, 1);
+      cluster_cache_forget (s->d, 0, nr, 1);
     if (read_part (s->d, nr, nr, size, whole ? 0 : size / 2,
                    whole ? size : 100, &s->z[nr]) == -1)
       s->failed++;
@@ -334,7 +334,7 @@ stress_main (void *opaque)
 static void
 test_stress (void)
 {
-  struct stress s = { .d = decoded_new () };
+  struct stress s = { .d = cluster_cache_new () };
   pthread_t thread[12];
   unsigned i;
 
@@ -344,7 +344,7 @@ test_stress (void)
     pthread_create (&thread[i], NULL, stress_main, &s);
   for (i = 0; i < 12; ++i)
     pthread_join (thread[i], NULL);
-  decoded_free (s.d);
+  cluster_cache_free (s.d);
 }
 
 /* More threads than slots decode different clusters: nobody waits, and
@@ -354,7 +354,7 @@ static void
 test_many_threads (void)
 {
   enum { NR = DECODED_MAX_CLUSTERS + 20 };
-  struct decoded *d = decoded_new ();
+  struct cluster_cache *d = cluster_cache_new ();
   struct decoder z = { .seed = 10, .microseconds = 300000 };
   struct reader *reader = calloc (NR, sizeof *reader);
   unsigned i;
@@ -372,7 +372,7 @@ test_many_threads (void)
   }
   CHECK_EQ (z.calls, NR);
   free (reader);
-  decoded_free (d);
+  cluster_cache_free (d);
 }
 
 int

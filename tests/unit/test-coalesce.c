@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* gather.c: clusters that are written piece by piece. */
+/* base/coalesce.c: clusters that are written piece by piece. */
 
 #include <config.h>
 
@@ -10,14 +10,14 @@
 #include "check.h"
 #include "random.h"
 
-static struct gather gather;
+static struct coalesce gather;
 static unsigned bits;
 
 /* Bytes of a cluster. */
 static bool
 note (uint64_t cluster, uint64_t from, uint64_t to)
 {
-  return gather_note (&gather, (cluster << bits) + from,
+  return coalesce_note (&gather, (cluster << bits) + from,
                       (cluster << bits) + to);
 }
 
@@ -115,16 +115,16 @@ main (void)
 {
   check_time_limit (100);
   for (bits = 9; bits <= 21; bits += 3) {
-    gather_init (&gather, bits);
+    coalesce_init (&gather, bits);
     test_pieces ();
     test_odd ();
     test_many ();
-    gather_destroy (&gather);
+    coalesce_destroy (&gather);
     if (bits > 16)
       continue;
-    gather_init (&gather, bits);
+    coalesce_init (&gather, bits);
     test_random (bits);
-    gather_destroy (&gather);
+    coalesce_destroy (&gather);
   }
   return check_result ();
 }
