@@ -73,7 +73,7 @@ image_each_warning (const struct image *im, image_warning_fn *fn,
       continue;
     snprintf (text, sizeof text, "%s: the L1 table at offset 0x%" PRIx64
               " ends %" PRIu64 " bytes beyond the end of the file: what is "
-              "missing is read as not allocated", f->layer.storage->name,
+              "missing is read as not allocated", f->layer.tables->name,
               h->l1_offset.v, h->l1_missing);
     fn (opaque, text);
   }
@@ -109,7 +109,7 @@ static struct image *
 read_snapshots (struct image *im)
 {
   if (snapshots_read (&im->snapshots, &top (im)->header,
-                      top (im)->layer.storage) == -1) {
+                      top (im)->layer.tables) == -1) {
     (void) image_close (im);
     return NULL;
   }
@@ -178,7 +178,7 @@ check_chain_is_not (const struct chain *c, const char *file)
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    if (check_is_not (c->file[i]->layer.storage, file) == -1)
+    if (check_is_not (c->file[i]->layer.tables, file) == -1)
       return -1;
   }
   return 0;
@@ -261,7 +261,7 @@ keep_verdict (struct image *im)
   v->err = error_errno ();
   snprintf (v->message, sizeof v->message, "%s", error_message ());
   v->known = v->err != ENOMEM &&
-    storage_stamp (top (im)->layer.storage, &v->stamp);
+    storage_stamp (top (im)->layer.tables, &v->stamp);
 }
 
 /* Whether it is known that the image can't be written: then the error is set.
@@ -273,7 +273,7 @@ has_verdict (const struct image *im)
   const struct verdict *v = &im->verdict;
   struct storage_stamp now;
 
-  if (!v->known || !storage_stamp (top (im)->layer.storage, &now) ||
+  if (!v->known || !storage_stamp (top (im)->layer.tables, &now) ||
       !storage_stamps_equal (&now, &v->stamp))
     return false;
   error_set (v->err, "%s", v->message);
@@ -293,7 +293,7 @@ lock_for_writing (struct storage *s)
 static int
 check_may_write (const struct image *im)
 {
-  struct storage *s = top (im)->layer.storage;
+  struct storage *s = top (im)->layer.tables;
 
   if (im->repair_failed)
     error_set (EIO, "%s: a repair failed: nothing is written until it is "
@@ -314,7 +314,7 @@ make_writable (struct image *im, const struct writer_options *options)
   struct writer *w;
 
   if (check_may_write (im) == -1 ||
-      writer_check_header (f->layer.storage, &f->header, options) == -1 ||
+      writer_check_header (f->layer.tables, &f->header, options) == -1 ||
       has_verdict (im))
     return -1;
   /* The locks come last, since they stay; what is looked at before can't
@@ -327,7 +327,7 @@ make_writable (struct image *im, const struct writer_options *options)
     keep_verdict (im);
     return -1;
   }
-  if (lock_for_writing (f->layer.storage) == -1) {
+  if (lock_for_writing (f->layer.tables) == -1) {
     (void) writer_close (w); /* which has nothing to write */
     return -1;
   }
@@ -370,8 +370,8 @@ read_anew (struct image *im)
   struct header h = { 0 };
   struct snapshots t;
 
-  if (chain_read_header (f->layer.storage, &h) == -1 ||
-      snapshots_read (&t, &h, f->layer.storage) == -1)
+  if (chain_read_header (f->layer.tables, &h) == -1 ||
+      snapshots_read (&t, &h, f->layer.tables) == -1)
     return -1;
   /* The rest stays as it was, and has readers. */
   f->header.incompatible = h.incompatible;
@@ -405,7 +405,7 @@ summarize (const struct image *im, const struct repair_report *r,
   snprintf (summary, len, "%s: repaired: %" PRIu64 " errors and %" PRIu64
             " leaked clusters were found, %" PRIu64 " and %" PRIu64
             " are left",
-            error_printable (name, sizeof name, top (im)->layer.storage->name),
+            error_printable (name, sizeof name, top (im)->layer.tables->name),
             b->corruptions + b->check_errors, b->leaks,
             a->corruptions + a->check_errors, a->leaks);
 }
@@ -420,7 +420,7 @@ debug_finding (void *opaque, enum check_kind kind, const char *text)
 static int
 repair (struct image *im, enum image_repair mode, char *summary, size_t len)
 {
-  struct storage *s = top (im)->layer.storage;
+  struct storage *s = top (im)->layer.tables;
   const struct check_options options = {
     .memory = im->check_memory,
     .messages = CHECK_MAX_MESSAGES, .found = debug_finding, .opaque = s->name,
@@ -485,7 +485,7 @@ static bool
 has_excess (struct image *im)
 {
   const struct check_options options = { .memory = EXCESS_MAX_BYTES };
-  struct storage *s = top (im)->layer.storage;
+  struct storage *s = top (im)->layer.tables;
   struct check_report report;
   bool fit;
 
@@ -502,7 +502,7 @@ static int
 lower_excess (struct image *im)
 {
   const struct check_options options = { .memory = EXCESS_MAX_BYTES };
-  struct storage *s = top (im)->layer.storage;
+  struct storage *s = top (im)->layer.tables;
   struct repair_report r;
 
   if (!may_have_excess (im) || check_may_write (im) == -1 ||
@@ -557,7 +557,7 @@ image_look_ahead (struct image *im, enum image_repair mode,
     if (mode == IMAGE_REPAIR_ALL)
       h.l1_missing = 0;
   }
-  r = writer_check_header (top (im)->layer.storage, &h, options);
+  r = writer_check_header (top (im)->layer.tables, &h, options);
   /* What is damaged the repair may mend. */
   return r == -1 && repaired && error_errno () != ENOTSUP ? 0 : r;
 }
@@ -796,7 +796,7 @@ find_snapshot (const struct image *im, const char *export)
   if (sn != NULL)
     return sn;
   error_set (ENOENT, "%s: there is no export \"%.256s\"",
-             top (im)->layer.storage->name, export);
+             top (im)->layer.tables->name, export);
   if (snapshots_find (&im->snapshots, export) != NULL)
     error_append (": that snapshot is \"" IMAGE_SNAPSHOT_PREFIX "%.256s\"",
                   export);
@@ -831,7 +831,7 @@ image_open_disk (const struct image *im, const char *export)
     sn = find_snapshot (im, export);
     if (sn == NULL)
       return NULL;
-    if (snapshot_check (sn, &f->header, f->layer.storage) == -1) {
+    if (snapshot_check (sn, &f->header, f->layer.tables) == -1) {
       const uint64_t index = sn - im->snapshots.snapshot;
 
       /* Clients that list the exports try this one each time. */

@@ -262,14 +262,14 @@ print_layer (const struct info *i, const struct layer *l)
 
   if (i->options->json) {
     json_open (NULL, '{');
-    json_string ("filename", l->storage->name);
+    json_string ("filename", l->tables->name);
     json_string ("format", format);
     json_number ("virtual-size", l->size);
     json_close ('}');
     return;
   }
   fputs ("    ", stdout);
-  tool_print_name (l->storage->name);
+  tool_print_name (l->tables->name);
   printf (" (%s, %" PRIu64 " bytes)\n", format, l->size);
 }
 

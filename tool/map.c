@@ -79,7 +79,7 @@ print_human (const struct layer *top, const struct piece *p)
   else if (depth (top, p->owner) > 0)
     printf (" %14s ", "");
   if (has_offset (&p->run) || depth (top, p->owner) > 0)
-    tool_print_name (p->owner->storage->name);
+    tool_print_name (p->owner->tables->name);
   putchar ('\n');
 }
 

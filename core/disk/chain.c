@@ -139,13 +139,13 @@ static int
 check_name (const struct gate *g, const struct chain_file *f,
             struct backing_name *name)
 {
-  if (backing_name_parse (f->layer.storage->name, f->header.backing_name,
+  if (backing_name_parse (f->layer.tables->name, f->header.backing_name,
                           name) == -1)
     return -1;
   if (g->follow != FOLLOW_NONE)
     return 0;
   error_set (EACCES, "%s: its backing file is \"%s\", which was not allowed",
-             f->layer.storage->name, f->header.backing_name);
+             f->layer.tables->name, f->header.backing_name);
   advise (ADVICE_FOLLOW);
   return -1;
 }
@@ -225,7 +225,7 @@ chain_add (struct chain *c, struct storage *storage, enum layer_format format,
   }
   pthread_mutex_init (&f->damage.lock, NULL);
   f->layer.format = format;
-  f->layer.storage = storage;
+  f->layer.tables = f->layer.data = storage;
   f->layer.shared = shared;
   f->layer.damage = &f->damage;
   c->file[c->nr++] = f;
@@ -268,19 +268,19 @@ setup_layer (struct chain_file *f, unsigned id)
   const struct header *h = &f->header;
 
   if (l->format == LAYER_RAW) {
-    l->size = l->storage->size;
-    debug_message ("%s: raw, %" PRIu64 " bytes", l->storage->name, l->size);
+    l->size = l->data->size;
+    debug_message ("%s: raw, %" PRIu64 " bytes", l->tables->name, l->size);
     return 0;
   }
-  if (chain_read_header (l->storage, &f->header) == -1)
+  if (chain_read_header (l->tables, &f->header) == -1)
     return -1;
   l->size = h->disk_size;
   l->compression = h->compression;
-  map_init (&l->map, h, l->storage, id, l->shared->cache, l->damage,
+  map_init (&l->map, h, l->tables, id, l->shared->cache, l->damage,
             h->l1_offset, h->l1_size);
   debug_message ("%s: qcow2 version %" PRIu32 ", disk %" PRIu64 " bytes, "
                  "clusters of %" PRIu64 " bytes%s%s%s%s, %" PRIu32
-                 " snapshots", l->storage->name, h->version, h->disk_size,
+                 " snapshots", l->tables->name, h->version, h->disk_size,
                  h->cluster_size, h->extended_l2 ? ", extended L2" : "",
                  h->compression == COMPRESSION_ZSTD ? ", zstd" : "",
                  h->incompatible & QCOW2_INCOMPAT_DIRTY ? ", dirty" : "",
@@ -295,9 +295,9 @@ check_loop (const struct chain *c, const struct storage *s)
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    if (storage_file_same (c->file[i]->layer.storage, s)) {
+    if (storage_file_same (c->file[i]->layer.tables, s)) {
       error_set (EINVAL, "%s: the backing chain is a loop: it comes back to "
-                 "%s", s->name, c->file[i]->layer.storage->name);
+                 "%s", s->name, c->file[i]->layer.tables->name);
       return -1;
     }
   }
@@ -364,19 +364,19 @@ follow_name (struct chain *c, const struct gate *g,
   if (format_name == NULL)
     format_name = f->header.backing_format[0] != '\0' || name.format == NULL
       ? f->header.backing_format : name.format;
-  format = parse_format (f->layer.storage->name, format_name, c->nr - 1);
+  format = parse_format (f->layer.tables->name, format_name, c->nr - 1);
   if (format == -1)
     return -1;
   next = resolve (*path, name.path);
   if (next == NULL) {
-    no_memory (f->layer.storage->name);
+    no_memory (f->layer.tables->name);
     return -1;
   }
   free (*path);
   *path = next;
   s = open_through (g, next);
   if (s == NULL || add_and_setup (c, s, format, shared) == -1) {
-    error_append (" (this is the backing file of %s)", f->layer.storage->name);
+    error_append (" (this is the backing file of %s)", f->layer.tables->name);
     return -1;
   }
   return 0;
@@ -387,7 +387,7 @@ static int
 follow_user (struct chain *c, const char *backing, const char *format_name,
              struct shared *shared)
 {
-  const int format = parse_format (c->file[0]->layer.storage->name,
+  const int format = parse_format (c->file[0]->layer.tables->name,
                                    format_name, 0);
   struct storage *s;
 
@@ -435,7 +435,7 @@ static int
 check_formats (const struct chain *c, const struct chain_options *options)
 {
   const char *format = format_given (c, options);
-  const char *file = c->file[c->nr - 1]->layer.storage->name;
+  const char *file = c->file[c->nr - 1]->layer.tables->name;
 
   if (format == NULL)
     return 0;
@@ -537,7 +537,7 @@ chain_close (struct chain *c)
 
   for (i = 0; i < c->nr; ++i) {
     pthread_mutex_destroy (&c->file[i]->damage.lock);
-    storage_close (c->file[i]->layer.storage);
+    storage_close (c->file[i]->layer.tables);
     free (c->file[i]);
   }
   memset (c, 0, sizeof *c);

@@ -23,10 +23,11 @@ run_flags (const struct layer *layer, struct run *run, unsigned *flags)
     return 0;
   case RUN_DATA:
     if (layer->format == LAYER_RAW &&
-        storage_extent (layer->storage, run->host, run->length,
+        storage_extent (layer->data, run->host, run->length,
                         &hole, &run->length) == -1)
       return -1;
-    *flags = hole ? EXTENT_HOLE | EXTENT_ZERO : 0;
+    *flags = hole && storage_holes_read_zero (layer->data)
+      ? EXTENT_HOLE | EXTENT_ZERO : 0;
     return 0;
   case RUN_COMPRESSED:
   case RUN_DAMAGED:

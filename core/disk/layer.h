@@ -32,7 +32,9 @@ struct shared {
 
 struct layer {
   enum layer_format format;
-  struct storage *storage;
+  struct storage *tables;      /* metadata, and compressed clusters */
+  struct storage *data;        /* the rest of the guest's data (I16); the same
+                                * storage as tables, or another one */
   uint64_t size;               /* of the disk, in bytes */
   const struct layer *backing; /* NULL: none */
   struct shared *shared;

@@ -40,17 +40,17 @@ decode_cluster (void *opaque, void *out, size_t out_len)
   in = codec_input (codec, run->compressed_size);
   if (in == NULL)
     goto out;
-  if (storage_read (layer->storage, in, run->compressed_size, run->host) == -1)
+  if (storage_read (layer->tables, in, run->compressed_size, run->host) == -1)
     goto out;
   why = codec_decode (codec, layer->compression, in, run->compressed_size,
                       out, out_len);
   if (why == codec_no_memory) {
-    error_set (ENOMEM, "%s: %s", layer->storage->name, why);
+    error_set (ENOMEM, "%s: %s", layer->tables->name, why);
     goto out;
   }
   if (why != NULL) {
     error_set (EIO, "%s: damaged: compressed cluster of %" PRIu32 " bytes at "
-               "offset 0x%" PRIx64 ": %s", layer->storage->name,
+               "offset 0x%" PRIx64 ": %s", layer->tables->name,
                run->compressed_size, run->host.v, why);
     damage_at (layer, run->host);
     goto out;
@@ -88,7 +88,7 @@ read_run (const struct layer *layer, const struct run *run, void *buf,
     memset (buf, 0, run->length);
     return 0;
   case RUN_DATA:
-    return storage_read (layer->storage, buf, run->length, run->host);
+    return storage_read (layer->data, buf, run->length, run->host);
   case RUN_COMPRESSED:
     return read_compressed (layer, run, buf, offset);
   case RUN_DAMAGED:
@@ -137,9 +137,9 @@ layer_prefetch (const struct layer *layer, uint64_t count,
     if (layer_lookup (layer, offset, count, &run, &owner) == -1)
       break;
     if (run.kind == RUN_DATA)
-      storage_prefetch (owner->storage, run.host, run.length);
+      storage_prefetch (owner->data, run.host, run.length);
     else if (run.kind == RUN_COMPRESSED)
-      storage_prefetch (owner->storage, run.host, run.compressed_size);
+      storage_prefetch (owner->tables, run.host, run.compressed_size);
     offset.v += run.length;
     count -= run.length;
   }

@@ -22,7 +22,7 @@ map_init (struct map *m, const struct header *h, struct storage *storage,
           struct host_off l1_offset, uint64_t l1_size)
 {
   *m = (struct map) {
-    .storage = storage,
+    .tables = storage,
     .id = id,
     .cache = cache,
     .damage = damage,
@@ -78,7 +78,7 @@ damaged (const struct map *m, const char *table, struct host_off place,
   run->kind = RUN_DAMAGED;
   run->host = place;
   error_set (EIO, "%s: damaged: %s entry 0x%016" PRIx64 " at offset 0x%" PRIx64
-             ": %s", m->storage->name, table, word, place.v, why);
+             ": %s", m->tables->name, table, word, place.v, why);
 }
 
 /* The run that a plain cluster kind makes, from byte `in' of the cluster. */
@@ -238,7 +238,7 @@ index_in_table (const struct map *m, struct guest_off offset)
 static bool
 is_empty (const struct map *m, struct host_off slice, uint64_t left)
 {
-  return cache_is_clean (m->cache) && storage_hole (m->storage, slice) >= left;
+  return cache_is_clean (m->cache) && storage_hole (m->tables, slice) >= left;
 }
 
 /* Find the run at offset within the L2 table, as far as one slice of it
@@ -272,7 +272,7 @@ lookup_l2 (const struct map *m, struct host_off table, struct guest_off offset,
       ahead = left;
   }
   do {
-    if (cache_get (m->cache, m->storage, m->id, slice, m->slice_bytes,
+    if (cache_get (m->cache, m->tables, m->id, slice, m->slice_bytes,
                    ahead, &ref) == -1)
       return -1;
     scan_slice (m, &ref, slice, index & (nr - 1), nr,
@@ -299,7 +299,7 @@ lookup_l1 (const struct map *m, struct guest_off offset, uint64_t max,
 
   place->v = m->l1_offset.v + index * sizeof (uint64_t);
   do {
-    if (cache_get (m->cache, m->storage, m->id, slice, m->slice_bytes,
+    if (cache_get (m->cache, m->tables, m->id, slice, m->slice_bytes,
                    1, &ref) == -1)
       return -1;
     *word = cache_word (&ref, index % nr);
@@ -363,7 +363,7 @@ debug_run (const struct map *m, struct guest_off offset, const struct run *run)
     run->kind == RUN_DAMAGED;
 
   debug_message ("map: %s: offset 0x%" PRIx64 " length 0x%" PRIx64 ": %s, "
-                 "host offset 0x%" PRIx64, m->storage->name, offset.v,
+                 "host offset 0x%" PRIx64, m->tables->name, offset.v,
                  run->length, kinds[run->kind], has_host ? run->host.v : 0);
 }
 
@@ -432,7 +432,7 @@ map_l2_entries (const struct map *m, struct host_off table,
   l2->first_word = index % per_slice << m->l2_word_bits;
   l2->nr_words = nr << m->l2_word_bits;
   do {
-    if (cache_get (m->cache, m->storage, m->id, l2->slice, m->slice_bytes,
+    if (cache_get (m->cache, m->tables, m->id, l2->slice, m->slice_bytes,
                    1, &ref) == -1)
       return -1;
     for (i = 0; i < l2->nr_words; ++i)

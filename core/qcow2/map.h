@@ -45,7 +45,7 @@ struct run {
 
 /* One mapping of a qcow2 file: that of the live disk or of a snapshot. */
 struct map {
-  struct storage *storage;
+  struct storage *tables;
   unsigned id; /* of the storage, in the cache */
   struct cache *cache;
   struct damage *damage;
@@ -74,7 +74,7 @@ extern void map_init (struct map *m, const struct header *h,
 static inline bool
 map_is_beyond (const struct map *m, struct host_off host)
 {
-  const uint64_t size = atomic_load_explicit (&m->storage->size,
+  const uint64_t size = atomic_load_explicit (&m->tables->size,
                                               memory_order_acquire);
 
   return host.v >= ((size + m->cluster_size - 1) & -m->cluster_size);

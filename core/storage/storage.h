@@ -96,6 +96,7 @@ struct storage {
   const struct storage_ops *ops;
   char *name;            /* for messages; owned */
   _Atomic uint64_t size; /* in bytes; grows with what is written */
+  bool holes_not_zero;   /* see storage_holes_read_zero */
 };
 
 /* Open a file or block device, read-only, relative to the directory dirfd
@@ -208,6 +209,15 @@ extern bool storage_punch (struct storage *s, struct host_off offset,
 
 /* Whether what was never written may be holes, which want space then. */
 extern bool storage_has_holes (const struct storage *s);
+
+/* Whether what was never written, or was punched, reads as zeros: not where
+ * what is stored is something else than what is read.
+ */
+static inline bool
+storage_holes_read_zero (const struct storage *s)
+{
+  return !s->holes_not_zero;
+}
 
 /* See to it that writing this range won't fail for want of space.  *done is
  * false where the storage can't, but for writing what is there once more.

@@ -54,7 +54,8 @@ check_refcounts (const uint8_t *data, size_t size, const struct header *h)
   epoch_init (&epoch);
   overlap_init (&overlap, h->cluster_bits);
   if (cache == NULL ||
-      writeback_init (&writeback, s, cache, 0, slice, h->cluster_bits, &epoch) == -1)
+      writeback_init (&writeback, s, s, cache, 0, slice, h->cluster_bits,
+                      &epoch) == -1)
     broken ("memory is short");
   if (refcounts_init (&refcounts, h, &writeback, &overlap) == -1)
     expect_error ();

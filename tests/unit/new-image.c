@@ -95,7 +95,7 @@ check_range (const struct layer *d, uint64_t offset, uint64_t count, int byte)
   CHECK_OK (layer_read (d, buf, count, (struct guest_off) { offset }));
   if (memcmp (buf, should, count) != 0)
     check_failed (__FILE__, __LINE__, "%s: 0x%" PRIx64 " is not all 0x%02x",
-                  d->storage->name, offset, byte);
+                  d->tables->name, offset, byte);
 }
 
 static void

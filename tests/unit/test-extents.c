@@ -54,7 +54,7 @@ open_chain (unsigned nr, uint64_t raw_size, const uint8_t *data)
     raw_control.holes = true;
     raw = (struct layer) {
       .format = LAYER_RAW,
-      .storage = memory_storage_new ("raw", data, raw_size, &raw_control),
+      .data = memory_storage_new ("raw", data, raw_size, &raw_control),
       .size = raw_size,
       .shared = &shared,
       .damage = &raw_damage,
@@ -72,7 +72,7 @@ close_chain (void)
     chain_close (&chain[i]);
     model_free (&model[i]);
   }
-  storage_close (raw.storage);
+  storage_close (raw.data);
   free (raw_data);
   raw_data = NULL;
   codec_pool_free (shared.codecs);
@@ -274,7 +274,7 @@ test_raw (void)
   raw = (struct layer) {
     .format = LAYER_RAW, .size = 100000, .damage = &raw_damage,
     .shared = &shared,
-    .storage = memory_storage_new ("raw", raw_data, 100000, &raw_control),
+    .data = memory_storage_new ("raw", raw_data, 100000, &raw_control),
   };
   CHECK_OK (layer_extents (&raw, 100000, (struct guest_off) { 0 }, false,
                            take_extent, &w));
@@ -284,7 +284,7 @@ test_raw (void)
   CHECK_EQ (layer_extents (&raw, 100000, (struct guest_off) { 0 }, false,
                            take_extent, &w), (uint64_t) -1);
   CHECK_ERROR (EIO, "raw: looking for holes at offset 0x");
-  storage_close (raw.storage);
+  storage_close (raw.data);
   free (raw_data);
   raw_data = NULL;
   memset (&raw_control, 0, sizeof raw_control);

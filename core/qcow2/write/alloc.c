@@ -37,7 +37,7 @@ clamp (uint64_t v, uint64_t min, uint64_t max)
 static inline struct storage *
 storage (const struct alloc *s)
 {
-  return s->writeback->storage;
+  return s->writeback->tables;
 }
 
 static inline struct host_off
@@ -57,7 +57,7 @@ alloc_init (struct alloc *s, const struct header *h, struct writeback *writeback
   s->overlap = overlap;
   s->cluster_bits = h->cluster_bits;
   s->keep_discarded = keep_discarded;
-  s->opened_size = atomic_load (&writeback->storage->size);
+  s->opened_size = atomic_load (&writeback->tables->size);
   s->min_batch_size = clamp (MIN_BATCH_BYTES >> s->cluster_bits, MIN_BATCH,
                              MAX_BATCH);
   s->batch_size = s->min_batch_size;

@@ -74,7 +74,7 @@ write_and_link (const struct packed *p, struct map_l2 *l2,
                 const struct l2_entry *old)
 {
   if (writer_check_overlap (p->w, p->host, p->bytes) == -1 ||
-      storage_write (p->w->disk->storage, p->data, p->bytes, p->host) == -1)
+      storage_write (p->w->disk->tables, p->data, p->bytes, p->host) == -1)
     return -1;
   writeback_note_data (&p->w->writeback);
   return change_entry (p, l2, old);
@@ -169,7 +169,7 @@ cluster_buffer (const struct writer *w)
   void *buf = malloc (w->disk->map.cluster_size);
 
   if (buf == NULL)
-    error_set (ENOMEM, "%s: out of memory", w->disk->storage->name);
+    error_set (ENOMEM, "%s: out of memory", w->disk->tables->name);
   return buf;
 }
 

@@ -38,7 +38,7 @@ struct leaks {
 static inline struct storage *
 storage (const struct leaks *l)
 {
-  return l->w->disk->storage;
+  return l->w->disk->tables;
 }
 
 /* Returns -1 with the error set if the thread is to end. */
@@ -468,7 +468,7 @@ leaks_start (struct writer *w, const struct snapshots *snapshots)
   if (w->header.has_unknown || snapshots->has_unknown) {
     debug_message ("%s: no leaks are looked for: there is something in the "
                    "image that is not known here, and may own clusters",
-                   w->disk->storage->name);
+                   w->disk->tables->name);
     return NULL;
   }
   l = calloc (1, sizeof *l);

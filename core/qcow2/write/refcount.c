@@ -33,7 +33,7 @@ table_entries (const struct refcounts *r)
 static inline struct storage *
 storage (const struct refcounts *r)
 {
-  return r->writeback->storage;
+  return r->writeback->tables;
 }
 
 /* ------------------------------------------------------------------ tables */
@@ -60,7 +60,7 @@ read_slice (struct refcounts *r, struct host_off offset, struct slice *s)
   s->at.v = offset.v / c->slice_bytes * c->slice_bytes;
   s->nr = c->slice_bytes / sizeof s->word[0];
   do {
-    if (cache_get (c->cache, c->storage, c->id, s->at, c->slice_bytes, 1,
+    if (cache_get (c->cache, c->tables, c->id, s->at, c->slice_bytes, 1,
                    &ref) == -1)
       return -1;
     for (i = 0; i < s->nr; ++i)
@@ -104,7 +104,7 @@ find_block (struct refcounts *r, uint64_t cluster, struct host_off *block)
   do {
     const struct host_off slice = { place.v / c->slice_bytes * c->slice_bytes };
 
-    if (cache_get (c->cache, c->storage, c->id, slice, c->slice_bytes, 1,
+    if (cache_get (c->cache, c->tables, c->id, slice, c->slice_bytes, 1,
                    &ref) == -1)
       return -1;
     word = cache_word (&ref, (place.v - slice.v) / sizeof word);

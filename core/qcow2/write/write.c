@@ -212,7 +212,7 @@ choose_host (struct step *s)
       return -1;
     s->host = c.host;
     s->nr = c.nr;
-    s->zero = c.zero;
+    s->zero = c.zero && storage_holes_read_zero (s->w->disk->data);
     s->durable = c.durable;
   }
   if (s->end > s->cluster + s->nr * m->cluster_size)
@@ -274,7 +274,7 @@ write_zeros (struct step *s)
 {
   if (s->zero)
     return 0;
-  return storage_zero (s->w->disk->storage, host_of (s, s->start.v),
+  return storage_zero (s->w->disk->data, host_of (s, s->start.v),
                        s->end - s->start.v, s->punch);
 }
 
@@ -302,7 +302,7 @@ read_fills (const struct step *s, const struct fill *f, uint8_t *buf)
 static int
 write_filled (struct step *s, const struct fill *f)
 {
-  struct storage *storage = s->w->disk->storage;
+  struct storage *storage = s->w->disk->data;
   const uint64_t head = s->start.v - f->from, count = s->end - s->start.v;
   uint8_t *buf = malloc (f->to - f->from);
   struct iovec iov[3];
@@ -335,7 +335,7 @@ write_data (struct step *s)
     return write_filled (s, &f);
   if (s->buf == NULL)
     return write_zeros (s);
-  return storage_write (s->w->disk->storage, s->buf, s->end - s->start.v,
+  return storage_write (s->w->disk->data, s->buf, s->end - s->start.v,
                         host_of (s, s->start.v));
 }
 
@@ -355,7 +355,7 @@ carry_subclusters (struct step *s, uint64_t i)
     return 0;
   buf = malloc (m->cluster_size);
   if (buf == NULL) {
-    error_set (ENOMEM, "%s: out of memory", m->storage->name);
+    error_set (ENOMEM, "%s: out of memory", s->w->disk->data->name);
     return -1;
   }
   while (left != 0 && r == 0) {
@@ -369,7 +369,7 @@ carry_subclusters (struct step *s, uint64_t i)
     to = cluster + ((uint64_t) end << m->subcluster_bits);
     r = read_fill (s, buf, from, to);
     if (r == 0)
-      r = storage_write (m->storage, buf, to - from, host_of (s, from));
+      r = storage_write (s->w->disk->data, buf, to - from, host_of (s, from));
   }
   free (buf);
   return r;
@@ -533,7 +533,7 @@ map_anew (struct writer *w, const uint8_t *buf, uint64_t count,
 static int
 write_durably (struct writer *w, const struct run *run, const uint8_t *buf)
 {
-  struct storage *storage = w->disk->storage;
+  struct storage *storage = w->disk->data;
   struct iovec iov = { (void *) buf, run->length };
 
   if (storage_writev (storage, &iov, 1, run->host, true) == 0)
@@ -548,7 +548,7 @@ static int
 write_in_place (struct writer *w, const uint8_t *buf, const struct run *run,
                 bool punch, bool durable)
 {
-  struct storage *storage = w->disk->storage;
+  struct storage *storage = w->disk->data;
 
   if (writer_check_overlap (w, run->host, run->length) == -1)
     return -1;

@@ -25,24 +25,26 @@
 static int
 no_memory (const struct writeback *c)
 {
-  error_set (ENOMEM, "%s: out of memory", c->storage->name);
+  error_set (ENOMEM, "%s: out of memory", c->tables->name);
   return -1;
 }
 
 int
-writeback_init (struct writeback *c, struct storage *storage, struct cache *cache,
-             unsigned id, uint32_t slice_bytes, unsigned cluster_bits,
-             struct epoch *epoch)
+writeback_init (struct writeback *c, struct storage *tables,
+                struct storage *data, struct cache *cache, unsigned id,
+                uint32_t slice_bytes, unsigned cluster_bits,
+                struct epoch *epoch)
 {
   memset (c, 0, sizeof *c);
-  c->storage = storage;
+  c->tables = tables;
+  c->data = data;
   c->cache = cache;
   c->id = id;
   c->slice_bytes = slice_bytes;
   c->cluster_bits = cluster_bits;
   c->epoch = epoch;
   c->last_freed = &c->first_freed;
-  cache_set_holes (cache, id, storage_has_holes (storage));
+  cache_set_holes (cache, id, storage_has_holes (tables));
   pthread_mutex_init (&c->space_lock, NULL);
   pthread_mutex_init (&c->changes, NULL);
   pthread_mutex_init (&c->lock, NULL);
@@ -144,7 +146,7 @@ write_zero_sectors (struct writeback *c, struct host_off slice, uint8_t sectors)
     const struct host_off at = { slice.v + i * CACHE_SECTOR };
 
     if ((sectors >> i & 1) &&
-        storage_write (c->storage, zeros, sizeof zeros, at) == -1)
+        storage_write (c->tables, zeros, sizeof zeros, at) == -1)
       return -1;
   }
   return 0;
@@ -161,13 +163,13 @@ allocate_sectors (struct writeback *c, struct host_off slice, uint8_t sectors)
   const struct host_off at = { slice.v + first * CACHE_SECTOR };
   bool done;
 
-  if (storage_allocate (c->storage, slice, c->slice_bytes, &done) == 0) {
+  if (storage_allocate (c->tables, slice, c->slice_bytes, &done) == 0) {
     if (done)
       sectors = UINT8_MAX;
     else if (write_zero_sectors (c, slice, sectors) == -1)
       return -1;
   }
-  else if (storage_allocate (c->storage, at, (end - first) * CACHE_SECTOR,
+  else if (storage_allocate (c->tables, at, (end - first) * CACHE_SECTOR,
                              &done) == -1)
     return -1;
   cache_note_space (c->cache, c->id, slice, sectors);
@@ -181,7 +183,7 @@ writeback_allocate_table (struct writeback *c, struct host_off table)
   int r;
 
   pthread_mutex_lock (&c->space_lock);
-  r = storage_allocate (c->storage, table, UINT64_C (1) << c->cluster_bits,
+  r = storage_allocate (c->tables, table, UINT64_C (1) << c->cluster_bits,
                         &done);
   if (r == 0 && done)
     c->allocated[c->next_allocated++ % COMMIT_ALLOCATED] = table;
@@ -262,7 +264,7 @@ writeback_change (struct writeback *c, const struct change *ch, uint64_t *batch)
     case CACHE_UPDATED:
       return 0;
     case CACHE_ABSENT:
-      if (cache_get (c->cache, c->storage, c->id, ch->slice, c->slice_bytes,
+      if (cache_get (c->cache, c->tables, c->id, ch->slice, c->slice_bytes,
                      1, &ref) == -1)
         return -1;
       break;
@@ -319,7 +321,7 @@ writeback_check (struct writeback *c)
     return 0;
   pthread_mutex_lock (&c->lock);
   error_set (EIO, "%s: nothing is written any more until it is opened anew, "
-             "since this failed: %s", c->storage->name, c->message);
+             "since this failed: %s", c->tables->name, c->message);
   pthread_mutex_unlock (&c->lock);
   error_set_repeated ();
   return -1;
@@ -343,7 +345,7 @@ write_run (struct writeback *c, struct cache_sector *s, size_t nr)
     iov[i].iov_base = s[i].data;
     iov[i].iov_len = CACHE_SECTOR;
   }
-  return storage_writev (c->storage, iov, i, s[0].offset, false) == -1 ? 0 : i;
+  return storage_writev (c->tables, iov, i, s[0].offset, false) == -1 ? 0 : i;
 }
 
 static int
@@ -366,7 +368,9 @@ write_sectors (struct writeback *c, struct cache_sector *s, size_t nr)
 static int
 flush_storage (struct writeback *c)
 {
-  if (storage_flush (c->storage) == 0)
+  /* I16: data first, which what is in the tables by now may point to. */
+  if ((c->data == c->tables || storage_flush (c->data) == 0) &&
+      storage_flush (c->tables) == 0)
     return 0;
   writeback_fail (c);
   return -1;
@@ -419,7 +423,7 @@ spend_ballast (struct writeback *c)
 
   pthread_mutex_lock (&c->space_lock);
   r = c->ballast_bytes > 0 &&
-    storage_punch (c->storage, c->ballast, c->ballast_bytes);
+    storage_punch (c->tables, c->ballast, c->ballast_bytes);
   c->ballast_bytes = 0;
   pthread_mutex_unlock (&c->space_lock);
   return r && flush_storage (c) == 0;
@@ -565,7 +569,7 @@ writeback_is_clean (struct writeback *c)
 static uint64_t
 max_freed_bytes (const struct writeback *c)
 {
-  const uint64_t part = atomic_load (&c->storage->size) / FREED_PART;
+  const uint64_t part = atomic_load (&c->tables->size) / FREED_PART;
 
   if (c->max_freed != 0)
     return c->max_freed;

@@ -68,7 +68,8 @@ struct freed_list {
 #define COMMIT_ALLOCATED 8
 
 struct writeback {
-  struct storage *storage;
+  struct storage *tables;
+  struct storage *data; /* may be the same */
   struct cache *cache;
   unsigned id; /* of the storage, in the cache */
   uint32_t slice_bytes;
@@ -113,10 +114,10 @@ struct writeback {
   _Atomic bool corrupt;      /* because the image is (I7) */
 };
 
-extern int writeback_init (struct writeback *c, struct storage *storage,
-                        struct cache *cache, unsigned id,
-                        uint32_t slice_bytes, unsigned cluster_bits,
-                        struct epoch *epoch);
+extern int writeback_init (struct writeback *c, struct storage *tables,
+                           struct storage *data, struct cache *cache,
+                           unsigned id, uint32_t slice_bytes,
+                           unsigned cluster_bits, struct epoch *epoch);
 extern void writeback_destroy (struct writeback *c);
 
 /* A change of some words of one slice of a table. */

@@ -15,7 +15,7 @@
 static const char *
 name (const struct writer *w)
 {
-  return w->disk->storage->name;
+  return w->disk->tables->name;
 }
 
 /* ----------------------------------------------------------------- opening */
@@ -82,7 +82,7 @@ add_ranges (struct writer *w, const struct snapshots *snapshots)
     const struct snapshot *sn = &snapshots->snapshot[i];
 
     /* One that can't be used has nothing that could be protected. */
-    if (snapshot_check (sn, h, w->disk->storage) == 0 &&
+    if (snapshot_check (sn, h, w->disk->tables) == 0 &&
         overlap_add_range (o, sn->l1_offset, sn->l1_size * sizeof (uint64_t),
                            METADATA_SNAPSHOT_L1) == -1)
       return -1;
@@ -181,7 +181,7 @@ add_l2_tables (struct writer *w)
 
     if (i % per_slice == 0 && empty >= per_slice) {
       const struct host_off at = { m->l1_offset.v + i * sizeof (uint64_t) };
-      const uint64_t hole = storage_hole (m->storage, at) / sizeof (uint64_t);
+      const uint64_t hole = storage_hole (m->tables, at) / sizeof (uint64_t);
 
       if (hole >= m->l1_size - i)
         break;
@@ -220,7 +220,7 @@ writer_open (const struct layer *disk, const struct header *h,
 
   w = calloc (1, sizeof *w);
   if (w == NULL) {
-    error_set (ENOMEM, "%s: out of memory", disk->storage->name);
+    error_set (ENOMEM, "%s: out of memory", disk->tables->name);
     return NULL;
   }
   w->disk = disk;
@@ -232,8 +232,9 @@ writer_open (const struct layer *disk, const struct header *h,
   coalesce_init (&w->coalesce, h->cluster_bits);
   overlap_init (&w->overlap, h->cluster_bits);
   if (add_ranges (w, snapshots) == -1 ||
-      writeback_init (&w->writeback, disk->storage, m->cache, m->id, m->slice_bytes,
-                   h->cluster_bits, disk->shared->epoch) == -1)
+      writeback_init (&w->writeback, disk->tables, disk->data, m->cache, m->id,
+                      m->slice_bytes, h->cluster_bits,
+                      disk->shared->epoch) == -1)
     goto fail;
   if (alloc_init (&w->alloc, h, &w->writeback, &w->overlap,
                   options->keep_discarded) == -1)
@@ -265,8 +266,8 @@ write_features (struct writer *w)
   uint8_t buf[HEADER_FEATURES_BYTES];
 
   header_encode_features (&w->header, buf);
-  if (storage_write (w->disk->storage, buf, sizeof buf, at) == -1 ||
-      storage_flush (w->disk->storage) == -1) {
+  if (storage_write (w->disk->tables, buf, sizeof buf, at) == -1 ||
+      storage_flush (w->disk->tables) == -1) {
     writeback_fail (&w->writeback);
     return -1;
   }
@@ -281,7 +282,7 @@ write_hint (struct writer *w, uint8_t value)
 {
   if (w->header.hint.v == 0)
     return 0;
-  if (storage_write (w->disk->storage, &value, sizeof value,
+  if (storage_write (w->disk->tables, &value, sizeof value,
                      w->header.hint) == -1) {
     writeback_fail (&w->writeback);
     return -1;
@@ -341,7 +342,7 @@ begin (struct writer *w)
     return -1;
   if (h->version < 3)
     return 0;
-  if (bitmaps_mark_in_use (w->disk->storage, h, &written) == -1) {
+  if (bitmaps_mark_in_use (w->disk->tables, h, &written) == -1) {
     if (written)
       writeback_fail (&w->writeback);
     return -1;
@@ -486,7 +487,7 @@ check_zero (struct writer *w, struct host_off table)
   const uint32_t bytes = w->disk->map.cluster_size;
   bool zero;
 
-  if (storage_is_zero (w->disk->storage, table, bytes, &zero) == -1)
+  if (storage_is_zero (w->disk->tables, table, bytes, &zero) == -1)
     return -1;
   return zero ? 0 : found_corrupt (w, "data would be taken for", METADATA_L2,
                                    table, bytes);
@@ -500,7 +501,7 @@ new_table (struct writer *w, const struct map_l1 *l1,
            const struct alloc_clusters *to)
 {
   const int r = to->zero ? check_zero (w, to->host)
-    : storage_zero (w->disk->storage, to->host, w->disk->map.cluster_size,
+    : storage_zero (w->disk->tables, to->host, w->disk->map.cluster_size,
                     false);
 
   if (r == -1)
@@ -539,12 +540,12 @@ copy_table (struct writer *w, const struct map_l1 *l1,
     return -1;
   }
   if (alloc_refcount (&w->alloc, l1->table, &refcount) == 0 &&
-      storage_read (m->storage, words, m->cluster_size, l1->table) == 0) {
+      storage_read (m->tables, words, m->cluster_size, l1->table) == 0) {
     if (refcount != 1)
       clear_copied (m, words);
     else
       old.bytes = m->cluster_size;
-    r = storage_write (m->storage, words, m->cluster_size, to->host);
+    r = storage_write (m->tables, words, m->cluster_size, to->host);
     /* Who looks for references in the old table may come too late. */
     writeback_table_not_leaked (&w->writeback, &m->format, words,
                              m->cluster_size / sizeof *words);

@@ -432,7 +432,7 @@ check_fast (const struct zeroing *z, const struct parts *p)
   if (head && tail && whole)
     return 0;
   error_set (ENOTSUP, "%s: zeros would have to be written",
-             z->w->disk->storage->name);
+             z->w->disk->tables->name);
   error_set_repeated ();
   return -1;
 }
