@@ -13,7 +13,8 @@ inflight_init (struct inflight *f)
   pthread_mutex_init (&f->lock, NULL);
   pthread_cond_init (&f->left, NULL);
   f->waiting = 0;
-  f->ranges = NULL;
+  f->first = NULL;
+  f->end = &f->first;
 }
 
 void
@@ -23,15 +24,15 @@ inflight_destroy (struct inflight *f)
   pthread_mutex_destroy (&f->lock);
 }
 
-/* There are as many ranges as there are threads at most: a list will do.
- * Lock held.
+/* Whether one that came before overlaps this one.  There are as many ranges as
+ * there are threads at most: a list will do.  Lock held.
  */
 static bool
-overlaps (const struct inflight *f, const struct inflight_range *r)
+must_wait (const struct inflight *f, const struct inflight_range *r)
 {
   const struct inflight_range *p;
 
-  for (p = f->ranges; p != NULL; p = p->next) {
+  for (p = f->first; p != NULL && p != r; p = p->next) {
     if (p->first <= r->last && r->first <= p->last)
       return true;
   }
@@ -42,12 +43,13 @@ void
 inflight_enter (struct inflight *f, struct inflight_range *r)
 {
   pthread_mutex_lock (&f->lock);
+  r->next = NULL;
+  *f->end = r;
+  f->end = &r->next;
   f->waiting++;
-  while (overlaps (f, r))
+  while (must_wait (f, r))
     pthread_cond_wait (&f->left, &f->lock);
   f->waiting--;
-  r->next = f->ranges;
-  f->ranges = r;
   pthread_mutex_unlock (&f->lock);
 }
 
@@ -57,9 +59,11 @@ inflight_leave (struct inflight *f, struct inflight_range *r)
   struct inflight_range **p;
 
   pthread_mutex_lock (&f->lock);
-  for (p = &f->ranges; *p != r; p = &(*p)->next)
+  for (p = &f->first; *p != r; p = &(*p)->next)
     ;
   *p = r->next;
+  if (f->end == &r->next)
+    f->end = p;
   if (f->waiting > 0)
     pthread_cond_broadcast (&f->left);
   pthread_mutex_unlock (&f->lock);

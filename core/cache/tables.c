@@ -44,7 +44,7 @@ struct set {
 
   /* Lock; C5. */
   uint8_t changed[WAYS];  /* bit i: sector i is not in a batch yet */
-  bool listed[WAYS];      /* in cache.listed */
+  bool listed[WAYS];      /* in the list of its storage */
   bool in_batch[WAYS];
   uint8_t order[WAYS];
   uint8_t has_space[WAYS]; /* bit i: so has sector i, as far as is known (C6) */
@@ -58,19 +58,37 @@ struct set {
  */
 static const _Atomic uint64_t no_words[SLOT_WORDS];
 
+/* C7: what is changed of one storage.  All is changed with the lock held; the
+ * atomic ones are read without.
+ */
+struct changes {
+  bool written;   /* between cache_begin_writing and its end */
+  bool holes;     /* C6 */
+  uint32_t first; /* the list of slots that changed since the last batch was
+                   * taken; NO_SLOT if there are none */
+  _Atomic uint32_t nr_listed;
+  uint32_t nr_in_batch;
+  _Atomic uint32_t nr_dirty; /* slots that are listed, in a batch, or both */
+};
+
+#define NO_SLOT UINT32_MAX
+
+/* The neighbours of a slot in the list that it is in. */
+struct link {
+  uint32_t previous, next;
+};
+
 struct cache {
   struct hash_key key; /* the image chooses what is in one set */
   uint64_t nr_sets;
   struct set *sets;
   _Atomic uint64_t *words; /* SLOT_WORDS for each way of each set */
-  size_t sets_bytes, words_bytes, listed_bytes;
+  size_t sets_bytes, words_bytes, links_bytes;
 
-  /* Slots that changed since the last batch was taken; lock. */
-  uint32_t *listed;
-  _Atomic uint32_t nr_listed;
-  uint32_t max_listed;
-  uint32_t nr_in_batch;
-  bool holes[CACHE_MAX_STORAGES]; /* lock; C6 */
+  struct link *link; /* lock; of each slot */
+  struct changes changes[CACHE_MAX_STORAGES];
+  _Atomic unsigned nr_writers; /* changes under the lock */
+  uint32_t max_listed;         /* of all together */
 
   /* Taken on a miss, for moments only, never around I/O (C4). */
   pthread_mutex_t lock;
@@ -91,6 +109,7 @@ struct cache *
 cache_new (uint64_t bytes)
 {
   struct cache *c = calloc (1, sizeof *c);
+  unsigned i;
 
   assert (bytes >= CACHE_MIN_BYTES);
   if (c == NULL)
@@ -98,16 +117,18 @@ cache_new (uint64_t bytes)
   pthread_mutex_init (&c->lock, NULL);
   pthread_cond_init (&c->loaded, NULL);
   c->key = hash_key ();
-  c->nr_sets = bytes / (WAYS * (CACHE_SLOT_BYTES + sizeof c->listed[0]) +
+  c->nr_sets = bytes / (WAYS * (CACHE_SLOT_BYTES + sizeof c->link[0]) +
                         sizeof (struct set));
   c->sets_bytes = c->nr_sets * sizeof (struct set);
   c->words_bytes = c->nr_sets * WAYS * CACHE_SLOT_BYTES;
-  c->listed_bytes = c->nr_sets * WAYS * sizeof c->listed[0];
+  c->links_bytes = c->nr_sets * WAYS * sizeof c->link[0];
   c->sets = map_memory (c->sets_bytes);
   c->words = map_memory (c->words_bytes);
-  c->listed = map_memory (c->listed_bytes);
-  if (c->sets == NULL || c->words == NULL || c->listed == NULL)
+  c->link = map_memory (c->links_bytes);
+  if (c->sets == NULL || c->words == NULL || c->link == NULL)
     goto no_memory;
+  for (i = 0; i < CACHE_MAX_STORAGES; ++i)
+    c->changes[i].first = NO_SLOT;
   c->max_listed = c->nr_sets * WAYS / 4;
   if (c->max_listed > MAX_CHANGED_SLOTS)
     c->max_listed = MAX_CHANGED_SLOTS;
@@ -129,8 +150,8 @@ cache_free (struct cache *c)
     munmap (c->sets, c->sets_bytes);
   if (c->words != NULL)
     munmap (c->words, c->words_bytes);
-  if (c->listed != NULL)
-    munmap (c->listed, c->listed_bytes);
+  if (c->link != NULL)
+    munmap (c->link, c->links_bytes);
   pthread_cond_destroy (&c->loaded);
   pthread_mutex_destroy (&c->lock);
   free (c);
@@ -397,15 +418,56 @@ find_slot (const struct set *set, uint64_t tag)
   return WAYS;
 }
 
-/* Whether one more slot of the set may hold changes (C5).  Lock held. */
+static inline unsigned
+id_of (uint64_t tag)
+{
+  return tag % CACHE_MAX_STORAGES;
+}
+
+/* Whether one more slot of the set may hold changes of this storage (C5).  Lock
+ * held.
+ */
 static bool
-has_room (const struct cache *c, const struct set *set)
+has_room (const struct cache *c, const struct set *set, unsigned id)
 {
   unsigned i, nr = 0;
 
   for (i = 0; i < WAYS; ++i)
-    nr += is_changed (set, i);
-  return nr < WAYS / 2 && c->nr_listed < c->nr_sets * WAYS;
+    nr += is_changed (set, i) &&
+      id_of (atomic_load_explicit (&set->tag[i], memory_order_relaxed)) == id;
+  return nr < WAYS / 2 / c->nr_writers;
+}
+
+/* Put a slot into the list of its storage.  Lock held. */
+static void
+list_slot (struct cache *c, unsigned id, uint32_t slot)
+{
+  struct changes *ch = &c->changes[id];
+
+  c->link[slot] = (struct link) { .previous = NO_SLOT, .next = ch->first };
+  if (ch->first != NO_SLOT)
+    c->link[ch->first].previous = slot;
+  ch->first = slot;
+  c->sets[slot / WAYS].listed[slot % WAYS] = true;
+  ch->nr_listed++;
+  if (!c->sets[slot / WAYS].in_batch[slot % WAYS])
+    ch->nr_dirty++;
+}
+
+/* Lock held. */
+static void
+unlist_slot (struct cache *c, unsigned id, uint32_t slot)
+{
+  const struct link l = c->link[slot];
+
+  if (l.previous != NO_SLOT)
+    c->link[l.previous].next = l.next;
+  else
+    c->changes[id].first = l.next;
+  if (l.next != NO_SLOT)
+    c->link[l.next].previous = l.previous;
+  c->sets[slot / WAYS].listed[slot % WAYS] = false;
+  c->changes[id].nr_listed--;
 }
 
 /* Give a slot that shares no_words words of its own.  Lock held, and seq
@@ -425,9 +487,25 @@ give_own_words (struct set *set, unsigned way, _Atomic uint64_t *own)
                          memory_order_release);
 }
 
+/* What is in a slot, changed or not, is of no use any more.  Lock held. */
+static void
+forget_slot (struct cache *c, unsigned id, uint32_t slot)
+{
+  struct set *set = &c->sets[slot / WAYS];
+  const unsigned way = slot % WAYS;
+
+  assert (!set->in_batch[way]);
+  set->changed[way] = 0;
+  if (set->listed[way]) {
+    unlist_slot (c, id, slot);
+    c->changes[id].nr_dirty--;
+  }
+  atomic_store_explicit (&set->tag[way], TAG_EMPTY, memory_order_release);
+}
+
 /* Lock held. */
 static void
-mark_changed (struct cache *c, uint64_t set_index, unsigned way,
+mark_changed (struct cache *c, unsigned id, uint64_t set_index, unsigned way,
               unsigned first, unsigned nr, enum cache_order order)
 {
   struct set *set = &c->sets[set_index];
@@ -436,17 +514,58 @@ mark_changed (struct cache *c, uint64_t set_index, unsigned way,
   for (i = first / SECTOR_WORDS; i <= (first + nr - 1) / SECTOR_WORDS; ++i)
     set->changed[way] |= 1U << i;
   set->order[way] = order;
-  if (!set->listed[way]) {
-    set->listed[way] = true;
-    c->listed[c->nr_listed++] = set_index * WAYS + way;
+  if (!set->listed[way])
+    list_slot (c, id, set_index * WAYS + way);
+}
+
+/* Whether another storage may be written, too: those that are get a smaller share
+ * of each set, which what they have changed must not exceed.  Lock held.
+ */
+static bool
+may_begin (const struct cache *c)
+{
+  unsigned i;
+
+  if (c->nr_writers == CACHE_MAX_WRITERS)
+    return false;
+  for (i = 0; i < CACHE_MAX_STORAGES; ++i) {
+    if (!cache_is_clean (c, i))
+      return false;
   }
+  return true;
+}
+
+int
+cache_begin_writing (struct cache *c, unsigned id, bool holes)
+{
+  int r = 0;
+
+  pthread_mutex_lock (&c->lock);
+  assert (id < CACHE_MAX_STORAGES && !c->changes[id].written);
+  if (may_begin (c)) {
+    c->changes[id].written = true;
+    c->changes[id].holes = holes;
+    c->nr_writers++;
+  }
+  else {
+    error_set (EBUSY, "the metadata cache has changes of another image");
+    r = -1;
+  }
+  pthread_mutex_unlock (&c->lock);
+  return r;
 }
 
 void
-cache_set_holes (struct cache *c, unsigned id, bool holes)
+cache_end_writing (struct cache *c, unsigned id)
 {
+  struct changes *ch = &c->changes[id];
+
   pthread_mutex_lock (&c->lock);
-  c->holes[id] = holes;
+  assert (ch->written && ch->nr_in_batch == 0);
+  while (ch->first != NO_SLOT)
+    forget_slot (c, id, ch->first);
+  ch->written = false;
+  c->nr_writers--;
   pthread_mutex_unlock (&c->lock);
 }
 
@@ -496,7 +615,7 @@ cache_lacking_space (struct cache *c, unsigned id, struct host_off slice,
 
   pthread_mutex_lock (&c->lock);
   way = find_slot (set, tag);
-  if (way != WAYS && c->holes[id])
+  if (way != WAYS && c->changes[id].holes)
     r = find_lacking (set, way, first, nr);
   pthread_mutex_unlock (&c->lock);
   return r;
@@ -530,12 +649,13 @@ cache_update (struct cache *c, unsigned id, struct host_off slice,
 
   assert (nr > 0 && first + nr <= SLOT_WORDS);
   pthread_mutex_lock (&c->lock);
+  assert (c->changes[id].written);
   way = find_slot (set, tag);
   if (way == WAYS)
     r = CACHE_ABSENT;
-  else if (!is_changed (set, way) && !has_room (c, set))
+  else if (!is_changed (set, way) && !has_room (c, set, id))
     r = CACHE_CROWDED;
-  else if (c->holes[id] && find_lacking (set, way, first, nr) != 0)
+  else if (c->changes[id].holes && find_lacking (set, way, first, nr) != 0)
     r = CACHE_LACKS_SPACE;
   else {
     _Atomic uint64_t *to = slot_words (c, set_index, way);
@@ -549,48 +669,43 @@ cache_update (struct cache *c, unsigned id, struct host_off slice,
       atomic_store_explicit (&to[first + i], htobe64 (words[i]),
                              memory_order_release);
     atomic_store_explicit (&set->seq[way], seq + 2, memory_order_release);
-    mark_changed (c, set_index, way, first, nr, order);
+    mark_changed (c, id, set_index, way, first, nr, order);
   }
   pthread_mutex_unlock (&c->lock);
   return r;
 }
 
 bool
-cache_wants_writing (struct cache *c)
+cache_wants_writing (const struct cache *c, unsigned id)
 {
-  return atomic_load_explicit (&c->nr_listed, memory_order_relaxed) >=
-    c->max_listed;
+  return atomic_load_explicit (&c->changes[id].nr_listed,
+                               memory_order_relaxed) >=
+    c->max_listed / atomic_load_explicit (&c->nr_writers,
+                                          memory_order_relaxed);
 }
 
 bool
-cache_is_clean (struct cache *c)
+cache_is_clean (const struct cache *c, unsigned id)
 {
-  bool r;
-
-  pthread_mutex_lock (&c->lock);
-  r = c->nr_listed == 0 && c->nr_in_batch == 0;
-  pthread_mutex_unlock (&c->lock);
-  return r;
+  return atomic_load (&c->changes[id].nr_dirty) == 0;
 }
 
 /* Lock held. */
 static size_t
-count_changed_sectors (const struct cache *c)
+count_changed_sectors (const struct cache *c, unsigned id)
 {
   size_t nr = 0;
-  uint32_t i;
+  uint32_t slot;
 
-  for (i = 0; i < c->nr_listed; ++i) {
-    const uint32_t slot = c->listed[i];
-
+  for (slot = c->changes[id].first; slot != NO_SLOT;
+       slot = c->link[slot].next)
     nr += __builtin_popcount (c->sets[slot / WAYS].changed[slot % WAYS]);
-  }
   return nr;
 }
 
 /* Copy the changed sectors of a slot to the batch.  Lock held. */
 static void
-take_slot (struct cache *c, uint32_t slot, struct cache_batch *b)
+take_slot (struct cache *c, unsigned id, uint32_t slot, struct cache_batch *b)
 {
   struct set *set = &c->sets[slot / WAYS];
   const unsigned way = slot % WAYS;
@@ -617,12 +732,10 @@ take_slot (struct cache *c, uint32_t slot, struct cache_batch *b)
     }
     b->nr++;
   }
-  set->listed[way] = false;
-  if (set->changed[way] != 0) {
-    set->changed[way] = 0;
-    set->in_batch[way] = true;
-    c->nr_in_batch++;
-  }
+  set->changed[way] = 0;
+  set->in_batch[way] = true;
+  c->changes[id].nr_in_batch++;
+  unlist_slot (c, id, slot);
 }
 
 static int
@@ -636,14 +749,14 @@ compare_sectors (const void *a, const void *b)
 }
 
 int
-cache_take_batch (struct cache *c, struct cache_batch *b)
+cache_take_batch (struct cache *c, unsigned id, struct cache_batch *b)
 {
+  struct changes *ch = &c->changes[id];
   size_t nr;
-  uint32_t i;
 
   pthread_mutex_lock (&c->lock);
-  assert (c->nr_in_batch == 0);
-  nr = count_changed_sectors (c);
+  assert (ch->nr_in_batch == 0);
+  nr = count_changed_sectors (c, id);
   if (nr > b->capacity) {
     struct cache_sector *p = realloc (b->sector, nr * sizeof *p);
 
@@ -656,9 +769,8 @@ cache_take_batch (struct cache *c, struct cache_batch *b)
     b->capacity = nr;
   }
   b->nr = 0;
-  for (i = 0; i < c->nr_listed; ++i)
-    take_slot (c, c->listed[i], b);
-  c->nr_listed = 0;
+  while (ch->first != NO_SLOT)
+    take_slot (c, id, ch->first, b);
   pthread_mutex_unlock (&c->lock);
   if (b->nr > 1)
     qsort (b->sector, b->nr, sizeof b->sector[0], compare_sectors);
@@ -666,7 +778,8 @@ cache_take_batch (struct cache *c, struct cache_batch *b)
 }
 
 void
-cache_end_batch (struct cache *c, const struct cache_batch *b, bool written)
+cache_end_batch (struct cache *c, unsigned id, const struct cache_batch *b,
+                 bool written)
 {
   size_t i;
 
@@ -676,13 +789,15 @@ cache_end_batch (struct cache *c, const struct cache_batch *b, bool written)
     struct set *set = &c->sets[s->slot / WAYS];
     const unsigned way = s->slot % WAYS;
 
+    if (!written)
+      mark_changed (c, id, s->slot / WAYS, way, s->bit * SECTOR_WORDS, 1,
+                    s->order);
     if (set->in_batch[way]) {
       set->in_batch[way] = false;
-      c->nr_in_batch--;
+      c->changes[id].nr_in_batch--;
+      if (!set->listed[way])
+        c->changes[id].nr_dirty--;
     }
-    if (!written)
-      mark_changed (c, s->slot / WAYS, way, s->bit * SECTOR_WORDS, 1,
-                    s->order);
   }
   pthread_mutex_unlock (&c->lock);
 }
@@ -701,9 +816,7 @@ cache_forget (struct cache *c, unsigned id, struct host_off offset,
 
     if (way == WAYS)
       continue;
-    assert (!set->in_batch[way]);
-    set->changed[way] = 0; /* it may stay listed: nothing will be taken */
-    atomic_store_explicit (&set->tag[way], TAG_EMPTY, memory_order_release);
+    forget_slot (c, id, find_set (c, tag) * WAYS + way);
   }
   pthread_mutex_unlock (&c->lock);
 }
@@ -722,10 +835,10 @@ cache_forget_storage (struct cache *c, unsigned id)
       const uint64_t tag = atomic_load_explicit (&set->tag[way],
                                                  memory_order_relaxed);
 
-      if (tag == TAG_EMPTY || tag % CACHE_MAX_STORAGES != id)
+      if (tag == TAG_EMPTY || id_of (tag) != id)
         continue;
       assert (set->changed[way] == 0);
-      atomic_store_explicit (&set->tag[way], TAG_EMPTY, memory_order_release);
+      forget_slot (c, id, i * WAYS + way);
     }
   }
   pthread_mutex_unlock (&c->lock);

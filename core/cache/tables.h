@@ -15,11 +15,15 @@
  *      read once, however many threads want it.
  *  C5  A changed slice stays until what was changed is on the storage.  In
  *      each set at most half of the slots are changed ones, so that readers
- *      always find a slot without waiting for that.
+ *      always find a slot without waiting for that; each storage that is
+ *      written has an equal share of them, so that its writer never waits for
+ *      another one's.
  *  C6  In a storage with holes, a sector that was all zeros is changed only
  *      when its space on the host was told of by cache_note_space: any other
  *      has a byte that takes some.  So what is changed can be written on a
  *      full file system, too.
+ *  C7  What is changed is kept for each storage by itself: a batch is of one,
+ *      and has nothing of another.
  *
  * Words are 64 bits, big endian, as on disk.
  */
@@ -37,6 +41,7 @@
 #define CACHE_SLOT_BYTES 4096
 #define CACHE_MIN_BYTES (UINT64_C (64) << 10)
 #define CACHE_MAX_STORAGES 512 /* ids must be less */
+#define CACHE_MAX_WRITERS 4    /* storages that are written at one time */
 
 struct cache;
 
@@ -105,8 +110,16 @@ enum cache_update {
   CACHE_LACKS_SPACE, /* see to that, and try again (C6) */
 };
 
-/* Whether the storage of this id may have holes; initially not. */
-extern void cache_set_holes (struct cache *c, unsigned id, bool holes);
+/* The storage of this id is about to be written.  holes: it may have some (C6).
+ * Returns -1 with the error set (EBUSY): too many others are, or one of them has
+ * changes that are not on the storage yet.
+ */
+extern int cache_begin_writing (struct cache *c, unsigned id, bool holes);
+
+/* It is written no more.  Changes that are left are forgotten, with the slices
+ * that they are in.  No batch of it may be open.
+ */
+extern void cache_end_writing (struct cache *c, unsigned id);
 
 /* The sectors that these words are in and that may be holes, bit i being the
  * i-th sector of the slice: 0 also if the slice is not in the cache.
@@ -130,11 +143,13 @@ extern enum cache_update cache_update (struct cache *c, unsigned id,
                                        unsigned nr, const uint64_t *words,
                                        enum cache_order order);
 
-/* True if so much was changed that it should be written soon.  No lock. */
-extern bool cache_wants_writing (struct cache *c);
+/* True if so much of a storage was changed that it should be written soon.  No
+ * lock.
+ */
+extern bool cache_wants_writing (const struct cache *c, unsigned id);
 
-/* True if nothing is changed that is not on the storage yet. */
-extern bool cache_is_clean (struct cache *c);
+/* True if nothing of a storage is changed that is not there yet.  No lock. */
+extern bool cache_is_clean (const struct cache *c, unsigned id);
 
 struct cache_sector {
   struct host_off offset;
@@ -144,7 +159,9 @@ struct cache_sector {
   uint8_t data[CACHE_SECTOR];
 };
 
-/* Sectors that changed, as they were at one moment.  One at a time. */
+/* Sectors of a storage that changed, as they were at one moment.  One at a time
+ * for each storage.
+ */
 struct cache_batch {
   struct cache_sector *sector; /* by order and then by offset */
   size_t nr, capacity;
@@ -154,11 +171,12 @@ struct cache_batch {
  * used again).  No update may run at the same time; those after it belong to
  * the next batch.  Returns -1 with ENOMEM set, and nothing is changed.
  */
-extern int cache_take_batch (struct cache *c, struct cache_batch *b);
+extern int cache_take_batch (struct cache *c, unsigned id,
+                             struct cache_batch *b);
 
 /* The batch was written; or, if not, it belongs to the next one again. */
-extern void cache_end_batch (struct cache *c, const struct cache_batch *b,
-                             bool written);
+extern void cache_end_batch (struct cache *c, unsigned id,
+                             const struct cache_batch *b, bool written);
 
 /* Forget the slices of slice_bytes in this range, which is about to hold
  * something else.  Nobody may be reading or changing them.
@@ -167,8 +185,8 @@ extern void cache_forget (struct cache *c, unsigned id, struct host_off offset,
                           uint64_t count, uint32_t slice_bytes);
 
 /* Forget all slices of a storage, none of which is changed: it was written by
- * another way.  Readers may be at work; who began before that may still put
- * in what was read before.
+ * another way, or its id is about to be another storage's.  Readers may be at
+ * work; one that began before that may still put in what it read before.
  */
 extern void cache_forget_storage (struct cache *c, unsigned id);
 

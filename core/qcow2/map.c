@@ -238,7 +238,8 @@ index_in_table (const struct map *m, struct guest_off offset)
 static bool
 is_empty (const struct map *m, struct host_off slice, uint64_t left)
 {
-  return cache_is_clean (m->cache) && storage_hole (m->tables, slice) >= left;
+  return cache_is_clean (m->cache, m->id) &&
+    storage_hole (m->tables, slice) >= left;
 }
 
 /* Find the run at offset within the L2 table, as far as one slice of it

@@ -40,6 +40,7 @@ start (uint64_t cache_bytes, bool zeros)
     put_be64 (disk.data + i, mix (i));
   storage = memory_disk_open (&disk, "test", &control);
   cache = cache_new (cache_bytes);
+  CHECK_OK (cache_begin_writing (cache, ID, false));
 }
 
 static void
@@ -114,20 +115,20 @@ test_batch (void)
 
   start (1 << 20, false);
   CHECK_EQ (update (0, 0, 3, words, CACHE_FIRST), CACHE_ABSENT);
-  CHECK (cache_is_clean (cache));
+  CHECK (cache_is_clean (cache, ID));
   before = look (0, 62);
   look (1, 0);
   look (2, 0);
   CHECK_EQ (update (1, 511, 1, words, CACHE_SECOND), CACHE_UPDATED);
   CHECK_EQ (update (0, 63, 3, words, CACHE_SECOND), CACHE_UPDATED);
   CHECK_EQ (update (2, 5, 1, words, CACHE_FIRST), CACHE_UPDATED);
-  CHECK (!cache_is_clean (cache));
+  CHECK (!cache_is_clean (cache, ID));
   CHECK_EQ (look (0, 62), before);
   CHECK_EQ (look (0, 63), 7);
   CHECK_EQ (look (0, 65), 9);
   CHECK_EQ (on_disk (0, 63), mix (FIRST + 63 * 8));
 
-  CHECK_OK (cache_take_batch (cache, &b));
+  CHECK_OK (cache_take_batch (cache, ID, &b));
   CHECK_EQ (b.nr, 4);
   CHECK_EQ (b.sector[0].offset.v, slice_at (2).v);
   CHECK_EQ (b.sector[0].order, CACHE_FIRST);
@@ -137,16 +138,16 @@ test_batch (void)
   CHECK_EQ (get_be64 (b.sector[1].data + 62 * 8), before);
   CHECK_EQ (b.sector[2].offset.v, slice_at (0).v + 512);
   CHECK_EQ (b.sector[3].offset.v, slice_at (1).v + 7 * 512);
-  CHECK (!cache_is_clean (cache));
+  CHECK (!cache_is_clean (cache, ID));
   write_batch (&b);
-  cache_end_batch (cache, &b, true);
-  CHECK (cache_is_clean (cache));
+  cache_end_batch (cache, ID, &b, true);
+  CHECK (cache_is_clean (cache, ID));
   CHECK_EQ (on_disk (0, 63), 7);
   CHECK_EQ (on_disk (1, 511), 7);
 
-  CHECK_OK (cache_take_batch (cache, &b));
+  CHECK_OK (cache_take_batch (cache, ID, &b));
   CHECK_EQ (b.nr, 0);
-  cache_end_batch (cache, &b, true);
+  cache_end_batch (cache, ID, &b, true);
   free (b.sector);
   end ();
 }
@@ -159,18 +160,18 @@ test_change_during_batch (void)
 
   start (1 << 20, false);
   set (0, 0, 1);
-  CHECK_OK (cache_take_batch (cache, &b));
+  CHECK_OK (cache_take_batch (cache, ID, &b));
   set (0, 0, 2);
   set (0, 200, 3);
   write_batch (&b);
   CHECK_EQ (on_disk (0, 0), 1);
-  cache_end_batch (cache, &b, true);
-  CHECK (!cache_is_clean (cache));
-  CHECK_OK (cache_take_batch (cache, &b));
+  cache_end_batch (cache, ID, &b, true);
+  CHECK (!cache_is_clean (cache, ID));
+  CHECK_OK (cache_take_batch (cache, ID, &b));
   CHECK_EQ (b.nr, 2);
   write_batch (&b);
-  cache_end_batch (cache, &b, true);
-  CHECK (cache_is_clean (cache));
+  cache_end_batch (cache, ID, &b, true);
+  CHECK (cache_is_clean (cache, ID));
   CHECK_EQ (on_disk (0, 0), 2);
   CHECK_EQ (on_disk (0, 200), 3);
   free (b.sector);
@@ -188,21 +189,21 @@ test_batch_fails (void)
   for (i = 0; i < 10; ++i)
     set (i, 64 * (i % 8), i);
   for (i = 0; i < 3; ++i) {
-    CHECK_OK (cache_take_batch (cache, &b));
+    CHECK_OK (cache_take_batch (cache, ID, &b));
     CHECK_EQ (b.nr, 10 + i);
     set (i, 511, 100 + i); /* one more sector */
-    cache_end_batch (cache, &b, false);
-    CHECK (!cache_is_clean (cache));
+    cache_end_batch (cache, ID, &b, false);
+    CHECK (!cache_is_clean (cache, ID));
   }
-  CHECK_OK (cache_take_batch (cache, &b));
+  CHECK_OK (cache_take_batch (cache, ID, &b));
   CHECK_EQ (b.nr, 13);
   write_batch (&b);
-  cache_end_batch (cache, &b, true);
+  cache_end_batch (cache, ID, &b, true);
   for (i = 0; i < 10; ++i)
     CHECK_EQ (on_disk (i, 64 * (i % 8)), i);
   for (i = 0; i < 3; ++i)
     CHECK_EQ (on_disk (i, 511), 100 + i);
-  CHECK (cache_is_clean (cache));
+  CHECK (cache_is_clean (cache, ID));
   free (b.sector);
   end ();
 }
@@ -227,10 +228,10 @@ test_zeros (void)
   }
   set (0, 100, 0);
   CHECK_EQ (look (0, 100), 0);
-  CHECK_OK (cache_take_batch (cache, &b));
+  CHECK_OK (cache_take_batch (cache, ID, &b));
   CHECK_EQ (b.nr, 10);
   write_batch (&b);
-  cache_end_batch (cache, &b, true);
+  cache_end_batch (cache, ID, &b, true);
   for (i = 0; i < 20; ++i)
     CHECK_EQ (on_disk (i, 100 + i), i % 2 || i == 0 ? 0 : 1 + i);
   free (b.sector);
@@ -263,11 +264,11 @@ test_crowded (void)
   CHECK_EQ (control.preads, read);
 
   /* While it is being written it still counts. */
-  CHECK_OK (cache_take_batch (cache, &b));
+  CHECK_OK (cache_take_batch (cache, ID, &b));
   look (500, 0);
   CHECK_EQ (update (500, 1, 1, &value, CACHE_SECOND), CACHE_CROWDED);
   write_batch (&b);
-  cache_end_batch (cache, &b, true);
+  cache_end_batch (cache, ID, &b, true);
   look (500, 0);
   CHECK_EQ (update (500, 1, 1, &value, CACHE_SECOND), CACHE_UPDATED);
   for (i = 600; i < 700; ++i)
@@ -301,21 +302,21 @@ test_forget (void)
   CHECK_EQ (look (1, 1), UINT64_C (0x1111111111111111));
   CHECK_EQ (look (4, 1), UINT64_C (0x1111111111111111));
   CHECK_EQ (look (0, 1), 5);
-  CHECK_OK (cache_take_batch (cache, &b));
+  CHECK_OK (cache_take_batch (cache, ID, &b));
   CHECK_EQ (b.nr, 2);
   CHECK_EQ (b.sector[0].offset.v, slice_at (0).v);
   CHECK_EQ (b.sector[1].offset.v, slice_at (3).v);
   write_batch (&b);
-  cache_end_batch (cache, &b, true);
-  CHECK (cache_is_clean (cache));
+  cache_end_batch (cache, ID, &b, true);
+  CHECK (cache_is_clean (cache, ID));
 
   /* Changed anew, the same slot must be written. */
   set (1, 2, 6);
   set (2, 2, 6);
-  CHECK_OK (cache_take_batch (cache, &b));
+  CHECK_OK (cache_take_batch (cache, ID, &b));
   CHECK_EQ (b.nr, 2);
   write_batch (&b);
-  cache_end_batch (cache, &b, true);
+  cache_end_batch (cache, ID, &b, true);
   CHECK_EQ (on_disk (1, 2), 6);
   CHECK_EQ (on_disk (1, 1), UINT64_C (0x1111111111111111));
   free (b.sector);
@@ -329,18 +330,18 @@ test_wants_writing (void)
   unsigned i;
 
   start (1 << 20, false); /* some 250 slots */
-  CHECK (!cache_wants_writing (cache));
+  CHECK (!cache_wants_writing (cache, ID));
   for (i = 0; i < 90; ++i) {
     const uint64_t value = i;
 
     look (i, 0);
     (void) update (i, 0, 1, &value, CACHE_SECOND);
   }
-  CHECK (cache_wants_writing (cache));
-  CHECK_OK (cache_take_batch (cache, &b));
-  CHECK (!cache_wants_writing (cache));
-  cache_end_batch (cache, &b, false);
-  CHECK (cache_wants_writing (cache));
+  CHECK (cache_wants_writing (cache, ID));
+  CHECK_OK (cache_take_batch (cache, ID, &b));
+  CHECK (!cache_wants_writing (cache, ID));
+  cache_end_batch (cache, ID, &b, false);
+  CHECK (cache_wants_writing (cache, ID));
   free (b.sector);
   end ();
 }
@@ -448,15 +449,15 @@ write_batches (struct race *r)
   struct cache_batch b = { 0 };
   uint64_t state = 9, n = 0;
 
-  while (seconds () < r->until || !cache_is_clean (cache)) {
+  while (seconds () < r->until || !cache_is_clean (cache, ID)) {
     const bool fails = random_below (&state, 4) == 0;
 
     pthread_mutex_lock (&r->lock);
-    CHECK_OK (cache_take_batch (cache, &b));
+    CHECK_OK (cache_take_batch (cache, ID, &b));
     pthread_mutex_unlock (&r->lock);
     if (!fails)
       write_batch (&b);
-    cache_end_batch (cache, &b, !fails);
+    cache_end_batch (cache, ID, &b, !fails);
     n++;
     usleep (random_below (&state, 200));
   }
@@ -491,7 +492,7 @@ test_threads (uint64_t cache_bytes)
   pthread_create (&thread[n++], NULL, batch_main, &r);
   while (n > 0)
     pthread_join (thread[--n], NULL);
-  if (!cache_is_clean (cache))
+  if (!cache_is_clean (cache, ID))
     write_batches (&r);
   for (i = 0; i < SLICES; ++i) {
     for (g = 0; g < GROUPS; ++g) {
@@ -517,7 +518,8 @@ test_space (void)
   put_be64 (disk.data + slice_at (0).v + 3 * CACHE_SECTOR + 504, 1);
   look (0, 0);
   CHECK_EQ (cache_lacking_space (cache, ID, slice_at (0), 0, SLICE_WORDS), 0);
-  cache_set_holes (cache, ID, true);
+  cache_end_writing (cache, ID);
+  CHECK_OK (cache_begin_writing (cache, ID, true));
   CHECK_EQ (cache_lacking_space (cache, ID, slice_at (1), 0, 1), 0); /* absent */
   CHECK_EQ (cache_lacking_space (cache, ID, slice_at (0), 0, SLICE_WORDS),
             0xf7);
@@ -542,6 +544,122 @@ test_space (void)
   end ();
 }
 
+/* ----------------------------------------------------- several storages, C7 */
+
+#define OTHER 4
+
+static void
+set_other (uint64_t i, uint64_t value)
+{
+  struct cache_ref ref = { 0 };
+
+  CHECK_OK (cache_get (cache, storage, OTHER, slice_at (i), SLICE, 1, &ref));
+  CHECK_EQ (cache_update (cache, OTHER, slice_at (i), 0, 1, &value,
+                          CACHE_SECOND), CACHE_UPDATED);
+}
+
+static bool
+is_clean (unsigned id)
+{
+  return cache_is_clean (cache, id);
+}
+
+/* Two images in one cache, with slices at the same offsets. */
+static void
+test_two_storages (void)
+{
+  struct cache_batch mine = { 0 }, other = { 0 };
+
+  start (1 << 20, false);
+  CHECK_OK (cache_begin_writing (cache, OTHER, false));
+  set (1, 0, 11);
+  CHECK (!is_clean (ID) && is_clean (OTHER));
+  set_other (1, 22);
+  set_other (2, 33);
+  CHECK (!is_clean (OTHER));
+
+  /* A batch is of one, and both may be open at one time. */
+  CHECK_OK (cache_take_batch (cache, ID, &mine));
+  CHECK_EQ (mine.nr, 1);
+  CHECK_EQ (get_be64 (mine.sector[0].data), 11);
+  if (mine.nr != 1) /* what follows is based on that */
+    exit (check_result ());
+  CHECK_OK (cache_take_batch (cache, OTHER, &other));
+  CHECK_EQ (other.nr, 2);
+  CHECK_EQ (get_be64 (other.sector[0].data), 22);
+  CHECK_EQ (get_be64 (other.sector[1].data), 33);
+  cache_end_batch (cache, ID, &mine, true);
+  CHECK (is_clean (ID) && !is_clean (OTHER));
+
+  /* One that fails is the other's next one, and nobody else's. */
+  cache_end_batch (cache, OTHER, &other, false);
+  CHECK_OK (cache_take_batch (cache, ID, &mine));
+  CHECK_EQ (mine.nr, 0);
+  cache_end_batch (cache, ID, &mine, true);
+  CHECK (is_clean (ID) && !is_clean (OTHER));
+  CHECK_OK (cache_take_batch (cache, OTHER, &other));
+  CHECK_EQ (other.nr, 2);
+  cache_end_batch (cache, OTHER, &other, true);
+  CHECK (is_clean (OTHER));
+  cache_end_writing (cache, OTHER);
+  free (mine.sector);
+  free (other.sector);
+  end ();
+}
+
+/* What one has changed leaves the other its share of each set, however often
+ * that is asked for (C5).
+ */
+static void
+test_shares (void)
+{
+  const uint64_t value = 1;
+  struct cache_batch b = { 0 };
+  unsigned i, nr = 0;
+
+  start (CACHE_MIN_BYTES, false);
+  CHECK_OK (cache_begin_writing (cache, OTHER, false));
+  for (i = 0; i < 200; ++i) {
+    look (i, 0);
+    nr += update (i, 0, 1, &value, CACHE_SECOND) == CACHE_UPDATED;
+  }
+  CHECK (nr > 0 && cache_wants_writing (cache, ID));
+  CHECK (!cache_wants_writing (cache, OTHER));
+  for (i = 0; i < 50; ++i) {
+    set_other (i, i); /* each time crowded by none but itself */
+    CHECK_OK (cache_take_batch (cache, OTHER, &b));
+    CHECK_EQ (b.nr, 1);
+    cache_end_batch (cache, OTHER, &b, true);
+  }
+  cache_end_writing (cache, OTHER);
+  free (b.sector);
+  end ();
+}
+
+/* Nobody else may begin with changes that have a larger share; and what is left
+ * when one ends is of no use to the next that has its id.
+ */
+static void
+test_begin_and_end (void)
+{
+  unsigned i;
+
+  start (1 << 20, false);
+  set (1, 0, 11);
+  CHECK_EQ (cache_begin_writing (cache, OTHER, false), (uint64_t) -1);
+  CHECK_ERROR (EBUSY, "the metadata cache has changes of another image");
+  cache_end_writing (cache, ID);
+  CHECK (is_clean (ID));
+  CHECK_EQ (look (1, 0), on_disk (1, 0));
+  cache_forget_storage (cache, ID);
+  for (i = 0; i < CACHE_MAX_WRITERS; ++i)
+    CHECK_OK (cache_begin_writing (cache, ID + i, false));
+  CHECK_EQ (cache_begin_writing (cache, ID + i, false), (uint64_t) -1);
+  for (i = 0; i < CACHE_MAX_WRITERS; ++i)
+    cache_end_writing (cache, ID + i);
+  end ();
+}
+
 int
 main (void)
 {
@@ -555,6 +673,9 @@ main (void)
   test_space ();
   test_forget ();
   test_wants_writing ();
+  test_two_storages ();
+  test_shares ();
+  test_begin_and_end ();
   test_threads (CACHE_MIN_BYTES);
   test_threads (1 << 20);
   return check_result ();

@@ -102,6 +102,53 @@ test_overlap (void)
   inflight_destroy (&f);
 }
 
+/* Wait until a thread waits for its range, as the nr-th, or has entered it. */
+static void
+wait_for_waiter (struct inflight *f, const struct waiter *w, unsigned nr)
+{
+  unsigned waiting;
+
+  do {
+    pthread_mutex_lock (&f->lock);
+    waiting = f->waiting;
+    pthread_mutex_unlock (&f->lock);
+    sched_yield ();
+  } while (waiting < nr && !w->entered);
+}
+
+/* First come, first served: a large range that waits is not overtaken by a small
+ * one, though nobody is in that one's way but it.
+ */
+static void
+test_fair (void)
+{
+  struct inflight_range a = { .first = 0, .last = 3 };
+  struct waiter large, small, beside;
+  struct inflight f;
+
+  inflight_init (&f);
+  inflight_enter (&f, &a);
+  start (&large, &f, 0, 9);
+  wait_for_waiter (&f, &large, 1);
+  start (&small, &f, 7, 7);
+  /* What is beside both enters at once. */
+  start (&beside, &f, 10, 11);
+  pthread_join (beside.thread, NULL);
+  CHECK (beside.entered);
+  wait_for_waiter (&f, &small, 2);
+  CHECK (!small.entered && !large.entered);
+  if (small.entered) /* the large one waits for it now */
+    exit (check_result ());
+  inflight_leave (&f, &beside.range);
+  inflight_leave (&f, &a);
+  pthread_join (large.thread, NULL);
+  CHECK (!small.entered);
+  inflight_leave (&f, &large.range);
+  pthread_join (small.thread, NULL);
+  inflight_leave (&f, &small.range);
+  inflight_destroy (&f);
+}
+
 /* Who has a range has its units for itself.  The counters are not atomic,
  * so that ThreadSanitizer judges as well.
  */
@@ -167,7 +214,7 @@ test_threads (void)
     pthread_create (&thread[i], NULL, many_main, &m);
   for (i = 0; i < THREADS; ++i)
     pthread_join (thread[i], NULL);
-  CHECK (m.f.ranges == NULL);
+  CHECK (m.f.first == NULL && m.f.end == &m.f.first);
   CHECK_EQ (m.f.waiting, 0);
   printf ("%" PRIu64 " ranges\n", m.entered);
   inflight_destroy (&m.f);
@@ -179,6 +226,7 @@ main (void)
   check_time_limit (100 + test_seconds (1));
   test_disjoint ();
   test_overlap ();
+  test_fair ();
   test_threads ();
   return check_result ();
 }

@@ -44,16 +44,18 @@ writeback_init (struct writeback *c, struct storage *tables,
   c->cluster_bits = cluster_bits;
   c->epoch = epoch;
   c->last_freed = &c->first_freed;
-  cache_set_holes (cache, id, storage_has_holes (tables));
   pthread_mutex_init (&c->space_lock, NULL);
   pthread_mutex_init (&c->changes, NULL);
   pthread_mutex_init (&c->lock, NULL);
   pthread_mutex_init (&c->freed_lock, NULL);
   pthread_cond_init (&c->done, NULL);
   c->freed = calloc (1, sizeof *c->freed);
-  if (c->freed != NULL)
+  if (c->freed == NULL)
+    no_memory (c);
+  else if (cache_begin_writing (cache, id, storage_has_holes (tables)) == 0) {
+    c->begun = true;
     return 0;
-  no_memory (c);
+  }
   writeback_destroy (c);
   return -1;
 }
@@ -74,6 +76,8 @@ writeback_destroy (struct writeback *c)
 {
   struct freed_list *l;
 
+  if (c->begun)
+    cache_end_writing (c->cache, c->id);
   while ((l = c->first_freed) != NULL) {
     c->first_freed = l->next;
     writeback_free_list (c, l);
@@ -445,7 +449,7 @@ take (struct writeback *c, struct taken *t)
   if (next == NULL)
     return no_memory (c);
   pthread_mutex_lock (&c->changes);
-  if (cache_take_batch (c->cache, &c->batch) == -1) {
+  if (cache_take_batch (c->cache, c->id, &c->batch) == -1) {
     pthread_mutex_unlock (&c->changes);
     free (next);
     return -1;
@@ -473,7 +477,7 @@ give_back (struct writeback *c, struct taken *t)
   size_t i;
 
   pthread_mutex_lock (&c->changes);
-  cache_end_batch (c->cache, &c->batch, false);
+  cache_end_batch (c->cache, c->id, &c->batch, false);
   c->ordered = true; /* some of it may have been written already */
   if (reserve_freed (c, l->nr) == 0) {
     for (i = 0; i < l->nr; ++i)
@@ -518,7 +522,7 @@ run (struct writeback *c)
       return -1;
     }
   }
-  cache_end_batch (c->cache, &c->batch, true);
+  cache_end_batch (c->cache, c->id, &c->batch, true);
   atomic_store (&c->durable, t.nr);
   pass_on_freed (c, t.freed);
   return 0;
@@ -563,7 +567,7 @@ writeback_flush (struct writeback *c)
 bool
 writeback_is_clean (struct writeback *c)
 {
-  return cache_is_clean (c->cache);
+  return cache_is_clean (c->cache, c->id);
 }
 
 static uint64_t
@@ -582,7 +586,7 @@ writeback_is_wanted (struct writeback *c)
 {
   return atomic_load (&c->nr_next) >= MANY_FREED ||
     atomic_load (&c->bytes_next) >= max_freed_bytes (c) / 2 ||
-    cache_wants_writing (c->cache);
+    cache_wants_writing (c->cache, c->id);
 }
 
 bool

@@ -72,6 +72,7 @@ struct writeback {
   struct storage *data; /* may be the same */
   struct cache *cache;
   unsigned id; /* of the storage, in the cache */
+  bool begun;  /* the cache knows that it is written */
   uint32_t slice_bytes;
   unsigned cluster_bits;
   struct epoch *epoch;
