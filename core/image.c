@@ -11,6 +11,7 @@
 
 #include "base/advice.h"
 #include "base/error.h"
+#include "base/gate.h"
 #include "image.h"
 #include "qcow2/check/check.h"
 #include "qcow2/check/size.h"
@@ -39,6 +40,7 @@ struct image {
   struct chain chain;
   struct snapshots snapshots;
 
+  struct gate gate; /* of requests that change something, and of flushes */
   pthread_mutex_t writer_lock;
   struct writer *_Atomic writer; /* NULL: not writable */
   _Atomic uint64_t full; /* see no_space_once */
@@ -90,6 +92,7 @@ image_new (uint64_t cache_size)
     return NULL;
   }
   epoch_init (&im->epoch);
+  gate_init (&im->gate);
   pthread_mutex_init (&im->writer_lock, NULL);
   im->check_memory = IMAGE_DEFAULT_CHECK_MEMORY;
   im->shared.epoch = &im->epoch;
@@ -247,6 +250,7 @@ image_close (struct image *im)
   cluster_cache_free (im->shared.clusters);
   cache_free (im->shared.cache);
   pthread_mutex_destroy (&im->writer_lock);
+  gate_destroy (&im->gate);
   epoch_destroy (&im->epoch);
   free (im);
   return r;
@@ -709,33 +713,52 @@ int
 image_write (struct image *im, const void *buf, uint64_t count,
              struct guest_off offset, unsigned flags)
 {
-  return no_space_once (im, write_request (im, buf, count, offset, flags));
+  const unsigned token = gate_enter (&im->gate);
+  const int r = write_request (im, buf, count, offset, flags);
+
+  gate_leave (&im->gate, token);
+  return no_space_once (im, r);
 }
 
 int
 image_zero (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
-  return no_space_once (im, disk_zero (im->writer, count, offset,
-                                       (flags & IMAGE_MAY_TRIM) != 0,
-                                       (flags & IMAGE_FAST) != 0,
-                                       (flags & IMAGE_FUA) != 0));
+  const unsigned token = gate_enter (&im->gate);
+  const int r = disk_zero (im->writer, count, offset,
+                           (flags & IMAGE_MAY_TRIM) != 0,
+                           (flags & IMAGE_FAST) != 0,
+                           (flags & IMAGE_FUA) != 0);
+
+  gate_leave (&im->gate, token);
+  return no_space_once (im, r);
 }
 
 int
 image_trim (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
-  return no_space_once (im, disk_trim (im->writer, count, offset,
-                                       (flags & IMAGE_FUA) != 0));
+  const unsigned token = gate_enter (&im->gate);
+  const int r = disk_trim (im->writer, count, offset,
+                           (flags & IMAGE_FUA) != 0);
+
+  gate_leave (&im->gate, token);
+  return no_space_once (im, r);
 }
 
 int
 image_flush (struct image *im)
 {
   struct writer *w = im->writer;
+  unsigned token;
+  int r;
 
-  return w == NULL ? 0 : no_space_once (im, writer_flush (w));
+  if (w == NULL)
+    return 0;
+  token = gate_enter (&im->gate);
+  r = writer_flush (w);
+  gate_leave (&im->gate, token);
+  return no_space_once (im, r);
 }
 
 static void

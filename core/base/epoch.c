@@ -20,22 +20,10 @@ epoch_destroy (struct epoch *e)
   pthread_mutex_destroy (&e->lock);
 }
 
-/* The stripe of this thread (E2). */
-static unsigned
-my_stripe (void)
-{
-  static _Atomic unsigned next;
-  static _Thread_local unsigned mine; /* + 1; 0: none yet */
-
-  if (mine == 0)
-    mine = atomic_fetch_add (&next, 1) % EPOCH_STRIPES + 1;
-  return mine - 1;
-}
-
 unsigned
 epoch_enter (struct epoch *e)
 {
-  const unsigned stripe = my_stripe ();
+  const unsigned stripe = stripe_of_thread (); /* E2 */
 
   for (;;) {
     const uint64_t now = atomic_load (&e->now);
@@ -62,7 +50,7 @@ has_requests (const struct epoch *e, uint64_t of)
 {
   unsigned i;
 
-  for (i = 0; i < EPOCH_STRIPES; ++i) {
+  for (i = 0; i < STRIPES; ++i) {
     if (atomic_load (&e->stripe[i].requests[of % 4]) != 0)
       return true;
   }

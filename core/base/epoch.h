@@ -9,7 +9,7 @@
  *  E1  The epoch goes from e to e + 1 only when no request of e - 1 is left:
  *      requests are of two epochs at most.
  *  E2  Entering and leaving take no lock, and threads mostly write different
- *      lines of memory.
+ *      lines of memory (base/stripe.h).
  */
 
 #ifndef CORE_BASE_EPOCH_H
@@ -20,18 +20,17 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define EPOCH_STRIPES 16
+#include "base/stripe.h"
 
-/* A line of memory each. */
 struct epoch_stripe {
   _Atomic uint32_t requests[4]; /* of epoch e in e % 4 */
-  char pad[64 - 4 * sizeof (uint32_t)];
+  char pad[STRIPE_BYTES - 4 * sizeof (uint32_t)];
 };
 
 struct epoch {
   _Atomic uint64_t now;
   pthread_mutex_t lock; /* of who moves it on */
-  struct epoch_stripe stripe[EPOCH_STRIPES];
+  struct epoch_stripe stripe[STRIPES];
 };
 
 extern void epoch_init (struct epoch *e);

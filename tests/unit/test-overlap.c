@@ -249,6 +249,53 @@ test_threads (void)
   overlap_destroy (&r.o);
 }
 
+/* A range that is removed is data like any other, and what follows it stays. */
+static void
+test_remove_range (void)
+{
+  struct overlap o;
+
+  overlap_init (&o, 9);
+  CHECK_OK (overlap_add_range (&o, AT (0x1000), 0x400, METADATA_SNAPSHOT_L1));
+  CHECK_OK (overlap_add_range (&o, AT (0x1400), 0x200, METADATA_L1));
+  CHECK_OK (overlap_sort (&o, "test"));
+  CHECK_EQ (overlap_add (&o, "test", AT (0x1200), 1, METADATA_L2),
+            (uint64_t) -1);
+  overlap_remove_range (&o, AT (0x1000));
+  CHECK_EQ (overlap_find (&o, AT (0x1000), 0x400), METADATA_NONE);
+  CHECK_EQ (overlap_find (&o, AT (0x1000), 0x401), METADATA_L1);
+  CHECK_OK (overlap_add (&o, "test", AT (0x1200), 1, METADATA_L2));
+  CHECK_EQ (overlap_find (&o, AT (0x1000), 0x400), METADATA_L2);
+  overlap_destroy (&o);
+}
+
+/* What comes and goes leaves nothing behind: the table does not grow by it. */
+static void
+test_come_and_go (void)
+{
+  struct overlap o;
+  uint64_t live[16] = { 0 }, i;
+  const struct overlap_table *table = NULL;
+  unsigned tables = 0;
+
+  overlap_init (&o, 9);
+  CHECK_OK (overlap_add (&o, "test", AT (512), 1, METADATA_L2));
+  for (i = 0; i < 200000; ++i) {
+    uint64_t *l = &live[i % 16];
+
+    if (*l != 0)
+      overlap_remove (&o, AT (*l), 1);
+    *l = (2 + i) << 9;
+    CHECK_OK (overlap_add (&o, "test", AT (*l), 1, METADATA_L2));
+    tables += o.table != table;
+    table = o.table;
+  }
+  CHECK (tables <= 2);
+  for (i = 0; i < 16; ++i)
+    CHECK_EQ (overlap_find (&o, AT (live[i]), 1), METADATA_L2);
+  overlap_destroy (&o);
+}
+
 int
 main (void)
 {
@@ -257,6 +304,8 @@ main (void)
   test_ranges_collide ();
   test_clusters ();
   test_flood ();
+  test_remove_range ();
+  test_come_and_go ();
   test_names ();
   test_random ();
   test_threads ();

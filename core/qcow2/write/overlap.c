@@ -11,7 +11,7 @@
 
 /* An entry is a cluster's offset with the kind in its low bits, or: */
 #define EMPTY 0
-#define REMOVED 511 /* lookups go on behind it */
+#define REMOVED 511 /* lookups go on behind it; another entry may take it */
 
 #define KIND_MASK UINT64_C (511)
 #define FIRST_BITS 6
@@ -19,7 +19,8 @@
 struct overlap_table {
   struct overlap_table *older; /* readers may still be in there */
   unsigned bits;               /* log2 of size */
-  uint64_t size, used;         /* used: not EMPTY */
+  uint64_t size;
+  uint64_t live, removed;      /* entries that are not EMPTY */
   _Atomic uint64_t entry[];
 };
 
@@ -130,8 +131,11 @@ find_range (const struct overlap *o, uint64_t start, uint64_t end)
     else
       hi = mid;
   }
-  return lo < o->nr_ranges && o->range[lo].start < end
-    ? o->range[lo].kind : METADATA_NONE;
+  for (; lo < o->nr_ranges && o->range[lo].start < end; ++lo) {
+    if (o->range[lo].kind != METADATA_NONE)
+      return o->range[lo].kind;
+  }
+  return METADATA_NONE;
 }
 
 static inline uint64_t
@@ -157,16 +161,44 @@ find_entry (const struct overlap *o, struct overlap_table *t, uint64_t cluster,
   }
 }
 
-static enum metadata
-find_cluster (const struct overlap *o, uint64_t cluster)
+static bool
+is_live (uint64_t entry)
 {
-  struct overlap_table *t = atomic_load_explicit (&o->table,
-                                                  memory_order_acquire);
-  uint64_t e = EMPTY;
+  return entry != EMPTY && entry != REMOVED;
+}
 
-  if (t != NULL)
-    (void) find_entry (o, t, cluster, &e);
-  return e & KIND_MASK;
+/* Where an entry for this cluster is to be put that has none: in the place of one
+ * that was removed, if lookups come past it.  Lock held.
+ */
+static _Atomic uint64_t *
+find_room (const struct overlap *o, struct overlap_table *t, uint64_t cluster)
+{
+  uint64_t i = hash (o, t, cluster);
+
+  while (is_live (t->entry[i]))
+    i = (i + 1) & (t->size - 1);
+  return &t->entry[i];
+}
+
+static enum metadata
+find_cluster (struct overlap *o, uint64_t cluster)
+{
+  for (;;) {
+    const uint64_t version = atomic_load_explicit (&o->version,
+                                                   memory_order_acquire);
+    struct overlap_table *t = atomic_load_explicit (&o->table,
+                                                    memory_order_acquire);
+    uint64_t e = EMPTY;
+
+    if (t != NULL)
+      (void) find_entry (o, t, cluster, &e);
+    /* The entry was read before this, since it was acquired. */
+    if (!(version & 1) &&
+        atomic_load_explicit (&o->version, memory_order_relaxed) == version)
+      return e & KIND_MASK;
+    pthread_mutex_lock (&o->lock); /* until it has been cleaned */
+    pthread_mutex_unlock (&o->lock);
+  }
 }
 
 enum metadata
@@ -183,36 +215,86 @@ overlap_find (struct overlap *o, struct host_off offset, uint64_t bytes)
   return kind;
 }
 
-/* Make room for nr more entries.  Lock held. */
+/* Put an entry into a table that has room for it.  Lock held. */
+static void
+put (const struct overlap *o, struct overlap_table *t, uint64_t entry)
+{
+  _Atomic uint64_t *to = find_room (o, t, entry & ~KIND_MASK);
+
+  t->removed -= *to == REMOVED;
+  t->live++;
+  atomic_store_explicit (to, entry, memory_order_release);
+}
+
+/* Put all live entries of a table into another one.  Lock held. */
+static void
+put_all (const struct overlap *o, const struct overlap_table *from,
+         struct overlap_table *to)
+{
+  uint64_t i;
+
+  for (i = 0; i < from->size; ++i) {
+    if (is_live (from->entry[i]))
+      put (o, to, from->entry[i]);
+  }
+}
+
+static struct overlap_table *
+new_table (unsigned bits)
+{
+  const uint64_t size = UINT64_C (1) << bits;
+  struct overlap_table *t = calloc (1, sizeof *t + size * sizeof t->entry[0]);
+
+  if (t == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return NULL;
+  }
+  t->bits = bits;
+  t->size = size;
+  return t;
+}
+
+/* Rid a table of what was removed.  Lookups may be at work in it, so that it stays
+ * where it is.  Lock held.
+ */
+static int
+clean (struct overlap *o, struct overlap_table *t)
+{
+  struct overlap_table *copy = new_table (t->bits);
+  uint64_t i;
+
+  if (copy == NULL)
+    return -1;
+  put_all (o, t, copy);
+  atomic_fetch_add (&o->version, 1);
+  for (i = 0; i < t->size; ++i)
+    atomic_store_explicit (&t->entry[i], copy->entry[i], memory_order_release);
+  atomic_fetch_add (&o->version, 1);
+  t->removed = 0;
+  free (copy);
+  return 0;
+}
+
+/* Make room for nr more entries: at most half of a table is used.  Lock held. */
 static int
 reserve (struct overlap *o, uint64_t nr)
 {
   struct overlap_table *old = o->table, *t;
-  unsigned bits = old == NULL ? FIRST_BITS : old->bits;
-  uint64_t size, i;
+  const uint64_t live = old == NULL ? 0 : old->live;
+  unsigned bits = old == NULL ? FIRST_BITS : old->bits + 1;
 
-  if (old != NULL && (old->used + nr) * 2 <= old->size)
+  if (old != NULL && (live + old->removed + nr) * 2 <= old->size)
     return 0;
-  while (UINT64_C (1) << bits < (nr + (old == NULL ? 0 : old->used)) * 2)
+  if (old != NULL && (live + nr) * 8 <= old->size * 3)
+    return clean (o, old);
+  while (UINT64_C (1) << bits < (live + nr) * 2)
     bits++;
-  size = UINT64_C (1) << bits;
-  t = calloc (1, sizeof *t + size * sizeof t->entry[0]);
-  if (t == NULL) {
-    error_set (ENOMEM, "out of memory");
+  t = new_table (bits);
+  if (t == NULL)
     return -1;
-  }
-  t->bits = bits;
-  t->size = size;
   t->older = old;
-  for (i = 0; old != NULL && i < old->size; ++i) {
-    const uint64_t e = old->entry[i];
-    uint64_t there;
-
-    if (e == EMPTY || e == REMOVED)
-      continue;
-    *find_entry (o, t, e & ~KIND_MASK, &there) = e;
-    t->used++;
-  }
+  if (old != NULL)
+    put_all (o, old, t);
   atomic_store_explicit (&o->table, t, memory_order_release);
   return 0;
 }
@@ -233,15 +315,8 @@ overlap_add (struct overlap *o, const char *name, struct host_off offset,
     error_set (EIO, "%s: damaged: %s at offset 0x%" PRIx64 " overlaps %s",
                name, overlap_name (kind), offset.v, overlap_name (found));
   else if (reserve (o, nr) == 0) {
-    for (i = 0; i < nr; ++i) {
-      const uint64_t cluster = offset.v + i * cluster_size;
-      uint64_t there;
-      _Atomic uint64_t *e = find_entry (o, o->table, cluster, &there);
-
-      if (there == EMPTY)
-        o->table->used++;
-      atomic_store_explicit (e, cluster | kind, memory_order_release);
-    }
+    for (i = 0; i < nr; ++i)
+      put (o, o->table, (offset.v + i * cluster_size) | kind);
     r = 0;
   }
   pthread_mutex_unlock (&o->lock);
@@ -260,8 +335,22 @@ overlap_remove (struct overlap *o, struct host_off offset, uint64_t nr)
     _Atomic uint64_t *e = find_entry (o, o->table, offset.v + i * cluster_size,
                                       &there);
 
-    if (there != EMPTY)
-      atomic_store_explicit (e, REMOVED, memory_order_release);
+    if (there == EMPTY)
+      continue;
+    atomic_store_explicit (e, REMOVED, memory_order_release);
+    o->table->live--;
+    o->table->removed++;
   }
   pthread_mutex_unlock (&o->lock);
+}
+
+void
+overlap_remove_range (struct overlap *o, struct host_off offset)
+{
+  size_t i;
+
+  for (i = 0; i < o->nr_ranges; ++i) {
+    if (o->range[i].start == offset.v)
+      o->range[i].kind = METADATA_NONE;
+  }
 }

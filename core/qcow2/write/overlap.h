@@ -4,7 +4,9 @@
  * there, whatever a damaged image says (I7).
  *
  * Memory: up to 64 bytes for each L2 table and refcount block of the image,
- * which its L1 and refcount tables bound.
+ * which its L1 and refcount tables bound, and for each cluster of other tables
+ * that are made while it is open.  Tables that come and go take no more: what
+ * was removed makes room for others.
  */
 
 #ifndef CORE_QCOW2_WRITE_OVERLAP_H
@@ -36,21 +38,24 @@ struct overlap_table; /* open addressing; see qcow2/write/overlap.c */
 
 struct overlap_range {
   uint64_t start, end;
-  enum metadata kind;
+  _Atomic (enum metadata) kind; /* METADATA_NONE: it was removed */
 };
 
 struct overlap {
   unsigned cluster_bits;
   struct hash_key key; /* the image chooses what is put in the table */
 
-  /* What stays where it is while the image is open: sorted, and fixed once
-   * overlap_sort was called.
+  /* What is there when the image is opened: sorted, and fixed once overlap_sort
+   * was called, but for ranges that are removed.
    */
   struct overlap_range *range;
   size_t nr_ranges, max_ranges;
 
-  /* Single clusters that come and go.  Lookups take no lock. */
+  /* Clusters that come and go.  Lookups take no lock, unless the table is just
+   * being cleaned: then version is odd.
+   */
   struct overlap_table *_Atomic table;
+  _Atomic uint64_t version;
   pthread_mutex_t lock; /* of changes */
 };
 
@@ -65,14 +70,19 @@ extern int overlap_add_range (struct overlap *o, struct host_off offset,
                               uint64_t bytes, enum metadata kind);
 extern int overlap_sort (struct overlap *o, const char *name);
 
-/* Add clusters.  Returns -1 with the error set, and nothing is added: ENOMEM,
- * or EIO if one holds metadata already, of whatever kind.
+/* Add clusters, at any time.  Returns -1 with the error set, and nothing is
+ * added: ENOMEM, or EIO if one holds metadata already, of whatever kind.
  */
 extern int overlap_add (struct overlap *o, const char *name,
                         struct host_off offset, uint64_t nr,
                         enum metadata kind);
+
+/* Remove clusters that overlap_add has added; and a range that begins here, as
+ * overlap_add_range has added it.  At any time.
+ */
 extern void overlap_remove (struct overlap *o, struct host_off offset,
                             uint64_t nr);
+extern void overlap_remove_range (struct overlap *o, struct host_off offset);
 
 /* What metadata there is within these bytes; METADATA_NONE: none. */
 extern enum metadata overlap_find (struct overlap *o, struct host_off offset,
