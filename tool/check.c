@@ -25,16 +25,17 @@ print_finding (void *opaque, enum check_kind kind, const char *text)
            kind == CHECK_NO_ANSWER ? "unchecked" : "error", text);
 }
 
-static void
+static bool
 print_progress (void *opaque, uint64_t done, uint64_t total)
 {
   struct listener *l = opaque;
   const unsigned percent = total > 0 ? done * 100 / total : 100;
 
   if (!l->options->progress || percent == l->percent)
-    return;
+    return true;
   l->percent = percent;
   fprintf (stderr, "\r%3u%%%s", percent, done == total ? "\n" : "");
+  return true;
 }
 
 static const char *

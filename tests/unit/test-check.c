@@ -6,6 +6,7 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <stdlib.h>
 
 #include "base/bytes.h"
@@ -539,6 +540,7 @@ test_counts_cut (size_t budget, unsigned least, unsigned most)
 struct heard {
   unsigned messages;
   uint64_t done, total;
+  bool gives_up;
 };
 
 static void
@@ -551,7 +553,7 @@ hear (void *opaque, enum check_kind kind, const char *text)
   h->messages++;
 }
 
-static void
+static bool
 hear_progress (void *opaque, uint64_t done, uint64_t total)
 {
   struct heard *h = opaque;
@@ -559,6 +561,7 @@ hear_progress (void *opaque, uint64_t done, uint64_t total)
   CHECK (done <= total && done >= h->done);
   h->done = done;
   h->total = total;
+  return !h->gives_up;
 }
 
 static void
@@ -584,6 +587,13 @@ test_messages (void)
   CHECK_EQ (heard.messages, 3);
   CHECK_EQ (heard.done, 1);
   CHECK_EQ (heard.total, 1);
+
+  heard = (struct heard) { .gives_up = true };
+  s = build_storage (&b, NULL);
+  CHECK_EQ (check_storage (s, &options, &r), (uint64_t) -1);
+  CHECK_ERROR (EINTR, "the check was given up");
+  CHECK_EQ (heard.messages, 0);
+  storage_close (s);
   build_free (&b);
 }
 

@@ -75,9 +75,11 @@ struct check_options {
   size_t memory;    /* bytes at most, about; 0: CHECK_MEMORY_DEFAULT */
   unsigned messages; /* so many for found, CHECK_MAX_MESSAGES at most */
 
-  /* Both may be NULL.  found gets a line without its end. */
+  /* Both may be NULL.  found gets a line without its end.  progress is called now
+   * and then; the check is given up if it returns false.
+   */
   void (*found) (void *opaque, enum check_kind kind, const char *text);
-  void (*progress) (void *opaque, uint64_t done, uint64_t total);
+  bool (*progress) (void *opaque, uint64_t done, uint64_t total);
   void *opaque;
 };
 

@@ -39,14 +39,16 @@ struct walk {
   uint64_t done, total; /* L2 tables, for who waits */
 };
 
-static void
+static int
 progress (struct walk *w, uint64_t n)
 {
   const struct check_options *o = w->c->options;
 
   w->done += n;
-  if (o->progress != NULL)
-    o->progress (o->opaque, w->done, w->total);
+  if (o->progress == NULL || o->progress (o->opaque, w->done, w->total))
+    return 0;
+  error_set (EINTR, "%s: the check was given up", w->c->storage->name);
+  return -1;
 }
 
 /* ---------------------------------------------------------------- L2 tables */
@@ -164,9 +166,8 @@ visit_tables (struct walk *w)
     if (next < t->nr)
       prefetch (w, t->table + next,
                 run_length (w, t->table + next, t->nr - next));
-    if (visit_run (w, t->table + i, n) == -1)
+    if (visit_run (w, t->table + i, n) == -1 || progress (w, n) == -1)
       return -1;
-    progress (w, n);
   }
   t->nr = 0;
   return 0;
