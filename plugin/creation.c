@@ -13,7 +13,7 @@
 #include "base/error.h"
 #include "creation.h"
 #include "manage/create.h"
-#include "params.h"
+#include "values.h"
 
 static struct create_options options = CREATE_DEFAULTS;
 static bool wanted, overwrite;
@@ -31,7 +31,7 @@ static struct created made = CREATED_NOTHING;
 static int
 set_bool (const char *key, const char *value, bool *b)
 {
-  return params_parse_bool (key, value, b) == -1 ? -1 : 1;
+  return value_parse_bool (key, value, b) == -1 ? -1 : 1;
 }
 
 static int
@@ -49,20 +49,20 @@ static int
 set_size (const char *key, const char *value)
 {
   has_size = true;
-  return params_parse_size (key, value, &options.size) == -1 ? -1 : 1;
+  return value_parse_size (key, value, &options.size) == -1 ? -1 : 1;
 }
 
 static int
 set_cluster_size (const char *key, const char *value)
 {
-  return params_parse_size (key, value, &options.cluster_size) == -1 ? -1 : 1;
+  return value_parse_size (key, value, &options.cluster_size) == -1 ? -1 : 1;
 }
 
 static int
 set_compat (const char *key, const char *value)
 {
   static const char *const words[] = { "0.10", "1.1", "v2", "v3", NULL };
-  const int i = params_choose (key, value, words, "0.10 or 1.1");
+  const int i = value_choose (key, value, words, "0.10 or 1.1");
 
   if (i == -1)
     return -1;
@@ -93,7 +93,7 @@ static int
 set_compression_type (const char *key, const char *value)
 {
   static const char *const words[] = { "zlib", "zstd", NULL };
-  const int i = params_choose (key, value, words, "zlib or zstd");
+  const int i = value_choose (key, value, words, "zlib or zstd");
 
   if (i == -1)
     return -1;
@@ -109,7 +109,7 @@ set_preallocation (const char *key, const char *value)
     [PREALLOCATION_OFF] = "off", [PREALLOCATION_METADATA] = "metadata",
     [PREALLOCATION_FALLOC] = "falloc", [PREALLOCATION_FULL] = "full", NULL,
   };
-  const int i = params_choose (key, value, words,
+  const int i = value_choose (key, value, words,
                                "off, metadata, falloc or full");
 
   if (i == -1)

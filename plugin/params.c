@@ -11,6 +11,7 @@
 #include "hints.h"
 #include "params.h"
 #include "qcow2/codec.h"
+#include "values.h"
 
 /* A metadata cache beyond this is a typing error. */
 #define MAX_CACHE_SIZE (UINT64_C (1) << 40)
@@ -56,47 +57,6 @@ set_path (const char *key, const char *value, char **path)
   return *path == NULL ? -1 : 0;
 }
 
-int
-params_choose (const char *key, const char *value, const char *const *words,
-               const char *accepted)
-{
-  int i;
-
-  for (i = 0; words[i] != NULL; ++i) {
-    if (strcmp (value, words[i]) == 0)
-      return i;
-  }
-  nbdkit_error ("%s=%s: must be %s", key, value, accepted);
-  return -1;
-}
-
-int
-params_parse_bool (const char *key, const char *value, bool *b)
-{
-  const int r = nbdkit_parse_bool (value);
-
-  if (r == -1) {
-    nbdkit_error ("%s=%s: must be true or false", key, value);
-    return -1;
-  }
-  *b = r;
-  return 0;
-}
-
-int
-params_parse_size (const char *key, const char *value, uint64_t *size)
-{
-  const int64_t r = nbdkit_parse_size (value);
-
-  if (r == -1) {
-    nbdkit_error ("%s=%s: must be a size, such as 65536, 64K or 10G", key,
-                  value);
-    return -1;
-  }
-  *size = r;
-  return 0;
-}
-
 static int
 set_follow (const char *key, const char *value)
 {
@@ -104,7 +64,7 @@ set_follow (const char *key, const char *value)
     [FOLLOW_NONE] = "none", [FOLLOW_BENEATH] = "beneath",
     [FOLLOW_ANY] = "any", NULL,
   };
-  const int i = params_choose (key, value, words, "none, beneath or any");
+  const int i = value_choose (key, value, words, "none, beneath or any");
 
   if (i == -1)
     return -1;
@@ -116,7 +76,7 @@ static int
 set_backing_format (const char *key, const char *value)
 {
   static const char *const words[] = { "raw", "qcow2", NULL };
-  const int i = params_choose (key, value, words, "raw or qcow2");
+  const int i = value_choose (key, value, words, "raw or qcow2");
 
   if (i == -1)
     return -1;
@@ -136,7 +96,7 @@ set_locking (const char *key, const char *value)
     [STORAGE_LOCKING_AUTO] = "auto", [STORAGE_LOCKING_ON] = "on",
     [STORAGE_LOCKING_OFF] = "off", NULL,
   };
-  const int i = params_choose (key, value, words, "auto, on or off");
+  const int i = value_choose (key, value, words, "auto, on or off");
 
   if (i == -1)
     return -1;
@@ -148,7 +108,7 @@ static int
 set_discard (const char *key, const char *value)
 {
   static const char *const words[] = { "unmap", "keep", NULL };
-  const int i = params_choose (key, value, words, "unmap or keep");
+  const int i = value_choose (key, value, words, "unmap or keep");
 
   if (i == -1)
     return -1;
@@ -161,7 +121,7 @@ set_bitmaps (const char *key, const char *value)
 {
   static const char *const words[] = { "invalidate", NULL };
 
-  if (params_choose (key, value, words, "invalidate") == -1)
+  if (value_choose (key, value, words, "invalidate") == -1)
     return -1;
   writer_options.invalidate_bitmaps = true;
   return 0;
@@ -173,7 +133,7 @@ set_compress (const char *key, const char *value)
   static const char *const words[] = {
     [COMPRESSION_DEFLATE] = "zlib", [COMPRESSION_ZSTD] = "zstd", NULL,
   };
-  const int i = params_choose (key, value, words, "zlib or zstd");
+  const int i = value_choose (key, value, words, "zlib or zstd");
 
   if (i == -1)
     return -1;
@@ -197,7 +157,7 @@ set_detect_zeroes (const char *key, const char *value)
     [DETECT_ZEROES_UNMAP] = "unmap", NULL,
   };
 
-  detect_zeroes = params_choose (key, value, words, "off, on or unmap");
+  detect_zeroes = value_choose (key, value, words, "off, on or unmap");
   return detect_zeroes == -1 ? -1 : 0;
 }
 
@@ -208,7 +168,7 @@ set_repair (const char *key, const char *value)
     IMAGE_REPAIR_NONE, IMAGE_REPAIR_LEAKS, IMAGE_REPAIR_ALL,
   };
   static const char *const words[] = { "none", "leaks", "all", NULL };
-  const int i = params_choose (key, value, words, "none, leaks or all");
+  const int i = value_choose (key, value, words, "none, leaks or all");
 
   if (i == -1)
     return -1;
@@ -221,7 +181,7 @@ set_cache_size (const char *key, const char *value)
 {
   uint64_t size;
 
-  if (params_parse_size (key, value, &size) == -1)
+  if (value_parse_size (key, value, &size) == -1)
     return -1;
   if (size < CACHE_MIN_BYTES || size > MAX_CACHE_SIZE) {
     nbdkit_error ("cache-size=%s: must be from 64K to 1T", value);
@@ -256,7 +216,7 @@ params_set (const char *key, const char *value)
   if (strcmp (key, "backing-format") == 0)
     return set_backing_format (key, value);
   if (strcmp (key, "force-share") == 0)
-    return params_parse_bool (key, value, &options.chain.force_share);
+    return value_parse_bool (key, value, &options.chain.force_share);
   if (strcmp (key, "locking") == 0)
     return set_locking (key, value);
   if (strcmp (key, "cache-size") == 0)

@@ -33,17 +33,6 @@ extern const char *const params_advice[];
 
 extern void params_free (void);
 
-/* A value that is one of several words, NULL after the last: its place in the
- * list.  Returns -1 with nbdkit_error called, which tells what is accepted.
- */
-extern int params_choose (const char *key, const char *value,
-                          const char *const *words, const char *accepted);
-
-/* As nbdkit's functions, whose errors do not say which parameter it is. */
-extern int params_parse_bool (const char *key, const char *value, bool *b);
-extern int params_parse_size (const char *key, const char *value,
-                              uint64_t *size);
-
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
   "file=<PATH>                The qcow2 image to serve (required).\n"     \
