@@ -3,7 +3,6 @@
 #include <config.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +21,7 @@
 #include "qcow2/write/leaks.h"
 #include "qcow2/write/write.h"
 #include "qcow2/write/zero.h"
+#include "storage/open.h"
 
 /* Why an image can't be written: found out at some cost, which another client
  * does not have to cause again.  It holds as long as the file is as it was then,
@@ -165,8 +165,8 @@ image_open_storage (struct storage *s, uint64_t cache_size)
 static int
 check_is_not (const struct storage *backing, const char *file)
 {
-  struct storage *s = storage_file_open (AT_FDCWD, file, false, file);
-  const bool same = s != NULL && storage_file_same (backing, s);
+  struct storage *s = storage_open (file);
+  const bool same = s != NULL && storage_same (backing, s);
 
   storage_close (s);
   if (same)
@@ -214,8 +214,7 @@ qcow2_size (const struct chain_options *options, uint64_t *size)
 static int
 raw_size (const struct chain_options *options, uint64_t *size)
 {
-  struct storage *s = storage_file_open (AT_FDCWD, options->backing, false,
-                                         options->backing);
+  struct storage *s = storage_open (options->backing);
   int r = -1;
 
   if (s != NULL && check_is_not (s, options->file) == 0) {
@@ -286,9 +285,9 @@ has_verdict (const struct image *im)
 static int
 lock_for_writing (struct storage *s)
 {
-  return storage_file_make_writable (s, STORAGE_CONSISTENT_READ |
-                                     STORAGE_WRITE | STORAGE_RESIZE,
-                                     STORAGE_WRITE | STORAGE_RESIZE);
+  return storage_make_writable (s, STORAGE_CONSISTENT_READ | STORAGE_WRITE |
+                                STORAGE_RESIZE,
+                                STORAGE_WRITE | STORAGE_RESIZE);
 }
 
 /* writer_lock held. */
@@ -304,7 +303,7 @@ check_may_write (const struct image *im)
     error_set (EROFS, "%s: it is shared with who writes it, so that it can "
                "only be read", s->name);
   else
-    return storage_file_check_writable (s);
+    return storage_check_writable (s);
   return -1;
 }
 

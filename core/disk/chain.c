@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "disk/backing-name.h"
 #include "disk/chain.h"
+#include "storage/open.h"
 
 /* Where names are looked up: a directory, and for FOLLOW_BENEATH what
  * is needed to stay below it.
@@ -104,7 +105,7 @@ open_beneath (const struct gate *g, const char *path, const char *name)
   if (below != NULL) {
     while (*below == '/')
       below++;
-    s = storage_file_open (g->fd, below, true, name);
+    s = storage_open_beneath (g->fd, below, name);
   }
   if (s == NULL && (below == NULL || error_errno () == EXDEV)) {
     error_set (EACCES, "%s: not beneath the directory %s", name, g->root);
@@ -129,7 +130,7 @@ open_through (const struct gate *g, const char *path)
   else if (g->follow == FOLLOW_BENEATH)
     s = open_beneath (g, path, full);
   else
-    s = storage_file_open (AT_FDCWD, full, false, full);
+    s = storage_open (full);
   free (full);
   return s;
 }
@@ -246,7 +247,7 @@ check_loop (const struct chain *c, const struct storage *s)
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    if (storage_file_same (c->layer[i]->tables, s)) {
+    if (storage_same (c->layer[i]->tables, s)) {
       error_set (EINVAL, "%s: the backing chain is a loop: it comes back to "
                  "%s", s->name, c->layer[i]->tables->name);
       return -1;
@@ -261,9 +262,9 @@ lock (const struct chain *c, struct storage *s)
 {
   const unsigned denies = STORAGE_WRITE | STORAGE_RESIZE;
 
-  storage_file_set_locking (s, c->locking);
-  return storage_file_lock (s, STORAGE_CONSISTENT_READ,
-                            c->force_share ? 0 : denies);
+  storage_set_locking (s, c->locking);
+  return storage_lock (s, STORAGE_CONSISTENT_READ,
+                       c->force_share ? 0 : denies);
 }
 
 static int
@@ -360,7 +361,7 @@ follow_user (struct chain *c, const char *backing, const char *format_name,
 
   if (format == NULL)
     return -1;
-  s = storage_file_open (AT_FDCWD, backing, false, backing);
+  s = storage_open (backing);
   return s == NULL ? -1 : add_layer (c, s, format, shared);
 }
 
@@ -438,9 +439,9 @@ follow_all (struct chain *c, const struct chain_options *options,
 static struct storage *
 open_image (const struct chain_options *o)
 {
-  struct storage *s = storage_file_open (AT_FDCWD, o->file, false, o->file);
+  struct storage *s = storage_open (o->file);
 
-  if (s == NULL || o->made == NULL || storage_file_same (s, o->made))
+  if (s == NULL || o->made == NULL || storage_same (s, o->made))
     return s;
   error_set (EEXIST, "%s: it was replaced by another file since it was made",
              o->file);
