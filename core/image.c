@@ -3,7 +3,6 @@
 #include <config.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,13 +11,18 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "base/gate.h"
+#include "formats.h"
 #include "image.h"
 #include "qcow2/check/check.h"
 #include "qcow2/check/size.h"
+#include "qcow2/codec.h"
+#include "qcow2/disk.h"
+#include "qcow2/qcow2.h"
 #include "qcow2/snapshot.h"
 #include "qcow2/write/leaks.h"
 #include "qcow2/write/write.h"
 #include "qcow2/write/zero.h"
+#include "storage/open.h"
 
 /* Why an image can't be written: found out at some cost, which another client
  * does not have to cause again.  It holds as long as the file is as it was then,
@@ -54,10 +58,10 @@ struct image {
   struct verdict verdict; /* writer_lock */
 };
 
-static const struct chain_file *
+static const struct qcow2_file *
 top (const struct image *im)
 {
-  return im->chain.file[0];
+  return qcow2_file (im->chain.layer[0]);
 }
 
 void
@@ -68,16 +72,11 @@ image_each_warning (const struct image *im, image_warning_fn *fn,
   unsigned i;
 
   for (i = 0; i < im->chain.nr; ++i) {
-    const struct chain_file *f = im->chain.file[i];
-    const struct header *h = &f->header;
+    const struct layer *l = im->chain.layer[i];
 
-    if (h->l1_missing == 0)
-      continue;
-    snprintf (text, sizeof text, "%s: the L1 table at offset 0x%" PRIx64
-              " ends %" PRIu64 " bytes beyond the end of the file: what is "
-              "missing is read as not allocated", f->layer.tables->name,
-              h->l1_offset.v, h->l1_missing);
-    fn (opaque, text);
+    if (l->format->warning != NULL &&
+        l->format->warning (l, text, sizeof text))
+      fn (opaque, text);
   }
 }
 
@@ -95,6 +94,7 @@ image_new (uint64_t cache_size)
   gate_init (&im->gate);
   pthread_mutex_init (&im->writer_lock, NULL);
   im->check_memory = IMAGE_DEFAULT_CHECK_MEMORY;
+  im->shared.formats = all_formats;
   im->shared.epoch = &im->epoch;
   im->shared.cache = cache_new (cache_size);
   if (im->shared.cache != NULL)
@@ -128,7 +128,8 @@ image_open (const struct image_options *options)
     return NULL;
   if (options->check_memory != 0)
     im->check_memory = options->check_memory;
-  if (chain_open (&im->chain, &options->chain, &im->shared) == -1) {
+  if (chain_open (&im->chain, &qcow2_format, &options->chain,
+                  &im->shared) == -1) {
     (void) image_close (im);
     return NULL;
   }
@@ -147,7 +148,8 @@ image_open_storages (struct storage *const *storages, unsigned nr,
       storage_close (storages[i]);
     return NULL;
   }
-  if (chain_open_storages (&im->chain, storages, nr, &im->shared) == -1) {
+  if (chain_open_storages (&im->chain, &qcow2_format, storages, nr,
+                           &im->shared) == -1) {
     (void) image_close (im);
     return NULL;
   }
@@ -166,8 +168,8 @@ image_open_storage (struct storage *s, uint64_t cache_size)
 static int
 check_is_not (const struct storage *backing, const char *file)
 {
-  struct storage *s = storage_file_open (AT_FDCWD, file, false, file);
-  const bool same = s != NULL && storage_file_same (backing, s);
+  struct storage *s = storage_open (file);
+  const bool same = s != NULL && storage_same (backing, s);
 
   storage_close (s);
   if (same)
@@ -181,7 +183,7 @@ check_chain_is_not (const struct chain *c, const char *file)
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    if (check_is_not (c->file[i]->layer.tables, file) == -1)
+    if (check_is_not (c->layer[i]->tables, file) == -1)
       return -1;
   }
   return 0;
@@ -215,8 +217,7 @@ qcow2_size (const struct chain_options *options, uint64_t *size)
 static int
 raw_size (const struct chain_options *options, uint64_t *size)
 {
-  struct storage *s = storage_file_open (AT_FDCWD, options->backing, false,
-                                         options->backing);
+  struct storage *s = storage_open (options->backing);
   int r = -1;
 
   if (s != NULL && check_is_not (s, options->file) == 0) {
@@ -288,9 +289,9 @@ has_verdict (const struct image *im)
 static int
 lock_for_writing (struct storage *s)
 {
-  return storage_file_make_writable (s, STORAGE_CONSISTENT_READ |
-                                     STORAGE_WRITE | STORAGE_RESIZE,
-                                     STORAGE_WRITE | STORAGE_RESIZE);
+  return storage_make_writable (s, STORAGE_CONSISTENT_READ | STORAGE_WRITE |
+                                STORAGE_RESIZE,
+                                STORAGE_WRITE | STORAGE_RESIZE);
 }
 
 /* writer_lock held. */
@@ -306,7 +307,7 @@ check_may_write (const struct image *im)
     error_set (EROFS, "%s: it is shared with who writes it, so that it can "
                "only be read", s->name);
   else
-    return storage_file_check_writable (s);
+    return storage_check_writable (s);
   return -1;
 }
 
@@ -314,7 +315,7 @@ check_may_write (const struct image *im)
 static int
 make_writable (struct image *im, const struct writer_options *options)
 {
-  const struct chain_file *f = top (im);
+  const struct qcow2_file *f = top (im);
   struct writer *w;
 
   if (check_may_write (im) == -1 ||
@@ -369,12 +370,12 @@ static int
 read_anew (struct image *im)
 {
   const struct timespec pause = { .tv_nsec = 1000000 };
-  struct chain_file *f = im->chain.file[0];
+  struct qcow2_file *f = qcow2_file (im->chain.layer[0]);
   const uint64_t then = epoch_now (&im->epoch);
   struct header h = { 0 };
   struct snapshots t;
 
-  if (chain_read_header (f->layer.tables, &h) == -1 ||
+  if (qcow2_read_header (f->layer.tables, &h) == -1 ||
       snapshots_read (&t, &h, f->layer.tables) == -1)
     return -1;
   /* The rest stays as it was, and has readers. */
@@ -392,7 +393,7 @@ read_anew (struct image *im)
       break;
     nanosleep (&pause, NULL);
   }
-  cache_forget_storage (im->shared.cache, f->layer.map.id);
+  cache_forget_storage (im->shared.cache, f->disk.map.id);
   return 0;
 }
 
@@ -642,7 +643,7 @@ image_detect_zeroes (struct image *im, enum detect_zeroes detect)
 enum compression
 image_compression (const struct image *im)
 {
-  return top (im)->layer.compression;
+  return top (im)->disk.compression;
 }
 
 /* Requests fail by the thousand once there is no space.  The first is logged,
@@ -871,9 +872,9 @@ image_describe (const struct image *im, const char *export,
 struct layer *
 image_open_disk (const struct image *im, const char *export)
 {
-  const struct chain_file *f = top (im);
+  const struct qcow2_file *f = top (im);
   const struct snapshot *sn = NULL;
-  struct layer *disk;
+  struct qcow2_disk *disk;
 
   if (export[0] != '\0') {
     sn = find_snapshot (im, export);
@@ -894,19 +895,19 @@ image_open_disk (const struct image *im, const char *export)
     error_set (ENOMEM, "out of memory");
     return NULL;
   }
-  *disk = f->layer;
+  *disk = f->disk;
   if (sn != NULL) {
-    disk->size = sn->disk_size / 512 * 512;
+    disk->layer.size = sn->disk_size / 512 * 512;
     disk->map.l1_offset = sn->l1_offset;
     disk->map.l1_size = sn->l1_size;
   }
-  return disk;
+  return &disk->layer;
 }
 
 void
 image_close_disk (struct layer *disk)
 {
-  free (disk);
+  free (disk); /* the first member of what image_open_disk made */
 }
 
 uint32_t

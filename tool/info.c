@@ -13,6 +13,7 @@
 #include "image.h"
 #include "json.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/qcow2.h"
 #include "qcow2/snapshot.h"
 #include "tool.h"
 
@@ -258,7 +259,7 @@ print_bitmaps (const struct info *i)
 static void
 print_layer (const struct info *i, const struct layer *l)
 {
-  const char *format = l->format == LAYER_RAW ? "raw" : "qcow2";
+  const char *format = l->format->name;
 
   if (i->options->json) {
     json_open (NULL, '{');
@@ -332,7 +333,7 @@ look_at_file (struct info *i)
 static int
 read_all (struct info *i)
 {
-  if (chain_read_header (i->storage, &i->header) == -1 ||
+  if (qcow2_read_header (i->storage, &i->header) == -1 ||
       look_at_file (i) == -1 ||
       snapshots_read (&i->snapshots, &i->header, i->storage) == -1 ||
       bitmaps_list (i->storage, &i->header, ignore_bitmap, NULL) == -1)

@@ -12,6 +12,7 @@
 
 #include "base/advice.h"
 #include "base/error.h"
+#include "storage/open.h"
 #include "tool.h"
 
 #define NAME "nbdkit-qcow2-tool"
@@ -111,13 +112,13 @@ tool_open (const struct tool_options *o, bool write)
 {
   const unsigned uses = STORAGE_CONSISTENT_READ;
   const unsigned writes = STORAGE_WRITE | STORAGE_RESIZE;
-  struct storage *s = storage_file_open (AT_FDCWD, o->file, false, o->file);
+  struct storage *s = storage_open (o->file);
   int r;
 
   if (s == NULL)
     return NULL;
-  r = write ? storage_file_make_writable (s, uses | writes, writes)
-    : storage_file_lock (s, uses, o->force_share ? 0 : writes);
+  r = write ? storage_make_writable (s, uses | writes, writes)
+    : storage_lock (s, uses, o->force_share ? 0 : writes);
   if (r == 0)
     return s;
   storage_close (s);

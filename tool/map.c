@@ -126,7 +126,7 @@ find_present (const struct layer *top, struct piece *p)
     p->present = false;
     return 0;
   }
-  if (map_lookup (&owner->map, at, p->run.length, &run) == -1)
+  if (owner->format->lookup (owner, at, p->run.length, &run) == -1)
     return -1;
   p->present = run.kind != RUN_UNALLOCATED;
   return 0;

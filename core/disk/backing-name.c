@@ -7,11 +7,12 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "disk/backing-name.h"
 
-#define MAX QCOW2_MAX_BACKING_NAME
+#define MAX BACKING_NAME_MAX
 
 enum member { DRIVER, FILENAME, FILE_DRIVER, FILE_FILENAME };
 #define MEMBERS (FILE_FILENAME + 1)

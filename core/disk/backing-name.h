@@ -21,10 +21,11 @@
 #ifndef CORE_DISK_BACKING_NAME_H
 #define CORE_DISK_BACKING_NAME_H
 
-#include "qcow2/format.h"
+/* Of a name that is parsed, in bytes, at most. */
+#define BACKING_NAME_MAX 1023
 
 struct backing_name {
-  char path[QCOW2_MAX_BACKING_NAME + 1]; /* not empty */
+  char path[BACKING_NAME_MAX + 1]; /* not empty */
   const char *format; /* that the name itself tells, or NULL: a constant */
 };
 

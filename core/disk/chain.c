@@ -8,13 +8,14 @@
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/advice.h"
 #include "base/error.h"
 #include "disk/backing-name.h"
 #include "disk/chain.h"
-#include "qcow2/foreign.h"
+#include "storage/open.h"
 
 /* Where names are looked up: a directory, and for FOLLOW_BENEATH what
  * is needed to stay below it.
@@ -104,7 +105,7 @@ open_beneath (const struct gate *g, const char *path, const char *name)
   if (below != NULL) {
     while (*below == '/')
       below++;
-    s = storage_file_open (g->fd, below, true, name);
+    s = storage_open_beneath (g->fd, below, name);
   }
   if (s == NULL && (below == NULL || error_errno () == EXDEV)) {
     error_set (EACCES, "%s: not beneath the directory %s", name, g->root);
@@ -129,23 +130,22 @@ open_through (const struct gate *g, const char *path)
   else if (g->follow == FOLLOW_BENEATH)
     s = open_beneath (g, path, full);
   else
-    s = storage_file_open (AT_FDCWD, full, false, full);
+    s = storage_open (full);
   free (full);
   return s;
 }
 
 /* Say no to a name that must not be followed. */
 static int
-check_name (const struct gate *g, const struct chain_file *f,
+check_name (const struct gate *g, const struct layer *l,
             struct backing_name *name)
 {
-  if (backing_name_parse (f->layer.tables->name, f->header.backing_name,
-                          name) == -1)
+  if (backing_name_parse (l->tables->name, l->backing_name, name) == -1)
     return -1;
   if (g->follow != FOLLOW_NONE)
     return 0;
   error_set (EACCES, "%s: its backing file is \"%s\", which was not allowed",
-             f->layer.tables->name, f->header.backing_name);
+             l->tables->name, l->backing_name);
   advise (ADVICE_FOLLOW);
   return -1;
 }
@@ -170,22 +170,38 @@ no_format (const char *file, unsigned above)
   advise (ADVICE_BACKING_FORMAT);
 }
 
-/* Returns an enum layer_format, or -1 with the error set.  above: see
- * no_format.
- */
-static int
-parse_format (const char *file, const char *format, unsigned above)
+/* The names of the formats that are known, as a sentence has them. */
+static void
+list_formats (const struct format_ops *const *formats, char *buf, size_t len)
 {
-  if (strcmp (format, "raw") == 0)
-    return LAYER_RAW;
-  if (strcmp (format, "qcow2") == 0)
-    return LAYER_QCOW2;
-  if (format[0] == '\0')
+  size_t used = 0;
+  unsigned i;
+
+  for (i = 0; formats[i] != NULL && used < len; ++i)
+    used += snprintf (buf + used, len - used, "%s%s",
+                      i == 0 ? "" : formats[i + 1] == NULL ? " and " : ", ",
+                      formats[i]->name);
+}
+
+/* The format of this name, or NULL with the error set.  above: see no_format. */
+static const struct format_ops *
+find_format (const struct format_ops *const *formats, const char *file,
+             const char *name, unsigned above)
+{
+  char known[128];
+  unsigned i;
+
+  for (i = 0; formats[i] != NULL; ++i)
+    if (strcmp (name, formats[i]->name) == 0)
+      return formats[i];
+  if (name[0] == '\0') {
     no_format (file, above);
-  else
-    error_set (ENOTSUP, "%s: the format of its backing file, \"%s\", is not "
-               "supported: only raw and qcow2 are", file, format);
-  return -1;
+    return NULL;
+  }
+  list_formats (formats, known, sizeof known);
+  error_set (ENOTSUP, "%s: the format of its backing file, \"%s\", is not "
+             "supported: only %s are", file, name, known);
+  return NULL;
 }
 
 /* The format that the user gives for the backing file of the last file of the
@@ -205,88 +221,24 @@ format_given (const struct chain *c, const struct chain_options *options)
   return NULL;
 }
 
-static struct chain_file *
-chain_add (struct chain *c, struct storage *storage, enum layer_format format,
-           struct shared *shared)
+static struct layer *
+last (const struct chain *c)
 {
-  struct chain_file *f = NULL;
-
-  if (c->nr == CHAIN_MAX_DEPTH)
-    error_set (EINVAL, "%s: the backing chain is deeper than %d files",
-               storage->name, CHAIN_MAX_DEPTH);
-  else {
-    f = calloc (1, sizeof *f);
-    if (f == NULL)
-      no_memory (storage->name);
-  }
-  if (f == NULL) {
-    storage_close (storage);
-    return NULL;
-  }
-  pthread_mutex_init (&f->damage.lock, NULL);
-  f->layer.format = format;
-  f->layer.tables = f->layer.data = storage;
-  f->layer.shared = shared;
-  f->layer.damage = &f->damage;
-  c->file[c->nr++] = f;
-  if (c->nr > 1)
-    c->file[c->nr - 2]->layer.backing = &f->layer;
-  return f;
+  return c->layer[c->nr - 1];
 }
 
-int
-chain_read_header (struct storage *s, struct header *h)
+/* Whether a file says that it has a backing file. */
+static bool
+names_another (const struct layer *l)
 {
-  uint8_t start[QCOW2_HEADER_LENGTH_V2];
-  uint8_t *cluster;
-  size_t len;
-  int r = -1;
-
-  if (storage_read (s, start, sizeof start, (struct host_off) { 0 }) == -1)
-    return -1;
-  len = header_want (s->name, start, s->size);
-  if (len == 0) {
-    foreign_explain (s);
-    return -1;
-  }
-  cluster = malloc (len);
-  if (cluster == NULL) {
-    no_memory (s->name);
-    return -1;
-  }
-  if (storage_read (s, cluster, len, (struct host_off) { 0 }) == 0)
-    r = header_decode (s->name, cluster, len, s->size, h);
-  free (cluster);
-  return r;
+  return l->backing_name != NULL && l->backing_name[0] != '\0';
 }
 
-/* Make a layer of what chain_add took. */
-static int
-setup_layer (struct chain_file *f, unsigned id)
+/* What it says that the format of that is; empty if it doesn't. */
+static const char *
+format_recorded (const struct layer *l)
 {
-  struct layer *l = &f->layer;
-  const struct header *h = &f->header;
-
-  if (l->format == LAYER_RAW) {
-    l->size = l->data->size;
-    debug_message ("%s: raw, %" PRIu64 " bytes", l->tables->name, l->size);
-    return 0;
-  }
-  if (chain_read_header (l->tables, &f->header) == -1)
-    return -1;
-  l->size = h->disk_size;
-  l->compression = h->compression;
-  map_init (&l->map, h, l->tables, id, l->shared->cache, l->damage,
-            h->l1_offset, h->l1_size);
-  debug_message ("%s: qcow2 version %" PRIu32 ", disk %" PRIu64 " bytes, "
-                 "clusters of %" PRIu64 " bytes%s%s%s%s, %" PRIu32
-                 " snapshots", l->tables->name, h->version, h->disk_size,
-                 h->cluster_size, h->extended_l2 ? ", extended L2" : "",
-                 h->compression == COMPRESSION_ZSTD ? ", zstd" : "",
-                 h->incompatible & QCOW2_INCOMPAT_DIRTY ? ", dirty" : "",
-                 h->incompatible & QCOW2_INCOMPAT_CORRUPT ? ", corrupt" : "",
-                 h->nr_snapshots);
-  return 0;
+  return l->backing_format != NULL ? l->backing_format : "";
 }
 
 static int
@@ -295,9 +247,9 @@ check_loop (const struct chain *c, const struct storage *s)
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    if (storage_file_same (c->file[i]->layer.tables, s)) {
+    if (storage_same (c->layer[i]->tables, s)) {
       error_set (EINVAL, "%s: the backing chain is a loop: it comes back to "
-                 "%s", s->name, c->file[i]->layer.tables->name);
+                 "%s", s->name, c->layer[i]->tables->name);
       return -1;
     }
   }
@@ -310,23 +262,38 @@ lock (const struct chain *c, struct storage *s)
 {
   const unsigned denies = STORAGE_WRITE | STORAGE_RESIZE;
 
-  storage_file_set_locking (s, c->locking);
-  return storage_file_lock (s, STORAGE_CONSISTENT_READ,
-                            c->force_share ? 0 : denies);
+  storage_set_locking (s, c->locking);
+  return storage_lock (s, STORAGE_CONSISTENT_READ,
+                       c->force_share ? 0 : denies);
 }
 
 static int
-add_and_setup (struct chain *c, struct storage *s, enum layer_format format,
-               struct shared *shared)
+check_depth (const struct chain *c, const struct storage *s)
 {
-  struct chain_file *f;
+  if (c->nr < CHAIN_MAX_DEPTH)
+    return 0;
+  error_set (EINVAL, "%s: the backing chain is deeper than %d files", s->name,
+             CHAIN_MAX_DEPTH);
+  return -1;
+}
 
-  if (check_loop (c, s) == -1 || lock (c, s) == -1) {
+/* Open the last file of the chain, in a storage that is owned from here on. */
+static int
+add_layer (struct chain *c, struct storage *s, const struct format_ops *format,
+           struct shared *shared)
+{
+  struct layer *l = NULL;
+
+  if (check_loop (c, s) == 0 && lock (c, s) == 0 && check_depth (c, s) == 0)
+    l = format->open (s, c->nr, shared);
+  if (l == NULL) {
     storage_close (s);
     return -1;
   }
-  f = chain_add (c, s, format, shared);
-  return f == NULL ? -1 : setup_layer (f, c->nr - 1);
+  if (c->nr > 0)
+    last (c)->backing = l;
+  c->layer[c->nr++] = l;
+  return 0;
 }
 
 /* The path, seen from the gate's directory, of a name in the file at path. */
@@ -351,32 +318,33 @@ follow_name (struct chain *c, const struct gate *g,
              const struct chain_options *options, char **path,
              struct shared *shared)
 {
-  const struct chain_file *f = c->file[c->nr - 1];
+  const struct layer *l = last (c);
   const char *format_name = format_given (c, options);
+  const struct format_ops *format;
   struct backing_name name;
   struct storage *s;
   char *next;
-  int format;
 
-  if (check_name (g, f, &name) == -1)
+  if (check_name (g, l, &name) == -1)
     return -1;
   /* In this order for QEMU, too. */
   if (format_name == NULL)
-    format_name = f->header.backing_format[0] != '\0' || name.format == NULL
-      ? f->header.backing_format : name.format;
-  format = parse_format (f->layer.tables->name, format_name, c->nr - 1);
-  if (format == -1)
+    format_name = format_recorded (l)[0] != '\0' || name.format == NULL
+      ? format_recorded (l) : name.format;
+  format = find_format (shared->formats, l->tables->name, format_name,
+                        c->nr - 1);
+  if (format == NULL)
     return -1;
   next = resolve (*path, name.path);
   if (next == NULL) {
-    no_memory (f->layer.tables->name);
+    no_memory (l->tables->name);
     return -1;
   }
   free (*path);
   *path = next;
   s = open_through (g, next);
-  if (s == NULL || add_and_setup (c, s, format, shared) == -1) {
-    error_append (" (this is the backing file of %s)", f->layer.tables->name);
+  if (s == NULL || add_layer (c, s, format, shared) == -1) {
+    error_append (" (this is the backing file of %s)", l->tables->name);
     return -1;
   }
   return 0;
@@ -387,14 +355,14 @@ static int
 follow_user (struct chain *c, const char *backing, const char *format_name,
              struct shared *shared)
 {
-  const int format = parse_format (c->file[0]->layer.tables->name,
-                                   format_name, 0);
+  const struct format_ops *format =
+    find_format (shared->formats, c->layer[0]->tables->name, format_name, 0);
   struct storage *s;
 
-  if (format == -1)
+  if (format == NULL)
     return -1;
-  s = storage_file_open (AT_FDCWD, backing, false, backing);
-  return s == NULL ? -1 : add_and_setup (c, s, format, shared);
+  s = storage_open (backing);
+  return s == NULL ? -1 : add_layer (c, s, format, shared);
 }
 
 static const char *
@@ -423,7 +391,7 @@ follow_names (struct chain *c, const struct chain_options *options,
     no_memory (file);
     r = -1;
   }
-  while (r == 0 && c->file[c->nr - 1]->header.backing_name[0] != '\0')
+  while (r == 0 && names_another (last (c)))
     r = follow_name (c, &g, options, &path, shared);
   free (path);
   gate_close (&g);
@@ -435,7 +403,7 @@ static int
 check_formats (const struct chain *c, const struct chain_options *options)
 {
   const char *format = format_given (c, options);
-  const char *file = c->file[c->nr - 1]->layer.tables->name;
+  const char *file = last (c)->tables->name;
 
   if (format == NULL)
     return 0;
@@ -453,13 +421,12 @@ static int
 follow_all (struct chain *c, const struct chain_options *options,
             struct shared *shared)
 {
-  const struct header *h = &c->file[0]->header;
   const char *file = options->file;
 
   if (options->backing != NULL) {
     file = options->backing;
     if (follow_user (c, file, options->backing_format != NULL
-                     ? options->backing_format : h->backing_format,
+                     ? options->backing_format : format_recorded (c->layer[0]),
                      shared) == -1)
       return -1;
   }
@@ -472,9 +439,9 @@ follow_all (struct chain *c, const struct chain_options *options,
 static struct storage *
 open_image (const struct chain_options *o)
 {
-  struct storage *s = storage_file_open (AT_FDCWD, o->file, false, o->file);
+  struct storage *s = storage_open (o->file);
 
-  if (s == NULL || o->made == NULL || storage_file_same (s, o->made))
+  if (s == NULL || o->made == NULL || storage_same (s, o->made))
     return s;
   error_set (EEXIST, "%s: it was replaced by another file since it was made",
              o->file);
@@ -483,8 +450,8 @@ open_image (const struct chain_options *o)
 }
 
 int
-chain_open (struct chain *c, const struct chain_options *options,
-            struct shared *shared)
+chain_open (struct chain *c, const struct format_ops *format,
+            const struct chain_options *options, struct shared *shared)
 {
   struct storage *s;
 
@@ -494,7 +461,7 @@ chain_open (struct chain *c, const struct chain_options *options,
   s = open_image (options);
   if (s == NULL)
     return -1;
-  if (add_and_setup (c, s, LAYER_QCOW2, shared) == -1 ||
+  if (add_layer (c, s, format, shared) == -1 ||
       follow_all (c, options, shared) == -1) {
     chain_close (c);
     return -1;
@@ -502,29 +469,42 @@ chain_open (struct chain *c, const struct chain_options *options,
   return 0;
 }
 
-int
-chain_open_storages (struct chain *c, struct storage *const *storages,
-                     unsigned nr, struct shared *shared)
+/* Add layers of these storages.  Returns how many of them are owned now: where
+ * the chain has fewer layers than there are storages, the error is set.
+ */
+static unsigned
+add_storages (struct chain *c, const struct format_ops *format,
+              struct storage *const *storages, unsigned nr,
+              struct shared *shared)
 {
-  const struct chain_options nothing = { .follow = FOLLOW_NONE };
-  int format = LAYER_QCOW2;
   unsigned i;
 
-  memset (c, 0, sizeof *c);
-  for (i = 0; i < nr && format != -1; ++i) {
+  for (i = 0; i < nr; ++i) {
     if (i > 0)
-      format = parse_format (storages[i - 1]->name,
-                             c->file[i - 1]->header.backing_format, i - 1);
-    if (format == -1 || add_and_setup (c, storages[i], format, shared) == -1)
-      break;
+      format = find_format (shared->formats, storages[i - 1]->name,
+                            format_recorded (last (c)), i - 1);
+    if (format == NULL)
+      return i;
+    if (add_layer (c, storages[i], format, shared) == -1)
+      return i + 1;
   }
-  if (i == nr && (format == LAYER_RAW ||
-                  follow_names (c, &nothing, storages[i - 1]->name,
-                                shared) == 0))
+  return nr;
+}
+
+int
+chain_open_storages (struct chain *c, const struct format_ops *format,
+                     struct storage *const *storages, unsigned nr,
+                     struct shared *shared)
+{
+  const struct chain_options nothing = { .follow = FOLLOW_NONE };
+  unsigned taken, i;
+
+  memset (c, 0, sizeof *c);
+  taken = add_storages (c, format, storages, nr, shared);
+  if (c->nr == nr &&
+      follow_names (c, &nothing, storages[nr - 1]->name, shared) == 0)
     return 0;
-  if (format == -1)
-    storage_close (storages[i]);
-  for (++i; i < nr; ++i)
+  for (i = taken; i < nr; ++i)
     storage_close (storages[i]);
   chain_close (c);
   return -1;
@@ -536,9 +516,10 @@ chain_close (struct chain *c)
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    pthread_mutex_destroy (&c->file[i]->damage.lock);
-    storage_close (c->file[i]->layer.tables);
-    free (c->file[i]);
+    struct storage *s = c->layer[i]->tables;
+
+    c->layer[i]->format->close (c->layer[i]);
+    storage_close (s);
   }
   memset (c, 0, sizeof *c);
 }

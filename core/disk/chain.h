@@ -8,8 +8,8 @@
 #ifndef CORE_DISK_CHAIN_H
 #define CORE_DISK_CHAIN_H
 
+#include "cache/tables.h"
 #include "disk/layer.h"
-#include "qcow2/header.h"
 
 /* Enough for any real chain; a chain costs a file descriptor a layer. */
 #define CHAIN_MAX_DEPTH 256
@@ -29,7 +29,7 @@ struct chain_options {
   const struct storage *made; /* it must be this one; NULL: any */
   enum follow follow;
   const char *backing;        /* its backing file, or NULL: what it names */
-  const char *backing_format; /* "raw", "qcow2", or NULL: what it says */
+  const char *backing_format; /* its name, or NULL: what it says */
 
   /* The same for the backing file's own, and so on down the chain; NULL after
    * the last.  NULL: all are what is recorded.
@@ -39,26 +39,21 @@ struct chain_options {
   enum storage_locking locking;
 };
 
-struct chain_file {
-  struct layer layer;
-  struct header header; /* QCOW2 */
-  struct damage damage;
-};
-
 struct chain {
   bool force_share;
   enum storage_locking locking;
   unsigned nr;
-  struct chain_file *file[CHAIN_MAX_DEPTH]; /* the image itself is the first */
+  struct layer *layer[CHAIN_MAX_DEPTH]; /* the image itself is the first */
 };
 
-/* Open an image and its backing files, read-only, with the locks that QEMU
- * takes on them, so that no QEMU writes them meanwhile.  shared must outlive
- * the chain.  Relative names are relative to the directory of the file that
+/* Open an image of this format and its backing files, read-only, with the locks
+ * that QEMU takes on them, so that no QEMU writes them meanwhile.  shared must
+ * outlive the chain.  Relative names are relative to the directory of the file that
  * they are in, as it was named.  Formats are never probed.  Returns -1 with
  * the error set, naming the file that it is about.
  */
-extern int chain_open (struct chain *c, const struct chain_options *options,
+extern int chain_open (struct chain *c, const struct format_ops *format,
+                       const struct chain_options *options,
                        struct shared *shared);
 
 /* The same for an image on the first of these storages and its backing files
@@ -66,13 +61,9 @@ extern int chain_open (struct chain *c, const struct chain_options *options,
  * The last one must not have a backing file.
  */
 extern int chain_open_storages (struct chain *c,
+                                const struct format_ops *format,
                                 struct storage *const *storages, unsigned nr,
                                 struct shared *shared);
-
-/* Read and check the header of the image in a storage.  Returns -1 with the
- * error set.
- */
-extern int chain_read_header (struct storage *s, struct header *h);
 
 extern void chain_close (struct chain *c);
 

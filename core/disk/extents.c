@@ -6,8 +6,8 @@
 
 #include "disk/extents.h"
 
-/* The flags of a run, which is shortened where a raw file's holes make a
- * difference within it.
+/* The flags of a run, which is shortened where holes of the host's file make
+ * a difference within it.
  */
 static int
 run_flags (const struct layer *layer, struct run *run, unsigned *flags)
@@ -22,9 +22,8 @@ run_flags (const struct layer *layer, struct run *run, unsigned *flags)
     *flags = EXTENT_ZERO;
     return 0;
   case RUN_DATA:
-    if (layer->format == LAYER_RAW &&
-        storage_extent (layer->data, run->host, run->length,
-                        &hole, &run->length) == -1)
+    if (layer->format->find_hole != NULL &&
+        layer->format->find_hole (layer, run, &hole) == -1)
       return -1;
     *flags = hole && storage_holes_read_zero (layer->data)
       ? EXTENT_HOLE | EXTENT_ZERO : 0;

@@ -16,13 +16,7 @@ layer_lookup (const struct layer *top, struct guest_off offset, uint64_t max,
       break;
     if (max > layer->size - offset.v)
       max = layer->size - offset.v;
-    if (layer->format == LAYER_RAW) {
-      run->kind = RUN_DATA;
-      run->host.v = offset.v;
-      run->length = max;
-      return 0;
-    }
-    if (map_lookup (&layer->map, offset, max, run) == -1)
+    if (layer->format->lookup (layer, offset, max, run) == -1)
       return -1;
     if (run->kind != RUN_UNALLOCATED)
       return 0;
@@ -31,4 +25,12 @@ layer_lookup (const struct layer *top, struct guest_off offset, uint64_t max,
   run->kind = RUN_ZERO_PLAIN;
   run->length = max;
   return 0;
+}
+
+int __attribute__ ((__cold__))
+layer_damaged (const struct layer *layer, struct host_off place)
+{
+  if (!damage_is_new (layer->damage, place.v))
+    error_set_repeated ();
+  return -1;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* A layer: one disk of a backing chain, qcow2 or raw, as a guest would
+/* A layer: one disk of a backing chain, of whatever format, as a guest would
  * see it, and what lies below it.  Everything in it is fixed once it is
  * open, but for the tables of the live disk, so that reads need no lock (I12).
  */
@@ -12,46 +12,56 @@
 #include <stdint.h>
 
 #include "base/epoch.h"
-#include "cache/clusters.h"
-#include "qcow2/codec.h"
-#include "qcow2/map.h"
+#include "base/error.h"
+#include "disk/format.h"
+#include "disk/run.h"
 #include "storage/storage.h"
 
-enum layer_format {
-  LAYER_RAW,
-  LAYER_QCOW2,
-};
+struct cache;
+struct cluster_cache;
+struct codec_pool;
 
 /* What all layers of a chain share. */
 struct shared {
+  const struct format_ops *const *formats; /* that are known; then NULL */
+  struct epoch *epoch; /* that each request is in while it uses a mapping */
+
+  /* For the formats that have use for them. */
   struct cache *cache;
   struct cluster_cache *clusters;
   struct codec_pool *codecs;
-  struct epoch *epoch; /* that each request is in while it uses a mapping */
 };
 
+/* Formats make theirs the first member of what they know beside. */
 struct layer {
-  enum layer_format format;
+  const struct format_ops *format;
   struct storage *tables;      /* metadata, and compressed clusters */
   struct storage *data;        /* the rest of the guest's data (I16); the same
                                 * storage as tables, or another one */
   uint64_t size;               /* of the disk, in bytes */
   const struct layer *backing; /* NULL: none */
   struct shared *shared;
-  struct damage *damage;
+  struct damage *damage;       /* NULL: no run of it is DAMAGED */
 
-  struct map map;               /* QCOW2 */
-  enum compression compression; /* QCOW2 */
+  /* What its file calls its backing file, and the format of that; empty if it
+   * doesn't say, NULL if the format has no such thing.
+   */
+  const char *backing_name, *backing_format;
 };
 
 /* Find the run at offset of the disk whose top layer this is, in the
  * first layer that has it; *owner is that layer.  A run that no layer has
  * is ZERO_PLAIN, as is what lies past the end of a short backing layer.
  * Never UNALLOCATED.  offset + max must be within the top layer.  Errors
- * and the run's length as with map_lookup.  The caller is in the epoch.
+ * and the run's length as with format_ops.lookup.  The caller is in the epoch.
  */
 extern int layer_lookup (const struct layer *top, struct guest_off offset,
                          uint64_t max, struct run *run,
                          const struct layer **owner);
+
+/* The error about damage at this place of the layer's file is set: mark it as
+ * repeated if it was reported before.  Returns -1.
+ */
+extern int layer_damaged (const struct layer *layer, struct host_off place);
 
 #endif /* CORE_DISK_LAYER_H */

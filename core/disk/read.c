@@ -2,81 +2,10 @@
 
 #include <config.h>
 
-#include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
-#include "base/error.h"
 #include "disk/read.h"
-
-/* The error is set; mark it if this place was reported before. */
-static int __attribute__ ((__cold__))
-damage_at (const struct layer *layer, struct host_off place)
-{
-  if (!damage_is_new (layer->damage, place.v))
-    error_set_repeated ();
-  return -1;
-}
-
-struct compressed {
-  const struct layer *layer;
-  const struct run *run;
-};
-
-/* A decode_fn: read and decode the cluster that a COMPRESSED run is in. */
-static int
-decode_cluster (void *opaque, void *out, size_t out_len)
-{
-  const struct compressed *z = opaque;
-  const struct layer *layer = z->layer;
-  const struct run *run = z->run;
-  struct codec *codec = codec_get (layer->shared->codecs);
-  const char *why;
-  void *in;
-  int r = -1;
-
-  if (codec == NULL)
-    return -1;
-  in = codec_input (codec, run->compressed_size);
-  if (in == NULL)
-    goto out;
-  if (storage_read (layer->tables, in, run->compressed_size, run->host) == -1)
-    goto out;
-  why = codec_decode (codec, layer->compression, in, run->compressed_size,
-                      out, out_len);
-  if (why == codec_no_memory) {
-    error_set (ENOMEM, "%s: %s", layer->tables->name, why);
-    goto out;
-  }
-  if (why != NULL) {
-    error_set (EIO, "%s: damaged: compressed cluster of %" PRIu32 " bytes at "
-               "offset 0x%" PRIx64 ": %s", layer->tables->name,
-               run->compressed_size, run->host.v, why);
-    damage_at (layer, run->host);
-    goto out;
-  }
-  r = 0;
-
- out:
-  codec_put (layer->shared->codecs, codec);
-  return r;
-}
-
-static int
-read_compressed (const struct layer *layer, const struct run *run,
-                 void *buf, struct guest_off offset)
-{
-  const struct cluster_cache_key key = {
-    .id = layer->map.id,
-    .size = run->compressed_size,
-    .offset = run->host.v,
-  };
-  struct compressed z = { .layer = layer, .run = run };
-
-  return cluster_cache_read (layer->shared->clusters, key, layer->map.cluster_size,
-                       offset.v & (layer->map.cluster_size - 1),
-                       buf, run->length, decode_cluster, &z);
-}
 
 static int
 read_run (const struct layer *layer, const struct run *run, void *buf,
@@ -90,9 +19,9 @@ read_run (const struct layer *layer, const struct run *run, void *buf,
   case RUN_DATA:
     return storage_read (layer->data, buf, run->length, run->host);
   case RUN_COMPRESSED:
-    return read_compressed (layer, run, buf, offset);
+    return layer->format->read_compressed (layer, run, buf, offset);
   case RUN_DAMAGED:
-    return damage_at (layer, run->host);
+    return layer_damaged (layer, run->host);
   case RUN_UNALLOCATED:
     break;
   }
@@ -105,22 +34,24 @@ layer_read (const struct layer *layer, void *buf, size_t count,
 {
   struct epoch *epoch = layer->shared->epoch;
   char *p = buf;
-  int r = 0;
 
-  while (count > 0 && r == 0) {
+  while (count > 0) {
     const unsigned token = epoch_enter (epoch);
     const struct layer *owner;
     struct run run;
+    int r;
 
     r = layer_lookup (layer, offset, count, &run, &owner);
     if (r == 0)
       r = read_run (owner, &run, p, offset);
     epoch_leave (epoch, token);
+    if (r == -1) /* there may be no run */
+      return -1;
     p += run.length;
     offset.v += run.length;
     count -= run.length;
   }
-  return r;
+  return 0;
 }
 
 void

@@ -17,6 +17,8 @@
 
 #include "base/error.h"
 #include "manage/create.h"
+#include "storage/file.h"
+#include "storage/open.h"
 
 static int
 system_error (const char *path, const char *what)
@@ -32,12 +34,12 @@ system_error (const char *path, const char *what)
 static struct storage *
 open_alone (const char *path, const struct create_options *o)
 {
-  struct storage *s = storage_file_open (AT_FDCWD, path, false, path);
+  struct storage *s = storage_open (path);
 
   if (s == NULL)
     return NULL;
-  storage_file_set_locking (s, o->locking);
-  if (storage_file_make_writable (s, ALL, ALL) == 0)
+  storage_set_locking (s, o->locking);
+  if (storage_make_writable (s, ALL, ALL) == 0)
     return s;
   storage_close (s);
   return NULL;
@@ -146,8 +148,8 @@ name_in_two_steps (int dir, const char *temporary, const char *path,
   if (empty == NULL)
     return -1;
   /* So that nobody else overwrites it with an image of his own. */
-  storage_file_set_locking (empty, locking);
-  if (storage_file_lock (empty, ALL, ALL) == 0)
+  storage_set_locking (empty, locking);
+  if (storage_lock (empty, ALL, ALL) == 0)
     r = rename_over (empty, dir, temporary, path);
   if (r == -1)
     remove_name (empty, dir, base_name (path));
@@ -285,11 +287,11 @@ fill_and_name (struct created *c, const char *temporary,
                const struct storage *old, const char *path,
                const struct create_options *o)
 {
-  storage_file_set_locking (c->storage, o->locking);
-  if (storage_file_lock (c->storage, ALL, ALL) == -1 ||
+  storage_set_locking (c->storage, o->locking);
+  if (storage_lock (c->storage, ALL, ALL) == -1 ||
       create_image (c->storage, o) == -1)
     return -1;
-  storage_file_unlock (c->storage);
+  storage_unlock (c->storage);
   return give_name (c, temporary, old, path, o->locking);
 }
 
@@ -348,7 +350,7 @@ overwrite_it (struct created *c, const char *path, const struct stat *st,
   else if (S_ISBLK (st->st_mode)) {
     c->storage = old;
     r = create_image (old, o);
-    storage_file_unlock (old);
+    storage_unlock (old);
     return r;
   }
   else {

@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "base/error.h"
 #include "qcow2/map.h"
 
 /* What may be wrong with an entry. */
@@ -18,14 +19,13 @@ static const char cluster_beyond[] = "it points beyond the end of the file";
 
 void
 map_init (struct map *m, const struct header *h, struct storage *storage,
-          unsigned id, struct cache *cache, struct damage *damage,
-          struct host_off l1_offset, uint64_t l1_size)
+          unsigned id, struct cache *cache, struct host_off l1_offset,
+          uint64_t l1_size)
 {
   *m = (struct map) {
     .tables = storage,
     .id = id,
     .cache = cache,
-    .damage = damage,
     .format = {
       .version = h->version,
       .cluster_bits = h->cluster_bits,

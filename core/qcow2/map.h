@@ -19,36 +19,17 @@
 
 #include <stdint.h>
 
-#include "base/error.h"
 #include "cache/tables.h"
+#include "disk/run.h"
 #include "qcow2/entry.h"
 #include "qcow2/format.h"
 #include "storage/storage.h"
-
-enum run_kind {
-  RUN_UNALLOCATED, /* ask the backing file */
-  RUN_ZERO_PLAIN,
-  RUN_ZERO_ALLOC,
-  RUN_DATA,
-  RUN_COMPRESSED,
-  RUN_DAMAGED, /* the reason is set as the error */
-};
-
-struct run {
-  enum run_kind kind;
-  uint64_t length; /* in bytes of the guest's disk */
-  /* DATA: of the first byte; COMPRESSED: of the compressed data. */
-  struct host_off host;
-  uint32_t compressed_size; /* COMPRESSED: bytes at most */
-  bool in_place;            /* DATA: no other reference to it: see below */
-};
 
 /* One mapping of a qcow2 file: that of the live disk or of a snapshot. */
 struct map {
   struct storage *tables;
   unsigned id; /* of the storage, in the cache */
   struct cache *cache;
-  struct damage *damage;
 
   struct entry_format format;
   uint64_t cluster_size;
@@ -65,8 +46,8 @@ struct map {
  */
 extern void map_init (struct map *m, const struct header *h,
                       struct storage *storage, unsigned id,
-                      struct cache *cache, struct damage *damage,
-                      struct host_off l1_offset, uint64_t l1_size);
+                      struct cache *cache, struct host_off l1_offset,
+                      uint64_t l1_size);
 
 /* Whether a host offset lies past the end of the file, rounded up to a
  * cluster.  The file may grow meanwhile.

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Storage in a regular file or on a block device. */
-
 #include <config.h>
 
 #include <errno.h>
@@ -18,8 +16,8 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "storage/beneath.h"
+#include "storage/file.h"
 #include "storage/locks.h"
-#include "storage/storage.h"
 
 struct file {
   struct storage storage;
@@ -194,20 +192,6 @@ file_close (struct storage *s)
   free (f);
 }
 
-static const struct storage_ops file_ops = {
-  .pread = file_pread,
-  .extent = file_extent,
-  .hole = file_hole,
-  .prefetch = file_prefetch,
-  .pwritev = file_pwritev,
-  .flush = file_flush,
-  .zero = file_zero,
-  .allocate = file_allocate,
-  .resize = file_resize,
-  .stamp = file_stamp,
-  .close = file_close,
-};
-
 static int
 open_fd (int dirfd, const char *path, bool beneath, int access)
 {
@@ -264,73 +248,35 @@ remember (struct file *f, int dirfd, const char *path, bool beneath)
   return f->dirfd == -1 ? -1 : 0;
 }
 
-/* One that has nothing open yet.  Returns NULL with the error set. */
-static struct file *
-new_file (const char *name)
-{
-  struct file *f = calloc (1, sizeof *f);
+static const char file_kind[] = "file";
 
-  if (f != NULL) {
-    f->storage.ops = &file_ops;
-    f->fd = f->reading_fd = -1;
-    f->dirfd = AT_FDCWD;
-    f->storage.name = strdup (name);
-    if (f->storage.name != NULL)
-      return f;
-    free (f);
-  }
-  error_set (ENOMEM, "%s: out of memory", name);
-  return NULL;
+static void
+file_identify (const struct storage *s, struct storage_identity *id)
+{
+  const struct file *f = (const struct file *) s;
+
+  *id = (struct storage_identity) { file_kind, { f->dev, f->ino } };
 }
 
-struct storage *
-storage_file_open (int dirfd, const char *path, bool beneath,
-                   const char *name)
+bool
+storage_file_is (const struct storage *s, const struct stat *st)
 {
-  struct file *f = new_file (name);
+  struct storage_identity id = { .kind = NULL };
 
-  if (f == NULL)
-    return NULL;
-  if (remember (f, dirfd, path, beneath) == 0)
-    f->fd = f->reading_fd = open_fd (dirfd, path, beneath, O_RDONLY);
-  if (f->fd == -1)
-    error_set (errno, "%s: %s", name, strerror (errno));
-  else if (examine (f) == 0)
-    return &f->storage;
-  storage_close (&f->storage);
-  return NULL;
-}
-
-struct storage *
-storage_file_adopt (int fd, const char *name)
-{
-  struct file *f = new_file (name);
-
-  if (f == NULL) {
-    close (fd);
-    return NULL;
-  }
-  f->fd = fd;
-  if (examine (f) == 0)
-    return &f->storage;
-  storage_close (&f->storage);
-  return NULL;
-}
-
-/* True if st is of the file that f has open. */
-static bool
-is_same (const struct file *f, const struct stat *st)
-{
+  if (s->ops->identify != NULL)
+    s->ops->identify (s, &id);
+  if (id.kind != file_kind)
+    return false;
   if (S_ISREG (st->st_mode))
-    return st->st_dev == f->dev && st->st_ino == f->ino;
-  return S_ISBLK (st->st_mode) && f->ino == 0 && st->st_rdev == f->dev;
+    return st->st_dev == id.number[0] && st->st_ino == id.number[1];
+  return S_ISBLK (st->st_mode) && id.number[1] == 0 &&
+    st->st_rdev == id.number[0];
 }
 
-void
-storage_file_set_locking (struct storage *s, enum storage_locking locking)
+static void
+file_set_locking (struct storage *s, enum storage_locking locking)
 {
-  if (s->ops == &file_ops)
-    ((struct file *) s)->locking = locking;
+  ((struct file *) s)->locking = locking;
 }
 
 /* Returns -1 with the error set, unless it is no reason to stop. */
@@ -382,23 +328,21 @@ take_locks (const struct file *f, int fd, unsigned uses, unsigned denies)
   return -1;
 }
 
-int
-storage_file_lock (struct storage *s, unsigned uses, unsigned denies)
+static int
+file_lock (struct storage *s, unsigned uses, unsigned denies)
 {
   struct file *f = (struct file *) s;
 
-  if (s->ops != &file_ops) /* nobody else can reach it */
-    return 0;
   f->denies = denies;
   return take_locks (f, f->fd, uses, denies);
 }
 
-void
-storage_file_unlock (struct storage *s)
+static void
+file_unlock (struct storage *s)
 {
   struct file *f = (struct file *) s;
 
-  if (s->ops == &file_ops && f->locking != STORAGE_LOCKING_OFF)
+  if (f->locking != STORAGE_LOCKING_OFF)
     locks_drop (f->fd);
 }
 
@@ -430,12 +374,12 @@ open_for_writing (const struct file *f)
 
   if (fstatat (f->dirfd, f->path, &st, 0) == -1)
     goto failed;
-  if (!is_same (f, &st))
+  if (!storage_file_is (&f->storage, &st))
     goto replaced;
   fd = reopen (f);
   if (fd == -1)
     goto failed;
-  if (fstat (fd, &st) == 0 && is_same (f, &st))
+  if (fstat (fd, &st) == 0 && storage_file_is (&f->storage, &st))
     return fd;
   close (fd);
 
@@ -464,14 +408,12 @@ is_read_only_device (const struct file *f)
   return true;
 }
 
-int
-storage_file_check_writable (const struct storage *s)
+static int
+file_check_writable (const struct storage *s)
 {
   const struct file *f = (const struct file *) s;
   int fd;
 
-  if (s->ops != &file_ops)
-    return 0;
   if (is_read_only_device (f))
     return -1;
   if (faccessat (f->dirfd, f->path, W_OK, AT_EACCESS) == 0)
@@ -488,13 +430,13 @@ storage_file_check_writable (const struct storage *s)
   return -1;
 }
 
-int
-storage_file_make_writable (struct storage *s, unsigned uses, unsigned denies)
+static int
+file_make_writable (struct storage *s, unsigned uses, unsigned denies)
 {
   struct file *f = (struct file *) s;
   int fd;
 
-  if (s->ops != &file_ops || f->fd != f->reading_fd)
+  if (f->fd != f->reading_fd)
     return 0;
   fd = is_read_only_device (f) ? -1 : open_for_writing (f);
   if (fd == -1)
@@ -509,18 +451,75 @@ storage_file_make_writable (struct storage *s, unsigned uses, unsigned denies)
   return 0;
 }
 
-bool
-storage_file_is (const struct storage *s, const struct stat *st)
+static const struct storage_ops file_ops = {
+  .pread = file_pread,
+  .extent = file_extent,
+  .hole = file_hole,
+  .prefetch = file_prefetch,
+  .pwritev = file_pwritev,
+  .flush = file_flush,
+  .zero = file_zero,
+  .allocate = file_allocate,
+  .resize = file_resize,
+  .stamp = file_stamp,
+  .set_locking = file_set_locking,
+  .lock = file_lock,
+  .unlock = file_unlock,
+  .make_writable = file_make_writable,
+  .check_writable = file_check_writable,
+  .identify = file_identify,
+  .close = file_close,
+};
+
+/* One that has nothing open yet.  Returns NULL with the error set. */
+static struct file *
+new_file (const char *name)
 {
-  return s->ops == &file_ops && is_same ((const struct file *) s, st);
+  struct file *f = calloc (1, sizeof *f);
+
+  if (f != NULL) {
+    f->storage.ops = &file_ops;
+    f->fd = f->reading_fd = -1;
+    f->dirfd = AT_FDCWD;
+    f->storage.name = strdup (name);
+    if (f->storage.name != NULL)
+      return f;
+    free (f);
+  }
+  error_set (ENOMEM, "%s: out of memory", name);
+  return NULL;
 }
 
-bool
-storage_file_same (const struct storage *a, const struct storage *b)
+struct storage *
+storage_file_open (int dirfd, const char *path, bool beneath,
+                   const char *name)
 {
-  const struct file *fa = (const struct file *) a;
-  const struct file *fb = (const struct file *) b;
+  struct file *f = new_file (name);
 
-  return a->ops == &file_ops && b->ops == &file_ops &&
-    fa->dev == fb->dev && fa->ino == fb->ino;
+  if (f == NULL)
+    return NULL;
+  if (remember (f, dirfd, path, beneath) == 0)
+    f->fd = f->reading_fd = open_fd (dirfd, path, beneath, O_RDONLY);
+  if (f->fd == -1)
+    error_set (errno, "%s: %s", name, strerror (errno));
+  else if (examine (f) == 0)
+    return &f->storage;
+  storage_close (&f->storage);
+  return NULL;
+}
+
+struct storage *
+storage_file_adopt (int fd, const char *name)
+{
+  struct file *f = new_file (name);
+
+  if (f == NULL) {
+    close (fd);
+    return NULL;
+  }
+  f->fd = fd;
+  if (examine (f) == 0)
+    return &f->storage;
+  storage_close (&f->storage);
+  return NULL;
 }

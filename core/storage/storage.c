@@ -309,6 +309,65 @@ storage_stamps_equal (const struct storage_stamp *a,
 }
 
 void
+storage_set_locking (struct storage *s, enum storage_locking locking)
+{
+  if (s->ops->set_locking != NULL)
+    s->ops->set_locking (s, locking);
+}
+
+int
+storage_lock (struct storage *s, unsigned uses, unsigned denies)
+{
+  return s->ops->lock == NULL ? 0 : s->ops->lock (s, uses, denies);
+}
+
+void
+storage_unlock (struct storage *s)
+{
+  if (s->ops->unlock != NULL)
+    s->ops->unlock (s);
+}
+
+int
+storage_make_writable (struct storage *s, unsigned uses, unsigned denies)
+{
+  return s->ops->make_writable == NULL ? 0
+    : s->ops->make_writable (s, uses, denies);
+}
+
+int
+storage_check_writable (const struct storage *s)
+{
+  return s->ops->check_writable == NULL ? 0 : s->ops->check_writable (s);
+}
+
+/* A storage of a kind that has no identities is itself, and no other one. */
+static struct storage_identity
+identify (const struct storage *s)
+{
+  struct storage_identity id = { .kind = s };
+
+  if (s->ops->identify != NULL)
+    s->ops->identify (s, &id);
+  return id;
+}
+
+bool
+storage_same (const struct storage *a, const struct storage *b)
+{
+  const struct storage_identity ia = identify (a), ib = identify (b);
+
+  return ia.kind == ib.kind && ia.number[0] == ib.number[0] &&
+    ia.number[1] == ib.number[1];
+}
+
+uint32_t
+storage_block_size (const struct storage *s)
+{
+  return s->ops->block_size == NULL ? 1 : s->ops->block_size (s);
+}
+
+void
 storage_close (struct storage *s)
 {
   if (s == NULL)

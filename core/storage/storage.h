@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Storage: the only door through which core/ reaches bytes outside of
- * memory.  An image file is one; tests put others in its place.
+ * memory.  An image file is one (storage/file.h); storage/open.h makes one of a
+ * name.  Tests put others in its place.
  *
  * All functions may be called by several threads at once, with any or
  * no lock held; they may block on I/O.
@@ -29,6 +30,31 @@ struct storage;
 struct storage_stamp {
   uint64_t device, inode, size;
   struct timespec modified, changed;
+};
+
+/* What a process does with a file, and what it lets others do: QEMU's
+ * permissions, which QEMU makes known through byte-range locks.
+ */
+enum {
+  STORAGE_CONSISTENT_READ = 1 << 0,
+  STORAGE_WRITE = 1 << 1,
+  STORAGE_WRITE_UNCHANGED = 1 << 2,
+  STORAGE_RESIZE = 1 << 3,
+};
+
+/* What becomes of these locks. */
+enum storage_locking {
+  STORAGE_LOCKING_AUTO, /* where they can't be had a note says so; default */
+  STORAGE_LOCKING_ON,   /* that is an error (ENOLCK) */
+  STORAGE_LOCKING_OFF,  /* none are taken or looked for */
+};
+
+/* Which of the places where bytes are a storage is: these numbers tell it from
+ * all others of its kind.
+ */
+struct storage_identity {
+  const void *kind; /* compared, not looked at */
+  uint64_t number[2];
 };
 
 struct storage_ops {
@@ -89,6 +115,21 @@ struct storage_ops {
    */
   int (*stamp) (struct storage *, struct storage_stamp *);
 
+  /* See the functions of these names below.  May be NULL where no other process
+   * can reach the storage, and it can be written as it is.
+   */
+  void (*set_locking) (struct storage *, enum storage_locking);
+  int (*lock) (struct storage *, unsigned uses, unsigned denies);
+  void (*unlock) (struct storage *);
+  int (*make_writable) (struct storage *, unsigned uses, unsigned denies);
+  int (*check_writable) (const struct storage *);
+
+  /* May be NULL where no two of them can be of the same bytes. */
+  void (*identify) (const struct storage *, struct storage_identity *);
+
+  /* In bytes, a power of 2.  May be NULL: 1. */
+  uint32_t (*block_size) (const struct storage *);
+
   void (*close) (struct storage *);
 };
 
@@ -99,75 +140,41 @@ struct storage {
   bool holes_not_zero;   /* see storage_holes_read_zero */
 };
 
-/* Open a file or block device, read-only, relative to the directory dirfd
- * (AT_FDCWD if none).  If it must lie beneath that then EXDEV is the error of
- * a path that leads out of it.  name is for messages.  Neither waits for the writer
- * of a FIFO nor accepts one.  Returns NULL with the error set.
- */
-extern struct storage *storage_file_open (int dirfd, const char *path,
-                                          bool beneath, const char *name);
-
-/* A storage of a file or block device that the caller has open for reading
- * and writing.  fd is owned from here on, even after an error.  It is never
- * opened again.  Returns NULL with the error set.
- */
-extern struct storage *storage_file_adopt (int fd, const char *name);
-
-/* What a process does with a file, and what it lets others do: QEMU's
- * permissions, which QEMU makes known through byte-range locks.
- */
-enum {
-  STORAGE_CONSISTENT_READ = 1 << 0,
-  STORAGE_WRITE = 1 << 1,
-  STORAGE_WRITE_UNCHANGED = 1 << 2,
-  STORAGE_RESIZE = 1 << 3,
-};
-
-/* What becomes of these locks. */
-enum storage_locking {
-  STORAGE_LOCKING_AUTO, /* where they can't be had a note says so; default */
-  STORAGE_LOCKING_ON,   /* that is an error (ENOLCK) */
-  STORAGE_LOCKING_OFF,  /* none are taken or looked for */
-};
-
-/* Before the first of them. */
-extern void storage_file_set_locking (struct storage *s,
-                                      enum storage_locking locking);
+/* What becomes of locks; before the first of them. */
+extern void storage_set_locking (struct storage *s,
+                                 enum storage_locking locking);
 
 /* Make it known to other processes, until the storage is closed, that this
  * one uses these permissions of the file and denies those to others.  Returns
  * -1 with the error set: EAGAIN if another process is in the way.
  */
-extern int storage_file_lock (struct storage *s, unsigned uses,
-                              unsigned denies);
+extern int storage_lock (struct storage *s, unsigned uses, unsigned denies);
 
 /* Give these locks up. */
-extern void storage_file_unlock (struct storage *s);
+extern void storage_unlock (struct storage *s);
 
 /* Open a storage that was opened for reading once more, for writing: the same
- * file, which must still be under the same path, with locks as by
- * storage_file_lock instead of those it has.  Nothing is written, and reads
- * may go on meanwhile.  Returns -1 with the error set, and nothing has
- * changed: EACCES, EPERM or EROFS if this file can only be read, EAGAIN if
- * another process is in the way.  Does nothing to a storage of another kind,
- * nor if it was done before.
+ * file, which must still be under the same path, with locks as by storage_lock
+ * instead of those it has.  Nothing is written, and reads may go on meanwhile.
+ * Does nothing if it was done before, or need not be.  Returns -1 with the
+ * error set, and nothing has changed: EACCES, EPERM or EROFS if this file can
+ * only be read, EAGAIN if another process is in the way.
  */
-extern int storage_file_make_writable (struct storage *s, unsigned uses,
-                                       unsigned denies);
+extern int storage_make_writable (struct storage *s, unsigned uses,
+                                  unsigned denies);
 
-/* Whether the file that a storage was opened from could be opened for
- * writing: returns -1 with the error set if not, EROFS if it is a block device
- * that can't be written.
+/* Whether storage_make_writable could open it: returns -1 with the error set
+ * if not, EROFS if it is a block device that can't be written.
  */
-extern int storage_file_check_writable (const struct storage *s);
+extern int storage_check_writable (const struct storage *s);
 
-/* True if st, of stat(2), is of the file that a storage has open. */
-struct stat;
-extern bool storage_file_is (const struct storage *s, const struct stat *st);
+/* True if both are of the same bytes, such as the same file of the host. */
+extern bool storage_same (const struct storage *a, const struct storage *b);
 
-/* True if both are the same file on the host. */
-extern bool storage_file_same (const struct storage *a,
-                               const struct storage *b);
+/* What requests are best aligned to: what it can read and write at least, in
+ * offset and length.  Smaller ones are still done, with more work.
+ */
+extern uint32_t storage_block_size (const struct storage *s);
 
 /* Read exactly count bytes.  What lies past the end of the storage reads
  * as zeros: a host file may end inside its last cluster.  Returns -1 with

@@ -248,14 +248,14 @@ add_probe (unsigned disk, const struct reference *r, uint64_t offset)
 static void
 choose_probes (unsigned disk, const struct layer *l)
 {
-  const uint64_t table = UINT64_C (1) << l->map.l1_shift;
+  const uint64_t table = UINT64_C (1) << qcow2_map (l)->l1_shift;
   struct reference r;
   uint64_t at = 0;
   unsigned i;
 
   reference_init (&r, x.data, x.size);
-  r.l1_offset = l->map.l1_offset.v;
-  r.l1_size = l->map.l1_size;
+  r.l1_offset = qcow2_map (l)->l1_offset.v;
+  r.l1_size = qcow2_map (l)->l1_size;
   for (i = 0; i < MAX_STEPS && at < l->size; ++i) {
     const struct reference_place p = reference_find (&r, at);
 

@@ -261,12 +261,12 @@ is_apart (const struct place *places, unsigned nr, const struct place *p)
 static uint64_t
 some_offset (const struct layer *disk)
 {
-  const uint64_t table = UINT64_C (1) << disk->map.l1_shift;
+  const uint64_t table = UINT64_C (1) << qcow2_map (disk)->l1_shift;
   const uint64_t size = disk->size;
   uint64_t at = below (size);
 
   switch (below (4)) {
-  case 0: at = below (8) * disk->map.cluster_size; break;
+  case 0: at = below (8) * qcow2_map (disk)->cluster_size; break;
   case 1: at = table * (1 + below (2)) - below (WINDOW); break;
   case 2: at = size - 1 - below (size < WINDOW ? size : WINDOW); break;
   }
@@ -372,8 +372,8 @@ init_references (void)
     struct reference *r = &x.view[i].reference;
 
     reference_init (r, x.data, x.size);
-    r->l1_offset = x.view[i].disk->map.l1_offset.v;
-    r->l1_size = x.view[i].disk->map.l1_size;
+    r->l1_offset = qcow2_map (x.view[i].disk)->l1_offset.v;
+    r->l1_size = qcow2_map (x.view[i].disk)->l1_size;
   }
 }
 
@@ -458,7 +458,7 @@ do_zero (struct place *p, uint64_t from, uint64_t count, unsigned flags)
 static bool
 has_stayed (const struct place *p, uint64_t at, uint64_t count)
 {
-  const struct entry_format *f = &x.live->map.format;
+  const struct entry_format *f = &qcow2_map (x.live)->format;
   static uint8_t buf[WINDOW];
 
   return (f->extended_l2 || (f->version == 2 && x.live->backing != NULL)) &&
@@ -470,7 +470,7 @@ has_stayed (const struct place *p, uint64_t at, uint64_t count)
 static int
 do_trim (struct place *p, uint64_t offset, uint64_t count, unsigned flags)
 {
-  const uint64_t granule = UINT64_C (1) << x.live->map.subcluster_bits;
+  const uint64_t granule = UINT64_C (1) << qcow2_map (x.live)->subcluster_bits;
   const uint64_t at = p->offset + offset;
   const uint64_t to = at + count == x.live->size ? at + count
     : (at + count) & -granule;

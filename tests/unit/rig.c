@@ -236,7 +236,7 @@ rig_try_zero (struct rig *r, uint64_t offset, uint64_t count, unsigned flags)
 static bool
 may_stay (const struct rig *r, uint64_t granule, uint64_t from, uint64_t to)
 {
-  const struct map *m = &r->live->map;
+  const struct map *m = qcow2_map (r->live);
   const uint64_t cluster = granule & -m->cluster_size;
 
   return (m->format.version == 2 && r->base != NULL &&
@@ -362,7 +362,7 @@ find_run (struct rig *r, uint64_t offset)
 {
   struct run run = { .kind = RUN_DAMAGED };
 
-  CHECK_OK (map_lookup (&r->live->map, (struct guest_off) { offset }, 1,
+  CHECK_OK (map_lookup (qcow2_map (r->live), (struct guest_off) { offset }, 1,
                         &run));
   return run;
 }

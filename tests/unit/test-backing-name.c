@@ -208,7 +208,7 @@ test_long (void)
   static const char *const start[] = {
     "", "file:", "json:{\"file.filename\":\"", "json:{\"", "json:{\"file\":{\"",
   };
-  char name[QCOW2_MAX_BACKING_NAME + 1];
+  char name[BACKING_NAME_MAX + 1];
   struct backing_name b;
   size_t i;
 
@@ -242,7 +242,7 @@ static void
 test_random (void)
 {
   static const char likely[] = "{}\"':,\\u0123dDfile.name rjsonqcow2";
-  char name[QCOW2_MAX_BACKING_NAME + 1];
+  char name[BACKING_NAME_MAX + 1];
   uint64_t state = 1;
   struct backing_name b;
   unsigned i, n, nr = 0;

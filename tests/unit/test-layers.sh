@@ -12,14 +12,15 @@ wings='
 base:
 storage: base
 cache: base storage
-qcow2: base storage cache
-disk: base storage cache qcow2
+disk: base storage cache
+raw: base storage cache disk
+qcow2: base storage cache disk
 qcow2/check: base storage
 qcow2/check: qcow2/codec.h qcow2/entry.h qcow2/foreign.h qcow2/format.h
 qcow2/check: qcow2/header.h
 qcow2/write: base storage cache qcow2 disk qcow2/check
 manage: base storage qcow2
-.: base storage cache qcow2 disk qcow2/check qcow2/write manage
+.: base storage cache disk raw qcow2 qcow2/check qcow2/write manage
 '
 
 failed=0

@@ -8,14 +8,19 @@
 #include <stdlib.h>
 
 #include "base/bytes.h"
+#include "cache/clusters.h"
 #include "check.h"
 #include "disk/chain.h"
 #include "disk/read.h"
+#include "formats.h"
 #include "model.h"
+#include "qcow2/codec.h"
+#include "qcow2/disk.h"
+#include "qcow2/qcow2.h"
 #include "random.h"
 
 static struct epoch epoch;
-static struct shared shared = { .epoch = &epoch };
+static struct shared shared = { .formats = all_formats, .epoch = &epoch };
 static struct chain chain;
 static struct memory_control control;
 static const struct layer *layer; /* of the image that is open */
@@ -30,8 +35,8 @@ open_image (const struct builder *b)
   shared.clusters = cluster_cache_new ();
   shared.codecs = codec_pool_new ();
   s = build_storage (b, &control);
-  CHECK_OK (chain_open_storages (&chain, &s, 1, &shared));
-  layer = &chain.file[0]->layer;
+  CHECK_OK (chain_open_storages (&chain, &qcow2_format, &s, 1, &shared));
+  layer = chain.layer[0];
 }
 
 static void
@@ -51,7 +56,7 @@ lookup (uint64_t offset, uint64_t max)
   struct run run = { .kind = RUN_DAMAGED };
 
   error_set (0, "none");
-  CHECK_OK (map_lookup (&layer->map, (struct guest_off) { offset }, max,
+  CHECK_OK (map_lookup (qcow2_map (layer), (struct guest_off) { offset }, max,
                         &run));
   return run;
 }
@@ -137,7 +142,7 @@ test_short_l1 (void)
   build_entry (&b, 64, QCOW2_L2_ZERO, 0);
   build_entry (&b, 128, QCOW2_L2_ZERO, 0);
   open_image (&b);
-  m = layer->map;
+  m = *qcow2_map (layer);
   m.l1_size = 2;
   CHECK_RUN (65536, 512, RUN_ZERO_PLAIN, 512);
   for (unsigned size = 0; size <= 2; ++size) {
@@ -263,7 +268,7 @@ test_damage_and_error (void)
   build_entry (&b, 64, build_data (&b, 1), 0);
   open_image (&b);
   control.fail_call = control.calls + 3; /* L1, L2, and then */
-  CHECK_OK (map_lookup (&layer->map, (struct guest_off) { 63 * 512 }, 1024,
+  CHECK_OK (map_lookup (qcow2_map (layer), (struct guest_off) { 63 * 512 }, 1024,
                         &run));
   CHECK_EQ (run.kind, RUN_DAMAGED);
   snprintf (expected, sizeof expected, "at offset 0x%" PRIx64 ":", place);

@@ -753,7 +753,9 @@ test_fill_fails (void)
   end ();
 }
 
-/* A damaged entry: requests that meet it fail, others don't. */
+/* A damaged entry: requests that meet it fail, others don't; and it is reported
+ * once, whatever meets it.
+ */
 static void
 test_damaged_entry (void)
 {
@@ -772,17 +774,26 @@ test_damaged_entry (void)
   CHECK_EQ (image_write (rig.im, buf, 512, (struct guest_off) { 7 * CLUSTER },
                          0), (uint64_t) -1);
   CHECK_ERROR (EIO, "damaged: L2 entry");
+  CHECK (!error_repeated ());
   for (i = 0; i < 2; ++i) {
     CHECK_EQ (image_zero (rig.im, CLUSTER, (struct guest_off) { 7 * CLUSTER },
                           flags[i]), (uint64_t) -1);
     CHECK_ERROR (EIO, "damaged: L2 entry");
+    CHECK (error_repeated ());
+    /* From where nothing is damaged. */
+    CHECK_EQ (image_zero (rig.im, 6 * CLUSTER, (struct guest_off) {
+          5 * CLUSTER }, flags[i]), (uint64_t) -1);
+    CHECK_ERROR (EIO, "damaged: L2 entry");
+    CHECK (error_repeated ());
     CHECK_EQ (image_zero (rig.im, 700, (struct guest_off) { 7 * CLUSTER + 9 },
                           flags[i]), (uint64_t) -1);
     CHECK_ERROR (EIO, "damaged: L2 entry");
+    CHECK (error_repeated ());
   }
   CHECK_EQ (image_trim (rig.im, CLUSTER, (struct guest_off) { 7 * CLUSTER },
                         0), (uint64_t) -1);
   CHECK_ERROR (EIO, "damaged: L2 entry");
+  CHECK (error_repeated ());
   CHECK_OK (image_write (rig.im, buf, 512, (struct guest_off) { 6 * CLUSTER },
                          0));
   CHECK_OK (image_write (rig.im, buf, 512, (struct guest_off) { 80 * CLUSTER },

@@ -35,7 +35,7 @@ struct packed {
 static inline const struct map *
 map_of (const struct packed *p)
 {
-  return &p->w->disk->map;
+  return qcow2_map (p->w->disk);
 }
 
 static int
@@ -123,7 +123,8 @@ struct turn {
 static void
 begin_turn (struct writer *w, struct turn *t, uint64_t cluster)
 {
-  t->range.first = t->range.last = cluster >> w->disk->map.format.cluster_bits;
+  t->range.first = t->range.last =
+    cluster >> qcow2_map (w->disk)->format.cluster_bits;
   t->token = epoch_enter (w->disk->shared->epoch);
   inflight_enter (&w->inflight, &t->range);
 }
@@ -147,13 +148,14 @@ static int
 encode (struct packed *p, struct codec *codec, const void *in)
 {
   const struct layer *disk = p->w->disk;
-  const uint64_t cluster_size = disk->map.cluster_size;
+  const uint64_t cluster_size = qcow2_map (disk)->cluster_size;
   void *out = codec_input (codec, cluster_size);
   ssize_t n;
 
   if (out == NULL)
     return -1;
-  n = codec_encode (codec, disk->compression, p->w->compress_level, in,
+  n = codec_encode (codec, qcow2_disk (disk)->compression,
+                    p->w->compress_level, in,
                     cluster_size, out,
                     cluster_size - cluster_size / LEAST_GAIN);
   if (n == -1)
@@ -166,7 +168,7 @@ encode (struct packed *p, struct codec *codec, const void *in)
 static void *
 cluster_buffer (const struct writer *w)
 {
-  void *buf = malloc (w->disk->map.cluster_size);
+  void *buf = malloc (qcow2_map (w->disk)->cluster_size);
 
   if (buf == NULL)
     error_set (ENOMEM, "%s: out of memory", w->disk->tables->name);
@@ -179,7 +181,8 @@ inside (const struct writer *w, uint64_t cluster)
 {
   const uint64_t left = w->disk->size - cluster;
 
-  return left < w->disk->map.cluster_size ? left : w->disk->map.cluster_size;
+  return left < qcow2_map (w->disk)->cluster_size
+    ? left : qcow2_map (w->disk)->cluster_size;
 }
 
 /* --------------------------------------------------------- what is written */
@@ -213,7 +216,7 @@ compress_cluster (struct writer *w, const void *buf, struct guest_off offset,
                   bool *stored)
 {
   const uint64_t count = inside (w, offset.v);
-  const uint64_t cluster_size = w->disk->map.cluster_size;
+  const uint64_t cluster_size = qcow2_map (w->disk)->cluster_size;
   uint8_t *whole;
   int r;
 
@@ -245,7 +248,7 @@ is_plain (const struct writer *w, uint64_t cluster, bool *plain)
 
   *plain = false;
   for (; at.v < end; at.v += run.length) {
-    if (map_lookup (&w->disk->map, at, end - at.v, &run) == -1)
+    if (map_lookup (qcow2_map (w->disk), at, end - at.v, &run) == -1)
       return -1;
     if (run.kind == RUN_COMPRESSED || run.kind == RUN_DAMAGED)
       return 0;
@@ -267,7 +270,7 @@ recompress (struct packed *p, struct codec *codec, uint8_t *buf, bool *stored)
     return -1;
   if (!plain)
     return 0;
-  memset (buf + count, 0, w->disk->map.cluster_size - count);
+  memset (buf + count, 0, qcow2_map (w->disk)->cluster_size - count);
   if (layer_read (w->disk, buf, count, offset) == -1 ||
       encode (p, codec, buf) == -1)
     return -1;
@@ -298,7 +301,7 @@ int
 compress_written (struct writer *w, struct guest_off offset, uint64_t count,
                   bool *stored)
 {
-  const uint64_t cluster_size = w->disk->map.cluster_size;
+  const uint64_t cluster_size = qcow2_map (w->disk)->cluster_size;
   const uint64_t cluster = offset.v & -cluster_size;
   uint64_t end = offset.v + count;
 

@@ -95,7 +95,7 @@ make_target (const struct map *m, const struct l2_entry *e)
 static inline const struct map *
 map_of (const struct step *s)
 {
-  return &s->w->disk->map;
+  return qcow2_map (s->w->disk);
 }
 
 /* The subclusters of the i-th cluster that the write touches. */
@@ -500,7 +500,7 @@ static int
 map_anew (struct writer *w, const uint8_t *buf, uint64_t count,
           struct guest_off offset, bool punch, uint64_t *done)
 {
-  const struct map *m = &w->disk->map;
+  const struct map *m = qcow2_map (w->disk);
   const unsigned cluster_bits = m->format.cluster_bits;
   const uint64_t slice_end = map_slice_end (m, offset);
   const uint64_t step_end = (offset.v + WRITER_MAX_STEP) & -m->cluster_size;
@@ -578,7 +578,7 @@ write_in_turn (struct writer *w, const uint8_t *buf, struct run *run,
                struct guest_off offset, bool punch, bool durable,
                uint64_t *done)
 {
-  const unsigned cluster_bits = w->disk->map.format.cluster_bits;
+  const unsigned cluster_bits = qcow2_map (w->disk)->format.cluster_bits;
   struct inflight_range range = {
     .first = offset.v >> cluster_bits,
     .last = (offset.v + run->length - 1) >> cluster_bits,
@@ -587,7 +587,7 @@ write_in_turn (struct writer *w, const uint8_t *buf, struct run *run,
 
   *done = 0;
   inflight_enter (&w->inflight, &range);
-  r = map_lookup (&w->disk->map, offset, run->length, run);
+  r = map_lookup (qcow2_map (w->disk), offset, run->length, run);
   if (r == 0 && is_in_place (run)) {
     r = write_in_place (w, buf, run, punch, durable);
     *done = run->length;
@@ -609,7 +609,7 @@ write_some (struct writer *w, const uint8_t *buf, uint64_t count,
   int r;
 
   *in_place = false;
-  r = map_lookup (&w->disk->map, offset, count, &run);
+  r = map_lookup (qcow2_map (w->disk), offset, count, &run);
   if (r == 0 && run.kind == RUN_DAMAGED) {
     if (!damage_is_new (w->disk->damage, run.host.v))
       error_set_repeated ();
@@ -634,7 +634,7 @@ write_some_compressed (struct writer *w, const uint8_t *buf, uint64_t count,
                        struct guest_off offset, bool fua, uint64_t *done,
                        bool *in_place)
 {
-  const uint64_t cluster_size = w->disk->map.cluster_size;
+  const uint64_t cluster_size = qcow2_map (w->disk)->cluster_size;
   const uint64_t left = cluster_size - (offset.v & (cluster_size - 1));
   const uint64_t n = count < left ? count : left;
   const bool whole = (offset.v & (cluster_size - 1)) == 0 &&

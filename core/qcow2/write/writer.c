@@ -170,7 +170,7 @@ add_l2_table (struct writer *w, const struct map_l1 *l1, struct again *again)
 static int
 add_l2_tables (struct writer *w)
 {
-  const struct map *m = &w->disk->map;
+  const struct map *m = qcow2_map (w->disk);
   const uint64_t per_slice = m->slice_bytes / sizeof (uint64_t);
   struct again again = { 0 };
   uint64_t i, empty = 0; /* entries in a row */
@@ -215,7 +215,7 @@ writer_open (const struct layer *disk, const struct header *h,
              const struct snapshots *snapshots,
              const struct writer_options *options)
 {
-  const struct map *m = &disk->map;
+  const struct map *m = qcow2_map (disk);
   struct writer *w;
 
   w = calloc (1, sizeof *w);
@@ -457,7 +457,7 @@ static int
 set_l1 (struct writer *w, const struct map_l1 *l1, struct host_off table,
         bool ordered, const struct freed *old)
 {
-  const uint32_t slice_bytes = w->disk->map.slice_bytes;
+  const uint32_t slice_bytes = qcow2_map (w->disk)->slice_bytes;
   const uint64_t word = table.v | QCOW2_ENTRY_COPIED;
   const struct change ch = {
     .slice.v = l1->place.v / slice_bytes * slice_bytes,
@@ -473,8 +473,8 @@ set_l1 (struct writer *w, const struct map_l1 *l1, struct host_off table,
   /* If a damaged image said that a snapshot's table is free, then it may be
    * that, and in the cache.
    */
-  cache_forget (w->disk->map.cache, w->disk->map.id, table,
-                w->disk->map.cluster_size, slice_bytes);
+  cache_forget (qcow2_map (w->disk)->cache, qcow2_map (w->disk)->id, table,
+                qcow2_map (w->disk)->cluster_size, slice_bytes);
   return writeback_change (&w->writeback, &ch, NULL);
 }
 
@@ -484,7 +484,7 @@ set_l1 (struct writer *w, const struct map_l1 *l1, struct host_off table,
 static int
 check_zero (struct writer *w, struct host_off table)
 {
-  const uint32_t bytes = w->disk->map.cluster_size;
+  const uint32_t bytes = qcow2_map (w->disk)->cluster_size;
   bool zero;
 
   if (storage_is_zero (w->disk->tables, table, bytes, &zero) == -1)
@@ -501,8 +501,8 @@ new_table (struct writer *w, const struct map_l1 *l1,
            const struct alloc_clusters *to)
 {
   const int r = to->zero ? check_zero (w, to->host)
-    : storage_zero (w->disk->tables, to->host, w->disk->map.cluster_size,
-                    false);
+    : storage_zero (w->disk->tables, to->host,
+                    qcow2_map (w->disk)->cluster_size, false);
 
   if (r == -1)
     return -1;
@@ -529,7 +529,7 @@ static int
 copy_table (struct writer *w, const struct map_l1 *l1,
             const struct alloc_clusters *to)
 {
-  const struct map *m = &w->disk->map;
+  const struct map *m = qcow2_map (w->disk);
   struct freed old = { .host = l1->table, .nr = 1, .is_table = true };
   uint64_t *words = malloc (m->cluster_size);
   uint64_t refcount;
@@ -584,13 +584,13 @@ writer_table (struct writer *w, struct guest_off offset,
   struct map_l1 l1;
   int r;
 
-  if (map_l1_entry (&w->disk->map, offset, &l1) == -1)
+  if (map_l1_entry (qcow2_map (w->disk), offset, &l1) == -1)
     return -1;
   *table = l1.table;
   if (l1.copied && l1.table.v != 0)
     return 0;
   pthread_mutex_lock (&w->tables);
-  r = map_l1_entry (&w->disk->map, offset, &l1);
+  r = map_l1_entry (qcow2_map (w->disk), offset, &l1);
   if (r == 0) {
     *table = l1.table;
     if (!l1.copied || l1.table.v == 0)

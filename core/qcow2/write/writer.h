@@ -29,7 +29,7 @@
 
 #include "base/coalesce.h"
 #include "base/inflight.h"
-#include "disk/layer.h"
+#include "qcow2/disk.h"
 #include "qcow2/header.h"
 #include "qcow2/snapshot.h"
 #include "qcow2/write/alloc.h"

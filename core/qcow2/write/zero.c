@@ -22,7 +22,7 @@ struct zeroing {
 static inline const struct map *
 map_of (const struct zeroing *z)
 {
-  return &z->w->disk->map;
+  return qcow2_map (z->w->disk);
 }
 
 static inline uint64_t
@@ -189,8 +189,11 @@ run_step (struct step *s, uint64_t *done)
       map_l2_entries (m, table, cluster, s->nr, &s->l2) == -1)
     return -1;
   for (i = 0; i < s->nr && s->bytes_freed < WRITER_MAX_STEP; ++i) {
-    if (map_l2_decode (m, &s->l2, i, &e) == -1)
-      return -1;
+    if (map_l2_decode (m, &s->l2, i, &e) == -1) {
+      if (i == 0)
+        return -1;
+      break; /* the next step will meet it */
+    }
     if (!(has_zero_flag (s->z) ? zero_entry_v3 : zero_entry_v2) (s, i, &e,
                                                                 both))
       break;
@@ -256,7 +259,9 @@ skip_zeros (const struct zeroing *z, uint64_t from, uint64_t to,
 
   r = map_lookup (map_of (z), at, to - from, &run);
   epoch_leave (z->w->disk->shared->epoch, token);
-  if (r == -1 || run.kind == RUN_DAMAGED)
+  if (r == 0 && run.kind == RUN_DAMAGED)
+    r = layer_damaged (z->w->disk, run.host);
+  if (r == -1)
     return -1;
   *length = 0;
   if (run.kind == RUN_ZERO_PLAIN ||
@@ -344,11 +349,13 @@ reads_as_zeros (const struct zeroing *z, uint64_t from, uint64_t to,
   int r = 0;
 
   *yes = true;
-  while (at.v < to && r == 0 && *yes) {
+  while (at.v < to && *yes) {
     const struct layer *owner;
     struct run run;
 
     r = layer_lookup (z->w->disk, at, to - at.v, &run, &owner);
+    if (r == -1) /* there may be no run */
+      break;
     *yes = run.kind == RUN_ZERO_PLAIN || run.kind == RUN_ZERO_ALLOC;
     at.v += run.length;
   }
@@ -403,14 +410,16 @@ granules_are_fast (const struct zeroing *z, uint64_t from, uint64_t to,
   /* Only of version 2, and of compressed clusters in part, is there doubt. */
   if (has_zero_flag (z) && !map_of (z)->format.extended_l2)
     at.v = to;
-  while (at.v < to && r == 0 && *fast) {
+  while (at.v < to && *fast) {
     struct run run;
 
     r = map_lookup (map_of (z), at, to - at.v, &run);
-    if (r == 0 && run.kind == RUN_COMPRESSED && has_zero_flag (z))
+    if (r == -1)
+      break;
+    if (run.kind == RUN_COMPRESSED && has_zero_flag (z))
       *fast = (at.v & mask) == 0 &&
         (run.length == mask + 1 || at.v + run.length == z->w->disk->size);
-    else if (r == 0 && !has_zero_flag (z))
+    else if (!has_zero_flag (z))
       *fast = !has_below (z, at.v) &&
         (run.kind == RUN_UNALLOCATED || z->may_trim);
     at.v += run.length;

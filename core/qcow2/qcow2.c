@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "disk/backing-name.h"
+#include "qcow2/compressed.h"
+#include "qcow2/disk.h"
+#include "qcow2/foreign.h"
+#include "qcow2/qcow2.h"
+
+_Static_assert (QCOW2_MAX_BACKING_NAME <= BACKING_NAME_MAX,
+                "each name that a header has can be parsed");
+
+static void
+no_memory (const struct storage *s)
+{
+  error_set (ENOMEM, "%s: out of memory", s->name);
+}
+
+int
+qcow2_read_header (struct storage *s, struct header *h)
+{
+  uint8_t start[QCOW2_HEADER_LENGTH_V2];
+  uint8_t *cluster;
+  size_t len;
+  int r = -1;
+
+  if (storage_read (s, start, sizeof start, (struct host_off) { 0 }) == -1)
+    return -1;
+  len = header_want (s->name, start, s->size);
+  if (len == 0) {
+    foreign_explain (s);
+    return -1;
+  }
+  cluster = malloc (len);
+  if (cluster == NULL) {
+    no_memory (s);
+    return -1;
+  }
+  if (storage_read (s, cluster, len, (struct host_off) { 0 }) == 0)
+    r = header_decode (s->name, cluster, len, s->size, h);
+  free (cluster);
+  return r;
+}
+
+static void
+debug_header (const struct storage *s, const struct header *h)
+{
+  debug_message ("%s: qcow2 version %" PRIu32 ", disk %" PRIu64 " bytes, "
+                 "clusters of %" PRIu64 " bytes%s%s%s%s, %" PRIu32
+                 " snapshots", s->name, h->version, h->disk_size,
+                 h->cluster_size, h->extended_l2 ? ", extended L2" : "",
+                 h->compression == COMPRESSION_ZSTD ? ", zstd" : "",
+                 h->incompatible & QCOW2_INCOMPAT_DIRTY ? ", dirty" : "",
+                 h->incompatible & QCOW2_INCOMPAT_CORRUPT ? ", corrupt" : "",
+                 h->nr_snapshots);
+}
+
+static struct layer *
+qcow2_open (struct storage *storage, unsigned id, struct shared *shared)
+{
+  struct qcow2_file *f = calloc (1, sizeof *f);
+  const struct header *h;
+
+  if (f == NULL) {
+    no_memory (storage);
+    return NULL;
+  }
+  h = &f->header;
+  if (qcow2_read_header (storage, &f->header) == -1) {
+    free (f);
+    return NULL;
+  }
+  pthread_mutex_init (&f->damage.lock, NULL);
+  f->layer.format = &qcow2_format;
+  f->layer.tables = f->layer.data = storage;
+  f->layer.size = h->disk_size;
+  f->layer.shared = shared;
+  f->layer.damage = &f->damage;
+  f->layer.backing_name = h->backing_name;
+  f->layer.backing_format = h->backing_format;
+  f->disk.compression = h->compression;
+  map_init (&f->disk.map, h, storage, id, shared->cache, h->l1_offset,
+            h->l1_size);
+  debug_header (storage, h);
+  return &f->layer;
+}
+
+static int
+qcow2_lookup (const struct layer *layer, struct guest_off offset, uint64_t max,
+              struct run *run)
+{
+  return map_lookup (qcow2_map (layer), offset, max, run);
+}
+
+static bool
+qcow2_warning (const struct layer *layer, char *text, size_t len)
+{
+  const struct header *h = &((const struct qcow2_file *) layer)->header;
+
+  if (h->l1_missing == 0)
+    return false;
+  snprintf (text, len, "%s: the L1 table at offset 0x%" PRIx64 " ends %" PRIu64
+            " bytes beyond the end of the file: what is missing is read as not "
+            "allocated", layer->tables->name, h->l1_offset.v, h->l1_missing);
+  return true;
+}
+
+static void
+qcow2_close (struct layer *layer)
+{
+  struct qcow2_file *f = qcow2_file (layer);
+
+  pthread_mutex_destroy (&f->damage.lock);
+  free (f);
+}
+
+const struct format_ops qcow2_format = {
+  .name = "qcow2",
+  .open = qcow2_open,
+  .lookup = qcow2_lookup,
+  .read_compressed = compressed_read,
+  .warning = qcow2_warning,
+  .close = qcow2_close,
+};
