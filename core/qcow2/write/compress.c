@@ -43,7 +43,7 @@ change_entry (const struct packed *p, struct map_l2 *l2,
               const struct l2_entry *old)
 {
   const struct map *m = map_of (p);
-  const uint64_t old_bytes = old->host.v == 0 ? 0
+  const uint64_t old_bytes = host_is_none (old->host) ? 0
     : old->kind == CLUSTER_COMPRESSED ? old->compressed_size
     : m->cluster_size;
   struct freed freed;

@@ -30,7 +30,7 @@
  * L2 is one of a single subcluster.
  */
 struct target {
-  struct host_off host;     /* 0: none */
+  struct host_off host;     /* or HOST_NONE */
   bool keep;                /* it may be written in place */
   bool compressed;
   uint32_t compressed_size;
@@ -88,7 +88,7 @@ make_target (const struct map *m, const struct l2_entry *e)
   case CLUSTER_INVALID:
     abort ();
   }
-  t.keep = t.host.v != 0 && e->copied && !t.compressed;
+  t.keep = !host_is_none (t.host) && e->copied && !t.compressed;
   return t;
 }
 
@@ -446,7 +446,7 @@ link_clusters (struct step *s)
 
   for (i = 0; i < s->nr; ++i) {
     encode_entry (s, i, words + (i << m->l2_word_bits));
-    if (!s->keep && s->target[i].host.v != 0)
+    if (!s->keep && !host_is_none (s->target[i].host))
       freed[ch.nr_freed++] = freed_of (s, &s->target[i]);
   }
   if (writer_check_freed (s->w, freed, ch.nr_freed) == -1)

@@ -140,7 +140,7 @@ zero_entry_v3 (struct step *s, uint64_t i, const struct l2_entry *e,
     if (range != all)
       return false;
     give_up (s, e);
-    host.v = 0;
+    host = HOST_NONE;
     allocated = all;
     break;
   case CLUSTER_INVALID:
@@ -149,9 +149,9 @@ zero_entry_v3 (struct step *s, uint64_t i, const struct l2_entry *e,
   /* What nothing lies below reads as zeros if it is unallocated. */
   zero |= below ? range : range & allocated;
   allocated &= ~range;
-  if (host.v != 0 && allocated == 0 && (s->z->may_trim || !e->copied)) {
+  if (!host_is_none (host) && allocated == 0 && (s->z->may_trim || !e->copied)) {
     give_up (s, e);
-    host.v = 0;
+    host = HOST_NONE;
   }
   entry_encode_l2 (&m->format, host, e->copied, allocated, zero, words);
   return true;
@@ -166,7 +166,7 @@ zero_entry_v2 (struct step *s, uint64_t i, const struct l2_entry *e,
 
   if (has_below (s->z, s->cluster + i * m->cluster_size) || !s->z->may_trim)
     return false;
-  if (e->host.v != 0)
+  if (!host_is_none (e->host))
     give_up (s, e);
   words[0] = words[1] = 0;
   return true;
