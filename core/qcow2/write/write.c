@@ -520,14 +520,6 @@ write_in_turn (struct writer *w, const uint8_t *buf, uint64_t count,
   return r;
 }
 
-/* What a write is about to do. */
-struct writing {
-  struct steps steps;
-  const uint8_t *buf; /* NULL: zeros */
-  unsigned flags;     /* as of disk_write */
-  bool all_in_place;  /* nothing else is to be flushed for all to be durable */
-};
-
 /* Look at what is there, and write it in place if that can be done at once:
  * *done is 0 where it can't.
  */
@@ -603,6 +595,14 @@ write_some_compressed (struct writer *w, const uint8_t *buf, uint64_t count,
   return 0;
 }
 
+/* A write, and what of it is left to be done. */
+struct writing {
+  struct steps steps;
+  const uint8_t *buf; /* NULL: zeros */
+  unsigned flags;     /* as of disk_write */
+  bool all_in_place;  /* nothing else is to be flushed for all to be durable */
+};
+
 static int
 write_next (struct steps *s, bool *remapped)
 {
@@ -611,10 +611,12 @@ write_next (struct steps *s, bool *remapped)
   const uint64_t count = s->end - s->at;
   uint64_t done;
   bool in_place;
+  const int r = s->w->compress_level != 0 && wr->buf != NULL
+    ? write_some_compressed (s->w, wr->buf, count, offset, wr->flags, &done,
+                             &in_place)
+    : write_some (s->w, wr->buf, count, offset, wr->flags, &done, &in_place);
 
-  if ((s->w->compress_level != 0 && wr->buf != NULL
-       ? write_some_compressed : write_some)
-      (s->w, wr->buf, count, offset, wr->flags, &done, &in_place) == -1)
+  if (r == -1)
     return -1;
   if (wr->buf != NULL)
     wr->buf += done;

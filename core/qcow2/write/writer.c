@@ -114,7 +114,7 @@ note_again (struct writer *w, struct again *again, struct host_off table)
 }
 
 static int
-compare_tables (const void *a, const void *b)
+compare_l2_tables (const void *a, const void *b)
 {
   const uint64_t *x = a, *y = b;
 
@@ -130,7 +130,7 @@ check_again (struct writer *w, const struct again *again)
   size_t i, n;
 
   if (again->nr > 1)
-    qsort (again->table, again->nr, sizeof again->table[0], compare_tables);
+    qsort (again->table, again->nr, sizeof again->table[0], compare_l2_tables);
   for (i = 0; i < again->nr; i += n) {
     const struct host_off table = { again->table[i] };
     uint64_t refcount;
@@ -263,7 +263,7 @@ writer_open (const struct layer *disk, const struct header *h,
 
 /* Write the header's feature bits, durably.  begin_lock held. */
 static int
-write_features (struct writer *w)
+write_feature_bits (struct writer *w)
 {
   const struct host_off at = { HEADER_FEATURES_OFFSET };
   uint8_t buf[HEADER_FEATURES_BYTES];
@@ -309,7 +309,7 @@ mark_corrupt (struct writer *w)
   if (w->header.version >= 3 &&
       !(w->header.incompatible & QCOW2_INCOMPAT_CORRUPT)) {
     w->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
-    (void) write_features (w); /* the error will be about the overlap */
+    (void) write_feature_bits (w); /* the error will be about the overlap */
   }
   pthread_mutex_unlock (&w->begin_lock);
 }
@@ -356,7 +356,7 @@ begin_writing (struct writer *w)
   if (lazy)
     h->incompatible |= QCOW2_INCOMPAT_DIRTY;
   w->dirty = lazy;
-  return write_features (w);
+  return write_feature_bits (w);
 }
 
 int
@@ -512,7 +512,7 @@ clear_copied (const struct map *m, uint64_t *words)
  * changed since the image was opened, so that it is on the disk as it is.
  */
 static int
-copy_table (struct writer *w, const struct map_l1 *l1,
+copy_l2_table (struct writer *w, const struct map_l1 *l1,
             const struct alloc_clusters *to)
 {
   const struct map *m = &w->disk->map;
@@ -542,7 +542,8 @@ copy_table (struct writer *w, const struct map_l1 *l1,
 
 /* tables is held. */
 static int
-make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
+make_l2_table (struct writer *w, const struct map_l1 *l1,
+               struct host_off *table)
 {
   struct alloc_clusters to;
   int r;
@@ -554,7 +555,7 @@ make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
     r = overlap_add (&w->overlap, writer_name (w), to.host, 1,
                      METADATA_L2); /* P1 */
   if (r == 0) {
-    r = l1->table.v == 0 ? new_table (w, l1, &to) : copy_table (w, l1, &to);
+    r = l1->table.v == 0 ? new_table (w, l1, &to) : copy_l2_table (w, l1, &to);
     if (r == -1)
       overlap_remove (&w->overlap, to.host, 1);
   }
@@ -581,13 +582,13 @@ writer_table (struct writer *w, struct guest_off offset,
   if (r == 0) {
     *table = l1.table;
     if (!l1.copied || l1.table.v == 0)
-      r = make_table (w, &l1, table);
+      r = make_l2_table (w, &l1, table);
   }
   pthread_mutex_unlock (&w->tables);
   return r;
 }
 
-/* ------------------------------------------------------------------ writebacks */
+/* ----------------------------------------------------------------- flushing */
 
 int
 writer_flush (struct writer *w)
@@ -611,7 +612,7 @@ clear_dirty (struct writer *w)
     return 0;
   pthread_mutex_lock (&w->begin_lock);
   w->header.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
-  r = write_features (w);
+  r = write_feature_bits (w);
   pthread_mutex_unlock (&w->begin_lock);
   return r;
 }
