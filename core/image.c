@@ -710,8 +710,9 @@ write_or_zero (struct image *im, const uint8_t *p, uint64_t count,
     const uint64_t n = same_kind (im, p, count, offset, &zero);
     const int r = zero
       ? disk_zero (im->writer, n, offset,
-                   im->detect_zeroes == DETECT_ZEROES_UNMAP, false, false)
-      : disk_write (im->writer, p, n, offset, false, false);
+                   im->detect_zeroes == DETECT_ZEROES_UNMAP
+                   ? DISK_MAY_TRIM : 0)
+      : disk_write (im->writer, p, n, offset, 0);
 
     if (r == -1)
       return -1;
@@ -722,17 +723,23 @@ write_or_zero (struct image *im, const uint8_t *p, uint64_t count,
   return 0;
 }
 
+static unsigned
+disk_flags (unsigned flags)
+{
+  return (flags & IMAGE_FUA ? DISK_FUA : 0) |
+    (flags & IMAGE_MAY_TRIM ? DISK_MAY_TRIM : 0) |
+    (flags & IMAGE_FAST ? DISK_FAST : 0);
+}
+
 static int
 write_request (struct image *im, const void *buf, uint64_t count,
                struct guest_off offset, unsigned flags)
 {
-  const bool fua = (flags & IMAGE_FUA) != 0;
-
   if (im->detect_zeroes == DETECT_ZEROES_OFF)
-    return disk_write (im->writer, buf, count, offset, false, fua);
+    return disk_write (im->writer, buf, count, offset, disk_flags (flags));
   if (write_or_zero (im, buf, count, offset) == -1)
     return -1;
-  return fua ? writer_flush (im->writer) : 0;
+  return flags & IMAGE_FUA ? writer_flush (im->writer) : 0;
 }
 
 int
@@ -751,10 +758,7 @@ image_zero (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
   const unsigned token = gate_enter (&im->gate);
-  const int r = disk_zero (im->writer, count, offset,
-                           (flags & IMAGE_MAY_TRIM) != 0,
-                           (flags & IMAGE_FAST) != 0,
-                           (flags & IMAGE_FUA) != 0);
+  const int r = disk_zero (im->writer, count, offset, disk_flags (flags));
 
   gate_leave (&im->gate, token);
   return no_space_once (im, r);
@@ -765,8 +769,7 @@ image_trim (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
   const unsigned token = gate_enter (&im->gate);
-  const int r = disk_trim (im->writer, count, offset,
-                           (flags & IMAGE_FUA) != 0);
+  const int r = disk_trim (im->writer, count, offset, disk_flags (flags));
 
   gate_leave (&im->gate, token);
   return no_space_once (im, r);

@@ -10,6 +10,15 @@ is_aligned (const struct entry_format *f, uint64_t offset)
   return (offset & ((UINT64_C (1) << f->cluster_bits) - 1)) == 0;
 }
 
+/* The cluster that an entry's first word points to, aligned or not. */
+static inline struct host_off
+cluster_of (uint64_t word)
+{
+  const struct host_off host = { word & QCOW2_ENTRY_OFFSET_MASK };
+
+  return host.v != 0 ? host : HOST_NONE;
+}
+
 /* Spec: Compressed Clusters Descriptor.  Its last bits below 62 count
  * the sectors that follow the one which holds the offset.
  */
@@ -27,7 +36,7 @@ decode_compressed (const struct entry_format *f, uint64_t word)
   const uint64_t offset = word & ((UINT64_C (1) << offset_bits) - 1);
   const uint64_t sectors =
     (word >> offset_bits & ((UINT64_C (1) << size_bits) - 1)) + 1;
-  struct l2_entry e = { .kind = CLUSTER_COMPRESSED };
+  struct l2_entry e = { .kind = CLUSTER_COMPRESSED, .host = HOST_NONE };
 
   if (offset >> 56 != 0 || offset == 0) {
     e.kind = CLUSTER_INVALID;
@@ -44,14 +53,15 @@ decode_extended (const struct entry_format *f, uint64_t word, uint64_t bitmap)
 {
   struct l2_entry e = {
     .kind = CLUSTER_SUBCLUSTERS,
-    .host.v = word & QCOW2_ENTRY_OFFSET_MASK,
+    .host = cluster_of (word),
     .allocated = bitmap & UINT32_MAX,
     .zero = bitmap >> 32,
     .copied = (word & QCOW2_ENTRY_COPIED) != 0,
   };
 
-  if ((e.allocated & e.zero) != 0 || !is_aligned (f, e.host.v) ||
-      (e.allocated != 0 && e.host.v == 0))
+  if ((e.allocated & e.zero) != 0 ||
+      !is_aligned (f, word & QCOW2_ENTRY_OFFSET_MASK) ||
+      (e.allocated != 0 && host_is_none (e.host)))
     e.kind = CLUSTER_INVALID;
   /* The uniform cases are the common ones: spare the walk over the bits. */
   else if (e.allocated == UINT32_MAX)
@@ -71,14 +81,14 @@ entry_decode_l2 (const struct entry_format *f, uint64_t word, uint64_t bitmap)
   if (f->extended_l2)
     return decode_extended (f, word, bitmap);
 
-  e.host.v = word & QCOW2_ENTRY_OFFSET_MASK;
+  e.host = cluster_of (word);
   e.copied = (word & QCOW2_ENTRY_COPIED) != 0;
-  if (!is_aligned (f, e.host.v))
+  if (!is_aligned (f, word & QCOW2_ENTRY_OFFSET_MASK))
     e.kind = CLUSTER_INVALID;
   else if (word & QCOW2_L2_ZERO)
     e.kind = f->version < 3 ? CLUSTER_INVALID
-      : e.host.v != 0 ? CLUSTER_ZERO_ALLOC : CLUSTER_ZERO_PLAIN;
-  else if (e.host.v != 0)
+      : host_is_none (e.host) ? CLUSTER_ZERO_PLAIN : CLUSTER_ZERO_ALLOC;
+  else if (!host_is_none (e.host))
     e.kind = CLUSTER_STANDARD;
   return e;
 }
@@ -112,9 +122,9 @@ entry_encode_l2 (const struct entry_format *f, struct host_off host,
                  bool copied, uint32_t allocated, uint32_t zero,
                  uint64_t words[2])
 {
-  words[0] = host.v;
-  if (host.v != 0 && copied)
-    words[0] |= QCOW2_ENTRY_COPIED;
+  words[0] = 0;
+  if (!host_is_none (host))
+    words[0] = host.v | (copied ? QCOW2_ENTRY_COPIED : 0);
   words[1] = 0;
   if (f->extended_l2)
     words[1] = (uint64_t) zero << 32 | allocated;

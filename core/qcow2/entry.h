@@ -32,8 +32,9 @@ enum cluster_kind {
 
 struct l2_entry {
   enum cluster_kind kind;
-  /* STANDARD, ZERO_ALLOC, SUBCLUSTERS: the host cluster; SUBCLUSTERS may
-   * have none (0).  COMPRESSED: the first byte of the compressed data.
+  /* STANDARD, ZERO_ALLOC, SUBCLUSTERS: the host cluster; SUBCLUSTERS, and
+   * UNALLOCATED with extended L2, may have one or HOST_NONE.  COMPRESSED: the
+   * first byte of the compressed data.  ZERO_PLAIN: HOST_NONE.
    */
   struct host_off host;
   uint32_t compressed_size; /* bytes at most: the format overstates it */
@@ -52,8 +53,8 @@ extern struct l2_entry entry_decode_l2 (const struct entry_format *f,
 extern const char *entry_why (const struct entry_format *f, uint64_t word,
                               uint64_t bitmap);
 
-/* The two words of an entry without compressed data.  host 0 is none; copied
- * says that nothing else refers to that host cluster.  Without extended L2
+/* The two words of an entry without compressed data.  host may be HOST_NONE;
+ * copied says that nothing else refers to that host cluster.  Without extended L2
  * only bit 0 of the bitmaps counts, and the second word is 0.  Spec: Standard
  * Cluster Descriptor, Extended L2 Entries.
  */
@@ -104,7 +105,7 @@ entry_subcluster (const struct l2_entry *e, unsigned i)
   if (e->allocated >> i & 1)
     return CLUSTER_STANDARD;
   if (e->zero >> i & 1)
-    return e->host.v != 0 ? CLUSTER_ZERO_ALLOC : CLUSTER_ZERO_PLAIN;
+    return host_is_none (e->host) ? CLUSTER_ZERO_PLAIN : CLUSTER_ZERO_ALLOC;
   return CLUSTER_UNALLOCATED;
 }
 

@@ -459,7 +459,7 @@ map_l2_decode (const struct map *m, const struct map_l2 *l2, unsigned i,
     damaged (m, "L2", place, word, entry_why (&m->format, word, bitmap), &run);
     return -1;
   }
-  if (e->host.v != 0 && map_is_beyond (m, e->host)) {
+  if (!host_is_none (e->host) && map_is_beyond (m, e->host)) {
     damaged (m, "L2", place, word, cluster_beyond, &run);
     return -1;
   }

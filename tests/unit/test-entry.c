@@ -133,6 +133,8 @@ compare (const struct entry_format *f, uint64_t word, uint64_t bitmap)
   }
   if (e.kind == CLUSTER_SUBCLUSTERS)
     CHECK_EQ (e.allocated & e.zero, 0);
+  if (e.kind != CLUSTER_INVALID && !(word & QCOW2_L2_COMPRESSED))
+    CHECK_EQ (host_is_none (e.host), (word & QCOW2_ENTRY_OFFSET_MASK) == 0);
   /* The uniform extended ones have all their subclusters alike. */
   if (f->extended_l2 && (e.kind == CLUSTER_STANDARD ||
                          e.kind == CLUSTER_UNALLOCATED)) {
@@ -371,7 +373,8 @@ test_encode (void)
 
   for (i = 0; i < 200000; ++i) {
     const bool copied = random_below (&state, 2);
-    struct host_off host = { 0 };
+    struct host_off host = HOST_NONE;
+    bool has_host;
     uint32_t allocated = 0, zero = 0;
     struct l2_entry e;
 
@@ -380,13 +383,16 @@ test_encode (void)
     if (random_below (&state, 4))
       host.v = (random_next (&state) & QCOW2_ENTRY_OFFSET_MASK) >>
         f.cluster_bits << f.cluster_bits;
+    if (host.v == 0) /* which is a place in files of data alone */
+      host = HOST_NONE;
+    has_host = !host_is_none (host);
     if (f.extended_l2) {
-      allocated = host.v != 0 ? random_next (&state) : 0;
+      allocated = has_host ? random_next (&state) : 0;
       zero = random_next (&state) & ~allocated;
     }
     else {
       zero = random_below (&state, 2);
-      allocated = host.v != 0 && !zero;
+      allocated = has_host && !zero;
     }
     words[0] = words[1] = UINT64_MAX;
     entry_encode_l2 (&f, host, copied, allocated, zero, words);
@@ -394,7 +400,7 @@ test_encode (void)
                            (f.extended_l2 ? 0 : QCOW2_L2_ZERO)), 0);
     e = entry_decode_l2 (&f, words[0], words[1]);
     CHECK_EQ (e.host.v, host.v);
-    CHECK_EQ (e.copied, copied && host.v != 0);
+    CHECK_EQ (e.copied, copied && has_host);
     if (f.extended_l2) {
       CHECK_EQ (e.allocated, allocated);
       CHECK_EQ (e.zero, zero);
@@ -402,9 +408,9 @@ test_encode (void)
       continue;
     }
     CHECK_EQ (words[1], 0);
-    CHECK_EQ (e.kind, zero ? host.v != 0 ? CLUSTER_ZERO_ALLOC
+    CHECK_EQ (e.kind, zero ? has_host ? CLUSTER_ZERO_ALLOC
               : CLUSTER_ZERO_PLAIN
-              : host.v != 0 ? CLUSTER_STANDARD : CLUSTER_UNALLOCATED);
+              : has_host ? CLUSTER_STANDARD : CLUSTER_UNALLOCATED);
   }
 }
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* A cluster is compressed by the thread that its request came on, so that
- * requests at one time use all CPUs.  Then, as for any write that maps anew:
- * take room, write, change the entry.  That is always ordered behind data and
- * refcounts (I5): the room is in clusters that hold other clusters' data, and
- * are never known to be zeros.
+ * requests at one time use all CPUs.  Then, as for any write that changes a
+ * mapping: take room, write, change the entry.  That is always ordered behind
+ * data and refcounts (R4): the room is in clusters that hold other clusters'
+ * data, and are never known to be zeros.
  *
  * What comes in requests smaller than a cluster is written as it is, and
  * compressed when its cluster is complete.  Nothing that was answered waits in
@@ -22,6 +22,7 @@
 #include "disk/read.h"
 #include "qcow2/codec.h"
 #include "qcow2/write/compress.h"
+#include "qcow2/write/remap.h"
 
 /* A cluster, compressed. */
 struct packed {
@@ -29,111 +30,41 @@ struct packed {
   uint64_t cluster; /* the guest offset */
   const void *data;
   uint32_t bytes;
-  struct host_off host;
 };
 
-static inline const struct map *
-map_of (const struct packed *p)
-{
-  return qcow2_map (p->w->disk);
-}
-
 static int
-change_entry (const struct packed *p, struct map_l2 *l2,
-              const struct l2_entry *old)
+write_packed (const struct packed *p, struct remap *r, struct host_off host)
 {
-  const struct map *m = map_of (p);
-  const uint64_t old_bytes = old->host.v == 0 ? 0
-    : old->kind == CLUSTER_COMPRESSED ? old->compressed_size
-    : m->cluster_size;
-  struct freed freed;
-  uint64_t words[2];
-  const struct change ch = {
-    .slice = l2->slice,
-    .first = l2->first_word,
-    .nr = 1U << m->l2_word_bits,
-    .words = words,
-    .order = CACHE_SECOND,
-    .ordered = true,
-    .freed = &freed,
-    .nr_freed = old_bytes > 0,
-  };
-
-  entry_encode_compressed (&m->format, p->host, p->bytes, words);
-  if (ch.nr_freed > 0)
-    freed = writer_references (m, old->host, old_bytes,
-                               old->kind != CLUSTER_COMPRESSED &&
-                               !old->copied);
-  if (writer_check_freed (p->w, &freed, ch.nr_freed) == -1)
-    return -1;
-  return writeback_change (&p->w->writeback, &ch, NULL);
-}
-
-static int
-write_and_link (const struct packed *p, struct map_l2 *l2,
-                const struct l2_entry *old)
-{
-  if (writer_check_overlap (p->w, p->host, p->bytes) == -1 ||
-      storage_write (p->w->disk->tables, p->data, p->bytes, p->host) == -1)
+  if (writer_check_overlap (p->w, host, p->bytes) == -1 ||
+      storage_write (p->w->disk->tables, p->data, p->bytes, host) == -1)
     return -1;
   writeback_note_data (&p->w->writeback);
-  return change_entry (p, l2, old);
+  remap_set_compressed (r, 0, host, p->bytes);
+  return 0;
 }
 
-/* The room was not mapped. */
-static void
-give_back (const struct packed *p)
-{
-  const struct freed lost =
-    writer_references (map_of (p), p->host, p->bytes, false);
-
-  (void) writeback_free (&p->w->writeback, &lost, 1); /* or leaked */
-}
-
-/* The cluster's range is entered. */
+/* The cluster's range is entered, and is left by this. */
 static int
-store (struct packed *p, bool *stored)
+store_packed (const struct packed *p, struct remap *r, bool *stored)
 {
-  const struct guest_off offset = { p->cluster };
-  struct host_off table;
+  struct host_off host;
   struct l2_entry old;
-  struct map_l2 l2;
-  int r = 0;
+  bool fits;
 
-  if (writer_table (p->w, offset, &table) == -1 ||
-      map_l2_entries (map_of (p), table, offset, 1, &l2) == -1 ||
-      map_l2_decode (map_of (p), &l2, 0, &old) == -1 ||
-      writer_take_bytes (p->w, p->bytes, &p->host) == -1)
+  if (remap_find (r) == -1 || remap_entry (r, 0, &old) == -1 ||
+      remap_take_bytes (r, p->bytes, &host) == -1)
+    goto fail;
+  fits = entry_compressed_fits (&qcow2_map (p->w->disk)->format, host);
+  if (fits && write_packed (p, r, host) == -1)
+    goto fail;
+  if (remap_end (r, true) == -1)
     return -1;
-  if (entry_compressed_fits (&map_of (p)->format, p->host)) {
-    r = write_and_link (p, &l2, &old);
-    *stored = r == 0;
-  }
-  if (!*stored)
-    give_back (p);
-  return r;
-}
+  *stored = fits;
+  return 0;
 
-/* A thread's turn at a cluster. */
-struct turn {
-  struct inflight_range range;
-  unsigned token;
-};
-
-static void
-begin_turn (struct writer *w, struct turn *t, uint64_t cluster)
-{
-  t->range.first = t->range.last =
-    cluster >> qcow2_map (w->disk)->format.cluster_bits;
-  t->token = epoch_enter (w->disk->shared->epoch);
-  inflight_enter (&w->inflight, &t->range);
-}
-
-static void
-end_turn (struct writer *w, struct turn *t)
-{
-  inflight_leave (&w->inflight, &t->range);
-  epoch_leave (w->disk->shared->epoch, t->token);
+ fail:
+  remap_abort (r);
+  return -1;
 }
 
 /* ---------------------------------------------------------------- encoding */
@@ -154,8 +85,7 @@ encode (struct packed *p, struct codec *codec, const void *in)
 
   if (out == NULL)
     return -1;
-  n = codec_encode (codec, qcow2_disk (disk)->compression,
-                    p->w->compress_level, in,
+  n = codec_encode (codec, qcow2_disk (disk)->compression, p->w->compress_level, in,
                     cluster_size, out,
                     cluster_size - cluster_size / LEAST_GAIN);
   if (n == -1)
@@ -181,8 +111,15 @@ inside (const struct writer *w, uint64_t cluster)
 {
   const uint64_t left = w->disk->size - cluster;
 
-  return left < qcow2_map (w->disk)->cluster_size
-    ? left : qcow2_map (w->disk)->cluster_size;
+  return left < qcow2_map (w->disk)->cluster_size ? left : qcow2_map (w->disk)->cluster_size;
+}
+
+static void
+enter_cluster (struct remap *r, const struct packed *p)
+{
+  const struct guest_off offset = { p->cluster };
+
+  remap_enter (r, p->w, offset, p->cluster + inside (p->w, p->cluster));
 }
 
 /* --------------------------------------------------------- what is written */
@@ -196,16 +133,15 @@ compress_whole (struct writer *w, const void *whole, uint64_t cluster,
 {
   struct packed p = { .w = w, .cluster = cluster };
   struct codec *codec = codec_get (w->disk->shared->codecs);
-  struct turn turn;
+  struct remap remap;
   int r;
 
   if (codec == NULL)
     return -1;
   r = encode (&p, codec, whole);
   if (r == 0 && p.bytes > 0) {
-    begin_turn (w, &turn, cluster);
-    r = store (&p, stored);
-    end_turn (w, &turn);
+    enter_cluster (&remap, &p);
+    r = store_packed (&p, &remap, stored);
   }
   codec_put (w->disk->shared->codecs, codec);
   return r;
@@ -257,9 +193,11 @@ is_plain (const struct writer *w, uint64_t cluster, bool *plain)
   return 0;
 }
 
-/* The cluster's range is entered: nobody changes what is read. */
+/* Read the cluster, and encode it, if that is of use: else p->bytes is 0.  Its
+ * range is entered: nobody changes what is read.
+ */
 static int
-recompress (struct packed *p, struct codec *codec, uint8_t *buf, bool *stored)
+encode_written (struct packed *p, struct codec *codec, uint8_t *buf)
 {
   struct writer *w = p->w;
   const struct guest_off offset = { p->cluster };
@@ -271,10 +209,9 @@ recompress (struct packed *p, struct codec *codec, uint8_t *buf, bool *stored)
   if (!plain)
     return 0;
   memset (buf + count, 0, qcow2_map (w->disk)->cluster_size - count);
-  if (layer_read (w->disk, buf, count, offset) == -1 ||
-      encode (p, codec, buf) == -1)
+  if (layer_read (w->disk, buf, count, offset) == -1)
     return -1;
-  return p->bytes == 0 ? 0 : store (p, stored);
+  return encode (p, codec, buf);
 }
 
 static int
@@ -283,13 +220,16 @@ compress_again (struct writer *w, uint64_t cluster, bool *stored)
   struct packed p = { .w = w, .cluster = cluster };
   struct codec *codec = codec_get (w->disk->shared->codecs);
   uint8_t *buf = cluster_buffer (w);
-  struct turn turn;
+  struct remap remap;
   int r = -1;
 
   if (codec != NULL && buf != NULL) {
-    begin_turn (w, &turn, cluster);
-    r = recompress (&p, codec, buf, stored);
-    end_turn (w, &turn);
+    enter_cluster (&remap, &p);
+    r = encode_written (&p, codec, buf);
+    if (r == 0 && p.bytes > 0)
+      r = store_packed (&p, &remap, stored);
+    else
+      remap_abort (&remap);
   }
   free (buf);
   if (codec != NULL)

@@ -375,7 +375,8 @@ finish_step (struct leaks *l)
 static int
 give_up (struct leaks *l, const struct freed *run)
 {
-  if (writer_begin (l->w) == -1 || writeback_free (&l->w->writeback, run, 1) == -1)
+  if (writer_begin (l->w, (struct guest_off) { 0 }, 0) == -1 ||
+      writeback_free (&l->w->writeback, run, 1) == -1)
     return -1;
   l->freed += run->nr;
   l->waiting += run->bytes;

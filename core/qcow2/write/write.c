@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* A write goes in place where nothing else refers to the host cluster.
- * Elsewhere it maps clusters anew, those of one slice of an L2 table at a
- * time, in this order:
+ * Elsewhere its clusters get new entries, in steps (qcow2/write/remap.h), each
+ * in this order:
  *
- *  1. enter the range of guest clusters, so that nobody else maps them;
- *  2. take host clusters, unless the old ones can be kept;
- *  3. write the data, and the fill: what the guest sees in the rest of the
+ *  1. take host clusters, unless the old ones can be kept;
+ *  2. write the data, and the fill: what the guest sees in the rest of the
  *     subclusters (clusters, without extended L2) that are allocated by it;
- *  4. change the L2 entries, giving up the old clusters.
+ *  3. change the L2 entries, giving up the old clusters.
  *
  * The change is ordered behind data and refcounts (I5), but where all that
  * was there before, and all that is in the host cluster without the data,
@@ -17,41 +16,40 @@
 
 #include <config.h>
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
 #include "base/error.h"
 #include "disk/read.h"
 #include "qcow2/write/compress.h"
+#include "qcow2/write/remap.h"
+#include "qcow2/write/steps.h"
 #include "qcow2/write/write.h"
 
 /* What an entry says, in one form for all kinds: a cluster without extended
  * L2 is one of a single subcluster.
  */
 struct target {
-  struct host_off host;     /* 0: none */
+  struct host_off host;     /* or HOST_NONE */
   bool keep;                /* it may be written in place */
-  bool compressed;
-  uint32_t compressed_size;
   uint32_t allocated, zero; /* bitmaps */
 };
 
-/* A write that maps clusters anew. */
-struct step {
+/* A step of a write that changes mappings. */
+struct write_step {
   struct writer *w;
   const uint8_t *buf; /* NULL: zeros */
-  bool punch;
+  unsigned flags;     /* as of disk_write */
   struct guest_off start;
-  uint64_t end;     /* of the guest's bytes */
-  uint64_t cluster; /* the guest offset of the first cluster */
-  uint64_t nr;      /* clusters */
-  struct map_l2 l2;
+  uint64_t end;       /* of the guest's bytes */
+  uint64_t cluster;   /* the guest offset of the first cluster */
+  uint64_t nr;        /* clusters */
+  struct remap *remap;
   struct target *target; /* nr */
 
   struct host_off host; /* of the first cluster; contiguous */
   bool keep;            /* all targets' host clusters are kept */
-  bool zero, durable;   /* see alloc_clusters; false if kept */
+  bool zero, durable;   /* see struct placed; false if kept */
   bool was_zero;        /* all of the clusters read as zeros before */
 };
 
@@ -81,28 +79,27 @@ make_target (const struct map *m, const struct l2_entry *e)
     t.zero = e->zero;
     break;
   case CLUSTER_COMPRESSED:
-    t.compressed = true;
-    t.compressed_size = e->compressed_size;
     t.allocated = all_subclusters (m);
     break;
   case CLUSTER_INVALID:
     abort ();
   }
-  t.keep = t.host.v != 0 && e->copied && !t.compressed;
+  t.keep = !host_is_none (t.host) && e->copied &&
+    e->kind != CLUSTER_COMPRESSED;
   return t;
 }
 
 static inline const struct map *
-map_of (const struct step *s)
+write_map (const struct write_step *s)
 {
   return qcow2_map (s->w->disk);
 }
 
 /* The subclusters of the i-th cluster that the write touches. */
 static uint32_t
-touched (const struct step *s, uint64_t i)
+touched (const struct write_step *s, uint64_t i)
 {
-  const struct map *m = map_of (s);
+  const struct map *m = write_map (s);
   const uint64_t cluster = s->cluster + i * m->cluster_size;
   const uint64_t from = s->start.v > cluster ? s->start.v - cluster : 0;
   const uint64_t to = s->end - cluster < m->cluster_size
@@ -117,7 +114,7 @@ touched (const struct step *s, uint64_t i)
  * replaced all that were.
  */
 static uint32_t
-allocated_after (const struct step *s, uint64_t i)
+allocated_after (const struct write_step *s, uint64_t i)
 {
   return s->target[i].allocated | touched (s, i);
 }
@@ -128,16 +125,16 @@ allocated_after (const struct step *s, uint64_t i)
  * of all are kept, and contiguous, or those of none.
  */
 static int
-decode_targets (struct step *s)
+decode_targets (struct write_step *s)
 {
-  const struct map *m = map_of (s);
+  const struct map *m = write_map (s);
   uint64_t i;
 
   for (i = 0; i < s->nr; ++i) {
     struct target *t = &s->target[i];
     struct l2_entry e;
 
-    if (map_l2_decode (m, &s->l2, i, &e) == -1) {
+    if (remap_entry (s->remap, i, &e) == -1) {
       if (i == 0)
         return -1;
       break; /* the next step will meet it */
@@ -157,18 +154,18 @@ decode_targets (struct step *s)
  * mapped it meanwhile.
  */
 static bool
-is_mapped (const struct step *s)
+is_mapped (const struct write_step *s)
 {
   return s->keep && (touched (s, 0) & ~s->target[0].allocated) == 0;
 }
 
 /* Whether the clusters read as zeros now. */
 static int
-look_for_zeros (struct step *s)
+look_for_zeros (struct write_step *s)
 {
   const struct layer *disk = s->w->disk;
   struct guest_off at = { s->cluster };
-  uint64_t end = s->cluster + s->nr * map_of (s)->cluster_size;
+  uint64_t end = s->cluster + s->nr * write_map (s)->cluster_size;
 
   if (end > disk->size)
     end = disk->size;
@@ -186,34 +183,24 @@ look_for_zeros (struct step *s)
   return 0;
 }
 
-/* Whose neighbours host clusters should be.  Most of what is written is stored
- * elsewhere while clusters are compressed: what is set apart would be left over.
- */
-static inline uint64_t
-neighbours (const struct step *s)
-{
-  return s->w->compress_level != 0 ? ALLOC_NO_GUEST
-    : s->cluster >> map_of (s)->format.cluster_bits;
-}
-
 /* Where the host clusters are: sets host, zero, durable; and fewer clusters
  * if there are not so many in a row.
  */
 static int
-choose_host (struct step *s)
+choose_host (struct write_step *s)
 {
-  const struct map *m = map_of (s);
-  struct alloc_clusters c;
+  const struct map *m = write_map (s);
+  struct placed p;
 
   if (s->keep)
     s->host = s->target[0].host;
   else {
-    if (writer_take (s->w, neighbours (s), s->nr, &c) == -1)
+    if (remap_take (s->remap, 0, s->nr, &p) == -1)
       return -1;
-    s->host = c.host;
-    s->nr = c.nr;
-    s->zero = c.zero && storage_holes_read_zero (s->w->disk->data);
-    s->durable = c.durable;
+    s->host = p.host;
+    s->nr = p.nr;
+    s->zero = p.zero;
+    s->durable = p.durable;
   }
   if (s->end > s->cluster + s->nr * m->cluster_size)
     s->end = s->cluster + s->nr * m->cluster_size;
@@ -223,14 +210,14 @@ choose_host (struct step *s)
 /* --------------------------------------------------------------------- data */
 
 static inline struct host_off
-host_of (const struct step *s, uint64_t guest)
+host_of (const struct write_step *s, uint64_t guest)
 {
   return (struct host_off) { s->host.v + (guest - s->cluster) };
 }
 
 /* What the guest sees in this range now; zeros past the disk's end. */
 static int
-read_fill (const struct step *s, uint8_t *buf, uint64_t from, uint64_t to)
+read_fill (const struct write_step *s, uint8_t *buf, uint64_t from, uint64_t to)
 {
   const struct layer *disk = s->w->disk;
   const struct guest_off at = { from };
@@ -248,9 +235,9 @@ struct fill {
 };
 
 static struct fill
-plan_fill (const struct step *s)
+plan_fill (const struct write_step *s)
 {
-  const struct map *m = map_of (s);
+  const struct map *m = write_map (s);
   const uint64_t size = UINT64_C (1) << m->subcluster_bits;
   const uint64_t last = s->nr - 1;
   const uint64_t first_bit =
@@ -270,12 +257,13 @@ plan_fill (const struct step *s)
 
 /* Write data without a buffer: zeros. */
 static int
-write_zeros (struct step *s)
+write_zero_data (struct write_step *s)
 {
   if (s->zero)
     return 0;
   return storage_zero (s->w->disk->data, host_of (s, s->start.v),
-                       s->end - s->start.v, s->punch);
+                       s->end - s->start.v,
+                       (s->flags & DISK_PUNCH) != 0);
 }
 
 /* Data of up to this is read as well, with the fills around it, and then
@@ -285,7 +273,7 @@ write_zeros (struct step *s)
 
 /* Read the fills into a buffer for everything from f->from to f->to. */
 static int
-read_fills (const struct step *s, const struct fill *f, uint8_t *buf)
+read_fills (const struct write_step *s, const struct fill *f, uint8_t *buf)
 {
   const uint64_t head = s->start.v - f->from, count = s->end - s->start.v;
 
@@ -300,7 +288,7 @@ read_fills (const struct step *s, const struct fill *f, uint8_t *buf)
 
 /* Write the data, in the middle, and its fills: in one go. */
 static int
-write_filled (struct step *s, const struct fill *f)
+write_filled (struct write_step *s, const struct fill *f)
 {
   struct storage *storage = s->w->disk->data;
   const uint64_t head = s->start.v - f->from, count = s->end - s->start.v;
@@ -327,14 +315,14 @@ write_filled (struct step *s, const struct fill *f)
 }
 
 static int
-write_data (struct step *s)
+write_data (struct write_step *s)
 {
   const struct fill f = plan_fill (s);
 
   if (f.from != s->start.v || f.to != s->end)
     return write_filled (s, &f);
   if (s->buf == NULL)
-    return write_zeros (s);
+    return write_zero_data (s);
   return storage_write (s->w->disk->data, s->buf, s->end - s->start.v,
                         host_of (s, s->start.v));
 }
@@ -343,9 +331,9 @@ write_data (struct step *s)
  * the old host cluster to the new one.
  */
 static int
-carry_subclusters (struct step *s, uint64_t i)
+carry_subclusters (struct write_step *s, uint64_t i)
 {
-  const struct map *m = map_of (s);
+  const struct map *m = write_map (s);
   const uint64_t cluster = s->cluster + i * m->cluster_size;
   uint32_t left = s->target[i].allocated & ~touched (s, i);
   uint8_t *buf;
@@ -377,7 +365,7 @@ carry_subclusters (struct step *s, uint64_t i)
 
 /* Only the first and the last cluster can be written in part. */
 static int
-carry (struct step *s)
+carry (struct write_step *s)
 {
   if (s->keep || (s->zero && s->was_zero))
     return 0;
@@ -388,38 +376,13 @@ carry (struct step *s)
 
 /* ------------------------------------------------------------------ mapping */
 
-/* What a target's entry refers to, to be given up. */
-static struct freed
-freed_of (const struct step *s, const struct target *t)
-{
-  const struct map *m = map_of (s);
-
-  /* What only this disk has is kept, if it is not compressed. */
-  return t->compressed
-    ? writer_references (m, t->host, t->compressed_size, false)
-    : writer_references (m, t->host, m->cluster_size, true);
-}
-
-static void
-encode_entry (const struct step *s, uint64_t i, uint64_t *words)
-{
-  const struct map *m = map_of (s);
-  const struct host_off host = { s->host.v + i * m->cluster_size };
-  const uint32_t allocated = allocated_after (s, i);
-  uint64_t both[2];
-
-  entry_encode_l2 (&m->format, host, true, allocated,
-                   s->target[i].zero & ~allocated, both);
-  memcpy (words, both, sizeof *words << m->l2_word_bits);
-}
-
-/* I5.  Clusters that are zeros and were zeros need no order, if that is
+/* R4.  Clusters that are zeros and were zeros need no order, if that is
  * durable; nor do zeros written by mapping such clusters.
  */
 static bool
-needs_order (const struct step *s)
+needs_order (const struct write_step *s)
 {
-  const uint64_t bytes = s->nr * map_of (s)->cluster_size;
+  const uint64_t bytes = s->nr * write_map (s)->cluster_size;
 
   if (!s->zero || !s->durable)
     return true;
@@ -427,102 +390,66 @@ needs_order (const struct step *s)
     (s->buf != NULL || s->end - s->start.v < bytes);
 }
 
-static int
-link_clusters (struct step *s)
+static void
+link_clusters (struct write_step *s)
 {
-  const struct map *m = map_of (s);
-  struct freed freed[MAP_MAX_WORDS];
-  uint64_t words[MAP_MAX_WORDS];
-  struct change ch = {
-    .slice = s->l2.slice,
-    .first = s->l2.first_word,
-    .nr = s->nr << m->l2_word_bits,
-    .words = words,
-    .order = CACHE_SECOND,
-    .ordered = needs_order (s),
-    .freed = freed,
-  };
+  const uint64_t cluster_size = write_map (s)->cluster_size;
   uint64_t i;
 
   for (i = 0; i < s->nr; ++i) {
-    encode_entry (s, i, words + (i << m->l2_word_bits));
-    if (!s->keep && s->target[i].host.v != 0)
-      freed[ch.nr_freed++] = freed_of (s, &s->target[i]);
+    const struct host_off host = { s->host.v + i * cluster_size };
+    const uint32_t allocated = allocated_after (s, i);
+
+    remap_set (s->remap, i, host, true, allocated,
+               s->target[i].zero & ~allocated);
   }
-  if (writer_check_freed (s->w, freed, ch.nr_freed) == -1)
-    return -1;
-  return writeback_change (&s->w->writeback, &ch, NULL);
 }
 
 /* Write, then map. */
 static int
-write_and_link (struct step *s)
+write_and_link (struct write_step *s)
 {
-  if (writer_check_overlap (s->w, s->host,
-                            s->nr * map_of (s)->cluster_size) == -1 ||
+  if (choose_host (s) == -1 ||
+      writer_check_overlap (s->w, s->host,
+                            s->nr * write_map (s)->cluster_size) == -1 ||
       look_for_zeros (s) == -1 || carry (s) == -1 || write_data (s) == -1)
     return -1;
   writeback_note_data (&s->w->writeback);
-  return link_clusters (s);
-}
-
-/* The range is entered.  *done: the bytes written, 0 if they are mapped and
- * can be written in place.
- */
-static int
-run_step (struct step *s, uint64_t *done)
-{
-  const struct map *m = map_of (s);
-  const struct guest_off cluster = { s->cluster };
-  struct target target[MAP_MAX_WORDS];
-  struct host_off table;
-
-  *done = 0;
-  s->target = target;
-  if (writer_table (s->w, s->start, &table) == -1 ||
-      map_l2_entries (m, table, cluster, s->nr, &s->l2) == -1 ||
-      decode_targets (s) == -1)
-    return -1;
-  if (is_mapped (s))
-    return 0;
-  if (choose_host (s) == -1)
-    return -1;
-  if (write_and_link (s) == -1) {
-    if (!s->keep)
-      alloc_give_back (&s->w->alloc, s->host, s->nr);
-    return -1;
-  }
-  *done = s->end - s->start.v;
+  link_clusters (s);
   return 0;
 }
 
+/* Write where mappings have to change.  *done: the bytes written, 0 if they are
+ * mapped by now and can be written in place.
+ */
 static int
-map_anew (struct writer *w, const uint8_t *buf, uint64_t count,
-          struct guest_off offset, bool punch, uint64_t *done)
+write_elsewhere (struct writer *w, const uint8_t *buf, uint64_t count,
+                 struct guest_off offset, unsigned flags, uint64_t *done)
 {
-  const struct map *m = qcow2_map (w->disk);
-  const unsigned cluster_bits = m->format.cluster_bits;
-  const uint64_t slice_end = map_slice_end (m, offset);
-  const uint64_t step_end = (offset.v + WRITER_MAX_STEP) & -m->cluster_size;
-  struct step s = {
-    .w = w, .buf = buf, .punch = punch, .start = offset,
-    .end = offset.v + count,
+  struct target target[MAP_MAX_WORDS];
+  struct remap remap;
+  struct write_step s = {
+    .w = w, .buf = buf, .flags = flags, .start = offset, .remap = &remap,
+    .target = target,
   };
-  struct inflight_range range;
+  bool mapped;
   int r;
 
-  if (s.end > slice_end)
-    s.end = slice_end;
-  if (s.end > step_end)
-    s.end = step_end;
-  range.first = offset.v >> cluster_bits;
-  range.last = (s.end - 1) >> cluster_bits;
-  s.cluster = range.first << cluster_bits;
-  s.nr = range.last - range.first + 1;
-  inflight_enter (&w->inflight, &range);
-  r = run_step (&s, done);
-  inflight_leave (&w->inflight, &range);
-  return r;
+  if (remap_begin (&remap, w, offset, offset.v + count) == -1)
+    return -1;
+  s.end = remap.to;
+  s.cluster = remap.cluster;
+  s.nr = remap.nr;
+  r = decode_targets (&s);
+  mapped = r == 0 && is_mapped (&s);
+  if (r == 0 && !mapped)
+    r = write_and_link (&s);
+  if (r == -1) {
+    remap_abort (&remap);
+    return -1;
+  }
+  *done = mapped ? 0 : s.end - s.start.v;
+  return remap_end (&remap, needs_order (&s));
 }
 
 /* ------------------------------------------------------------------ writing */
@@ -546,16 +473,17 @@ write_durably (struct writer *w, const struct run *run, const uint8_t *buf)
 
 static int
 write_in_place (struct writer *w, const uint8_t *buf, const struct run *run,
-                bool punch, bool durable)
+                unsigned flags)
 {
   struct storage *storage = w->disk->data;
 
   if (writer_check_overlap (w, run->host, run->length) == -1)
     return -1;
-  if (buf != NULL && durable)
+  if (buf != NULL && (flags & DISK_FUA))
     return write_durably (w, run, buf);
   if (buf == NULL) {
-    if (storage_zero (storage, run->host, run->length, punch) == -1)
+    if (storage_zero (storage, run->host, run->length,
+                      (flags & DISK_PUNCH) != 0) == -1)
       return -1;
   }
   else if (storage_write (storage, buf, run->length, run->host) == -1)
@@ -570,68 +498,78 @@ is_in_place (const struct run *run)
   return run->kind == RUN_DATA && run->in_place;
 }
 
-/* The same while others may compress what is there (qcow2/write/compress.h): by turns with
- * them.  *done is 0 if one has done so before.
+/* The same while others may compress what is there (qcow2/write/compress.h): in
+ * turns with them.  *done is 0 if one has done so before.
  */
 static int
-write_in_turn (struct writer *w, const uint8_t *buf, struct run *run,
-               struct guest_off offset, bool punch, bool durable,
-               uint64_t *done)
+write_in_turn (struct writer *w, const uint8_t *buf, uint64_t count,
+               struct guest_off offset, unsigned flags, uint64_t *done)
 {
-  const unsigned cluster_bits = qcow2_map (w->disk)->format.cluster_bits;
-  struct inflight_range range = {
-    .first = offset.v >> cluster_bits,
-    .last = (offset.v + run->length - 1) >> cluster_bits,
-  };
-  int r;
-
-  *done = 0;
-  inflight_enter (&w->inflight, &range);
-  r = map_lookup (qcow2_map (w->disk), offset, run->length, run);
-  if (r == 0 && is_in_place (run)) {
-    r = write_in_place (w, buf, run, punch, durable);
-    *done = run->length;
-  }
-  inflight_leave (&w->inflight, &range);
-  return r;
-}
-
-/* Write some of it: *done bytes.  *mapped: in place, and nothing else is to
- * be flushed for these to be durable.
- */
-static int
-write_some (struct writer *w, const uint8_t *buf, uint64_t count,
-            struct guest_off offset, bool punch, bool fua,
-            uint64_t *done, bool *in_place)
-{
-  const unsigned token = epoch_enter (w->disk->shared->epoch);
+  struct remap remap;
   struct run run;
   int r;
 
-  *in_place = false;
-  r = map_lookup (qcow2_map (w->disk), offset, count, &run);
-  if (r == 0 && run.kind == RUN_DAMAGED) {
-    if (!damage_is_new (w->disk->damage, run.host.v))
+  *done = 0;
+  remap_enter (&remap, w, offset, offset.v + count);
+  r = map_lookup (qcow2_map (w->disk), offset, remap.to - offset.v, &run);
+  if (r == 0 && is_in_place (&run)) {
+    r = write_in_place (w, buf, &run, flags);
+    *done = run.length;
+  }
+  remap_abort (&remap);
+  return r;
+}
+
+/* Look at what is there, and write it in place if that can be done at once:
+ * *done is 0 where it can't.
+ */
+static int
+write_at_once (struct writer *w, const uint8_t *buf, uint64_t count,
+               struct guest_off offset, unsigned flags, struct run *run,
+               uint64_t *done)
+{
+  const unsigned token = epoch_enter (w->disk->shared->epoch);
+  int r = map_lookup (qcow2_map (w->disk), offset, count, run);
+
+  *done = 0;
+  if (r == 0 && run->kind == RUN_DAMAGED) {
+    if (!damage_is_new (w->disk->damage, run->host.v))
       error_set_repeated ();
     r = -1;
   }
-  if (r == 0 && is_in_place (&run)) {
-    *in_place = true;
-    *done = run.length;
-    r = w->compress_level == 0
-      ? write_in_place (w, buf, &run, punch, fua)
-      : write_in_turn (w, buf, &run, offset, punch, fua, done);
+  if (r == 0 && is_in_place (run) && w->compress_level == 0) {
+    r = write_in_place (w, buf, run, flags);
+    *done = run->length;
   }
-  else if (r == 0)
-    r = map_anew (w, buf, count, offset, punch, done);
   epoch_leave (w->disk->shared->epoch, token);
   return r;
+}
+
+/* Write some of it: *done bytes.  *in_place: and nothing else is to be flushed
+ * for these to be durable.
+ */
+static int
+write_some (struct writer *w, const uint8_t *buf, uint64_t count,
+            struct guest_off offset, unsigned flags, uint64_t *done,
+            bool *in_place)
+{
+  struct run run;
+
+  *in_place = false;
+  if (write_at_once (w, buf, count, offset, flags, &run, done) == -1)
+    return -1;
+  *in_place = is_in_place (&run);
+  if (*done > 0)
+    return 0;
+  return *in_place
+    ? write_in_turn (w, buf, run.length, offset, flags, done)
+    : write_elsewhere (w, buf, count, offset, flags, done);
 }
 
 /* The same while clusters are compressed: one cluster at most. */
 static int
 write_some_compressed (struct writer *w, const uint8_t *buf, uint64_t count,
-                       struct guest_off offset, bool fua, uint64_t *done,
+                       struct guest_off offset, unsigned flags, uint64_t *done,
                        bool *in_place)
 {
   const uint64_t cluster_size = qcow2_map (w->disk)->cluster_size;
@@ -647,7 +585,7 @@ write_some_compressed (struct writer *w, const uint8_t *buf, uint64_t count,
     return -1;
   if (stored)
     return 0;
-  if (write_some (w, buf, n, offset, false, fua, done, in_place) == -1)
+  if (write_some (w, buf, n, offset, flags, done, in_place) == -1)
     return -1;
   if (whole)
     return 0;
@@ -657,39 +595,55 @@ write_some_compressed (struct writer *w, const uint8_t *buf, uint64_t count,
   return 0;
 }
 
+/* A write, and what of it is left to be done. */
+struct writing {
+  struct steps steps;
+  const uint8_t *buf; /* NULL: zeros */
+  unsigned flags;     /* as of disk_write */
+  bool all_in_place;  /* nothing else is to be flushed for all to be durable */
+};
+
+static int
+write_next (struct steps *s, bool *remapped)
+{
+  struct writing *wr = (struct writing *) s;
+  const struct guest_off offset = { s->at };
+  const uint64_t count = s->end - s->at;
+  uint64_t done;
+  bool in_place;
+  const int r = s->w->compress_level != 0 && wr->buf != NULL
+    ? write_some_compressed (s->w, wr->buf, count, offset, wr->flags, &done,
+                             &in_place)
+    : write_some (s->w, wr->buf, count, offset, wr->flags, &done, &in_place);
+
+  if (r == -1)
+    return -1;
+  if (wr->buf != NULL)
+    wr->buf += done;
+  s->at += done;
+  wr->all_in_place &= in_place;
+  *remapped = !in_place;
+  return 0;
+}
+
 int
 disk_write (struct writer *w, const void *buf, uint64_t count,
-            struct guest_off offset, bool punch, bool fua)
+            struct guest_off offset, unsigned flags)
 {
-  const uint8_t *p = buf;
-  bool all_in_place = true, in_place;
-  unsigned tries = 0;
-  uint64_t done;
+  struct writing wr = {
+    .steps = {
+      .w = w, .at = offset.v, .end = offset.v + count, .step = write_next,
+    },
+    .buf = buf,
+    .flags = flags,
+    .all_in_place = true,
+  };
 
-  if (writer_begin (w) == -1)
+  if (writer_begin (w, offset, count) == -1 || steps_run (&wr.steps) == -1)
     return -1;
-  while (count > 0) {
-    const int r = w->compress_level != 0 && buf != NULL
-      ? write_some_compressed (w, p, count, offset, fua, &done, &in_place)
-      : write_some (w, p, count, offset, punch, fua, &done, &in_place);
-
-    if (r == -1) {
-      if (writer_can_retry (w, &tries))
-        continue;
-      return -1;
-    }
-    if (!in_place) {
-      all_in_place = false;
-      if (writer_relieve (w) == -1)
-        return -1;
-    }
-    if (p != NULL)
-      p += done;
-    offset.v += done;
-    count -= done;
-  }
   /* In place, data is durable already; so is its mapping, if all are. */
-  if (!fua || (buf != NULL && all_in_place && writeback_is_clean (&w->writeback)))
+  if (!(flags & DISK_FUA) ||
+      (buf != NULL && wr.all_in_place && writeback_is_clean (&w->writeback)))
     return 0;
   return writer_flush (w);
 }

@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "base/advice.h"
 #include "base/error.h"
@@ -13,7 +12,7 @@
 #include "qcow2/write/writer.h"
 
 static const char *
-name (const struct writer *w)
+writer_name (const struct writer *w)
 {
   return w->disk->tables->name;
 }
@@ -87,7 +86,7 @@ add_ranges (struct writer *w, const struct snapshots *snapshots)
                            METADATA_SNAPSHOT_L1) == -1)
       return -1;
   }
-  return overlap_sort (o, name (w));
+  return overlap_sort (o, writer_name (w));
 }
 
 /* The tables of L1 entries that are not the first with their table. */
@@ -104,7 +103,7 @@ note_again (struct writer *w, struct again *again, struct host_off table)
     uint64_t *p = realloc (again->table, max * sizeof *p);
 
     if (p == NULL) {
-      error_set (ENOMEM, "%s: out of memory", name (w));
+      error_set (ENOMEM, "%s: out of memory", writer_name (w));
       return -1;
     }
     again->table = p;
@@ -115,7 +114,7 @@ note_again (struct writer *w, struct again *again, struct host_off table)
 }
 
 static int
-compare_tables (const void *a, const void *b)
+compare_l2_tables (const void *a, const void *b)
 {
   const uint64_t *x = a, *y = b;
 
@@ -131,7 +130,7 @@ check_again (struct writer *w, const struct again *again)
   size_t i, n;
 
   if (again->nr > 1)
-    qsort (again->table, again->nr, sizeof again->table[0], compare_tables);
+    qsort (again->table, again->nr, sizeof again->table[0], compare_l2_tables);
   for (i = 0; i < again->nr; i += n) {
     const struct host_off table = { again->table[i] };
     uint64_t refcount;
@@ -141,7 +140,7 @@ check_again (struct writer *w, const struct again *again)
     if (alloc_refcount (&w->alloc, table, &refcount) == -1)
       return -1;
     if (refcount < n + 1) /* which says what is wrong */
-      return overlap_add (&w->overlap, name (w), table, 1,
+      return overlap_add (&w->overlap, writer_name (w), table, 1,
                           METADATA_SHARED_L2);
   }
   return 0;
@@ -161,7 +160,7 @@ add_l2_table (struct writer *w, const struct map_l1 *l1, struct again *again)
   if (kind == METADATA_SHARED_L2 &&
       overlap_find (&w->overlap, l1->table, 1) == METADATA_SHARED_L2)
     return note_again (w, again, l1->table);
-  return overlap_add (&w->overlap, name (w), l1->table, 1, kind);
+  return overlap_add (&w->overlap, writer_name (w), l1->table, 1, kind);
 }
 
 /* Holes of the L1 table are skipped: nothing is in the cache yet that is not in
@@ -242,6 +241,10 @@ writer_open (const struct layer *disk, const struct header *h,
   w->writeback.max_freed = options->max_freed;
   w->alloc.clusters = disk->shared->clusters;
   w->compress_level = options->compress_level;
+  /* While clusters are compressed most of what is written goes elsewhere. */
+  alloc_placement_init (&w->alloc_placement, &w->alloc, disk->data,
+                        w->compress_level != 0);
+  w->placement = &w->alloc_placement.placement;
   if (add_l2_tables (w) == -1)
     goto fail_l2;
   return w;
@@ -260,7 +263,7 @@ writer_open (const struct layer *disk, const struct header *h,
 
 /* Write the header's feature bits, durably.  begin_lock held. */
 static int
-write_features (struct writer *w)
+write_feature_bits (struct writer *w)
 {
   const struct host_off at = { HEADER_FEATURES_OFFSET };
   uint8_t buf[HEADER_FEATURES_BYTES];
@@ -306,7 +309,7 @@ mark_corrupt (struct writer *w)
   if (w->header.version >= 3 &&
       !(w->header.incompatible & QCOW2_INCOMPAT_CORRUPT)) {
     w->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
-    (void) write_features (w); /* the error will be about the overlap */
+    (void) write_feature_bits (w); /* the error will be about the overlap */
   }
   pthread_mutex_unlock (&w->begin_lock);
 }
@@ -314,8 +317,8 @@ mark_corrupt (struct writer *w)
 /* An error, which may be that the image was found to be corrupt: the first
  * request that learns of it says so.
  */
-static int
-failed (struct writer *w)
+int
+writer_failed (struct writer *w)
 {
   if (atomic_load (&w->writeback.corrupt) &&
       !atomic_exchange (&w->found_corrupt, true)) {
@@ -331,7 +334,7 @@ failed (struct writer *w)
  * that are disabled right.  begin_lock held.
  */
 static int
-begin (struct writer *w)
+begin_writing (struct writer *w)
 {
   struct header *h = &w->header;
   const bool lazy = h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
@@ -353,21 +356,23 @@ begin (struct writer *w)
   if (lazy)
     h->incompatible |= QCOW2_INCOMPAT_DIRTY;
   w->dirty = lazy;
-  return write_features (w);
+  return write_feature_bits (w);
 }
 
 int
-writer_begin (struct writer *w)
+writer_begin (struct writer *w, struct guest_off offset, uint64_t count)
 {
   int r = 0;
 
+  (void) offset;
+  (void) count;
   if (writeback_check (&w->writeback) == -1)
-    return failed (w);
+    return writer_failed (w);
   if (atomic_load_explicit (&w->begun, memory_order_acquire))
     return 0;
   pthread_mutex_lock (&w->begin_lock);
   if (!w->begun) {
-    r = begin (w);
+    r = begin_writing (w);
     if (r == 0)
       atomic_store_explicit (&w->begun, true, memory_order_release);
   }
@@ -378,15 +383,15 @@ writer_begin (struct writer *w)
 /* Nothing may be written any more, and everybody shall know.  what was about
  * to happen to metadata of this kind.
  */
-static int
-found_corrupt (struct writer *w, const char *what, enum metadata kind,
-               struct host_off offset, uint64_t bytes)
+int
+writer_found_corrupt (struct writer *w, const char *what, enum metadata kind,
+                      struct host_off offset, uint64_t bytes)
 {
   atomic_store (&w->found_corrupt, true);
   mark_corrupt (w);
   error_set (EIO, "%s: damaged: %s %s, within %" PRIu64 " bytes at offset "
-             "0x%" PRIx64 ": %s", name (w), what, overlap_name (kind), bytes,
-             offset.v, consequence (w));
+             "0x%" PRIx64 ": %s", writer_name (w), what, overlap_name (kind),
+             bytes, offset.v, consequence (w));
   writeback_fail_corrupt (&w->writeback);
   return -1;
 }
@@ -398,24 +403,8 @@ writer_check_overlap (struct writer *w, struct host_off offset, uint64_t bytes)
 
   if (kind == METADATA_NONE)
     return 0;
-  return found_corrupt (w, "data would be written over", kind, offset, bytes);
-}
-
-int
-writer_check_freed (struct writer *w, const struct freed *freed, unsigned nr)
-{
-  unsigned i;
-
-  for (i = 0; i < nr; ++i) {
-    const uint64_t bytes = freed[i].nr << w->header.cluster_bits;
-    const enum metadata kind = overlap_find (&w->overlap, freed[i].host,
-                                             bytes);
-
-    if (kind != METADATA_NONE)
-      return found_corrupt (w, "data would be taken away that is", kind,
-                            freed[i].host, bytes);
-  }
-  return 0;
+  return writer_found_corrupt (w, "data would be written over", kind, offset,
+                               bytes);
 }
 
 int
@@ -423,7 +412,17 @@ writer_take (struct writer *w, uint64_t guest, uint64_t nr,
              struct alloc_clusters *out)
 {
   if (alloc_take (&w->alloc, guest, nr, out) == -1)
-    return failed (w);
+    return writer_failed (w);
+  atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
+  return 0;
+}
+
+int
+writer_place (struct writer *w, uint64_t guest, uint64_t nr,
+              struct placed *out)
+{
+  if (w->placement->take (w->placement, guest, nr, out) == -1)
+    return writer_failed (w);
   atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
   return 0;
 }
@@ -432,22 +431,9 @@ int
 writer_take_bytes (struct writer *w, uint64_t bytes, struct host_off *host)
 {
   if (alloc_take_bytes (&w->alloc, bytes, host) == -1)
-    return failed (w);
+    return writer_failed (w);
   atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
   return 0;
-}
-
-struct freed
-writer_references (const struct map *m, struct host_off host, uint64_t bytes,
-                   bool shared)
-{
-  const uint64_t first = host.v & -m->cluster_size;
-
-  return (struct freed) {
-    .host.v = first,
-    .nr = ((host.v + bytes - 1 - first) >> m->format.cluster_bits) + 1,
-    .bytes = shared ? 0 : bytes,
-  };
 }
 
 /* --------------------------------------------------------------- L2 tables */
@@ -489,8 +475,8 @@ check_zero (struct writer *w, struct host_off table)
 
   if (storage_is_zero (w->disk->tables, table, bytes, &zero) == -1)
     return -1;
-  return zero ? 0 : found_corrupt (w, "data would be taken for", METADATA_L2,
-                                   table, bytes);
+  return zero ? 0 : writer_found_corrupt (w, "data would be taken for",
+                                          METADATA_L2, table, bytes);
 }
 
 /* An L2 table that maps nothing.  In clusters that are durably zero it needs
@@ -526,7 +512,7 @@ clear_copied (const struct map *m, uint64_t *words)
  * changed since the image was opened, so that it is on the disk as it is.
  */
 static int
-copy_table (struct writer *w, const struct map_l1 *l1,
+copy_l2_table (struct writer *w, const struct map_l1 *l1,
             const struct alloc_clusters *to)
 {
   const struct map *m = qcow2_map (w->disk);
@@ -536,7 +522,7 @@ copy_table (struct writer *w, const struct map_l1 *l1,
   int r = -1;
 
   if (words == NULL) {
-    error_set (ENOMEM, "%s: out of memory", name (w));
+    error_set (ENOMEM, "%s: out of memory", writer_name (w));
     return -1;
   }
   if (alloc_refcount (&w->alloc, l1->table, &refcount) == 0 &&
@@ -556,7 +542,8 @@ copy_table (struct writer *w, const struct map_l1 *l1,
 
 /* tables is held. */
 static int
-make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
+make_l2_table (struct writer *w, const struct map_l1 *l1,
+               struct host_off *table)
 {
   struct alloc_clusters to;
   int r;
@@ -565,9 +552,10 @@ make_table (struct writer *w, const struct map_l1 *l1, struct host_off *table)
     return -1;
   r = writeback_allocate_table (&w->writeback, to.host);
   if (r == 0)
-    r = overlap_add (&w->overlap, name (w), to.host, 1, METADATA_L2); /* P1 */
+    r = overlap_add (&w->overlap, writer_name (w), to.host, 1,
+                     METADATA_L2); /* P1 */
   if (r == 0) {
-    r = l1->table.v == 0 ? new_table (w, l1, &to) : copy_table (w, l1, &to);
+    r = l1->table.v == 0 ? new_table (w, l1, &to) : copy_l2_table (w, l1, &to);
     if (r == -1)
       overlap_remove (&w->overlap, to.host, 1);
   }
@@ -594,70 +582,22 @@ writer_table (struct writer *w, struct guest_off offset,
   if (r == 0) {
     *table = l1.table;
     if (!l1.copied || l1.table.v == 0)
-      r = make_table (w, &l1, table);
+      r = make_l2_table (w, &l1, table);
   }
   pthread_mutex_unlock (&w->tables);
   return r;
 }
 
-/* ------------------------------------------------------------------ writebacks */
+/* ----------------------------------------------------------------- flushing */
 
 int
 writer_flush (struct writer *w)
 {
-  if (writeback_check (&w->writeback) == -1 || writeback_flush (&w->writeback) == -1)
-    return failed (w);
+  if (writeback_check (&w->writeback) == -1 ||
+      writeback_flush (&w->writeback) == -1)
+    return writer_failed (w);
   alloc_reclaim (&w->alloc);
-  return writeback_check (&w->writeback) == -1 ? failed (w) : 0;
-}
-
-/* Between two looks whether requests have ended that may still use what was
- * given up.
- */
-static const struct timespec pause_between = { .tv_nsec = 1000000 };
-
-/* I13 */
-int
-writer_relieve (struct writer *w)
-{
-  for (;;) {
-    if (writeback_is_wanted (&w->writeback) && writer_flush (w) == -1)
-      return -1;
-    if (!writeback_is_behind (&w->writeback) || atomic_load (&w->alloc.stuck))
-      return 0;
-    /* What is durably given up waits for requests to end. */
-    alloc_reclaim (&w->alloc);
-    if (!writeback_is_behind (&w->writeback))
-      return 0;
-    nanosleep (&pause_between, NULL);
-    if (writeback_check (&w->writeback) == -1)
-      return failed (w);
-  }
-}
-
-/* Have something again of what was given up.  False if there was nothing. */
-static bool
-regain (struct writer *w)
-{
-  const size_t before = atomic_load (&w->writeback.nr_freed);
-  unsigned i;
-
-  if (before == 0 || writeback_flush (&w->writeback) == -1)
-    return false;
-  /* Requests that may still look at what was given up end soon. */
-  for (i = 0; i < 1000; ++i) {
-    alloc_reclaim (&w->alloc);
-    if (atomic_load (&w->writeback.nr_freed) < before)
-      return true;
-    nanosleep (&pause_between, NULL);
-  }
-  return false;
-}
-
-bool
-writer_can_retry (struct writer *w, unsigned *tries)
-{
-  return error_errno () == ENOSPC && (*tries)++ < 3 && regain (w);
+  return writeback_check (&w->writeback) == -1 ? writer_failed (w) : 0;
 }
 
 /* ------------------------------------------------------------------ closing */
@@ -672,7 +612,7 @@ clear_dirty (struct writer *w)
     return 0;
   pthread_mutex_lock (&w->begin_lock);
   w->header.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
-  r = write_features (w);
+  r = write_feature_bits (w);
   pthread_mutex_unlock (&w->begin_lock);
   return r;
 }
@@ -698,7 +638,7 @@ writer_close (struct writer *w)
     r = writeback_check (&w->writeback);
     if (r == 0)
       r = alloc_close (&w->alloc);
-    r = r == 0 ? clear_dirty (w) : failed (w);
+    r = r == 0 ? clear_dirty (w) : writer_failed (w);
   }
   if (w->begun && r == 0)
     r = clear_hint (w);

@@ -6,7 +6,7 @@
  * Lock order.  Each is taken only by who holds none that stands below it; none
  * is held around the I/O of guest data (I12).
  *
- *   a range of inflight            around the whole of a mapping anew
+ *   a range of inflight            around the whole of a step (see remap.h)
  *   writer.tables                  making or copying an L2 table; I/O of tables
  *   alloc.refcounts_lock           refcounts; I/O of tables
  *   writer.begin_lock              the header's feature bits; I/O of the header
@@ -34,6 +34,7 @@
 #include "qcow2/snapshot.h"
 #include "qcow2/write/alloc.h"
 #include "qcow2/write/overlap.h"
+#include "qcow2/write/placement.h"
 #include "qcow2/write/writeback.h"
 
 struct writer {
@@ -42,6 +43,8 @@ struct writer {
   struct writeback writeback;
   struct overlap overlap;
   struct alloc alloc;
+  struct alloc_placement alloc_placement;
+  struct placement *placement; /* of the guest's clusters */
   struct inflight inflight; /* in clusters of the guest */
   unsigned compress_level;  /* 0: clusters are not compressed */
   struct coalesce coalesce;     /* of what is to be compressed */
@@ -94,11 +97,14 @@ writer_no_leaks (struct writer *w)
  */
 extern int writer_close (struct writer *w);
 
-/* To be called before anything is changed.  The first time, the header's
- * feature bits are changed as they must be: durably.  Returns -1 with the
- * error set if nothing may be written.
+/* To be called before anything is changed, with the range of the guest's disk
+ * that is about to change; count 0: none.  Nothing depends on the range yet:
+ * it is for what has to know of changes before they happen, as bitmaps do.
+ * The first time, the header's feature bits are changed as they must be:
+ * durably.  Returns -1 with the error set if nothing may be written.
  */
-extern int writer_begin (struct writer *w);
+extern int writer_begin (struct writer *w, struct guest_off offset,
+                         uint64_t count);
 
 /* Check that bytes at this host offset are not metadata (I7).  If they are,
  * the image is marked as corrupt, and nothing is written any more: returns
@@ -107,28 +113,35 @@ extern int writer_begin (struct writer *w);
 extern int writer_check_overlap (struct writer *w, struct host_off offset,
                                  uint64_t bytes);
 
-/* The same for clusters that are about to be given up. */
-extern int writer_check_freed (struct writer *w, const struct freed *freed,
-                               unsigned nr);
+/* Nothing may be written any more, since something, what, was about to happen
+ * to metadata of this kind, within these bytes: the image is marked as corrupt.
+ * Returns -1 with the error set.
+ */
+extern int writer_found_corrupt (struct writer *w, const char *what,
+                                 enum metadata kind, struct host_off offset,
+                                 uint64_t bytes);
+
+/* An error was set: if it is that the image was found to be corrupt, by
+ * something that no request was waiting for, mark it.  Returns -1 with the
+ * error set.
+ */
+extern int writer_failed (struct writer *w);
 
 /* alloc_take, which marks the image as corrupt if it has found it to be. */
 extern int writer_take (struct writer *w, uint64_t guest, uint64_t nr,
                         struct alloc_clusters *out);
 
+/* The same for struct placement's take. */
+extern int writer_place (struct writer *w, uint64_t guest, uint64_t nr,
+                         struct placed *out);
+
 /* The same for alloc_take_bytes. */
 extern int writer_take_bytes (struct writer *w, uint64_t bytes,
                               struct host_off *host);
 
-/* The references that a mapping to these bytes has: to each cluster that they
- * touch.  shared: others refer to them, too.
- */
-extern struct freed writer_references (const struct map *m,
-                                       struct host_off host, uint64_t bytes,
-                                       bool shared);
-
-/* The most bytes that one change of mappings gives up, but for a single
- * cluster: so much more than the bound may wait to be had again, for each
- * thread (I13).
+/* The most bytes that one step changes the mapping of, or gives up, but for a
+ * single cluster: so much more than the bound may wait to be had again, for
+ * each thread (I13).
  */
 #define WRITER_MAX_STEP (UINT64_C (16) << 20)
 
@@ -141,18 +154,5 @@ extern int writer_table (struct writer *w, struct guest_off offset,
 
 /* Make all that was answered durable. */
 extern int writer_flush (struct writer *w);
-
-/* To be called after each change of mappings by who holds nothing, and is in
- * no epoch: keeps bounded what waits for a writeback, and how much space does
- * (I13).  May wait for requests that run.
- */
-extern int writer_relieve (struct writer *w);
-
-/* A step of a request has failed, with the error set: whether it is worth
- * another try.  It is where there was no space, but some was being given up;
- * it is had again then.  *tries is 0 at first.  The caller holds nothing, and
- * is in no epoch.
- */
-extern bool writer_can_retry (struct writer *w, unsigned *tries);
 
 #endif /* CORE_QCOW2_WRITE_WRITER_H */

@@ -7,7 +7,8 @@
 
 #include "base/error.h"
 #include "qcow2/write/compress.h"
-#include "qcow2/write/write.h"
+#include "qcow2/write/remap.h"
+#include "qcow2/write/steps.h"
 #include "qcow2/write/zero.h"
 
 /* A request.  Granules are what can be marked as zeros: clusters or
@@ -20,7 +21,7 @@ struct zeroing {
 };
 
 static inline const struct map *
-map_of (const struct zeroing *z)
+zeroing_map (const struct zeroing *z)
 {
   return qcow2_map (z->w->disk);
 }
@@ -28,14 +29,14 @@ map_of (const struct zeroing *z)
 static inline uint64_t
 granule (const struct zeroing *z)
 {
-  return UINT64_C (1) << map_of (z)->subcluster_bits;
+  return UINT64_C (1) << zeroing_map (z)->subcluster_bits;
 }
 
 /* Whether entries can say that something reads as zeros. */
 static inline bool
 has_zero_flag (const struct zeroing *z)
 {
-  return map_of (z)->format.version >= 3;
+  return zeroing_map (z)->format.version >= 3;
 }
 
 /* Whether something lies below the disk here, that would show through if it
@@ -57,68 +58,45 @@ may_punch (const struct zeroing *z)
 }
 
 static int
-write_zeros (const struct zeroing *z, uint64_t from, uint64_t to)
+write_granule_zeros (const struct zeroing *z, uint64_t from, uint64_t to)
 {
   const struct guest_off at = { from };
 
-  return disk_write (z->w, NULL, to - from, at, may_punch (z), false);
+  return disk_write (z->w, NULL, to - from, at,
+                     may_punch (z) ? DISK_PUNCH : 0);
 }
 
 /* ---------------------------------------------------------------- clusters */
-
-/* Some whole granules, within one slice of an L2 table. */
-struct step {
-  const struct zeroing *z;
-  uint64_t from, to; /* guest */
-  uint64_t cluster;  /* the guest offset of the first cluster */
-  uint64_t nr;       /* clusters */
-  struct map_l2 l2;
-  struct freed freed[MAP_MAX_WORDS];
-  unsigned nr_freed;
-  uint64_t bytes_freed;
-};
 
 /* The subclusters of the i-th cluster that are in the range, which goes on
  * past the disk's end.
  */
 static uint32_t
-subclusters_of (const struct step *s, uint64_t i)
+subclusters_of (const struct zeroing *z, const struct remap *r, uint64_t i)
 {
-  const struct map *m = map_of (s->z);
-  const uint64_t cluster = s->cluster + i * m->cluster_size;
-  const uint64_t from = s->from > cluster ? s->from - cluster : 0;
-  const bool whole = s->to == s->z->w->disk->size ||
-    s->to - cluster > m->cluster_size;
-  const uint64_t to = whole ? m->cluster_size : s->to - cluster;
+  const struct map *m = zeroing_map (z);
+  const uint64_t cluster = r->cluster + i * m->cluster_size;
+  const uint64_t from = r->from.v > cluster ? r->from.v - cluster : 0;
+  const bool whole = r->to == z->w->disk->size ||
+    r->to - cluster > m->cluster_size;
+  const uint64_t to = whole ? m->cluster_size : r->to - cluster;
   const unsigned first = from >> m->subcluster_bits;
   const unsigned last = (to - 1) >> m->subcluster_bits;
 
   return (UINT32_MAX >> (31 - (last - first))) << first;
 }
 
-static void
-give_up (struct step *s, const struct l2_entry *e)
-{
-  const struct map *m = map_of (s->z);
-  const struct freed f = e->kind == CLUSTER_COMPRESSED
-    ? writer_references (m, e->host, e->compressed_size, false)
-    : writer_references (m, e->host, m->cluster_size, !e->copied);
-
-  s->freed[s->nr_freed++] = f;
-  s->bytes_freed += f.bytes;
-}
-
-/* What the i-th entry becomes where entries have a zero flag.  False if it
- * takes zeros that are written: part of a compressed cluster.
+/* Set the i-th entry where entries have a zero flag.  False if it takes zeros
+ * that are written: part of a compressed cluster.
  */
 static bool
-zero_entry_v3 (struct step *s, uint64_t i, const struct l2_entry *e,
-               uint64_t words[2])
+zero_entry_v3 (const struct zeroing *z, struct remap *r, uint64_t i,
+               const struct l2_entry *e)
 {
-  const struct map *m = map_of (s->z);
+  const struct map *m = zeroing_map (z);
   const uint32_t all = m->format.extended_l2 ? UINT32_MAX : 1;
-  const uint32_t range = subclusters_of (s, i);
-  const bool below = has_below (s->z, s->cluster + i * m->cluster_size);
+  const uint32_t range = subclusters_of (z, r, i);
+  const bool below = has_below (z, r->cluster + i * m->cluster_size);
   struct host_off host = e->host;
   uint32_t allocated = 0, zero = 0;
 
@@ -139,8 +117,7 @@ zero_entry_v3 (struct step *s, uint64_t i, const struct l2_entry *e,
   case CLUSTER_COMPRESSED:
     if (range != all)
       return false;
-    give_up (s, e);
-    host.v = 0;
+    host = HOST_NONE;
     allocated = all;
     break;
   case CLUSTER_INVALID:
@@ -149,98 +126,67 @@ zero_entry_v3 (struct step *s, uint64_t i, const struct l2_entry *e,
   /* What nothing lies below reads as zeros if it is unallocated. */
   zero |= below ? range : range & allocated;
   allocated &= ~range;
-  if (host.v != 0 && allocated == 0 && (s->z->may_trim || !e->copied)) {
-    give_up (s, e);
-    host.v = 0;
-  }
-  entry_encode_l2 (&m->format, host, e->copied, allocated, zero, words);
+  if (allocated == 0 && (z->may_trim || !e->copied))
+    host = HOST_NONE;
+  remap_set (r, i, host, e->copied, allocated, zero);
   return true;
 }
 
 /* The same in version 2: unmapped, if that reads as zeros. */
 static bool
-zero_entry_v2 (struct step *s, uint64_t i, const struct l2_entry *e,
-               uint64_t words[2])
+zero_entry_v2 (const struct zeroing *z, struct remap *r, uint64_t i)
 {
-  const struct map *m = map_of (s->z);
+  const struct map *m = zeroing_map (z);
 
-  if (has_below (s->z, s->cluster + i * m->cluster_size) || !s->z->may_trim)
+  if (has_below (z, r->cluster + i * m->cluster_size) || !z->may_trim)
     return false;
-  if (e->host.v != 0)
-    give_up (s, e);
-  words[0] = words[1] = 0;
+  remap_set (r, i, HOST_NONE, false, 0, 0);
   return true;
 }
 
-/* The range is entered.  *done: the guest's end of what was zeroed; where it
- * started if the first cluster takes zeros that are written.
+/* Set the entries of a step, up to the first one that takes zeros which are
+ * written.  Returns how many, or -1 with the error set.
  */
 static int
-run_step (struct step *s, uint64_t *done)
+zero_entries (const struct zeroing *z, struct remap *r)
 {
-  const struct map *m = map_of (s->z);
-  const struct guest_off cluster = { s->cluster };
-  struct change ch = { .order = CACHE_SECOND, .freed = s->freed };
-  struct host_off table;
   struct l2_entry e;
-  uint64_t both[2], i;
+  unsigned i;
 
-  if (writer_table (s->z->w, cluster, &table) == -1 ||
-      map_l2_entries (m, table, cluster, s->nr, &s->l2) == -1)
-    return -1;
-  for (i = 0; i < s->nr && s->bytes_freed < WRITER_MAX_STEP; ++i) {
-    if (map_l2_decode (m, &s->l2, i, &e) == -1) {
+  for (i = 0; i < r->nr && !remap_is_full (r); ++i) {
+    if (remap_entry (r, i, &e) == -1) {
       if (i == 0)
         return -1;
       break; /* the next step will meet it */
     }
-    if (!(has_zero_flag (s->z) ? zero_entry_v3 : zero_entry_v2) (s, i, &e,
-                                                                both))
+    if (!(has_zero_flag (z) ? zero_entry_v3 (z, r, i, &e)
+          : zero_entry_v2 (z, r, i)))
       break;
-    memcpy (&s->l2.words[i << m->l2_word_bits], both,
-            sizeof both[0] << m->l2_word_bits);
   }
-  *done = s->from;
-  if (i == 0)
-    return 0;
-  ch.slice = s->l2.slice;
-  ch.first = s->l2.first_word;
-  ch.nr = i << m->l2_word_bits;
-  ch.words = s->l2.words;
-  ch.nr_freed = s->nr_freed;
-  if (writer_check_freed (s->z->w, s->freed, s->nr_freed) == -1 ||
-      writeback_change (&s->z->w->writeback, &ch, NULL) == -1)
-    return -1;
-  *done = s->cluster + i * m->cluster_size;
-  if (*done > s->to)
-    *done = s->to;
-  return 0;
+  return i;
 }
 
+/* *done: the guest's end of what was zeroed; where it started if the first
+ * cluster takes zeros that are written.
+ */
 static int
 map_as_zeros (const struct zeroing *z, uint64_t from, uint64_t to,
               uint64_t *done)
 {
-  struct writer *w = z->w;
-  const unsigned cluster_bits = map_of (z)->format.cluster_bits;
-  const uint64_t slice_end =
-    map_slice_end (map_of (z), (struct guest_off) { from });
-  const unsigned token = epoch_enter (w->disk->shared->epoch);
-  struct inflight_range range;
-  struct step s = { .z = z, .from = from, .to = to };
-  int r;
+  struct remap r;
+  int nr;
 
-  if (s.to > slice_end)
-    s.to = slice_end;
-  range.first = from >> cluster_bits;
-  range.last = (s.to - 1) >> cluster_bits;
-  s.cluster = range.first << cluster_bits;
-  s.nr = range.last - range.first + 1;
-  inflight_enter (&w->inflight, &range);
-  r = run_step (&s, done);
-  inflight_leave (&w->inflight, &range);
-  epoch_leave (w->disk->shared->epoch, token);
-  return r;
+  if (remap_begin (&r, z->w, (struct guest_off) { from }, to) == -1)
+    return -1;
+  nr = zero_entries (z, &r);
+  if (nr == -1) {
+    remap_abort (&r);
+    return -1;
+  }
+  *done = nr == 0 ? from : r.cluster + nr * zeroing_map (z)->cluster_size;
+  if (*done > r.to)
+    *done = r.to;
+  return remap_end (&r, false);
 }
 
 /* ------------------------------------------------------------------- ranges */
@@ -257,7 +203,7 @@ skip_zeros (const struct zeroing *z, uint64_t from, uint64_t to,
   struct run run;
   int r;
 
-  r = map_lookup (map_of (z), at, to - from, &run);
+  r = map_lookup (zeroing_map (z), at, to - from, &run);
   epoch_leave (z->w->disk->shared->epoch, token);
   if (r == 0 && run.kind == RUN_DAMAGED)
     r = layer_damaged (z->w->disk, run.host);
@@ -276,11 +222,11 @@ static int
 zero_by_writing (const struct zeroing *z, uint64_t from, uint64_t to,
                  uint64_t *done)
 {
-  const uint64_t cluster_size = map_of (z)->cluster_size;
+  const uint64_t cluster_size = zeroing_map (z)->cluster_size;
   const uint64_t end = (from & -cluster_size) + cluster_size;
 
   *done = end < to ? end : to;
-  return z->is_trim ? 0 : write_zeros (z, from, *done);
+  return z->is_trim ? 0 : write_granule_zeros (z, from, *done);
 }
 
 /* How far a trim does nothing, since entries have nothing that hides what lies
@@ -292,8 +238,8 @@ skip_advice (const struct zeroing *z, uint64_t from)
   if (!z->is_trim || has_zero_flag (z) || !has_below (z, from))
     return 0;
   /* The last cluster may reach beyond the end of the backing file. */
-  return ((z->w->disk->backing->size - 1) | (map_of (z)->cluster_size - 1)) +
-    1 - from;
+  return ((z->w->disk->backing->size - 1) |
+          (zeroing_map (z)->cluster_size - 1)) + 1 - from;
 }
 
 /* Some whole granules: *done is where they end. */
@@ -317,26 +263,45 @@ zero_some (const struct zeroing *z, uint64_t from, uint64_t to,
 }
 
 /* Whole granules. */
+struct zero_steps {
+  struct steps steps;
+  const struct zeroing *z;
+};
+
+static int
+zero_next (struct steps *s, bool *remapped)
+{
+  const struct zeroing *z = ((struct zero_steps *) s)->z;
+  uint64_t done;
+
+  if (zero_some (z, s->at, s->end, &done) == -1)
+    return -1;
+  s->at = done;
+  *remapped = true;
+  return 0;
+}
+
+/* A table that would be needed finds no room: then not here. */
+static void
+skip_slice (struct steps *s)
+{
+  const struct zeroing *z = ((struct zero_steps *) s)->z;
+
+  s->at = map_slice_end (zeroing_map (z), (struct guest_off) { s->at });
+}
+
 static int
 zero_granules (const struct zeroing *z, uint64_t from, uint64_t to)
 {
-  unsigned tries = 0;
-  uint64_t done;
+  struct zero_steps zs = {
+    .steps = {
+      .w = z->w, .at = from, .end = to, .step = zero_next,
+      .skip = z->is_trim ? skip_slice : NULL,
+    },
+    .z = z,
+  };
 
-  while (from < to) {
-    if (zero_some (z, from, to, &done) == -1) {
-      if (writer_can_retry (z->w, &tries))
-        continue;
-      if (!z->is_trim || error_errno () != ENOSPC)
-        return -1;
-      /* A table that would be needed finds no room: then not here. */
-      done = map_slice_end (map_of (z), (struct guest_off) { from });
-    }
-    if (writer_relieve (z->w) == -1)
-      return -1;
-    from = done;
-  }
-  return 0;
+  return steps_run (&zs.steps);
 }
 
 /* Whether all of this range reads as zeros. */
@@ -373,7 +338,7 @@ zero_part (const struct zeroing *z, uint64_t from, uint64_t to)
     return 0;
   if (reads_as_zeros (z, from, to, &zero) == -1)
     return -1;
-  return zero ? 0 : write_zeros (z, from, to);
+  return zero ? 0 : write_granule_zeros (z, from, to);
 }
 
 /* A range, in parts: a part of a granule, whole ones, and a part again. */
@@ -401,19 +366,19 @@ static int
 granules_are_fast (const struct zeroing *z, uint64_t from, uint64_t to,
                    bool *fast)
 {
-  const uint64_t mask = map_of (z)->cluster_size - 1;
+  const uint64_t mask = zeroing_map (z)->cluster_size - 1;
   const unsigned token = epoch_enter (z->w->disk->shared->epoch);
   struct guest_off at = { from };
   int r = 0;
 
   *fast = true;
   /* Only of version 2, and of compressed clusters in part, is there doubt. */
-  if (has_zero_flag (z) && !map_of (z)->format.extended_l2)
+  if (has_zero_flag (z) && !zeroing_map (z)->format.extended_l2)
     at.v = to;
   while (at.v < to && *fast) {
     struct run run;
 
-    r = map_lookup (map_of (z), at, to - at.v, &run);
+    r = map_lookup (zeroing_map (z), at, to - at.v, &run);
     if (r == -1)
       break;
     if (run.kind == RUN_COMPRESSED && has_zero_flag (z))
@@ -446,23 +411,31 @@ check_fast (const struct zeroing *z, const struct parts *p)
   return -1;
 }
 
-/* The cluster at from, of which this is a part, may be complete now. */
+/* The cluster that these bytes are a part of may be complete now. */
+static int
+note_next (struct steps *s, bool *remapped)
+{
+  const struct guest_off at = { s->at };
+
+  if (compress_written (s->w, at, s->end - s->at, remapped) == -1)
+    return -1;
+  s->at = s->end;
+  return 0;
+}
+
 static int
 note_part (const struct zeroing *z, uint64_t from, uint64_t to)
 {
-  const struct guest_off at = { from };
-  bool stored;
+  struct steps s = { .w = z->w, .at = from, .end = to, .step = note_next };
 
-  if (compress_written (z->w, at, to - from, &stored) == -1)
-    return -1;
-  return stored ? writer_relieve (z->w) : 0;
+  return steps_run (&s);
 }
 
 /* Zeros complete clusters that are compressed as data does. */
 static int
 note_zeros (const struct zeroing *z, uint64_t from, uint64_t to)
 {
-  const uint64_t cluster_size = map_of (z)->cluster_size;
+  const uint64_t cluster_size = zeroing_map (z)->cluster_size;
   const uint64_t first_end = (from & -cluster_size) + cluster_size;
   const uint64_t last = to & -cluster_size;
 
@@ -480,30 +453,34 @@ note_zeros (const struct zeroing *z, uint64_t from, uint64_t to)
 
 int
 disk_zero (struct writer *w, uint64_t count, struct guest_off offset,
-           bool may_trim, bool fast, bool fua)
+           unsigned flags)
 {
-  const struct zeroing z = { .w = w, .may_trim = may_trim };
+  const struct zeroing z = {
+    .w = w, .may_trim = (flags & DISK_MAY_TRIM) != 0,
+  };
   const struct parts p = split (&z, offset.v, offset.v + count);
 
   if (writeback_check (&w->writeback) == -1 ||
-      (fast && check_fast (&z, &p) == -1) || writer_begin (w) == -1 ||
+      ((flags & DISK_FAST) && check_fast (&z, &p) == -1) ||
+      writer_begin (w, offset, count) == -1 ||
       zero_part (&z, p.from, p.whole_from) == -1 ||
       zero_granules (&z, p.whole_from, p.whole_to) == -1 ||
       zero_part (&z, p.whole_to, p.to) == -1 ||
       note_zeros (&z, p.from, p.to) == -1)
     return -1;
-  return fua ? writer_flush (w) : 0;
+  return flags & DISK_FUA ? writer_flush (w) : 0;
 }
 
 int
 disk_trim (struct writer *w, uint64_t count, struct guest_off offset,
-           bool fua)
+           unsigned flags)
 {
   const struct zeroing z = { .w = w, .may_trim = true, .is_trim = true };
   const struct parts p = split (&z, offset.v, offset.v + count);
+  const struct guest_off whole = { p.whole_from };
 
-  if (writer_begin (w) == -1 ||
+  if (writer_begin (w, whole, p.whole_to - p.whole_from) == -1 ||
       zero_granules (&z, p.whole_from, p.whole_to) == -1)
     return -1;
-  return fua ? writer_flush (w) : 0;
+  return flags & DISK_FUA ? writer_flush (w) : 0;
 }

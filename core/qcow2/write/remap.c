@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <assert.h>
+#include <string.h>
+
+#include "qcow2/write/remap.h"
+
+static inline const struct map *
+remapped_map (const struct remap *r)
+{
+  return qcow2_map (r->w->disk);
+}
+
+/* ----------------------------------------------------- entering and leaving */
+
+/* R5 */
+static uint64_t
+clip_step (const struct map *m, struct guest_off from, uint64_t to)
+{
+  const uint64_t slice_end = map_slice_end (m, from);
+  const uint64_t step_end = (from.v + WRITER_MAX_STEP) & -m->cluster_size;
+
+  if (to > slice_end)
+    to = slice_end;
+  return to < step_end ? to : step_end;
+}
+
+/* R1 */
+void
+remap_enter (struct remap *r, struct writer *w, struct guest_off from,
+             uint64_t to)
+{
+  const unsigned cluster_bits = qcow2_map (w->disk)->format.cluster_bits;
+
+  r->w = w;
+  r->from = from;
+  r->to = clip_step (qcow2_map (w->disk), from, to);
+  r->range.first = from.v >> cluster_bits;
+  r->range.last = (r->to - 1) >> cluster_bits;
+  r->cluster = r->range.first << cluster_bits;
+  r->nr = r->range.last - r->range.first + 1;
+  r->nr_set = r->nr_freed = 0;
+  r->taken_clusters = r->taken_bytes = r->bytes_freed = 0;
+  r->token = epoch_enter (w->disk->shared->epoch);
+  inflight_enter (&w->inflight, &r->range);
+}
+
+static void
+leave_step (struct remap *r)
+{
+  inflight_leave (&r->w->inflight, &r->range);
+  epoch_leave (r->w->disk->shared->epoch, r->token);
+}
+
+int
+remap_find (struct remap *r)
+{
+  struct host_off table;
+
+  if (writer_table (r->w, r->from, &table) == -1)
+    return -1;
+  return map_l2_entries (remapped_map (r), table,
+                         (struct guest_off) { r->cluster }, r->nr, &r->l2);
+}
+
+int
+remap_begin (struct remap *r, struct writer *w, struct guest_off from,
+             uint64_t to)
+{
+  remap_enter (r, w, from, to);
+  if (remap_find (r) == 0)
+    return 0;
+  remap_abort (r);
+  return -1;
+}
+
+/* ------------------------------------------------------------------- places */
+
+int
+remap_take (struct remap *r, unsigned i, uint64_t nr, struct placed *out)
+{
+  assert (r->taken_clusters == 0 && r->taken_bytes == 0);
+  if (writer_place (r->w, r->range.first + i, nr, out) == -1)
+    return -1;
+  r->taken = out->host;
+  r->taken_clusters = out->nr;
+  return 0;
+}
+
+int
+remap_take_bytes (struct remap *r, uint64_t bytes, struct host_off *host)
+{
+  assert (r->taken_clusters == 0 && r->taken_bytes == 0);
+  if (writer_take_bytes (r->w, bytes, host) == -1)
+    return -1;
+  r->taken = *host;
+  r->taken_bytes = bytes;
+  return 0;
+}
+
+/* The references that a mapping to these bytes has: to each cluster that they
+ * touch.  shared: others refer to them, too.
+ */
+static struct freed
+references_to (const struct map *m, struct host_off host, uint64_t bytes,
+               bool shared)
+{
+  const uint64_t first = host.v & -m->cluster_size;
+
+  return (struct freed) {
+    .host.v = first,
+    .nr = ((host.v + bytes - 1 - first) >> m->format.cluster_bits) + 1,
+    .bytes = shared ? 0 : bytes,
+  };
+}
+
+/* R6 */
+static void
+give_back_taken (struct remap *r)
+{
+  if (r->taken_clusters > 0)
+    r->w->placement->give_back (r->w->placement, r->taken, r->taken_clusters);
+  if (r->taken_bytes > 0) {
+    const struct freed lost =
+      references_to (remapped_map (r), r->taken, r->taken_bytes, false);
+
+    (void) writeback_free (&r->w->writeback, &lost, 1); /* or leaked */
+  }
+}
+
+void
+remap_abort (struct remap *r)
+{
+  give_back_taken (r);
+  leave_step (r);
+}
+
+/* ------------------------------------------------------------------ entries */
+
+int
+remap_entry (const struct remap *r, unsigned i, struct l2_entry *e)
+{
+  assert (i >= r->nr_set);
+  return map_l2_decode (remapped_map (r), &r->l2, i, e);
+}
+
+/* R2 */
+static void
+free_old (struct remap *r, const struct l2_entry *old)
+{
+  const struct map *m = remapped_map (r);
+  const struct freed f = old->kind == CLUSTER_COMPRESSED
+    ? references_to (m, old->host, old->compressed_size, false)
+    : references_to (m, old->host, m->cluster_size, !old->copied);
+
+  r->freed[r->nr_freed++] = f;
+  r->bytes_freed += f.bytes;
+}
+
+/* host is what the new entry, of these words, refers to. */
+static void
+replace_entry (struct remap *r, unsigned i, struct host_off host,
+               const uint64_t new[2])
+{
+  const struct map *m = remapped_map (r);
+  uint64_t *words = &r->l2.words[i << m->l2_word_bits];
+  const struct l2_entry old =
+    entry_decode_l2 (&m->format, words[0],
+                     m->format.extended_l2 ? words[1] : 0);
+
+  assert (i == r->nr_set && i < r->nr);
+  if (!host_is_none (old.host) && old.host.v != host.v)
+    free_old (r, &old);
+  memcpy (words, new, sizeof *words << m->l2_word_bits);
+  r->nr_set++;
+}
+
+void
+remap_set (struct remap *r, unsigned i, struct host_off host, bool copied,
+           uint32_t allocated, uint32_t zero)
+{
+  uint64_t words[2];
+
+  entry_encode_l2 (&remapped_map (r)->format, host, copied, allocated, zero,
+                   words);
+  replace_entry (r, i, host, words);
+}
+
+void
+remap_set_compressed (struct remap *r, unsigned i, struct host_off host,
+                      uint32_t bytes)
+{
+  uint64_t words[2];
+
+  entry_encode_compressed (&remapped_map (r)->format, host, bytes, words);
+  replace_entry (r, i, host, words);
+}
+
+/* --------------------------------------------------------------- the change */
+
+/* R3 */
+static int
+check_freed (struct remap *r)
+{
+  unsigned i;
+
+  for (i = 0; i < r->nr_freed; ++i) {
+    const struct freed *f = &r->freed[i];
+    const uint64_t bytes = f->nr << remapped_map (r)->format.cluster_bits;
+    const enum metadata kind = overlap_find (&r->w->overlap, f->host, bytes);
+
+    if (kind != METADATA_NONE)
+      return writer_found_corrupt (r->w, "data would be taken away that is",
+                                   kind, f->host, bytes);
+  }
+  return 0;
+}
+
+static int
+change_entries (struct remap *r, bool ordered)
+{
+  const struct change ch = {
+    .slice = r->l2.slice,
+    .first = r->l2.first_word,
+    .nr = r->nr_set << remapped_map (r)->l2_word_bits,
+    .words = r->l2.words,
+    .order = CACHE_SECOND,
+    .ordered = ordered,
+    .freed = r->freed,
+    .nr_freed = r->nr_freed,
+  };
+
+  return writeback_change (&r->w->writeback, &ch, NULL);
+}
+
+int
+remap_end (struct remap *r, bool ordered)
+{
+  const bool nothing = r->nr_set == 0;
+
+  if (nothing || check_freed (r) == -1 || change_entries (r, ordered) == -1) {
+    remap_abort (r);
+    return nothing ? 0 : -1;
+  }
+  leave_step (r);
+  return 0;
+}

@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The two doors of a layer (I16): guest data goes through data and nothing
+ * else does, tables and compressed clusters through tables.  Here these are two
+ * storages, and what was never written to that of data may read as garbage.
+ */
+
+#include <config.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "bare-writer.h"
+#include "build.h"
+#include "check.h"
+#include "disk/read.h"
+#include "image-check.h"
+#include "must-have.h"
+#include "random.h"
+#include "qcow2/write/write.h"
+#include "qcow2/write/zero.h"
+
+#define SECTOR 512
+#define DATA_BYTES (UINT64_C (16) << 20)
+#define GARBAGE 0xe5
+#define BASE 0xba /* what a backing file is full of */
+
+struct form {
+  const char *what;
+  unsigned version, bits;
+  bool extended, backing, garbage;
+  unsigned compress_level;
+};
+
+static const struct form forms[] = {
+  { "v3", 3, 16, false, false, false, 0 },
+  { "v3, garbage", 3, 16, false, false, true, 0 },
+  { "v3, small clusters, garbage", 3, 12, false, true, true, 0 },
+  { "v2, garbage", 2, 12, false, false, true, 0 },
+  { "v2 over a base, garbage", 2, 12, false, true, true, 0 },
+  { "extended, garbage", 3, 16, true, true, true, 0 },
+  { "compressed, garbage", 3, 16, false, false, true, 1 },
+};
+#define NR_FORMS (sizeof forms / sizeof forms[0])
+#define CLUSTERS 40
+
+/* What the storages are asked for, in order. */
+#define MAX_EVENTS 10000
+
+struct event {
+  bool data; /* else tables */
+  struct memory_call call;
+};
+
+static const struct form *form;
+static struct memory_disk disk[2];
+static struct memory_control control[2]; /* of tables, data */
+static struct bare_writer bare;
+static struct event event[MAX_EVENTS];
+static size_t nr_events;
+
+static uint64_t size; /* of the guest's disk */
+static uint8_t *content;
+static uint8_t base[4 << 20];
+
+static void
+note_call (void *opaque, const struct memory_call *call)
+{
+  if (!(call->kind & MEMORY_CHANGES) || nr_events == MAX_EVENTS)
+    return;
+  event[nr_events].data = opaque == &control[1];
+  event[nr_events++].call = *call;
+}
+
+/* ------------------------------------------------------------------ content */
+
+/* A sector that the guest wrote. */
+static void
+fill_sector (uint8_t *p, uint64_t seed)
+{
+  unsigned i;
+
+  for (i = 0; i < SECTOR; i += 16) {
+    memcpy (p + i, "GUESTDAT", 8);
+    memcpy (p + i + 8, &seed, sizeof seed);
+  }
+}
+
+static bool
+is_all (const uint8_t *p, uint8_t byte)
+{
+  return p[0] == byte && memcmp (p, p + 1, SECTOR - 1) == 0;
+}
+
+/* What the guest wrote is not among the tables, and nothing is among the data
+ * but that, and what it was filled up with.
+ */
+static void
+check_doors (void)
+{
+  const uint64_t tables_size = atomic_load (&disk[0].size);
+  const uint64_t data_size = atomic_load (&disk[1].size);
+  uint64_t at;
+
+  if (form->compress_level == 0)
+    CHECK (memmem (disk[0].data, tables_size, "GUESTDAT", 8) == NULL);
+  for (at = 0; at + SECTOR <= data_size; at += SECTOR) {
+    const uint8_t *p = disk[1].data + at;
+
+    if (memcmp (p, "GUESTDAT", 8) != 0 && !is_all (p, 0) &&
+        !(form->garbage && is_all (p, GARBAGE)) &&
+        !(form->backing && is_all (p, BASE))) {
+      check_failed (__FILE__, __LINE__, "%s: data 0x%" PRIx64 " is not the "
+                    "guest's", form->what, at);
+      return;
+    }
+  }
+}
+
+static void
+compare (void)
+{
+  uint8_t *buf = must_have (malloc (size));
+  uint64_t i = 0;
+
+  memset (buf, 0xdd, size);
+  CHECK_OK (layer_read (bare.disk, buf, size, (struct guest_off) { 0 }));
+  if (memcmp (buf, content, size) != 0) {
+    while (buf[i] == content[i])
+      i++;
+    check_failed (__FILE__, __LINE__, "%s: byte 0x%" PRIx64 " is 0x%02x, not "
+                  "0x%02x", form->what, i, buf[i], content[i]);
+  }
+  free (buf);
+}
+
+/* ----------------------------------------------------------------- an image */
+
+static void
+open_image (void)
+{
+  struct storage *data = memory_disk_open (&disk[1], "data", &control[1]);
+
+  data->holes_not_zero = form->garbage;
+  bare_open (&bare, memory_disk_open (&disk[0], "tables", &control[0]),
+             form->backing
+             ? memory_storage_new ("base", base, sizeof base, NULL) : NULL,
+             data);
+}
+
+static void
+init_disks (void)
+{
+  uint8_t *garbage = must_have (malloc (DATA_BYTES));
+  struct builder b;
+  unsigned i;
+
+  build_start (&b, form->version, form->bits, form->extended,
+               COMPRESSION_DEFLATE, CLUSTERS << form->bits);
+  build_l2_place (&b, 0);
+  if (form->backing)
+    build_backing (&b, "raw");
+  build_finish (&b);
+  size = b.disk_size;
+  memory_disk_init (&disk[0], b.data, b.size);
+  build_free (&b);
+  memset (garbage, GARBAGE, DATA_BYTES);
+  memory_disk_init (&disk[1], garbage, form->garbage ? DATA_BYTES : 0);
+  free (garbage);
+  for (i = 0; i < 2; ++i)
+    control[i] = (struct memory_control) {
+      .hook = note_call, .opaque = &control[i],
+    };
+}
+
+/* Open an image of nothing but an empty L2 table for writing. */
+static void
+start (const struct form *f)
+{
+  const struct writer_options options = {
+    .compress_level = f->compress_level,
+  };
+
+  form = f;
+  init_disks ();
+  open_image ();
+  content = must_have (malloc (size));
+  CHECK_OK (layer_read (bare.disk, content, size, (struct guest_off) { 0 }));
+  bare_write (&bare, &options);
+  nr_events = 0;
+}
+
+/* Close it, and see that all of it is on the storages. */
+static void
+end (void)
+{
+  unsigned i;
+
+  compare ();
+  CHECK_OK (bare_close (&bare));
+  image_check_clean (form->what, disk[0].data, atomic_load (&disk[0].size));
+  check_doors ();
+  open_image ();
+  compare ();
+  CHECK_OK (bare_close (&bare));
+  free (content);
+  for (i = 0; i < 2; ++i)
+    memory_disk_free (&disk[i]);
+}
+
+/* ----------------------------------------------------------------- requests */
+
+static void
+write_disk (uint64_t offset, uint64_t count, uint64_t seed, unsigned flags)
+{
+  uint64_t at;
+
+  for (at = offset; at < offset + count; at += SECTOR)
+    fill_sector (content + at, seed);
+  CHECK_OK (disk_write (bare.writer, content + offset, count,
+                        (struct guest_off) { offset }, flags));
+}
+
+static void
+zero_disk (uint64_t offset, uint64_t count, unsigned flags)
+{
+  memset (content + offset, 0, count);
+  CHECK_OK (disk_zero (bare.writer, count, (struct guest_off) { offset },
+                       flags));
+}
+
+static uint64_t
+cluster (uint64_t nr)
+{
+  return nr << form->bits;
+}
+
+/* -------------------------------------------------------------------- tests */
+
+/* Fresh clusters in whole and in part, and each kind of request over them. */
+static void
+test_requests (void)
+{
+  const unsigned trim = form->garbage ? DISK_MAY_TRIM : 0;
+
+  write_disk (cluster (0), cluster (3), 1, 0);
+  write_disk (cluster (5) + SECTOR, SECTOR, 2, 0);
+  compare ();
+  write_disk (cluster (5) + 3 * SECTOR, SECTOR, 3, 0);
+  write_disk (cluster (5) + SECTOR, 2 * SECTOR, 4, DISK_FUA);
+  zero_disk (cluster (7), cluster (2), 0);
+  zero_disk (cluster (10) + SECTOR, cluster (1), 0);
+  compare ();
+  zero_disk (cluster (1), cluster (1), 0);
+  write_disk (cluster (1) + 2 * SECTOR, SECTOR, 5, 0);
+  compare ();
+  zero_disk (cluster (2), SECTOR, trim);
+  zero_disk (cluster (0), cluster (1), trim);
+  write_disk (cluster (0) + SECTOR, SECTOR, 6, 0);
+  compare ();
+  CHECK_OK (writer_flush (bare.writer));
+  check_doors ();
+}
+
+/* Many, at random: what was given up is had again, where that holds whatever
+ * was in it.
+ */
+static void
+test_random (uint64_t seed)
+{
+  uint64_t state = seed;
+  unsigned i;
+
+  for (i = 0; i < 300 && !check_any_failed (); ++i) {
+    const uint64_t sectors = size / SECTOR;
+    const uint64_t first = random_below (&state, sectors);
+    uint64_t nr = 1 + random_below (&state, 3 * cluster (1) / SECTOR);
+
+    if (nr > sectors - first)
+      nr = sectors - first;
+    switch (random_below (&state, 8)) {
+    case 0:
+      zero_disk (first * SECTOR, nr * SECTOR,
+                 form->garbage && random_below (&state, 2) ? DISK_MAY_TRIM : 0);
+      break;
+    case 1:
+      CHECK_OK (writer_flush (bare.writer));
+      break;
+    case 2:
+      compare ();
+      break;
+    default:
+      write_disk (first * SECTOR, nr * SECTOR, i,
+                  random_below (&state, 8) == 0 ? DISK_FUA : 0);
+      break;
+    }
+  }
+  check_doors ();
+}
+
+/* Clusters that are stored compressed are among the tables. */
+static void
+test_compressed (void)
+{
+  size_t i;
+
+  write_disk (cluster (3), cluster (4), 7, 0);
+  compare ();
+  for (i = 0; i < nr_events; ++i)
+    CHECK (!event[i].data || event[i].call.kind == MEMORY_FLUSH);
+  write_disk (cluster (9), SECTOR, 8, 0);
+  CHECK (event[nr_events - 1].data);
+  compare ();
+}
+
+/* Where the entry of the first cluster is. */
+static uint64_t
+first_entry (void)
+{
+  struct map_l1 l1;
+
+  CHECK_OK (map_l1_entry (qcow2_map (bare.disk), (struct guest_off) { 0 }, &l1));
+  return l1.table.v;
+}
+
+/* Before the mapping is written, refcounts are durable, and so are data if what
+ * was there before them may be garbage; and whenever tables are made durable,
+ * data were before.
+ */
+static void
+test_flush_order (void)
+{
+  const uint64_t entry = first_entry ();
+  bool written[2] = { false, false }; /* and not durable */
+  bool mapped = false;
+  size_t i;
+
+  write_disk (0, SECTOR, 9, 0);
+  CHECK_OK (writer_flush (bare.writer));
+  for (i = 0; i < nr_events; ++i) {
+    const struct event *e = &event[i];
+
+    if (e->call.kind == MEMORY_WRITE && !e->data && e->call.offset == entry) {
+      mapped = true;
+      CHECK (!written[0]);
+      CHECK (!form->garbage || !written[1]);
+    }
+    if (e->call.kind == MEMORY_FLUSH && !e->data)
+      CHECK (!written[1]);
+    if (e->call.kind == MEMORY_WRITE || e->call.kind == MEMORY_FLUSH)
+      written[e->data] = e->call.kind == MEMORY_WRITE;
+  }
+  CHECK (mapped);
+  CHECK (!written[0] && !written[1]);
+}
+
+int
+main (void)
+{
+  unsigned f;
+
+  check_time_limit (300);
+  memset (base, BASE, sizeof base);
+  for (f = 0; f < NR_FORMS; ++f) {
+    start (&forms[f]);
+    if (form->compress_level == 0)
+      test_flush_order ();
+    else
+      test_compressed ();
+    end ();
+    start (&forms[f]);
+    test_requests ();
+    end ();
+    start (&forms[f]);
+    test_random (f + 1);
+    end ();
+  }
+  return check_result ();
+}
