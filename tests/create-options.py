@@ -78,11 +78,12 @@ def beside_qemus(name, file, size, options):
     run("qemu-img", "create", "-q", "-f", "qcow2", *(["-o", o] if o else []),
         theirs, str(size))
     is_sound(name, file)
-    check(info(file) == info(theirs), "%s: qemu-img info: %s, not %s" % (
-        name, info(file), info(theirs)))
-    check(space(file) <= space(theirs) + options.get("cluster_size", 65536),
-          "%s: takes %d bytes, with QEMU %d" % (name, space(file),
-                                                space(theirs)))
+    is_now, wanted = info(file), info(theirs)
+    check(is_now == wanted, "%s: qemu-img info: %s, not %s" % (name, is_now,
+                                                               wanted))
+    is_now, most = space(file), space(theirs)
+    check(is_now <= most + options.get("cluster_size", 65536),
+          "%s: takes %d bytes, with QEMU %d" % (name, is_now, most))
     os.unlink(theirs)
 
 

@@ -37,7 +37,7 @@ class Memory:
         self.size = len(self.bytes)
 
     def get(self, at, n):
-        return bytes(self.bytes[at:at + n])
+        return bytes(memoryview(self.bytes)[at:at + n])
 
     def put(self, at, data):
         self.bytes[at:at + len(data)] = data
@@ -173,7 +173,8 @@ class Disk:
         edge = rnd.choice((self.cluster, self.granule))
         at = rnd.randrange(-(-self.size // edge)) * edge
         n = edge * rnd.choice((1, 1, 2, 3, rnd.randrange(1, 9)))
-        return at, min(n, self.size - at)
+        # Two of the largest clusters are enough to be more than one.
+        return at, min(n, max(edge, 1 << 22), self.size - at)
 
     def data(self, n):
         """What to write: noise, or text-like, or zeros."""
@@ -286,14 +287,15 @@ class Disk:
     def read(self, at=None, n=None, h=None):
         if at is None:
             at, n = self.place()
-        got = bytes((h or self.handle()).pread(n, at))
+        got = (h or self.handle()).pread(n, at)
         return equal(got, self.store.get(at, n), "%s: read of %d at %d after "
                      "%s" % (self.name, n, at, self.last))
 
     def around(self, at, n):
         """What was changed, and what is next to it: the place where a copy
         on write goes wrong."""
-        more = self.rnd.choice((600, self.granule, self.cluster + 600))
+        more = self.rnd.choice((600, min(self.granule, 1 << 18),
+                                min(self.cluster, 1 << 18) + 600))
         lo, n = self.blocks(max(0, at - more), n + 2 * more, self.block)
         hi = lo + n
         step = 1 << 23

@@ -23,8 +23,9 @@ def image(name, size, backing=None, **kw):
     return fill(img, seed=name)
 
 
-def exercise(what, img, *args, connections=4, depth=16, n=600, snaps=()):
+def exercise(what, img, *args, connections=4, depth=16, n=240, snaps=()):
     qtest.images += 1
+    n = qtest.volume(n)
     disks = [("", bytes(img.render()), img.runs())]
     disks += [("snapshot/%s" % s.name.decode(), bytes(img.render(s)),
                img.runs(s)) for s in snaps]
@@ -66,7 +67,7 @@ def kinds():
     for cb, version in ((9, 2), (10, 3)):
         img = image("t%d.qcow2" % cb, 6000 << cb, cluster_bits=cb,
                     version=version).write()
-        exercise("clusters of %d" % img.cs, img, SMALL, n=1600)
+        exercise("clusters of %d" % img.cs, img, SMALL, n=800)
 
 
 def only_compressed():

@@ -74,7 +74,7 @@ def writes(file, size, cs, rnd, compat, has_backing, want, count,
 def one(k, compat, cb, bits, extl2, comp, backing):
     rnd = random.Random("qemu-%d" % k)
     cs = 1 << cb
-    n = max(12, min(64, (3 << 20) >> cb))
+    n = max(8, min(64, (3 << 20) >> cb))
     size = n * cs - rnd.choice((0, 0, 512, cs // 2 // 512 * 512))
     name = "qemu compat=%s cluster=%d bits=%d ext=%d %s backing=%s" % (
         compat, cs, bits, extl2, comp, backing)
@@ -120,7 +120,8 @@ def one(k, compat, cb, bits, extl2, comp, backing):
     writes(file, size, cs, rnd, compat, bool(base), want, 14, prealloc)
     runs = qemu_map(file, size, raw_depth=depth)
     verify_image(name, file, bytes(want), runs, args=args, seed=k,
-                 cluster=cs, raw_depth=depth, qmap=False, reads=30)
+                 cluster=cs, raw_depth=depth, qmap=False,
+                 reads=qtest.volume(20))
     for f in (file, base):
         if f:
             os.unlink(f)

@@ -17,15 +17,15 @@ import sys
 rnd = random.Random("compress")
 words = [rnd.randbytes(rnd.randrange(2, 9)) for _ in range(500)]
 with open(sys.argv[1], "wb") as f:
-    f.truncate(24 << 20)
-    for at in range(0, 24 << 20, 128 << 10):
+    f.truncate(9 << 20)
+    for at in range(0, 9 << 20, 128 << 10):
         kind = rnd.randrange(6)
         f.seek(at + rnd.randrange(2) * 5000)
         if kind == 0:
             f.write(rnd.randbytes(120000))
         elif kind < 5:
             f.write(b" ".join(rnd.choices(words, k=19000))[:120000])
-    f.truncate((24 << 20) - 512)
+    f.truncate((9 << 20) - 512)
 PY
 size="$(stat -c %s "$tmp/disk")"
 
@@ -64,7 +64,7 @@ smaller ()
     ours="$(stat -c %b "$image")"
     qemus="$(stat -c %b "$tmp/qemu.qcow2")"
     echo "$*: $ours blocks, QEMU: $qemus"
-    test "$ours" -le $(( qemus * percent / 100 + 500 )) ||
+    test "$ours" -le $(( qemus * percent / 100 + 200 )) ||
         die "$ours blocks are too many: QEMU needs $qemus ($*)"
 }
 

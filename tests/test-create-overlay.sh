@@ -57,11 +57,15 @@ with open(sys.argv[2], "wb") as f:
     f.write(model)
 PY
 
-# field IMAGE KEY: what QEMU says.
-field ()
+# fields IMAGE KEY...: what QEMU says, one a line.
+fields ()
 {
-    qemu-img info --output=json "$1" | "$PYTHON" -c 'import json, sys
-print(json.load(sys.stdin).get(sys.argv[1]))' "$2"
+    local image="$1"
+    shift
+    qemu-img info --output=json "$image" | "$PYTHON" -c 'import json, sys
+info = json.load(sys.stdin)
+for key in sys.argv[1:]:
+    print(info.get(key))' "$@"
 }
 
 # overlay DISK-SIZE BASE BASE-FORMAT [PARAMETER...]: in images/.
@@ -76,20 +80,23 @@ overlay ()
     fingerprint images/base.raw images/odd.raw images/base.qcow2 > "$tmp/before"
     start_nbdkit "$PLUGIN" "$image" create=true backing="$base" \
         backing-format=$format follow=$follow "$@"
-    test "$(field "$image" backing-filename)" = "$base"
-    test "$(field "$image" backing-filename-format)" = $format
-    test "$(field "$image" virtual-size)" = $size || die "$image: the size"
+    fields "$image" backing-filename backing-filename-format virtual-size \
+        > "$tmp/fields"
+    printf '%s\n' "$base" $format $size | cmp - "$tmp/fields" ||
+        die "$image: the backing file, its format or the size"
     "$PYTHON" "$tmp/client.py" "$sock" "$raw" $n.1 || die "$image: $*"
     stop_nbdkit "$pid"
     check_clean "$image"
     same_disk "$image" "$raw"
     # As any image that names its backing file.
     expect_refusal 'follow=' "$PLUGIN" "$image"
-    start_nbdkit "$PLUGIN" "$image" follow=$follow
-    "$PYTHON" "$tmp/client.py" "$sock" "$raw" $n.2 || die "$image: again"
-    stop_nbdkit "$pid"
-    check_clean "$image"
-    same_disk "$image" "$raw"
+    if every_other $n; then
+        start_nbdkit "$PLUGIN" "$image" follow=$follow
+        "$PYTHON" "$tmp/client.py" "$sock" "$raw" $n.2 || die "$image: again"
+        stop_nbdkit "$pid"
+        check_clean "$image"
+        same_disk "$image" "$raw"
+    fi
     fingerprint images/base.raw images/odd.raw images/base.qcow2 |
         cmp - "$tmp/before" || die "$image: a backing file was touched"
 }
@@ -147,7 +154,7 @@ expect_refusal 'such as ./a:b' "$PLUGIN" ../images/new.qcow2 create=true \
     backing=a:b backing-format=raw
 "$NBDKIT" -U - "$PLUGIN" ../images/new.qcow2 create=true backing=./a:b \
     backing-format=raw --run true
-test "$(field ../images/new.qcow2 backing-filename)" = ./a:b
+test "$(fields ../images/new.qcow2 backing-filename)" = ./a:b
 same_disk ../images/new.qcow2 ../images/base.raw
 
 # --- One that is written by QEMU keeps QEMU's lock: nothing is made over it.

@@ -24,8 +24,9 @@ while test "$1" = -e; do
     inject="$inject -e $2"
     shift 2
 done
-exec strace -D -f -o "$TRACE" -e trace=$(echo $CALLS | tr ' ' ,) $inject \
-    -e signal=none -- "$REAL_NBDKIT" "$@"
+exec strace -D -f --seccomp-bpf -o "$TRACE" \
+    -e trace=$(echo $CALLS | tr ' ' ,) $inject -e signal=none \
+    -- "$REAL_NBDKIT" "$@"
 SH
 chmod +x "$tmp/old"
 export REAL_NBDKIT="$NBDKIT" TRACE="$tmp/trace"

@@ -10,6 +10,7 @@ requires_python_nbd
 requires_qemu
 
 image="$tmp/image.qcow2"
+number="$(volume 50)"   # of a client's requests
 client="$testsrc/diskclient.py"
 
 n=0
@@ -37,7 +38,8 @@ for signal in TERM INT; do
     for round in 1 2 3; do
         make
         start_nbdkit "$PLUGIN" "$image"
-        "$PYTHON" "$client" "$sock" "$tmp/expected" $signal-$round
+        "$PYTHON" "$client" "$sock" "$tmp/expected" $signal-$round \
+            requests="$number"
         kill -$signal "$pid"
         status=0
         wait "$pid" || status=$?
@@ -50,7 +52,7 @@ for signal in TERM INT; do
         start_nbdkit "$PLUGIN" "$image"
         rm -f "$tmp/busy"
         "$PYTHON" "$client" "$sock" "$tmp/expected" \
-            $signal-$round-busy busy="$tmp/busy" &
+            $signal-$round-busy requests="$number" busy="$tmp/busy" &
         busy=$!
         _pids+=("$busy")
         wait_until -p "$busy" test -e "$tmp/busy" ||
@@ -70,7 +72,8 @@ done
 for round in 1 2 3; do
     make
     "$NBDKIT" -U - "$PLUGIN" "$image" --run \
-        "'$PYTHON' '$client' \"\$unixsocket\" '$tmp/expected' run$n"
+        "'$PYTHON' '$client' \"\$unixsocket\" '$tmp/expected' run$n \
+         requests=$number"
     verify "--run"
 done
 
@@ -79,7 +82,8 @@ if "$NBDKIT" --filter=exitlast "$PLUGIN" --dump-plugin > /dev/null 2>&1; then
     for round in 1 2 3; do
         make
         start_nbdkit --filter=exitlast "$PLUGIN" "$image"
-        "$PYTHON" "$client" "$sock" "$tmp/expected" last$n
+        "$PYTHON" "$client" "$sock" "$tmp/expected" last$n \
+            requests="$number"
         status=0
         wait "$pid" || status=$?
         forget "$pid"

@@ -14,13 +14,14 @@ image="$tmp/image.qcow2"
 client="$testsrc/diskclient.py"
 nr=0
 done_with=
+filterdir="$("$NBDKIT" --dump-config | sed -n 's/^filterdir=//p')"
+number="$(volume 60)"
 # have FILTER...: whether all of them are installed.
 have ()
 {
     local f
     for f in "$@"; do
-        if ! "$NBDKIT" --filter="$f" "$PLUGIN" --dump-plugin \
-             >/dev/null 2>&1 </dev/null; then
+        if ! test -e "$filterdir/nbdkit-$f-filter.so"; then
             echo "not installed: $f"
             return 1
         fi
@@ -39,7 +40,8 @@ requests ()
     done
     shift
     start_nbdkit "${args[@]}"
-    "$PYTHON" "$client" "$sock" "$tmp/disk" "filters-$nr" "$@" ||
+    "$PYTHON" "$client" "$sock" "$tmp/disk" "filters-$nr" \
+        requests="$number" "$@" ||
         die "wrong through: ${args[*]}"
     stop_nbdkit "$pid"
 }

@@ -101,17 +101,17 @@ if phase == "fill":
     print("%d writes done, %d without room" % (done, len(failed)))
 elif phase == "trim":
     # Room is made by the client itself.
-    h.trim(6 * MiB, 0)
-    store(0, bytes(6 * MiB))
+    h.trim(3 * MiB, 0)
+    store(0, bytes(3 * MiB))
     flush()
-    got = sum(put(40 * MiB + k * MiB // 4, MiB // 4) for k in range(12))
+    got = sum(put(20 * MiB + k * MiB // 8, MiB // 8) for k in range(12))
     if got < 12:
-        sys.exit("after a trim of 6 MiB only %d of 12 writes" % got)
+        sys.exit("after a trim of 3 MiB only %d of 12 writes" % got)
     flush()
     verify()
 elif phase == "more":
     for k in range(16):
-        if not put(44 * MiB + k * MiB // 4, MiB // 4):
+        if not put(22 * MiB + k * MiB // 8, MiB // 8):
             sys.exit("there is room, but it is not used")
     h.flush()
     verify()
@@ -132,7 +132,7 @@ exercise ()
     local what="$1" image="$2" room="$3"
 
     rm -f "$raw"
-    truncate -s 48M "$raw"
+    truncate -s 24M "$raw"
     start_nbdkit "$PLUGIN" "$image"
     echo "$what"
     client fill || die "$what: fill"
@@ -160,15 +160,15 @@ if prlimit --fsize=1000000 true 2>/dev/null; then
 #!/bin/sh
 # The signal is ignored by those that are started from here.
 trap '' XFSZ
-exec prlimit --fsize=20000000:80000000 -- "$REAL_NBDKIT" "$@"
+exec prlimit --fsize=10000000:40000000 -- "$REAL_NBDKIT" "$@"
 SH
     chmod +x "$tmp/limited"
     export REAL_NBDKIT="$real"
-    more_room () { prlimit --fsize=80000000:80000000 --pid "$pid"; }
+    more_room () { prlimit --fsize=40000000:40000000 --pid "$pid"; }
     for options in "${kinds[@]}"; do
         NBDKIT="$tmp/limited"
         rm -f "$tmp/limit.qcow2"
-        qemu-img create -q -f qcow2 -o $options "$tmp/limit.qcow2" 48M
+        qemu-img create -q -f qcow2 -o $options "$tmp/limit.qcow2" 24M
         exercise "limit, $options" "$tmp/limit.qcow2" more_room
         NBDKIT="$real"
     done
@@ -181,21 +181,21 @@ fi
 
 # --- A small file system.
 mkdir "$tmp/small"
-if mount -t tmpfs -o size=20m none "$tmp/small" 2>/dev/null; then
+if mount -t tmpfs -o size=10m none "$tmp/small" 2>/dev/null; then
     at_exit umount "$tmp/small"
-    more_room () { mount -o remount,size=80m "$tmp/small"; }
+    more_room () { mount -o remount,size=40m "$tmp/small"; }
     for options in "${kinds[@]}"; do
-        mount -o remount,size=20m "$tmp/small"
-        qemu-img create -q -f qcow2 -o $options "$tmp/small/i.qcow2" 48M
+        mount -o remount,size=10m "$tmp/small"
+        qemu-img create -q -f qcow2 -o $options "$tmp/small/i.qcow2" 24M
         exercise "tmpfs, $options" "$tmp/small/i.qcow2" more_room
         rm "$tmp/small/i.qcow2"
     done
     # Over a backing file, where it has to copy.
-    mount -o remount,size=20m "$tmp/small"
-    truncate -s 48M "$tmp/below"
+    mount -o remount,size=10m "$tmp/small"
+    truncate -s 24M "$tmp/below"
     qemu-img create -q -f qcow2 -b "$tmp/below" -F raw "$tmp/small/i.qcow2"
     rm -f "$raw"
-    truncate -s 48M "$raw"
+    truncate -s 24M "$raw"
     start_nbdkit "$PLUGIN" "$tmp/small/i.qcow2" follow=any
     client fill || die "tmpfs, backing: fill"
     more_room
@@ -207,12 +207,12 @@ if mount -t tmpfs -o size=20m none "$tmp/small" 2>/dev/null; then
 fi
 
 # --- A block device, which never grows.
-truncate -s 20M "$tmp/disk"
+truncate -s 10M "$tmp/disk"
 if loop="$(losetup --find --show "$tmp/disk" 2>/dev/null)"; then
     at_exit losetup --detach "$loop"
     for options in "${kinds[@]}"; do
-        dd if=/dev/zero of="$loop" bs=1M count=20 status=none
-        qemu-img create -q -f qcow2 -o $options "$loop" 48M
+        dd if=/dev/zero of="$loop" bs=1M count=10 status=none
+        qemu-img create -q -f qcow2 -o $options "$loop" 24M
         exercise "block device, $options" "$loop" none
     done
 fi

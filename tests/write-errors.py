@@ -4,6 +4,7 @@ Clients get an error for what failed and go on reading; a flush that was
 answered doesn't lie; nothing that was flushed before is lost; and what is
 left on disk has leaks at most.
 
+QTEST_VOLUME multiplies how many requests are made.
 QTEST_ROUNDS multiplies how much is done, each time other requests.
 QTEST_ONLY takes a seed that a failure named, and does that alone."""
 
@@ -75,7 +76,8 @@ class Wrapper:
     def __init__(self, calls, error, when):
         self.file = path("faulty")
         with open(self.file, "w") as f:
-            f.write("#!/bin/sh\nexec strace -D -f -qq -o '%s' -e signal=none "
+            f.write("#!/bin/sh\nexec strace -D -f --seccomp-bpf -qq "
+                    "-o '%s' -e signal=none "
                     "-e trace=%s -e 'inject=%s:error=%s:when=%s' -- '%s' "
                     "\"$@\"\n" % (path("strace.out"), calls, calls, error,
                                   when, qtest.NBDKIT))
@@ -173,7 +175,7 @@ def again(seed, img, units, rnd, serial, args):
         return
     with srv:
         load = load_of(seed, srv, img, units, rnd, serial, ())
-        ok = load.run(200) and load.quiet()
+        ok = load.run(qtest.volume(100)) and load.quiet()
         if not ok:
             srv.p.kill()
             srv.p.wait()
@@ -221,7 +223,7 @@ def one(seed, make, fault, harmless):
             srv.stop(quiet=False)
             check_image(what, img, (0, 3))
             return
-        ok = load.run(400)
+        ok = load.run(qtest.volume(300))
         if ok and harmless:
             ok = load.quiet()
         elif ok:
@@ -279,13 +281,13 @@ def limited(seed, img, size):
     with Server("file=" + img.path, readonly=False) as srv:
         qtest.NBDKIT = real
         load = load_of(seed, srv, img, units, rnd, 0, (errno.ENOSPC,))
-        ok = load.run(2500) and load.quiet()
+        ok = load.run(qtest.volume(1200)) and load.quiet()
         check(load.failures > 0, "%s: it was never full" % seed)
         failures += load.failures
         if ok:
             run("prlimit", "--pid", str(srv.p.pid), "--fsize=unlimited")
             load.may_fail = ()
-            ok = load.run(1500) and load.quiet()
+            ok = load.run(qtest.volume(700)) and load.quiet()
         if not ok:
             srv.p.kill()
             srv.p.wait()

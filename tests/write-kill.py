@@ -4,7 +4,7 @@ flushed is there, everything else is as it was before or as a later request
 made it, and the image has leaks at most.  Snapshots and backing files are
 as before.
 
-QTEST_KILLS is how often it is killed.
+QTEST_KILLS is how often it is killed: 64 times QTEST_VOLUME, if it is not said.
 QTEST_ONLY takes a seed that a failure named, and does that alone."""
 
 import os
@@ -17,9 +17,9 @@ from qtest import path, run, check, fail, Server, StartError
 from qcow2make import Qcow2, Raw, fill, noise, COMPAT_LAZY
 from stamps import Units, Load
 
-KILLS = int(os.environ.get("QTEST_KILLS", "160"))
+KILLS = int(os.environ.get("QTEST_KILLS", qtest.volume(64)))
 ONLY = os.environ.get("QTEST_ONLY")
-KILLS_OF_IMAGE = 7
+KILLS_OF_IMAGE = 4
 
 kills = 0
 under_way = 0           # requests, when it was killed

@@ -4,6 +4,8 @@ writing, held against a model of its disk, ended, and must then be clean and
 equal for QEMU, its snapshots and backing files as before; QEMU writes to it;
 it is served again.  Arguments: which parts.
 
+QTEST_VOLUME multiplies how many requests are made; unless it is more than 1
+only every other image is served again.
 QTEST_ROUNDS multiplies how many images are made, each time others.
 QTEST_ONLY takes a number that a failure named, and does that image alone."""
 
@@ -21,7 +23,8 @@ from qcow2make import Qcow2, Raw, fill, noise, text, COMPAT_LAZY
 
 ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))
 ONLY = os.environ.get("QTEST_ONLY")
-REQUESTS = 50
+REQUESTS = qtest.volume(36)
+CANDIDATES = 100        # for the choice of an image
 
 UNKNOWN_EXT = (0x12345678, b"an extension that nobody knows")
 PAT = path("pattern")
@@ -72,7 +75,7 @@ def choose(cell, rnd, seen):
     """The one of some random combinations with the most pairs not seen."""
     best, most = None, -1
     while best is None:
-        for _ in range(25):
+        for _ in range(CANDIDATES):
             c = dict(zip(("version", "cb", "order", "extl2"), cell))
             c.update((k, rnd.choice(v)) for k, v in CHOICES.items())
             if not valid(c):
@@ -95,8 +98,9 @@ class Image:
         self.rnd = random.Random("matrix-%s" % nr)
         self.file = path("w.qcow2")
         self.cs = 1 << c["cb"]
-        self.clusters = max(9, min(140, (3 << 20) >> c["cb"]))
-        if c["extl2"] and c["cb"] < 21 and c["source"] in ("fill", "zstd"):
+        made = c["source"] in ("fill", "zstd")
+        self.clusters = max(9 if made else 5, min(140, (3 << 20) >> c["cb"]))
+        if c["extl2"] and c["cb"] < 21 and made:
             self.clusters = max(self.clusters, 40)
         self.size = self.clusters * self.cs - (
             0, 512, self.cs - 512, 1024 % self.cs, self.cs // 2)[c["tail"]]
@@ -105,7 +109,7 @@ class Image:
         self.files = []
         self.below = self.backing()
         self.sums = [self.sum(f) for f in self.files]
-        if c["source"] in ("fill", "zstd", "empty"):
+        if made or c["source"] == "empty":
             self.make()
         else:
             self.size = self.size // 512 * 512
@@ -313,8 +317,8 @@ def snapshots(im, srv):
         h.shutdown()
 
 
-def check_image(im, disk, when):
-    """What QEMU finds in the image."""
+def check_image(im, disk, when, last=True):
+    """What QEMU finds in the image; of its snapshots, at the end."""
     bad = len(qtest.failures)
     p = run("qemu-img", "check", "-f", "qcow2", im.file, ok=False)
     check(p.returncode == 0, "%s: %s: qemu-img check: exit %d: %s" % (
@@ -323,7 +327,7 @@ def check_image(im, disk, when):
     run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", im.file, out)
     qtest.file_equal(out, disk.store.get(0, disk.size),
                      "%s: %s: qemu-img convert" % (im, when))
-    for name, want in im.snapshots:
+    for name, want in im.snapshots if last else ():
         run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-l",
             "snapshot.name=" + name, im.file, out)
         qtest.file_equal(out, want, "%s: %s: snapshot %s" % (im, when, name))
@@ -332,7 +336,8 @@ def check_image(im, disk, when):
     return len(qtest.failures) == bad
 
 
-def one(nr, c):
+def one(nr, c, twice):
+    """twice: QEMU writes to it, too, and it is served again."""
     im = Image(nr, c)
     qtest.images += 1
     disk = diskmodel.Disk(
@@ -340,7 +345,8 @@ def one(nr, c):
         cluster=im.cs, granule=im.cs // 32 if c["extl2"] else im.cs,
         trims=c["version"] == 3 or im.below is None,
         compressed=im.compressed)
-    if session(im, disk, REQUESTS) and check_image(im, disk, "written"):
+    if session(im, disk, REQUESTS) and \
+       check_image(im, disk, "written", not twice) and twice:
         im.by_qemu(4, disk.store)
         if session(im, disk, REQUESTS // 2):
             check_image(im, disk, "after QEMU")
@@ -358,13 +364,15 @@ def keep(im):
 
 def part_of(part):
     seen = set()
+    turns = {}              # of each cell: twice, once, twice...
     for turn in range(ROUNDS):
         rnd = random.Random("cells-%s-%d" % (part, turn))
         for k, cell in enumerate(cells(part)):
             nr = "%s-%d-%d" % (part, turn, k)
             c = choose(cell, rnd, seen)
+            turns[cell] = turns.get(cell, k) + 1
             if ONLY in (None, nr):
-                one(nr, c)
+                one(nr, c, qtest.every_other(turns[cell]))
 
 
 for arg in sys.argv[1:]:

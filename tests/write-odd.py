@@ -2,6 +2,8 @@
 """Random requests to images that are valid, but of a kind that few programs
 make: what a writer must not take for granted.
 
+QTEST_VOLUME multiplies how many requests are made; unless it is more than 1
+only every other image is served twice.
 QTEST_ROUNDS multiplies how much is done, each time other requests.
 QTEST_ONLY takes a seed that a failure named, and does that alone."""
 
@@ -58,12 +60,12 @@ def sound(seed, img, start, flags):
         seed, end[0], end[2][-400:]))
 
 
-def same(seed, img, disk):
+def same(seed, img, disk, snapshots):
     out = path("odd.out")
     run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", img.path, out)
     qtest.file_equal(out, disk.store.get(0, disk.size),
                      "%s: qemu-img convert" % seed)
-    if not img.snapshots:
+    if not snapshots or not img.snapshots:
         return
     # qemu-img makes all of one size, so look through exports as well.
     with Server("file=" + img.path, readonly=False) as srv:
@@ -100,11 +102,12 @@ def go(name, img, flags=False, after=None):
             cluster=img.cs, granule=img.cs // 32 if img.extl2 else img.cs,
             compressed=[i * img.l2n + j for i, t in img.active.items()
                         for j, e in t.entries.items() if e.kind == "comp"])
-        for _ in range(2):
-            if not session(seed, img, disk, 60):
+        twice = img.snapshots or qtest.every_other(qtest.images)
+        for last in (False, True) if twice else (True,):
+            if not session(seed, img, disk, qtest.volume(45)):
                 break
             sound(seed, img, start, flags)
-            same(seed, img, disk)
+            same(seed, img, disk, last)
 
 
 def image(name, clusters, cb=12, filled=True, **kw):

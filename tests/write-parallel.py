@@ -3,6 +3,7 @@
 once, see stamps.py, on images of every kind; QEMU looks at them afterwards.
 Arguments: which parts.
 
+QTEST_VOLUME multiplies how many requests are made.
 QTEST_ROUNDS multiplies how much is done, each time other requests.
 QTEST_ONLY takes a seed that a failure named, and does that alone."""
 
@@ -127,10 +128,11 @@ def digest(img):
         return hashlib.sha256(f.read()).hexdigest()
 
 
-def exercise(name, make, *args, unit=512, rounds=3, n=900, loads=((1, 16),
+def exercise(name, make, *args, unit=512, rounds=2, n=500, loads=((1, 16),
              (4, 16), (16, 16)), **kw):
     """Serves an image for writing; a few rounds of load, each at rest at the
     end; then QEMU has a look.  For each load a new one."""
+    n = qtest.volume(n)
     for turn in range(ROUNDS):
         for connections, depth in loads:
             seed = "%s-%d-%d" % (name, connections, turn)
@@ -191,7 +193,7 @@ def basic():
     exercise("512-byte clusters", plain, clusters=300, cb=9)
     exercise("512-byte clusters, small cache", plain, SMALL, clusters=16000,
              cb=9)
-    exercise("2 MiB clusters", plain, clusters=3, cb=21, n=700)
+    exercise("2 MiB clusters", plain, clusters=3, cb=21, n=300)
     exercise("version 2", filled_written, clusters=8, version=2)
     exercise("4 KiB clusters, refcounts of 1 bit", filled_written,
              clusters=40, cb=12, refcount_order=0)
@@ -217,7 +219,7 @@ def kinds():
 
 def layers():
     exercise("backing", over, clusters=6)
-    exercise("backing, 2 MiB clusters", over, clusters=2, cb=21, n=700)
+    exercise("backing, 2 MiB clusters", over, clusters=2, cb=21, n=300)
     exercise("backing, extended L2", over, clusters=5, extl2=True)
     exercise("backing, version 2", over, clusters=6, version=2)
     exercise("backing, 512-byte clusters", over, SMALL, clusters=300, cb=9)

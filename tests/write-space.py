@@ -5,7 +5,7 @@ that have to do with it.  After each request the file is held to what the disk
 needs at most, plus what may wait to be given back; and so is the server's
 memory.  Arguments: which of CASES, default all.
 
-QTEST_VOLUME is how many MiB are written to each image."""
+QTEST_VOLUME multiplies how much is written to each image."""
 
 import hashlib
 import os
@@ -20,7 +20,8 @@ from qtest import path, run, check, fail, Server, StartError
 from qcow2make import noise, text
 
 MiB = 1 << 20
-VOLUME = int(os.environ.get("QTEST_VOLUME", "320")) * MiB
+# Enough to see by a file that nothing came back.
+VOLUME = int(240 * MiB * qtest.VOLUME)
 CONNECTIONS = 2
 
 # nbdkit keeps a buffer for each of its threads, as large as the largest
@@ -52,7 +53,7 @@ class Case:
     create: options of qemu-img create; None: the plugin creates it.
     text: write what can be compressed; zeros: often write zeros, too."""
 
-    def __init__(self, args=(), opts=(), create="", size=64, cluster=65536,
+    def __init__(self, args=(), opts=(), create="", size=32, cluster=65536,
                  granule=None, backing=False, snapshot=False, text=False,
                  zeros=False, v2=False, most=2 * MiB, volume=1):
         self.args, self.opts, self.create = args, opts, create
@@ -76,10 +77,10 @@ CASES = {
     "extended L2": Case(create="extended_l2=on,cluster_size=128k",
                         cluster=128 << 10, granule=4096),
     "512-byte clusters": Case(create="cluster_size=512", cluster=512, size=8,
-                              most=256 << 10, volume=0.6),
+                              most=256 << 10, volume=0.8),
     "4 KiB clusters": Case(create="cluster_size=4k", cluster=4096),
     "2 MiB clusters": Case(create="cluster_size=2M", cluster=2 * MiB,
-                           size=256, most=8 * MiB, volume=2),
+                           size=128, most=8 * MiB, volume=1.75),
     "version 2": Case(create="compat=0.10", v2=True),
     "lazy refcounts": Case(create="lazy_refcounts=on"),
     "snapshot": Case(snapshot=True),

@@ -297,7 +297,7 @@ test_made (void)
 int
 main (int argc, char *argv[])
 {
-  const uint64_t states = argc > 1 ? strtoull (argv[1], NULL, 0) : 1000;
+  const uint64_t states = argc > 1 ? strtoull (argv[1], NULL, 0) : 500;
   const uint64_t seed = argc > 2 ? strtoull (argv[2], NULL, 0) : 1;
   uint64_t i;
 

@@ -8,5 +8,5 @@ ask=()
 if qemu-img --version > /dev/null 2>&1; then
     ask=(--ask 1000)
 fi
-exec ./powerloss --seconds "${POWERLOSS_SECONDS-45}" --jobs "$(nproc)" \
+exec ./powerloss --seconds "${POWERLOSS_SECONDS-20}" --jobs "$(nproc)" \
                  --cuts 24 --mix 4 --random 20 "${ask[@]}" --quiet

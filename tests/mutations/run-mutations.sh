@@ -23,7 +23,7 @@ top=$srcdir/../..
 top_builddir=$(cd "${top_builddir:-$top}" && pwd) || exit 2
 jobs=${JOBS:-$(nproc)}
 limit=${MUTATION_SECONDS:-100}
-export MALLOC_PERTURB_=165 # as for the unit tests
+export MALLOC_PERTURB_=165 MALLOC_TOP_PAD_=16777216 # as for the unit tests
 started=$SECONDS
 
 work=$(mktemp -d "$PWD/mutations.XXXXXX") || exit 2

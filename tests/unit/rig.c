@@ -56,14 +56,20 @@ rig_init_model (struct rig *r, const char *what, const struct model *m)
 }
 
 /* Read all of a disk. */
-static uint8_t *
-read_all (const struct rig *r, const struct layer *disk)
+static void
+read_all (const struct rig *r, const struct layer *disk, uint8_t *buf)
 {
-  uint8_t *buf = must_have (malloc (r->size + 1));
-
   memset (buf, 0xdd, r->size);
   if (r->size > 0)
     CHECK_OK (layer_read (disk, buf, r->size, (struct guest_off) { 0 }));
+}
+
+static uint8_t *
+content_of (const struct rig *r, const struct layer *disk)
+{
+  uint8_t *buf = must_have (malloc (r->size + 1));
+
+  read_all (r, disk, buf);
   return buf;
 }
 
@@ -86,11 +92,11 @@ read_contents (struct rig *r)
 {
   unsigned i;
 
-  r->content = read_all (r, r->live);
+  r->content = content_of (r, r->live);
   for (i = 0; i < r->nr_snapshots; ++i) {
     struct layer *disk = open_snapshot (r, i);
 
-    r->snapshot[i] = read_all (r, disk);
+    r->snapshot[i] = content_of (r, disk);
     image_close_disk (disk);
   }
 }
@@ -170,6 +176,7 @@ rig_free (struct rig *r)
 
   memory_disk_free (&r->disk);
   free (r->content);
+  free (r->scratch);
   for (i = 0; i < r->nr_snapshots; ++i)
     free (r->snapshot[i]);
 }
@@ -339,20 +346,29 @@ rig_compare_range (struct rig *r, uint64_t offset, uint64_t count)
   free (buf);
 }
 
+/* The buffer is kept: to have memory from the system, again and again, takes
+ * longer than to read it.
+ */
+static void
+compare_disk (struct rig *r, const char *what, const struct layer *disk,
+              const uint8_t *should)
+{
+  if (r->scratch == NULL)
+    r->scratch = must_have (malloc (r->size + 1));
+  read_all (r, disk, r->scratch);
+  differ (r, what, r->scratch, should, 0, r->size);
+}
+
 void
 rig_compare (struct rig *r)
 {
-  uint8_t *buf = read_all (r, r->live);
   unsigned i;
 
-  differ (r, "the disk", buf, r->content, 0, r->size);
-  free (buf);
+  compare_disk (r, "the disk", r->live, r->content);
   for (i = 0; i < r->nr_snapshots; ++i) {
     struct layer *disk = open_snapshot (r, i);
 
-    buf = read_all (r, disk);
-    differ (r, "a snapshot", buf, r->snapshot[i], 0, r->size);
-    free (buf);
+    compare_disk (r, "a snapshot", disk, r->snapshot[i]);
     image_close_disk (disk);
   }
 }

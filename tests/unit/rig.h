@@ -29,6 +29,7 @@ struct rig {
   uint64_t size;    /* of the disk */
   uint64_t granule; /* that can be marked as zeros */
   uint8_t *content;
+  uint8_t *scratch; /* of that size, too: what was read */
   unsigned nr_snapshots;
   uint8_t *snapshot[BUILD_MAX_SNAPSHOTS];
 };

@@ -18,6 +18,7 @@
 #include "qcow2/disk.h"
 #include "qcow2/qcow2.h"
 #include "random.h"
+#include "seconds.h"
 
 static struct epoch epoch;
 static struct shared shared = { .formats = all_formats, .epoch = &epoch };
@@ -387,7 +388,7 @@ test_random (void)
   uint64_t state = 11;
   unsigned i;
 
-  for (i = 0; i < 260; ++i) {
+  for (i = 0; i < 260; i += TEST_EACH (5)) {
     const unsigned bits = 9 + i % 13;
     const unsigned version = random_below (&state, 3) == 0 ? 2 : 3;
     const bool extended = version == 3 && bits >= 14 &&
