@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* An open image: its chain, its caches, its snapshots, the disks in it that
- * can be served, and the writer of the live one.  This is what a program uses
- * of core/.
+ * can be served, and the writer of the live one.  This is core/'s interface
+ * for programs.
  *
- * Locks of who reads.  There are four kinds, none is held while another is
+ * Locks of the read path.  There are four; none is held while another is
  * taken, and none around I/O (I12):
- *   cache/tables.c    struct cache.lock        on a miss, for moments
- *   cache/clusters.c  struct cluster_cache.lock      reads of compressed clusters
- *   qcow2/codec.c    struct codec_pool.lock   likewise
- *   base/error.h    struct damage.lock       reads that meet damage
- * qcow2/write/writer.h has those of who writes, and their order.  image.writer_lock, held
- * while an image is made writable, stands above them all.
+ *   cache/tables.c    struct cache.lock          on a miss, briefly
+ *   cache/clusters.c  struct cluster_cache.lock  reads of compressed clusters
+ *   qcow2/codec.c     struct codec_pool.lock     likewise
+ *   base/error.h      struct damage.lock         reads that meet damage
+ * qcow2/write/writer.h lists the locks of the write path in their order.
+ * image.writer_lock, held while an image is made writable, is taken before all
+ * of them.
  */
 
 #ifndef CORE_IMAGE_H
@@ -30,117 +31,118 @@ struct image;
 struct image_options {
   struct chain_options chain;
   uint64_t cache_size; /* bytes, at least CACHE_MIN_BYTES */
-  uint64_t check_memory; /* for a check, in bytes; 0: the default */
+  uint64_t check_memory; /* budget of a check, in bytes; 0: the default */
 };
 
 #define IMAGE_DEFAULT_CHECK_MEMORY (UINT64_C (64) << 20)
 
 #define IMAGE_DEFAULT_CACHE_SIZE (UINT64_C (256) << 20)
 
-/* Open an image read-only; not one byte of it or of its backing files is
- * written (I9).  Returns NULL with the error set.
+/* Open an image read-only: neither it nor its backing files are written (I9).
+ * Returns NULL with the error set.
  */
 extern struct image *image_open (const struct image_options *options);
 
-/* The same on storages of the caller's: the image's and those of its backing
- * files, all of which are owned from here on, even after an error.
+/* The same on open storages: the image's, followed by those of its backing
+ * files.  Takes ownership of all of them, even on error.
  */
 extern struct image *image_open_storages (struct storage *const *storages,
                                           unsigned nr, uint64_t cache_size);
 extern struct image *image_open_storage (struct storage *s,
                                          uint64_t cache_size);
 
-/* Call fn for each thing about the files as they were opened that their owner
- * should know, though the disk can be read.
+/* Call fn for each warning that opening the files gave rise to: something
+ * their owner should know although the disk can be read.
  */
 typedef void image_warning_fn (void *opaque, const char *text);
 extern void image_each_warning (const struct image *im, image_warning_fn *fn,
                                 void *opaque);
 
-/* The size, in bytes, of the disk that options->backing holds, of the format
- * options->backing_format: rounded up to 512.  Returns -1 with the error set:
- * EINVAL if options->file is among what is to be below it.
+/* The size in bytes, rounded up to 512, of the disk in options->backing, whose
+ * format is options->backing_format.  Returns -1 with the error set: EINVAL if
+ * options->file is part of that backing chain.
  */
 extern int image_backing_size (const struct chain_options *options,
                                uint64_t *size);
 
-/* All disks must be closed, and no request be running.  What was written is
- * made durable, and the image left as it should be: no leaks, not dirty.
- * Returns -1 with the error set if that failed; the image is gone all the
- * same.  NULL is allowed.
+/* All disks must be closed and all requests have ended.  Makes everything
+ * durable and leaves the image clean: no leaks, not dirty.  Returns -1 with
+ * the error set if that failed; the image is freed regardless.  NULL is
+ * allowed.
  */
 extern int image_close (struct image *im);
 
-/* Make the image writable: the locks of a writer are taken, and what forbids
- * writing is looked for.  Nothing is written yet.  Readers may be at work.
- * Does nothing if it was done before.  Returns -1 with the error set, and the
- * image is as before: EACCES, EPERM, EROFS if the file can only be read;
+/* Make the image writable: take a writer's file locks, and check that nothing
+ * forbids writing.  Nothing is written yet.  Reads may be running.  Does
+ * nothing if the image is writable already.  Returns -1 with the error set,
+ * and the image as before: EACCES, EPERM, EROFS if the file can only be read;
  * EAGAIN if another process uses it; ENOTSUP if the image must not be written
  * as it is; EIO, EINVAL for damage.
  */
 extern int image_make_writable (struct image *im,
                                 const struct writer_options *options);
 
-/* Have leaks that a killed writer has left in a writable image be looked for
- * and freed in the background, until the image is closed.  Does nothing if that was
- * done before, if the image says that there are none, if something in it isn't
- * known here, or if it can't be started.
+/* Search a writable image for leaks of a killed writer, and free them, in the
+ * background and until the image is closed.  Does nothing if that was begun
+ * before, if the image says that it has no leaks, if it has contents unknown
+ * to this program, or if the search can't be started.
  */
 extern void image_free_leaks (struct image *im);
 
-/* Whether that has ended by itself, or was not begun. */
+/* Whether the search has completed, or was never begun. */
 extern bool image_leaks_are_done (struct image *im);
 
-/* What becomes of zeros that are written. */
+/* How image_write stores zeros. */
 enum detect_zeroes {
-  DETECT_ZEROES_OFF,   /* they are written */
+  DETECT_ZEROES_OFF,   /* like other data */
   DETECT_ZEROES_ON,    /* as by image_zero */
   DETECT_ZEROES_UNMAP, /* as by image_zero with IMAGE_MAY_TRIM */
 };
 
-/* Have image_write look for clusters of zeros.  Before anything is written. */
+/* Choose how; to be called before the first write. */
 extern void image_detect_zeroes (struct image *im, enum detect_zeroes detect);
 
-/* How clusters of this image are compressed. */
+/* The compression type that the image's header names. */
 extern enum compression image_compression (const struct image *im);
 
 /* When an image is checked and repaired before it is written. */
 enum image_repair {
-  /* All that is wrong, if it is marked as dirty; default.  An L1 table that
-   * the end of the file cuts off is for IMAGE_REPAIR_ALL alone.
+  /* If it is marked as dirty: repair everything, except that only
+   * IMAGE_REPAIR_ALL completes an L1 table which the end of the file cuts off.
+   * The default.
    */
   IMAGE_REPAIR_DIRTY,
   IMAGE_REPAIR_NONE,
-  IMAGE_REPAIR_LEAKS, /* leaks too, each time */
-  IMAGE_REPAIR_ALL,   /* all that is wrong, each time, and if it is marked as
-                       * corrupt */
+  IMAGE_REPAIR_LEAKS, /* the default, and always free leaks */
+  IMAGE_REPAIR_ALL,   /* always repair everything, even if the image is marked
+                       * as corrupt */
 };
 
-/* Repair an image as mode says, before it is made writable; if it was made
- * so, or repaired, then nothing is done.  The locks of a writer are taken, and
- * stay.  Readers may be at work.  What was done is written to summary, of len
+/* Repair an image as mode says, before it is made writable.  Does nothing if
+ * it is writable, or was repaired before.  Takes a writer's file locks, and
+ * keeps them.  Reads may be running.  Writes what was done to summary, of len
  * bytes: empty if nothing was.  Returns -1 with the error set: as
- * image_make_writable, or EIO if errors are left.  A repair that was cut off
- * by an error sticks (I10): neither this nor image_make_writable goes on.  That
- * errors are left is known from then on, until the file is changed: nothing is
- * looked at again meanwhile.
+ * image_make_writable, or EIO if errors are left.  A repair that an error
+ * interrupted sticks (I10): this and image_make_writable fail from then on.
+ * Errors that are left are remembered: until the file changes, it is not
+ * checked again.
  */
 extern int image_repair (struct image *im, enum image_repair mode,
                          char *summary, size_t len);
 
-/* Whether the header and the directory of bitmaps forbid writing, as far as
- * image_repair (by mode) will leave them so: known before there is a client.
- * Nothing is locked, and no table is read.  Returns -1 with the error set as
- * by image_make_writable; 0 too if the image will be served read-only, since
- * the file can't be written.
+/* Check, before there is a client, whether the header or the bitmap directory
+ * forbids writing and would still do so after image_repair with this mode.
+ * Locks nothing and reads no tables.  Returns -1 with the error set as by
+ * image_make_writable; but 0 if the image will be served read-only anyway,
+ * since the file can't be written.
  */
 extern int image_look_ahead (struct image *im, enum image_repair mode,
                              const struct writer_options *options);
 
-/* Write to the live disk of a writable image.  The ranges must be within the
- * disk.  With IMAGE_FUA what was changed is durable on return.  Return -1 with
- * the error set: ENOSPC, EIO, ENOMEM; something may have been changed.  ENOSPC
- * is marked as repeated until a request has gone well that needed space.
+/* Write to the live disk of a writable image.  The range must be within the
+ * disk.  With IMAGE_FUA the change is durable on return.  Return -1 with the
+ * error set: ENOSPC, EIO, ENOMEM; part of the change may have been made.
+ * ENOSPC is marked as repeated until a request that needs space succeeds.
  */
 #define IMAGE_FUA 1U
 #define IMAGE_MAY_TRIM 2U /* image_zero: host clusters need not be kept */
@@ -152,18 +154,18 @@ extern int image_zero (struct image *im, uint64_t count,
 extern int image_trim (struct image *im, uint64_t count,
                        struct guest_off offset, unsigned flags);
 
-/* Make durable what was answered before.  After an error nothing more can be
- * written (I10), unless it is ENOSPC.  Does nothing if the image was not made
- * writable.
+/* Make every request that has been answered durable.  After an error other
+ * than ENOSPC nothing more can be written (I10).  Does nothing if the image
+ * was not made writable.
  */
 extern int image_flush (struct image *im);
 
-/* The exports: the live disk is "", and snapshots are "snapshot/LABEL". */
+/* Names of exports: "" is the live disk, "snapshot/LABEL" a snapshot. */
 #define IMAGE_SNAPSHOT_PREFIX "snapshot/"
 
-/* Call fn for each export; a description is only valid during the call.
- * fn returns -1 (with its own error reported) to stop.  Returns -1 if fn
- * did, or with ENOMEM set.
+/* Call fn for each export; the strings are only valid during the call.  fn
+ * reports its own error and returns -1 to stop.  Returns -1 if fn did, or with
+ * ENOMEM set.
  */
 typedef int (*export_fn) (void *opaque, const char *name,
                           const char *description);
@@ -175,16 +177,16 @@ extern int image_list (const struct image *im, export_fn fn, void *opaque);
 extern int image_describe (const struct image *im, const char *export,
                            char *buf, size_t len);
 
-/* The disk behind an export: for layer_read and its like.  Owned by the
- * caller; the image must outlive it.  Returns NULL with the error set:
- * ENOENT if there is no such export, EINVAL if the snapshot is malformed
- * (marked as repeated if that was reported before).
+/* Open the disk of an export, for layer_read and the like.  The caller owns
+ * it, and closes it before the image.  Returns NULL with the error set: ENOENT
+ * if there is no such export, EINVAL if the snapshot is malformed (marked as
+ * repeated if that was reported before).
  */
 extern struct layer *image_open_disk (const struct image *im,
                                       const char *export);
 extern void image_close_disk (struct layer *disk); /* NULL is allowed */
 
-/* The size in bytes that a disk is best read by: cluster or subcluster. */
+/* The preferred block size in bytes: that of a cluster or subcluster. */
 extern uint32_t image_preferred_size (const struct image *im);
 
 #endif /* CORE_IMAGE_H */

@@ -1,28 +1,28 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* What helps against an error.  core/ knows when, and who uses it knows in
- * which words: a parameter of the plugin is an option of the tool, and some
- * are only one's.
+/* Advice that follows an error message.  core/ knows when to give it, the
+ * program how to word it: a parameter of the plugin is an option of the tool,
+ * and some exist in only one of them.
  */
 
 #ifndef CORE_BASE_ADVICE_H
 #define CORE_BASE_ADVICE_H
 
 enum advice {
-  ADVICE_FOLLOW,         /* an image names a file, and may not */
-  ADVICE_BENEATH,        /* the file is not where those must be */
+  ADVICE_FOLLOW,         /* files that images name are not opened */
+  ADVICE_BENEATH,        /* the named file is outside the allowed directory */
   ADVICE_BACKING_FORMAT, /* the format of a backing file is not recorded */
   ADVICE_SHARE,          /* another process writes the image */
-  ADVICE_REPAIR,         /* a repair may make it one that can be written */
-  ADVICE_READ_ONLY,      /* all that is left is reading it */
+  ADVICE_REPAIR,         /* a repair may make the image writable */
+  ADVICE_READ_ONLY,      /* the image can only be read */
   ADVICE_BITMAPS,        /* writing would make bitmaps wrong */
-  ADVICE_RAW,            /* it is no image of any format, but a disk */
+  ADVICE_RAW,            /* the file holds a disk without any image format */
   ADVICE_NR,
 };
 
-/* The words for each: what goes behind a colon, or NULL for none.  They must
- * outlive all use of core/.  To be called before the first image is opened; by
- * default there are none.
+/* Set the wording of each: the text that follows a colon, or NULL for none,
+ * which is the default.  The strings must outlive all use of core/.  To be
+ * called before the first image is opened.
  */
 extern void advice_choose (const char *const words[ADVICE_NR]);
 

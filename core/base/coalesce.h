@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Which clusters were written as a whole, by requests that are smaller: so
- * that they can be compressed once they are complete.  Knows nothing of qcow2.
+/* Tracks clusters that are written piecemeal by requests smaller than a
+ * cluster, so that they can be compressed once complete.  Knows nothing of
+ * qcow2.
  *
- * It remembers a few clusters only, and the least recently written one makes
+ * Only a few clusters are tracked, and the least recently written one makes
  * room: enough for clients that write in order, on several connections.
  */
 
@@ -18,7 +19,7 @@
 
 struct coalesce_slot {
   uint64_t cluster;
-  uint64_t written; /* bit i: the i-th 64th of it */
+  uint64_t written; /* bit i: the i-th 64th of the cluster */
   uint64_t last_use; /* 0: the slot is empty */
 };
 
@@ -32,8 +33,8 @@ struct coalesce {
 extern void coalesce_init (struct coalesce *g, unsigned cluster_bits);
 extern void coalesce_destroy (struct coalesce *g);
 
-/* Bytes from, up to but without to, of one cluster have been written.  True
- * if that completes it; it is then forgotten.  Takes its lock for a moment.
+/* The bytes [from, to) of one cluster have been written.  Returns true, and
+ * forgets the cluster, if that completes it.  Takes the lock briefly.
  */
 extern bool coalesce_note (struct coalesce *g, uint64_t from, uint64_t to);
 

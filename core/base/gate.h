@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* A gate that requests pass, and that can be closed for a moment in which none is
- * beyond it.
+/* A gate that every request passes.  Closing it gives a moment at which no
+ * request is running.
  *
- * It stands above epochs, which nest and of which one request has many: a request
- * enters the gate once, before anything else, and is beyond it until it has
- * ended, with all its retries and waits.
+ * It stands above epochs, which nest and which one request enters many times:
+ * a request enters the gate once, before anything else, and is beyond it until
+ * it has ended, through all its retries and waits.
  *
  * Invariants:
  *
- *  G1  Between gate_close and gate_open nobody is beyond the gate.
- *  G2  While it is open, entering and leaving take no lock and write memory that
- *      other threads mostly don't (base/stripe.h).
- *  G3  It is closed by one thread at a time.  Those that wait to enter are let in
+ *  G1  Between gate_close and gate_open no request is beyond the gate.
+ *  G2  While it is open, entering and leaving take no lock, and threads mostly
+ *      write different cache lines (base/stripe.h).
+ *  G3  One thread at a time closes it.  Threads that wait to enter are let in
  *      when it opens, before it can be closed again.
  */
 
@@ -35,22 +35,22 @@ struct gate {
   struct gate_stripe stripe[STRIPES];
   _Atomic bool closed;      /* changes under the lock */
   pthread_mutex_t lock;
-  pthread_cond_t changed;   /* it was opened, or somebody has left or entered */
-  unsigned waiting;         /* lock; to enter */
+  pthread_cond_t changed;   /* opened, or a thread has left or entered */
+  unsigned waiting;         /* lock; threads that wait to enter */
 };
 
 extern void gate_init (struct gate *g);
-extern void gate_destroy (struct gate *g); /* nobody is beyond it, or waits */
+extern void gate_destroy (struct gate *g); /* no thread is beyond or waits */
 
-/* Pass the gate, once it is open.  A thread must not enter again before it has
- * left, nor hold a lock that whoever closes the gate takes meanwhile.  Returns
- * what gate_leave wants.
+/* Pass the gate, once it is open.  Returns the token for gate_leave.  A thread
+ * must not enter twice, nor hold a lock that is taken while the gate is
+ * closed.
  */
 extern unsigned gate_enter (struct gate *g);
 extern void gate_leave (struct gate *g, unsigned token);
 
-/* Close the gate, and wait until nobody is beyond it.  Not for a thread that has
- * entered it.
+/* Close the gate, and wait until no thread is beyond it.  Not for a thread
+ * that has entered it.
  */
 extern void gate_close (struct gate *g);
 extern void gate_open (struct gate *g);

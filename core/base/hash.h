@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Hashes of what an image says: offsets, mostly.  Whoever makes an image must
- * not be able to choose values that collide, since then each lookup would go
- * through all of them.  So every hash has a key that is random for each
- * process, and that nothing of it tells.
+/* Hashes of values from an image, mostly offsets.  The author of an image must
+ * not be able to choose values that collide, as each lookup would then go
+ * through all of them.  So hashes have a key that is random for each process
+ * and never disclosed.
  *
- * What is promised, for two different values that were chosen without knowing
- * the key: by hash_top, which is one multiplication by a secret odd number,
- * they collide in the top bits with a probability of at most 2 in 2^bits
- * (Dietzfelbinger and others, 1997).  hash_mix takes both words of the key, and
- * no bit of its result is worse than another.  Neither is for more than that:
- * it is no message authentication.
+ * Two different values chosen without knowing the key collide in the top bits
+ * of hash_top, a multiplication by a secret odd number, with a probability of
+ * at most 2 in 2^bits (Dietzfelbinger and others, 1997).  hash_mix uses both
+ * words of the key, and all bits of its result are equally good.  Neither is
+ * meant for message authentication.
  */
 
 #ifndef CORE_BASE_HASH_H
@@ -23,13 +22,13 @@ struct hash_key {
 };
 
 /* The key of this process, made by the first call.  A table copies it when it
- * is made.  Never fails: without getrandom(2) it comes from the random bytes
- * that every process is given by the kernel when it starts.
+ * is made.  Never fails: without getrandom(2) it is made from the random bytes
+ * that the kernel gives every process at its start.
  */
 extern struct hash_key hash_key (void);
 
-/* Have this key instead, in all tables that are made from now on: for tests in
- * which it matters where things are.
+/* Use this key for all tables made from now on: for tests that depend on the
+ * places of entries.
  */
 extern void hash_set_key (struct hash_key key);
 

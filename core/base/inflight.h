@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Ranges that requests are about to map to new clusters.  Such requests take
- * turns where their ranges overlap, in the order in which they came: so a large
- * one is not overtaken by small ones for ever.  It knows nothing of qcow2.
+/* Ranges that requests are about to map to new clusters.  Requests whose
+ * ranges overlap take turns, first come, first served, so that small ones
+ * can't starve a large one.  Knows nothing of qcow2.
  */
 
 #ifndef CORE_BASE_INFLIGHT_H
@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 struct inflight_range {
-  uint64_t first, last; /* of the caller's units, both included */
+  uint64_t first, last; /* inclusive, in units of the caller's choice */
   struct inflight_range *next;
 };
 
@@ -20,15 +20,15 @@ struct inflight {
   pthread_mutex_t lock;
   pthread_cond_t left;
   unsigned waiting;
-  struct inflight_range *first, **end; /* by arrival, those that wait as well */
+  struct inflight_range *first, **end; /* by arrival, including waiting ones */
 };
 
 extern void inflight_init (struct inflight *f);
 extern void inflight_destroy (struct inflight *f); /* no range is left */
 
-/* Wait until no range that came before overlaps this one, and enter it.  r is the
- * caller's, and stays where it is until it leaves.  A thread in one range must
- * not enter another.
+/* Enter a range, once no earlier one overlaps it.  The caller owns r, which
+ * must not move until it leaves.  A thread in one range must not enter
+ * another.
  */
 extern void inflight_enter (struct inflight *f, struct inflight_range *r);
 extern void inflight_leave (struct inflight *f, struct inflight_range *r);

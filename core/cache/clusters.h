@@ -19,11 +19,10 @@
 struct cluster_cache;
 
 extern struct cluster_cache *cluster_cache_new (void); /* NULL: error set */
-extern void cluster_cache_free (struct cluster_cache *d); /* no user left; NULL ok */
+/* NULL is allowed; otherwise no user may be left. */
+extern void cluster_cache_free (struct cluster_cache *d);
 
-/* What was decoded: the storage's id, and where and how long the
- * compressed data there is.
- */
+/* The compressed data: the storage's id, and its size and offset there. */
 struct cluster_cache_key {
   unsigned id;
   uint32_t size;
@@ -34,18 +33,18 @@ struct cluster_cache_key {
 typedef int (*decode_fn) (void *opaque, void *out, size_t out_len);
 
 /* Copy count bytes, from skip on, of the cluster with this key, of
- * cluster_size bytes, into buf.  Where it is not cached, decode is called
- * with no lock held: straight into buf if the whole cluster is wanted,
- * else into the cache, while other threads that want the same cluster
- * wait for it.  Returns -1 with the error set (decode's, or ENOMEM).
+ * cluster_size bytes, into buf.  If it is not cached, decode is called with no
+ * lock held: straight into buf if the whole cluster is wanted, else into the
+ * cache, while other threads that want the cluster wait.  Returns -1 with the
+ * error set (decode's, or ENOMEM).
  */
 extern int cluster_cache_read (struct cluster_cache *d, struct cluster_cache_key key,
                          size_t cluster_size, size_t skip,
                          void *buf, size_t count,
                          decode_fn decode, void *opaque);
 
-/* What is at these bytes of a storage is no longer what was decoded.  Who is
- * reading it still gets what was there.
+/* Forget what was decoded from these bytes of a storage, as they are about to
+ * change.  Reads already running still get the old contents.
  */
 extern void cluster_cache_forget (struct cluster_cache *d, unsigned id, uint64_t offset,
                             uint64_t bytes);

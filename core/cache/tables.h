@@ -1,29 +1,28 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* The metadata cache: slices of tables, found by the storage they are on
- * and their offset there.  It knows nothing of qcow2.
+/* The metadata cache: slices of tables, keyed by their storage and their
+ * offset there.  Knows nothing of qcow2.
  *
  * Invariants:
  *
- *  C1  A hit takes no lock and writes no shared memory but, now and
- *      then, one reference bit.
- *  C2  What a reader saw counts only if cache_still_valid says so after
- *      it has looked: each slot is a sequence lock.
+ *  C1  A hit takes no lock, and writes no shared memory except, now and then,
+ *      one reference bit.
+ *  C2  Each slot is a sequence lock: what a reader saw counts only if
+ *      cache_still_valid says so afterwards.
  *  C3  Memory is bounded by the size given to cache_new (I11), and only
  *      taken as it is used.
- *  C4  No lock is held while a slice is read from storage; a slice is
- *      read once, however many threads want it.
- *  C5  A changed slice stays until what was changed is on the storage.  In
- *      each set at most half of the slots are changed ones, so that readers
- *      always find a slot without waiting for that; each storage that is
- *      written has an equal share of them, so that its writer never waits for
- *      another one's.
- *  C6  In a storage with holes, a sector that was all zeros is changed only
- *      when its space on the host was told of by cache_note_space: any other
- *      has a byte that takes some.  So what is changed can be written on a
- *      full file system, too.
- *  C7  What is changed is kept for each storage by itself: a batch is of one,
- *      and has nothing of another.
+ *  C4  No lock is held while a slice is read from storage; a slice is read
+ *      once, however many threads want it.
+ *  C5  A changed slice stays until its changes are on the storage.  At most
+ *      half of each set's slots are changed ones, so that readers always find
+ *      a slot without waiting for that; each storage being written has an
+ *      equal share of them, so that its writer never waits for another's.
+ *  C6  In a storage with holes, a sector that is all zeros is changed only
+ *      after cache_note_space has said that it has space on the host; any
+ *      other sector has some, for its bytes that are not zeros.  So changes
+ *      can be written even on a full file system.
+ *  C7  Changes are kept for each storage separately: a batch belongs to one
+ *      storage and contains nothing of another.
  *
  * Words are 64 bits, big endian, as on disk.
  */
@@ -41,7 +40,7 @@
 #define CACHE_SLOT_BYTES 4096
 #define CACHE_MIN_BYTES (UINT64_C (64) << 10)
 #define CACHE_MAX_STORAGES 512 /* ids must be less */
-#define CACHE_MAX_WRITERS 4    /* storages that are written at one time */
+#define CACHE_MAX_WRITERS 4    /* storages being written at one time */
 
 struct cache;
 
@@ -49,7 +48,7 @@ struct cache;
 extern struct cache *cache_new (uint64_t bytes);
 extern void cache_free (struct cache *c); /* no reader left; NULL is allowed */
 
-/* A slice that a reader looks at.  Not owned, nothing to release. */
+/* A slice being looked at.  Not owned; nothing to release. */
 struct cache_ref {
   const _Atomic uint64_t *words;
   const _Atomic uint64_t *seq;
@@ -59,18 +58,18 @@ struct cache_ref {
 /* The most slices that are read at once. */
 #define CACHE_MAX_AHEAD 16
 
-/* Find the slice of slice_bytes (a power of two from 512 to
- * CACHE_SLOT_BYTES, always the same for one storage) at this offset, a
- * multiple of slice_bytes other than 0, of the storage with this id.  If it
- * has to be read, up to `ahead' slices (1: just this one) are read at once,
- * since the caller will want those as well; they must belong to the same
- * table.  Returns -1 with the error set if it can't be read.
+/* Find the slice at this offset, a nonzero multiple of slice_bytes, of the
+ * storage with this id.  slice_bytes is a power of two from 512 to
+ * CACHE_SLOT_BYTES, always the same for one storage.  If the slice has to be
+ * read, up to `ahead' slices (1: just this one), which must belong to the same
+ * table, are read at once, since the caller will want them next.  Returns -1
+ * with the error set if it can't be read.
  */
 extern int cache_get (struct cache *c, struct storage *s, unsigned id,
                       struct host_off offset, uint32_t slice_bytes,
                       uint64_t ahead, struct cache_ref *ref);
 
-/* The acquire order keeps the check in cache_still_valid behind it. */
+/* The acquire order keeps the check in cache_still_valid after this load. */
 static inline uint64_t
 cache_word (const struct cache_ref *ref, unsigned i)
 {
@@ -78,7 +77,7 @@ cache_word (const struct cache_ref *ref, unsigned i)
                                         memory_order_acquire));
 }
 
-/* Whether a word is 0 needs no byte order. */
+/* Zero needs no byte swap. */
 static inline bool
 cache_word_is_zero (const struct cache_ref *ref, unsigned i)
 {
@@ -91,13 +90,12 @@ cache_still_valid (const struct cache_ref *ref)
   return atomic_load_explicit (ref->seq, memory_order_relaxed) == ref->seen;
 }
 
-/* Changing.  A change is made in the cache, where all readers see it at
- * once, and is written later, as part of a batch: the 512-byte sectors that
- * changed, never a whole table.
+/* A change is made in the cache, where all readers see it at once, and is
+ * written later, as part of a batch: just the 512-byte sectors that changed.
  */
 #define CACHE_SECTOR 512
 
-/* What must be on the disk before what, within one batch. */
+/* The order of writing within a batch. */
 enum cache_order {
   CACHE_FIRST,
   CACHE_SECOND,
@@ -107,48 +105,48 @@ enum cache_update {
   CACHE_UPDATED,
   CACHE_ABSENT,      /* cache_get it, and try again */
   CACHE_CROWDED,     /* write a batch, and try again */
-  CACHE_LACKS_SPACE, /* see to that, and try again (C6) */
+  CACHE_LACKS_SPACE, /* allocate it on the host, and try again (C6) */
 };
 
-/* The storage of this id is about to be written.  holes: it may have some (C6).
- * Returns -1 with the error set (EBUSY): too many others are, or one of them has
- * changes that are not on the storage yet.
+/* The storage with this id is about to be written.  holes: it may have holes
+ * (C6).  Returns -1 with the error set to EBUSY if too many others are being
+ * written, or one of them has changes that are not on its storage yet.
  */
 extern int cache_begin_writing (struct cache *c, unsigned id, bool holes);
 
-/* It is written no more.  Changes that are left are forgotten, with the slices
- * that they are in.  No batch of it may be open.
+/* Writing has ended.  Forgets changes that are left, with their slices.  No
+ * batch of this storage may be open.
  */
 extern void cache_end_writing (struct cache *c, unsigned id);
 
-/* The sectors that these words are in and that may be holes, bit i being the
- * i-th sector of the slice: 0 also if the slice is not in the cache.
+/* Which of the sectors that contain these words may be holes: bit i is the
+ * i-th sector of the slice.  0 also if the slice is not in the cache.
  */
 extern uint8_t cache_lacking_space (struct cache *c, unsigned id,
                                     struct host_off slice, unsigned first,
                                     unsigned nr);
 
-/* These sectors of a slice have space on the host.  It may have left the cache
- * meanwhile.
+/* These sectors of a slice, which may have left the cache meanwhile, have
+ * space on the host.
  */
 extern void cache_note_space (struct cache *c, unsigned id,
                               struct host_off slice, uint8_t sectors);
 
-/* Change nr words (at least 1), from the first-th on, of a slice, all at
- * once as far as readers can tell.  A slice always has the same order.
- * Takes the cache's lock for a moment.
+/* Change nr (at least 1) words of a slice, from the first-th on, atomically
+ * for readers.  A slice always has the same order.  Takes the cache's lock
+ * briefly.
  */
 extern enum cache_update cache_update (struct cache *c, unsigned id,
                                        struct host_off slice, unsigned first,
                                        unsigned nr, const uint64_t *words,
                                        enum cache_order order);
 
-/* True if so much of a storage was changed that it should be written soon.  No
- * lock.
+/* Whether a storage has so many changes that they should be written soon.
+ * Takes no lock.
  */
 extern bool cache_wants_writing (const struct cache *c, unsigned id);
 
-/* True if nothing of a storage is changed that is not there yet.  No lock. */
+/* Whether all changes of a storage have been written.  Takes no lock. */
 extern bool cache_is_clean (const struct cache *c, unsigned id);
 
 struct cache_sector {
@@ -159,34 +157,34 @@ struct cache_sector {
   uint8_t data[CACHE_SECTOR];
 };
 
-/* Sectors of a storage that changed, as they were at one moment.  One at a time
- * for each storage.
+/* The changed sectors of a storage, as they were at one moment.  A storage has
+ * one open batch at a time.
  */
 struct cache_batch {
   struct cache_sector *sector; /* by order and then by offset */
   size_t nr, capacity;
 };
 
-/* Take what has changed into the batch (initially all zeros; its memory is
- * used again).  No update may run at the same time; those after it belong to
- * the next batch.  Returns -1 with ENOMEM set, and nothing is changed.
+/* Take all changes into the batch (initially all zeros; its memory is reused).
+ * No update may run at the same time; later ones belong to the next batch.
+ * Returns -1 with ENOMEM set, and then has taken nothing.
  */
 extern int cache_take_batch (struct cache *c, unsigned id,
                              struct cache_batch *b);
 
-/* The batch was written; or, if not, it belongs to the next one again. */
+/* The batch was written; if not, its changes go into the next one. */
 extern void cache_end_batch (struct cache *c, unsigned id,
                              const struct cache_batch *b, bool written);
 
 /* Forget the slices of slice_bytes in this range, which is about to hold
- * something else.  Nobody may be reading or changing them.
+ * something else.  They must not be in use.
  */
 extern void cache_forget (struct cache *c, unsigned id, struct host_off offset,
                           uint64_t count, uint32_t slice_bytes);
 
-/* Forget all slices of a storage, none of which is changed: it was written by
- * another way, or its id is about to be another storage's.  Readers may be at
- * work; one that began before that may still put in what it read before.
+/* Forget all slices of a storage, none of which is changed: it was written
+ * behind the cache's back, or its id is about to be reused.  Reads may be
+ * running; one that began earlier may still insert what it has read.
  */
 extern void cache_forget_storage (struct cache *c, unsigned id);
 

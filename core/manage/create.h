@@ -2,11 +2,10 @@
 
 /* Making new images.
  *
- * An image is made as a whole, in one layout: header, refcount table, refcount
- * blocks, L1 table, and with preallocation L2 tables and the guest's
- * clusters, in the guest's order.  All of them have a refcount of 1.  The
- * header is written last, after all else is durable: what was cut short is not
- * an image.
+ * The layout is fixed: header, refcount table, refcount blocks, L1 table, and
+ * with preallocation L2 tables and the guest's clusters, in the guest's order.
+ * Every cluster has a refcount of 1.  The header is written last, after all
+ * else is durable, so that an interrupted creation leaves no image.
  */
 
 #ifndef CORE_MANAGE_CREATE_H
@@ -18,7 +17,7 @@
 #include "qcow2/header.h"
 #include "storage/storage.h"
 
-/* How much of a new disk is there from the start. */
+/* How much of a new disk is allocated from the start. */
 enum preallocation {
   PREALLOCATION_OFF,
   PREALLOCATION_METADATA, /* all clusters are mapped, to holes */
@@ -37,39 +36,39 @@ struct create_options {
   enum preallocation preallocation;
   const char *backing;        /* the name to be recorded, or NULL */
   const char *backing_format; /* "raw", "qcow2"; NULL without backing */
-  enum storage_locking locking; /* create_file: of files, meanwhile */
+  enum storage_locking locking; /* for create_file */
 };
 
 /* As QEMU's: version 3, clusters of 64 KiB, refcounts of 16 bits. */
 #define CREATE_DEFAULTS \
   { .version = 3, .cluster_size = 65536, .refcount_bits = 16 }
 
-/* Make an image in a storage: of a new file, which is empty and grows, or of
- * a block device.  What is there is lost.  Durable on return.  Returns
- * -1 with the error set: EINVAL if there can't be such an image (nothing is
- * changed then), ENOSPC, EIO, ENOMEM.  Spec: Header, Host cluster management,
- * Cluster mapping.
+/* Make an image in a storage: a new file, which is empty and grows, or a block
+ * device, whose contents are lost.  Durable on return.  Returns -1 with the
+ * error set: EINVAL if there can't be such an image (nothing is changed then),
+ * ENOSPC, EIO, ENOMEM.  Spec: Header, Host cluster management, Cluster
+ * mapping.
  */
 extern int create_image (struct storage *s, const struct create_options *o);
 
-/* An image that was made under a path: which file it is in. */
+/* The file of an image that was made at a path. */
 struct created {
   struct storage *storage; /* open for writing, without locks */
-  int dir;                 /* the directory that it is in, and */
+  int dir;                 /* its directory */
   char *name;              /* its name there; NULL: it is a block device */
 };
 
 #define CREATED_NOTHING { .dir = -1 }
 
-/* The same under a path, relative to the current directory.  It is made under
- * another name next to it, and gets its own only when it is complete and
- * durable.  What is there already is an error (EEXIST), unless it may be
- * overwritten; it then stays until it is replaced, but on a block device.
- * Others who may write the directory can't have anything written but what was
- * made here.  *made tells which file that is, since another one may be at the
- * path soon; one of the following two is to be called in the end.  Errors
- * also: EAGAIN if another process uses what is to be overwritten.  After an
- * error *made has nothing to be released.
+/* The same at a path, relative to the current directory.  The image is made
+ * under a temporary name in the same directory, and renamed when complete and
+ * durable.  An existing file is an error (EEXIST) unless overwrite is set; it
+ * then stays until it is replaced, except for a block device, which is written
+ * in place.  Other users who can write the directory can't make this write to
+ * a file that it did not create.  *made identifies the file, since the path
+ * may soon lead to another; release it by one of the two functions below.
+ * Fails with EAGAIN, too, if another process uses what is to be overwritten.
+ * After an error there is nothing to release.
  */
 extern int create_file (const char *path, bool overwrite,
                         const struct create_options *o, struct created *made);
@@ -77,7 +76,7 @@ extern int create_file (const char *path, bool overwrite,
 /* The image stays.  Does nothing if nothing was made. */
 extern void create_release (struct created *made);
 
-/* Remove what create_file has made, unless another file has its name now, or
+/* Remove what create_file made, unless its name now belongs to another file or
  * it is on a block device; and release it.
  */
 extern void create_undo (struct created *made);

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Persistent bitmaps.  They are not kept up to date here: but an image that
- * has some can be written if they are marked as "in use", which is how a
- * writer that has crashed leaves them.  Everybody then knows better than to
- * believe them, and they can still be removed.
+/* Persistent bitmaps.  They are not updated here, but an image that has some
+ * can be written once they are marked as "in use", as a crashed writer leaves
+ * them.  Readers then know not to trust them, and they can still be removed.
  *
- * One that is disabled (its `auto' flag is clear) tells what had changed up to
- * some moment, and stays right whatever is written: it is left alone.  Spec:
- * Bitmaps extension, Bitmap directory.
+ * A disabled one (whose `auto' flag is clear) records the changes up to some
+ * moment, so writing can't make it wrong: it is left alone.  Spec: Bitmaps
+ * extension, Bitmap directory.
  */
 
 #ifndef CORE_QCOW2_BITMAPS_H
@@ -25,8 +24,8 @@
 extern int bitmaps_must_follow (struct storage *s, const struct header *h,
                                 bool *any);
 
-/* Mark all of those as in use, durably.  Returns -1 with the error set; *written tells
- * whether that came to writing something, which may be on the disk or not.
+/* Mark those as in use, durably.  Returns -1 with the error set.  *written,
+ * even then, tells whether anything was written, durably or not.
  */
 extern int bitmaps_mark_in_use (struct storage *s, const struct header *h,
                                 bool *written);
@@ -34,13 +33,13 @@ extern int bitmaps_mark_in_use (struct storage *s, const struct header *h,
 struct bitmap_info {
   char name[1024];
   uint64_t granularity; /* bytes of the disk for each bit */
-  bool in_use;          /* a writer has crashed: not to be believed */
+  bool in_use;          /* left so by a crashed writer: not to be trusted */
   bool automatic;       /* enabled whenever the image is used */
 };
 
-/* Call fn for each bitmap, if the directory may be believed.  Stops when fn
- * returns -1, with -1.  Returns -1 with the error set: EINVAL if the directory
- * is malformed, EIO.
+/* Call fn for each bitmap, if the directory can be trusted.  Stops when fn
+ * returns -1, and returns -1.  Otherwise returns -1 with the error set: EINVAL
+ * if the directory is malformed, EIO.
  */
 typedef int bitmaps_list_fn (void *opaque, const struct bitmap_info *b);
 extern int bitmaps_list (struct storage *s, const struct header *h,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* What a file is that is no qcow2 image, for the message: nothing is ever
- * opened by what is found here.
+/* Recognizes files that are not qcow2 images, for the message only: the result
+ * never decides how a file is opened.
  */
 
 #ifndef CORE_QCOW2_FOREIGN_H
@@ -15,22 +15,23 @@
 enum foreign {
   FOREIGN_UNKNOWN,
   FOREIGN_IMAGE,      /* a disk image that qemu-img converts */
-  FOREIGN_RAW,        /* a disk as it is */
-  FOREIGN_COMPRESSED, /* of anything */
+  FOREIGN_RAW,        /* a raw disk */
+  FOREIGN_COMPRESSED, /* whatever is in it */
   FOREIGN_ARCHIVE,
 };
 
-/* How much of the beginning of a file is looked at. */
+/* How many bytes from the start of a file are looked at. */
 #define FOREIGN_BYTES 34816
 
-/* What buf is, the first len bytes of a file.  *name is a noun with its
- * article, or NULL if it is not known.
+/* Recognize a file by its first len bytes.  *name is a noun with its article,
+ * or NULL if the format is unknown.
  */
 extern enum foreign foreign_recognize (const uint8_t *buf, size_t len,
                                        const char **name);
 
-/* header_want has refused the file in s: if it is of another format that is
- * known here, then the error says so instead (EINVAL), and what to do.
+/* To be called after header_want has refused the file in s.  If its format is
+ * recognized, the error is replaced by one (EINVAL) that names the format and
+ * says what to do.
  */
 extern void foreign_explain (struct storage *s);
 

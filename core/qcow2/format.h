@@ -2,9 +2,9 @@
 
 /* The qcow2 on-disk layout: magic numbers, offsets, masks and limits.
  *
- * "Spec" in all comments of core/ is the format's specification,
- * docs/interop/qcow2.txt in QEMU's source; the words after it name its
- * section.  Everything on disk is big endian.
+ * "Spec:" in the comments of core/ names a section of the format's
+ * specification, docs/interop/qcow2.txt in QEMU's source.  Everything on disk
+ * is big endian.
  */
 
 #ifndef CORE_QCOW2_FORMAT_H
@@ -20,7 +20,7 @@
 
 #define QCOW2_HEADER_LENGTH_V2 72
 #define QCOW2_HEADER_LENGTH_V3 104 /* the least that v3 allows */
-#define QCOW2_HEADER_LENGTH_NEW 112 /* of what we make: all known fields */
+#define QCOW2_HEADER_LENGTH_NEW 112 /* in new images: all known fields */
 
 #define QCOW2_INCOMPAT_DIRTY (UINT64_C (1) << 0)
 #define QCOW2_INCOMPAT_CORRUPT (UINT64_C (1) << 1)
@@ -40,9 +40,9 @@
 #define QCOW2_EXT_BITMAPS UINT32_C (0x23852875)
 #define QCOW2_EXT_BITMAPS_BYTES 24
 
-/* Our own, which new images have: one byte, that is not 0 from before a
- * writer's first change until it has ended well, and left no leaks.  It is only
- * a hint: who doesn't know it keeps it as it is.
+/* Our own, in new images: one byte, nonzero from before a writer's first
+ * change until it has closed the image without leaks.  It is only a hint:
+ * programs that don't know the extension leave it as it is.
  */
 #define QCOW2_EXT_WRITER UINT32_C (0x77726974) /* "writ" */
 #define QCOW2_EXT_WRITER_BYTES 1

@@ -29,8 +29,8 @@ struct header {
 
   uint64_t l1_size; /* entries */
   struct host_off l1_offset;
-  uint64_t l1_missing; /* bytes of it that lie beyond the end of the file, and
-                        * read as zeros */
+  uint64_t l1_missing; /* its bytes beyond the end of the file, which read as
+                        * zeros */
 
   unsigned refcount_order;
   struct host_off refcount_table_offset;
@@ -44,18 +44,20 @@ struct header {
   uint64_t autoclear;
   enum compression compression;
 
-  /* Not checked, and stale unless the autoclear bit is set: see qcow2/bitmaps.h. */
+  /* Not checked, and stale unless the autoclear bit is set: see
+   * qcow2/bitmaps.h.
+   */
   uint32_t nr_bitmaps;
-  uint64_t bitmaps_field; /* the header's offset of what follows */
+  uint64_t bitmaps_field; /* offset in the header of the next two */
   struct host_off bitmap_directory;
   uint64_t bitmap_directory_size;
 
-  /* The hint of QCOW2_EXT_WRITER: where its byte is; 0: there is none. */
+  /* The place of QCOW2_EXT_WRITER's byte; 0: there is none. */
   struct host_off hint;
   bool hint_set;
 
-  /* There is something in it that is not known here, or not to be believed:
-   * clusters may belong to that.
+  /* The header has contents that are unknown here, or not to be trusted, and
+   * that clusters may belong to.
    */
   bool has_unknown;
 
@@ -64,26 +66,26 @@ struct header {
   char backing_format[QCOW2_MAX_BACKING_FORMAT + 1];
 };
 
-/* The number of bytes of the file's beginning that header_decode wants:
- * the first cluster.  buf holds the first QCOW2_HEADER_LENGTH_V2 bytes of
- * a file of file_size bytes.  Returns 0 with the error set if this is not
- * an image that can be read.  name is for messages.
+/* How many bytes from the start of the file header_decode needs: the first
+ * cluster.  buf holds the first QCOW2_HEADER_LENGTH_V2 bytes of a file of
+ * file_size bytes; name is for messages.  Returns 0 with the error set if this
+ * is not an image that can be read.
  */
 extern size_t header_want (const char *name, const uint8_t *buf,
                            uint64_t file_size);
 
-/* Decode and validate the header.  buf holds the first cluster, of length
- * len (what header_want returned).  All tables that the header points to
- * are checked to be aligned, of a tolerable size and within the file, so
- * that the caller may use them; but for the L1 table, which the end of the
- * file may cut off.  Returns -1 with the error set: EINVAL
- * for a malformed header, ENOTSUP for a feature that is not known here.
+/* Decode and validate the header.  buf holds the first cluster, of length len
+ * (what header_want returned).  All tables that the header points to are
+ * checked to be aligned, not too large, and within the file, so that the
+ * caller may use them; only the L1 table may be cut off by the end of the
+ * file.  Returns -1 with the error set: EINVAL for a malformed header, ENOTSUP
+ * for an unknown feature.
  */
 extern int header_decode (const char *name, const uint8_t *buf, size_t len,
                           uint64_t file_size, struct header *h);
 
-/* Parts of the header's bytes, to change them in place: whatever else is in
- * it stays as it is (I8).  None straddles a sector of 512 bytes.
+/* Encode parts of the header that are changed in place, so that everything
+ * else in it stays as it is (I8).  None straddles a sector of 512 bytes.
  */
 #define HEADER_FEATURES_OFFSET 72 /* version 3 */
 #define HEADER_FEATURES_BYTES 24
@@ -97,25 +99,25 @@ header_encode_refcount_table (struct host_off table, uint32_t clusters,
                               uint8_t buf[HEADER_REFCOUNT_TABLE_BYTES]);
 
 #define HEADER_HINT_ENDED 0
-#define HEADER_HINT_SET 1 /* as is anything but 0 */
+#define HEADER_HINT_SET 1 /* any nonzero value means the same */
 
-/* The bytes of a new image's header, with its extensions and its backing
- * file's name: buf, of len bytes (a cluster), is zeros.  version, feature bits
- * and compression must agree.  Returns -1 with the error set to EINVAL if the
- * names need more room.
+/* Encode a new image's header, with its extensions and its backing file's
+ * name, into buf: len bytes (a cluster) of zeros.  version, feature bits and
+ * compression must be consistent.  Returns -1 with the error set to EINVAL if
+ * the names don't fit.
  */
 extern int header_encode (const char *name, const struct header *h,
                           uint8_t *buf, size_t len);
 
-/* How many bytes of the guest's disk one entry of an L1 table maps. */
+/* log2 of the bytes of the guest's disk that an L1 entry maps. */
 extern unsigned header_l1_shift (const struct header *h);
 
 /* Check a table of nr entries of entry_size bytes each at offset: cluster
- * aligned, not at 0 (the header is there), at most max bytes, and not
- * outside the file of file_size bytes.  what is the table's name, field
- * the offset of the header's (or another table's) field that points there;
- * both for the message.  Of an empty table only the offset is checked, which
- * may be 0.  Returns -1 with the error set to EINVAL.
+ * aligned, not at 0 (where the header is), at most max bytes, and within the
+ * file of file_size bytes.  For the message, what is the table's name and
+ * field the offset of the field that points to it, in the header or another
+ * table.  Of an empty table only the offset is checked, which may be 0.
+ * Returns -1 with the error set to EINVAL.
  */
 extern int header_check_table (const char *name, const struct header *h,
                                uint64_t file_size, const char *what,

@@ -20,8 +20,8 @@ struct snapshot {
   uint64_t vm_state_size;
   uint32_t date_sec; /* since the epoch */
 
-  /* What names it to a client: its name or, where that is repeated, empty
-   * or not proper UTF-8, its ID; NULL if that won't do either.
+  /* Its name for clients: the name or, where that is empty, not unique or not
+   * valid UTF-8, the ID; NULL if that won't do either.
    */
   const char *label;
 };
@@ -29,13 +29,12 @@ struct snapshot {
 struct snapshots {
   struct snapshot *snapshot;
   uint32_t nr;
-  uint64_t table_bytes; /* that the table takes in the file */
-  bool has_unknown;     /* entries have data that is not known here */
+  uint64_t table_bytes; /* size of the table in the file */
+  bool has_unknown;     /* entries have data that is unknown here */
 };
 
-/* Read the table of the image with this header.  Returns -1 with the
- * error set: EINVAL if the table is malformed, EIO, ENOMEM; the table is
- * then empty.
+/* Read the table of the image with this header.  Returns -1 with the error
+ * set, and t empty: EINVAL if the table is malformed, EIO, ENOMEM.
  */
 extern int snapshots_read (struct snapshots *t, const struct header *h,
                            struct storage *s);
@@ -47,8 +46,8 @@ extern void snapshots_free (struct snapshots *t);
 extern const struct snapshot *snapshots_find (const struct snapshots *t,
                                               const char *label);
 
-/* Check that the snapshot's own L1 table and size can be used.  Returns -1
- * with the error set.
+/* Check that the snapshot's L1 table and size are usable.  Returns -1 with the
+ * error set.
  */
 extern int snapshot_check (const struct snapshot *sn, const struct header *h,
                            const struct storage *s);

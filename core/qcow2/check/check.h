@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Check an image: whatever the header leads to, in the file's bytes.
+/* Check an image: everything that the header leads to, as it is on the disk.
  *
- * This is to convict the rest of core/, and shares only its lowest levels
- * with it.  It judges as `qemu-img check' does and counts what that counts;
- * qcow2/check/check.c lists where they differ.
+ * The check must be able to prove the rest of core/ wrong, and so shares only
+ * its lowest levels with it.  It judges and counts as `qemu-img check' does;
+ * qcow2/check/check.c lists the differences.
  */
 
 #ifndef CORE_QCOW2_CHECK_CHECK_H
@@ -12,29 +12,29 @@
 
 #include "qcow2/check/tables.h"
 
-/* Check an image that nobody writes meanwhile.  Nothing is written.  Returns
- * -1 with the error set if the check can't be completed: EINVAL or ENOTSUP if
- * this is no image that can be checked, EIO, ENOMEM.
+/* Check an image that is not being written.  Writes nothing.  Returns -1 with
+ * the error set if the check can't be completed: EINVAL or ENOTSUP if this is
+ * no image that can be checked, EIO, ENOMEM.
  */
 extern int check_storage (struct storage *s,
                           const struct check_options *options,
                           struct check_report *report);
 
-/* For qcow2/check/repair.c: count the references to the clusters of a window, which
- * begins at first, as c->fixed_up and c->no_refcounts tell.
+/* For repair: count the references to the clusters of a window that begins at
+ * first, subject to c->fixed_up and c->no_refcounts.
  */
 extern int check_count (struct check *c, uint64_t first);
 
-/* Where the next window begins: nothing between this one's end and there is
- * referred to, but there may be refcounts.
+/* Where the next window begins.  Clusters between this one's end and there
+ * have no references, but may have refcounts.
  */
 extern uint64_t check_next_window (const struct check *c);
 
-/* Look at the refcounts of the window, and on to the cluster end, in spans of
- * clusters of one chunk.  fn gets the chunk, NULL if there are no references
- * to its clusters, and the refcounts on the disk from the chunk's first
- * cluster on, which it may change.  Spans without either are left out, as are
- * holes of refcount blocks.  Stops when fn returns -1, with -1.
+/* Visit the clusters from the window's start up to end, in spans that each lie
+ * in one chunk.  fn gets the chunk, NULL if its clusters have no references,
+ * and the refcounts on the disk from the chunk's first cluster on, in a buffer
+ * that it may change.  Spans without references and refcounts are left out, as
+ * are holes of refcount blocks.  Stops when fn returns -1, and returns -1.
  */
 struct check_span {
   uint64_t first, end; /* clusters */
@@ -48,15 +48,15 @@ typedef int check_span_fn (struct check *c, void *opaque,
 extern int check_each_span (struct check *c, uint64_t end, check_span_fn *fn,
                             void *opaque);
 
-/* The first cluster of the span's chunk, which refcounts begins with. */
+/* The first cluster of the span's chunk: that of span->refcounts[0]. */
 static inline uint64_t
 check_span_base (const struct check_span *span)
 {
   return span->first & ~(COUNTS_CHUNK - 1);
 }
 
-/* The first cluster from this one on that may have references or a refcount, or
- * the span's end: most have not, where references are far apart.
+/* The first cluster from this one on that may have references or a refcount,
+ * or the span's end.  Where references are sparse this skips most clusters.
  */
 static inline uint64_t
 check_span_next (const struct check_span *span, uint64_t cluster)

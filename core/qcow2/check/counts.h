@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* How many references host clusters have, for as many clusters at once as
- * the memory allows: a window of the file.
+/* Counts of the references to host clusters, in as large a window of the file
+ * as memory allows.
  *
- * A cluster takes a byte for its count, and a bit for each of four flags, in
- * chunks of 128 clusters that exist once something in them is counted, and are
- * found by a hash: some 450 MiB for all of 16 TiB in clusters of 64 KiB, and 220
- * bytes for a reference that is alone, wherever it is.  Counts above 254 take
- * more, each for itself.  A window that doesn't fit into the budget is cut off
- * at half of what is in it, and what lies behind that is counted in another one,
- * by walking over all tables once more; so that memory is bounded for any image,
- * and huge ones take longer.
+ * A cluster takes a byte for its count and a bit for each of four flags.  They
+ * are kept in chunks of 128 clusters, which are made when something in them is
+ * counted and are found by a hash: some 450 MiB for 16 TiB in clusters of
+ * 64 KiB, and 220 bytes for an isolated reference.  Counts above 254 are kept
+ * separately.  A window that exceeds the budget is cut in half, by what it
+ * holds, and the rest is counted in another window by walking over all tables
+ * again: memory is bounded for any image, and huge images take longer.
  */
 
 #ifndef CORE_QCOW2_CHECK_COUNTS_H
@@ -34,7 +33,7 @@ enum counts_flag {
 };
 #define COUNTS_FLAGS 4
 
-#define COUNTS_WIDE UINT8_MAX /* for a count: it is elsewhere */
+#define COUNTS_WIDE UINT8_MAX /* instead of a count: see struct counts_wide */
 
 struct counts_chunk {
   uint64_t number; /* of its first cluster, >> COUNTS_CHUNK_BITS */
@@ -44,7 +43,7 @@ struct counts_chunk {
 
 struct counts_slab; /* of chunks */
 
-/* With its number, so that sorting them doesn't look into chunks. */
+/* The number is repeated here so that sorting doesn't touch the chunks. */
 struct counts_entry {
   uint64_t number;
   struct counts_chunk *chunk;
@@ -59,16 +58,16 @@ struct counts_wide {
 struct counts {
   struct hash_key key;
   uint64_t first, end; /* the window, multiples of COUNTS_CHUNK */
-  uint64_t max;        /* counts stop there */
+  uint64_t max;        /* counts saturate there */
 
   struct counts_chunk **chunk; /* open addressing; NULL: nothing is here */
   unsigned bits;               /* log2 of its size */
   size_t nr_chunks;
   struct counts_chunk *last;   /* found last */
   struct counts_entry *sorted;
-  size_t position;             /* in there, where counts_next was last */
+  size_t position;             /* in sorted, of the last counts_next */
   struct counts_slab *slabs;
-  struct counts_chunk **free_chunk; /* that were cut off: a stack */
+  struct counts_chunk **free_chunk; /* a stack of those that were cut off */
   size_t nr_free;
 
   struct counts_wide *wide; /* likewise; NULL: there are none */
@@ -76,23 +75,19 @@ struct counts {
   size_t nr_wide;
 
   size_t used, budget, peak; /* bytes */
-  bool cut; /* the window was, since it began: so it must be counted anew */
+  bool cut; /* the window was cut off since it began, and must be recounted */
 };
 
-/* budget is in bytes.  A window is never less than one chunk, whatever the
- * budget.
- */
+/* budget is in bytes.  A window has at least one chunk, whatever the budget. */
 extern void counts_init (struct counts *c, size_t budget, uint64_t max);
 extern void counts_free (struct counts *c);
 
-/* Forget everything, and begin with a window from the cluster first on up to
- * end, both rounded to chunks.  Returns -1 with the error set.
+/* Forget everything, and begin a window from the cluster first up to end, both
+ * rounded to chunks.  Returns -1 with the error set.
  */
 extern int counts_begin (struct counts *c, uint64_t first, uint64_t end);
 
-/* All is counted: chunks can be found in their order.  Returns -1 with the
- * error set.
- */
+/* Sort the chunks, when all is counted.  Returns -1 with the error set. */
 extern int counts_sort (struct counts *c);
 
 /* The first cluster from this one on whose chunk exists; UINT64_MAX: there is
@@ -125,7 +120,7 @@ counts_find (struct counts *c, uint64_t cluster)
 }
 
 /* Make the chunk of a cluster in the window.  That may cut the window off:
- * *chunk is NULL if the cluster is not in it any more.  Chunks that were found
+ * *chunk is NULL if the cluster is no longer in it, and chunks that were found
  * before may be gone.  Returns -1 with the error set.
  */
 extern int counts_new_chunk (struct counts *c, uint64_t cluster,
@@ -142,11 +137,11 @@ counts_get (const struct counts *c, const struct counts_chunk *k,
   return n != COUNTS_WIDE ? n : counts_get_wide (c, cluster);
 }
 
-/* What counts_add does where it isn't simple. */
+/* The slow path of counts_add. */
 extern int counts_add_many (struct counts *c, struct counts_chunk *k,
                             uint64_t cluster, uint64_t n, uint64_t *surplus);
 
-/* n more references; *surplus is how many of them are above the maximum.
+/* Count n more references; *surplus is how many of them exceed the maximum.
  * Returns -1 with the error set.
  */
 static inline int

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Holes of an image that is being checked.  A small file can claim to have
- * tables of terabytes, all of them in holes: whoever goes through a table asks
- * here, so that it takes as long as the file holds something.
+/* Holes of an image that is being checked.  A small file can claim tables of
+ * terabytes, all in holes: code that walks a table asks here first, so that it
+ * takes time in proportion to what the file holds.
  */
 
 #ifndef CORE_QCOW2_CHECK_HOLES_H
@@ -13,11 +13,11 @@
 struct check_holes {
   struct storage *storage;
   uint64_t start, end; /* the hole that was found last */
-  uint64_t data;       /* in the page of this byte there was none; 0: not known */
+  uint64_t data;       /* a byte whose page has no hole; 0: none is known */
 };
 
-/* Data are not asked for again within a page: holes are not smaller than that on
- * most file systems, and to read one does no harm.
+/* No second query within a page that had data: on most file systems holes are
+ * no smaller than that, and reading one does no harm.
  */
 #define CHECK_HOLES_PAGE UINT64_C (4096)
 
@@ -34,8 +34,8 @@ check_holes_forget (struct check_holes *h)
   h->start = h->end = h->data = 0;
 }
 
-/* How many of the count bytes from at on are in a hole, or beyond the end of
- * the file, and read as zeros; 0: they are to be read.
+/* How many of the count bytes from at on read as zeros, being in a hole or
+ * beyond the end of the file; 0: they must be read.
  */
 static inline uint64_t
 check_hole (struct check_holes *h, uint64_t at, uint64_t count)

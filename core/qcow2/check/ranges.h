@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Tables of an image that is being checked, many of which may share the same
- * bytes of the file: intervals, in each of which all bytes belong to the same
- * tables, so that they are looked at once.  Knows nothing of qcow2.
+/* Tables of an image that is being checked.  Many of them may share bytes of
+ * the file, which are split into intervals whose bytes all belong to the same
+ * tables, so that each byte is looked at once.  Knows nothing of qcow2.
  */
 
 #ifndef CORE_QCOW2_CHECK_RANGES_H
@@ -23,7 +23,7 @@ struct check_ranges {
   size_t nr, capacity;
 };
 
-/* How many ranges an interval is in, and how many of those are active. */
+/* How many ranges an interval belongs to, and how many of those are active. */
 struct check_paths {
   uint64_t all;
   uint64_t active;
@@ -34,10 +34,10 @@ extern int check_ranges_add (struct check_ranges *r, uint64_t offset,
                              uint64_t bytes, bool active);
 extern void check_ranges_free (struct check_ranges *r);
 
-/* Call fn for each interval that is in one range at least, in ascending order,
- * as if offsets were rounded down and ends rounded up to multiples of unit (a
- * power of two).  There are less than two for each range.  Stops when fn
- * returns -1, with -1; or with the error set.
+/* Call fn, in ascending order, for each interval that belongs to at least one
+ * range; ranges are taken as extended to multiples of unit (a power of two).
+ * There are fewer than two intervals for each range.  Stops when fn returns
+ * -1, and returns -1; otherwise returns -1 with the error set.
  */
 typedef int check_interval_fn (void *opaque, uint64_t start, uint64_t end,
                                struct check_paths paths);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* The refcounts that an image has on the disk, as the check sees them:
- * whatever is in the refcount table.  Spec: Host cluster management.
+/* The refcounts of an image as the check reads them: from the disk, whatever
+ * is in the refcount table.  Spec: Host cluster management.
  */
 
 #ifndef CORE_QCOW2_CHECK_REFCOUNTS_H
@@ -23,19 +23,19 @@ struct check_refcounts {
   uint64_t entries;
   uint32_t *used;         /* the indices of those that are not 0, ascending */
   size_t nr_used;
-  bool twice;             /* two of them have one block */
-  uint64_t ignored;       /* entries with the block of another that are taken
-                           * for 0: see CHECK_MAX_TWICE */
+  bool twice;             /* two of them share a block */
+  uint64_t ignored;       /* entries sharing another's block that are taken
+                           * as 0: see CHECK_MAX_TWICE */
 
   struct check_holes holes;
-  uint64_t read_at;       /* what was read last: so many bytes from there on */
+  uint64_t read_at;       /* what was read last: read_bytes from here on */
   size_t read_bytes;
   uint8_t read[4096];
 };
 
-/* All refcounts that a block has are looked at for each entry of the table that
- * has it, as `qemu-img check' does: but not for more entries than this, since
- * then a small file has very many refcounts.
+/* A block's refcounts are looked at again for each table entry that points to
+ * it, as `qemu-img check' does; but for no more entries than this, since
+ * shared blocks let a small file describe enormous numbers of refcounts.
  */
 #define CHECK_MAX_TWICE 100
 
@@ -45,22 +45,22 @@ extern int check_refcounts_open (struct check_refcounts *r,
                                  const struct header *h);
 extern void check_refcounts_close (struct check_refcounts *r);
 
-/* What a table's entry says of its block. */
+/* The offset of a block, according to the table; 0: there is none. */
 static inline uint64_t
 check_block_offset (const struct check_refcounts *r, uint64_t index)
 {
   return index < r->entries ? r->table[index] & QCOW2_REFCOUNT_BLOCK_MASK : 0;
 }
 
-/* Whether the refcount of a cluster can be looked up: that it has no block
- * is an answer, and so is a block beyond the end of the file; that the block
- * is not aligned, or where no file can be, is none.
+/* Whether the refcount of a cluster can be looked up.  It can (and is 0) if
+ * there is no block, or the block is beyond the end of the file; not if the
+ * block's offset is not aligned or impossible.
  */
 extern bool check_refcount_readable (const struct check_refcounts *r,
                                      uint64_t cluster);
 
-/* How many clusters from this one on have their refcounts in one block, or in
- * none.
+/* How many clusters from this one on have their refcounts in the same block,
+ * or the same missing block.
  */
 static inline uint64_t
 check_block_rest (const struct check_refcounts *r, uint64_t cluster)
@@ -70,14 +70,14 @@ check_block_rest (const struct check_refcounts *r, uint64_t cluster)
   return per_block - (cluster & (per_block - 1));
 }
 
-/* How many bytes n refcounts take; n as in check_refcounts_read. */
+/* The size of n refcounts in bytes; n as in check_refcounts_read. */
 static inline size_t
 check_refcounts_bytes (const struct check_refcounts *r, uint64_t n)
 {
   return (n << r->order) / 8;
 }
 
-/* What was read and looked for before may not be what is there. */
+/* Forget what was read: the file may have changed. */
 static inline void
 check_refcounts_forget (struct check_refcounts *r)
 {
@@ -85,9 +85,9 @@ check_refcounts_forget (struct check_refcounts *r)
   r->read_bytes = 0;
 }
 
-/* Read the refcounts of n clusters from first on, both multiples of 64, as
- * they are on the disk.  Those that can't be read are 0.  Returns 1 if one
- * is not 0, 0 if all are, or -1 with the error set.
+/* Read the refcounts of n clusters from first on, both multiples of 64, from
+ * the disk.  Those that can't be looked up are 0.  Returns 1 if any is not 0,
+ * 0 if all are, or -1 with the error set.
  */
 extern int check_refcounts_read (struct check_refcounts *r,
                                  uint64_t first, uint64_t n, void *buf);
@@ -100,9 +100,9 @@ extern int check_refcounts_write (struct check_refcounts *r,
                                   uint64_t first, uint64_t n,
                                   const void *old, const void *buf);
 
-/* The first cluster from this one on that may have a refcount other than 0;
- * UINT64_MAX: there is none.  Holes of blocks are skipped, and blocks that can't
- * be read.
+/* The first cluster from this one on that may have a nonzero refcount;
+ * UINT64_MAX: there is none.  Skips holes in blocks, and blocks that can't be
+ * looked up.
  */
 extern uint64_t check_refcounts_next (struct check_refcounts *r,
                                       uint64_t cluster);
@@ -127,7 +127,8 @@ check_put_refcount (unsigned order, void *buf, uint64_t i, uint64_t refcount)
 }
 
 /* Write those of the count bytes at offset that differ from old, in whole
- * sectors as far as they were read whole.  Returns -1 with the error set.
+ * sectors where these are within the count bytes.  Returns -1 with the error
+ * set.
  */
 extern int check_write_changed (struct storage *s, struct host_off offset,
                                 const void *old, const void *buf,

@@ -7,13 +7,13 @@
 
 #include "qcow2/check/repair-state.h"
 
-/* Write what qcow2/check/fix-up.h makes of each entry.  Returns -1 with the error
- * set.
+/* Write each entry as qcow2/check/fix-up.h would have it.  Returns -1 with the
+ * error set.
  */
 extern int repair_fix_entries (struct repair *r);
 
-/* Take the COPIED flag from the active tables' entries of clusters that have
- * other references, or give it to those that have not.
+/* In the active tables, clear the COPIED flag of entries whose cluster has
+ * other references, or set that of entries whose cluster has none.
  */
 extern int repair_clear_copied (struct repair *r);
 extern int repair_set_copied (struct repair *r);

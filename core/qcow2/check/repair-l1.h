@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Repair of an active L1 table that the end of the file cuts off, in part or as
- * a whole.  What is missing reads as zeros, for QEMU as well, and becomes that:
- * the file grows until the table is within it.
+/* Repair of an active L1 table that the end of the file cuts off, in part or
+ * entirely.  The missing part reads as zeros, in QEMU as well, and becomes
+ * zeros: the file grows to contain the table.
  */
 
 #ifndef CORE_QCOW2_CHECK_REPAIR_L1_H
@@ -10,10 +10,10 @@
 
 #include "qcow2/check/repair-state.h"
 
-/* Entries that can't be used are dropped first, as they lie beyond the end of
- * the file; then the table's clusters get their refcounts; then the file
- * grows.  hidden: there are leaks, which may be what the missing part referred
- * to, and are to be kept.  Returns -1 with the error set; *why_not is NULL, or
+/* First drop invalid entries, while what they refer to is still beyond the end
+ * of the file; then give the table's clusters their refcounts; then grow the
+ * file.  hidden: there are leaks, which the missing part may have referred to,
+ * and which must be kept.  Returns -1 with the error set.  *why_not is NULL, or
  * tells why nothing was done (a constant string).
  */
 extern int repair_complete_l1 (struct repair *r, bool hidden,

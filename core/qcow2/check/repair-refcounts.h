@@ -10,12 +10,12 @@
 /* Find out what there is to do.  Returns -1 with the error set. */
 extern int repair_survey (struct repair *r);
 
-/* Write refcounts that are too low, or too high, where they are. */
+/* Correct in place the refcounts that are too low, or too high. */
 extern int repair_raise (struct repair *r);
 extern int repair_lower (struct repair *r);
 
-/* Write all refcounts anew, behind everything else, and have the header point
- * to them.  Until it does, nothing has changed.
+/* Write a new refcount table and blocks after everything else in the file, and
+ * make the header point to them.  Until then nothing has changed.
  */
 extern int repair_rebuild (struct repair *r);
 

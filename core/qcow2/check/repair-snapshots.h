@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Repair of snapshot table entries whose extra data is longer than QEMU reads,
- * or in version 3 too short to tell the disk's size: the table is written anew
- * as it should be.  Of extra data that is too long the first 1024 bytes stay,
- * as with QEMU, which has none that are longer; a size that is missing becomes
- * what all readers take it for.
+/* Repair of snapshot table entries whose extra data is longer than QEMU reads
+ * or, in version 3, too short for the disk's size: a corrected copy of the
+ * table replaces it.  Of extra data that is too long the first 1024 bytes are
+ * kept, as in QEMU, which knows none that is longer; a missing size becomes
+ * the one that all readers assume.
  */
 
 #ifndef CORE_QCOW2_CHECK_REPAIR_SNAPSHOTS_H
@@ -12,10 +12,10 @@
 
 #include "qcow2/check/repair-state.h"
 
-/* Write the table to free clusters, which get their refcounts before, and have
- * the header point to it after that; all of it is durable then, and the old
- * table is leaked.  All else must have been repaired before.  Returns -1 with
- * the error set; what was written is leaked, at most.
+/* Raise the refcounts of free clusters, write the table there, and then make
+ * the header point to it.  All of that is durable on return, and the old table
+ * is leaked.  Everything else must have been repaired before.  Returns -1 with
+ * the error set; at worst, what was written is leaked then.
  */
 extern int repair_snapshots (struct repair *r);
 

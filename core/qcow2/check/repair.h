@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Repair of an image: what the check finds wrong, as far as it can be put
- * right without guessing.
+/* Repair of an image: of what the check finds wrong, as far as that is
+ * possible without guessing.
  */
 
 #ifndef CORE_QCOW2_CHECK_REPAIR_H
@@ -11,13 +11,11 @@
 #include "storage/storage.h"
 
 enum repair_mode {
-  /* Free what nothing refers to, if there are no other errors but COPIED
-   * flags.
-   */
+  /* Free leaks, if the only other errors are in COPIED flags. */
   REPAIR_LEAKS,
-  /* Lower refcounts that are too high, but not to 0, if nothing else is wrong:
-   * what nothing refers to is for others to find, as that doesn't need exact
-   * counts (qcow2/write/leaks.h).
+  /* If nothing else is wrong, lower refcounts that are too high, but not to 0:
+   * clusters without references are left to qcow2/write/leaks.h, which doesn't
+   * need exact counts.
    */
   REPAIR_EXCESS,
   REPAIR_ALL, /* see qcow2/check/repair.c */
@@ -25,17 +23,14 @@ enum repair_mode {
 
 struct repair_report {
   struct check_report before, after;
-  /* Why nothing was done although something is wrong, or more was not; or
-   * NULL: a constant string.
-   */
+  /* Why errors were left alone: a constant string, or NULL. */
   const char *why_not;
 };
 
-/* Repair an image that nobody else uses meanwhile, in a storage that can be
- * written.  Returns 0 if that went well, whatever is left: the caller looks
- * at r->after.  Returns -1 with the error set if the image can't be checked,
- * or not be written; it is not worse than before, and a second repair does
- * what is left to do.
+/* Repair an image that nothing else is using, in a writable storage.  Returns
+ * 0 on completion, even if errors are left: the caller looks at r->after.
+ * Returns -1 with the error set if the image can't be checked or written; it
+ * is no worse than before then, and another repair completes the work.
  */
 extern int repair_storage (struct storage *s, enum repair_mode mode,
                            const struct check_options *options,

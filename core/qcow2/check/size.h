@@ -10,11 +10,11 @@
 
 #include "storage/storage.h"
 
-/* Whether the tables of the image, of which a check reads each, take at most so
+/* Whether the tables that a check of the image would read take at most this
  * many bytes: refcount blocks, L1 tables, and an L2 table for each L1 entry
- * that has one, so that those which snapshots share count several times.  L2
- * tables are not read, nor more of the others than that.  Returns -1 with the error
- * set, as check_storage.
+ * that has one, so that L2 tables shared by snapshots count several times.
+ * Reads no L2 tables, and no more than this many bytes of the others.  Returns
+ * -1 with the error set, as check_storage.
  */
 extern int check_tables_fit (struct storage *s, uint64_t bytes, bool *fit);
 

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* An image that is being checked: its header, what is being counted, and what
- * was found.
- */
+/* An image that is being checked: its header, the counts, and the findings. */
 
 #ifndef CORE_QCOW2_CHECK_STATE_H
 #define CORE_QCOW2_CHECK_STATE_H
@@ -21,40 +19,39 @@ struct check {
   struct header h;
   struct entry_format format;
   uint64_t file_size; /* rounded up to a sector, as QEMU does */
-  uint64_t nr;        /* clusters that are looked at: those of the file, and
-                       * up to two that references reach into */
+  uint64_t nr;        /* clusters to look at: those of the file, and up to two
+                       * more that references reach into */
   struct check_refcounts refcounts;
   struct counts counts;
   struct check_findings findings;
 
-  /* Count entries as they will be once they are mended (qcow2/check/fix-up.h), and
-   * judge nothing; for repair.
+  /* For repair: count entries as they will be once they are fixed up
+   * (qcow2/check/fix-up.h), and judge nothing.
    */
   bool fixed_up;
   bool no_refcounts; /* don't count the refcount table and its blocks */
   bool only_look;    /* count nothing at all */
 
-  /* Clusters that count as used, since a table is about to be written there;
-   * for repair.
+  /* For repair: clusters that count as used, since a table is about to be
+   * written there.
    */
   struct { uint64_t first, nr; } reserved;
-  /* If not NULL, references that are within the file are told to this, and
-   * are not counted.
+  /* If not NULL, called for each reference within the file, instead of
+   * counting it.
    */
   void (*referred) (void *opaque, uint64_t offset, uint64_t bytes);
   void *opaque;
 
-  uint64_t next; /* the first cluster behind the window that is referred to */
+  uint64_t next; /* the first cluster after the window that has references */
 
   struct check_holes holes;
-  uint64_t claimed; /* clusters that tables take by what refers to them, so far */
-  uint8_t *words;   /* of check_scan */
+  uint64_t claimed; /* clusters that references to tables have claimed so far */
+  uint8_t *words;   /* buffer of check_scan */
 };
 
-/* Tables that many entries of the snapshot table or the directory of bitmaps
- * refer to are taken together; but those entries can claim places of the file
- * that it has never written: more of them than this, and what the file holds,
- * are no image.
+/* Snapshot table and bitmap directory entries can claim tables in parts of the
+ * file that were never written.  Beyond what the file holds and this, it is no
+ * image.
  */
 #define CHECK_MAX_CLAIMED (UINT64_C (1) << 20) /* clusters */
 
@@ -65,14 +62,14 @@ extern int check_start (struct check *c, struct storage *storage,
                         const struct check_options *options);
 extern void check_end (struct check *c);
 
-/* What doesn't depend on the window is found by the walk for the first. */
+/* Findings that don't depend on the window are made in the first. */
 static inline bool
 check_is_first (const struct check *c)
 {
   return c->counts.first == 0 && !c->fixed_up;
 }
 
-/* A use of host clusters, for messages and for telling uses apart. */
+/* What host clusters are used as. */
 enum check_use {
   USE_HEADER,
   USE_L1,
@@ -84,28 +81,31 @@ enum check_use {
   USE_DATA,
 };
 
-/* n references from an entry at this place of the file (0: the header's own)
- * to bytes of it.  Returns 1 if they are there, 0 if they are beyond the
- * file's end, which is found, or -1 with the error set.
+/* Count n references from an entry at this place of the file (0: in the
+ * header) to a range of bytes.  Returns 1 if the range is within the file, 0
+ * if it is beyond its end, which is recorded as a finding, or -1 with the
+ * error set.
  */
 extern int check_refer (struct check *c, enum check_use use,
                         struct host_off place, uint64_t offset,
                         uint64_t bytes, uint64_t n);
 
-/* References to all tables of these ranges, which are there: one from each of
- * them.  Returns -1 with the error set: EINVAL if there is too much of them.
+/* Count the references to all tables of these ranges, which are within the
+ * file: one for each range.  Returns -1 with the error set: EINVAL if they
+ * claim too much.
  */
 extern int check_refer_ranges (struct check *c, enum check_use use,
                                const struct check_ranges *ranges);
 
-/* Whether bytes from offset on are beyond the end of the file, which may be
- * inside of its last cluster.
+/* Whether a range of bytes extends beyond the end of the file, which may be
+ * inside its last cluster.
  */
 extern bool check_is_beyond (const struct check *c, uint64_t offset,
                              uint64_t bytes);
 
-/* The same for one whole cluster that is aligned and within the file: what
- * most references are.  Returns 0 or -1.
+/* check_refer for one aligned cluster within the file, as most references are.
+ * *chunk is set to its chunk; NULL: it has none.  Returns 0, or -1 with the
+ * error set.
  */
 extern int check_refer_cluster_slowly (struct check *c, enum check_use use,
                                        uint64_t cluster, uint64_t n,
@@ -128,9 +128,10 @@ check_refer_cluster (struct check *c, enum check_use use, uint64_t cluster,
   return counts_add (&c->counts, k, cluster, 1, &surplus);
 }
 
-/* The COPIED flag of an entry of the active tables, read n times, that refers
- * to this cluster.  chunk is the cluster's; NULL: it is not in the window,
- * beyond: nor in the file.  Returns 0 or -1.
+/* Judge the COPIED flag of an entry of the active tables, found by n paths,
+ * that refers to this cluster.  chunk is the cluster's, or NULL if it is not
+ * in the window; beyond: nor is it in the file.  Returns 0, or -1 with the
+ * error set.
  */
 extern int check_copied_slowly (struct check *c, struct host_off place,
                                 uint64_t word, uint64_t cluster,
@@ -149,10 +150,9 @@ check_copied (struct check *c, struct host_off place, uint64_t word,
   return check_copied_slowly (c, place, word, cluster, chunk, beyond, n);
 }
 
-/* Read a table piece by piece, as far as it may be something else than zeros,
- * and give the words to fn, in the order of the file.  words is a buffer that
- * fn may change, of bytes (a multiple of 8) bytes.  Stops when fn returns -1,
- * with -1.
+/* Read a table piece by piece, except for holes, and pass the pieces to fn in
+ * the order of the file.  words is a buffer of bytes (a multiple of 8) bytes,
+ * which fn may change.  Stops when fn returns -1, and returns -1.
  */
 typedef int check_words_fn (struct check *c, void *opaque,
                             struct host_off place, uint8_t *words,
@@ -162,11 +162,11 @@ extern int check_scan (struct check *c, struct host_off offset,
 
 extern const char *check_use_name (enum check_use use);
 
-/* Small pieces that follow each other are read together, by the buffer of
- * check_scan, which nobody else may use meanwhile.  Initially all zeros.
+/* Reads adjacent small pieces together, in the buffer of check_scan, which must
+ * not be in use meanwhile.  Initially all zeros.
  */
 struct check_reader {
-  uint64_t at, bytes; /* what is in there */
+  uint64_t at, bytes; /* what the buffer holds */
 };
 
 /* Returns -1 with the error set. */

@@ -3,14 +3,13 @@
 /* A walk over all L1 tables, and all L2 tables that they refer to.
  *
  * Snapshots share most of their tables.  A table that n entries refer to is
- * read once, and what is in it counts n times; L1 tables are taken together
- * likewise, where they overlap.  So a walk takes as long as the tables on the
- * disk are large, not as long as all paths to them are, of which a small file
- * can have very many.  L2 tables are read in the order of the file, and those
- * that are adjacent at once.
+ * read once and its contents count n times; overlapping L1 tables are combined
+ * likewise.  So the time depends on the size of the tables on the disk, not on
+ * the number of paths to them, which can be huge even in a small file.  L2
+ * tables are read in the order of the file, adjacent ones at once.
  *
- * A table that is not aligned is followed, since `qemu-img check' does so;
- * but not more than 1000 of them, nor 16 MiB, since they may overlap.
+ * Unaligned tables are followed, since `qemu-img check' does so; but no more
+ * than 1000 of them, nor 16 MiB, since they may overlap.
  */
 
 #ifndef CORE_QCOW2_CHECK_WALK_H
@@ -18,12 +17,12 @@
 
 #include "qcow2/check/tables.h"
 
-/* A visitor is told how many paths lead to an entry, and how many of them begin in
- * the active L1 table.
+/* A visitor is told how many paths lead to an entry, and how many of them
+ * begin in the active L1 table.
  */
 struct check_visitor {
-  /* A piece of L1 tables: words as in check_words_fn.  Then each word in
-   * there that is not 0 is followed; l1 may change them before.
+  /* A piece of L1 tables: words as in check_words_fn.  l1 may change them;
+   * those that are not 0 after that are followed.
    */
   int (*l1) (struct check *c, void *opaque, struct host_off place,
              uint8_t *words, size_t bytes, struct check_paths paths);

@@ -1,29 +1,30 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Leaks that a killed writer has left are looked for, and freed, while the
- * image is being served: by a thread of its own, in the background.
+/* Finds and frees leaks of a killed writer while the image is being served, in
+ * a background thread.
  *
  * A cluster is leaked if its refcount is 1 and nothing refers to it.  Nothing
  * ever will then: only what the allocator hands out gets references, and it
  * hands out what had a refcount of 0, or what was given back to it.  So:
  *
- *  1. All clusters of some refcount blocks are suspects (qcow2/write/suspects.h).  From
- *     here on, what is given up or given back is not, nor what a table refers to
- *     that is copied.  What was given up before is waited for.
- *  2. Those whose refcount on the disk is not 1 are none.
- *  3. Those in the reserve are none, at one moment.
- *  4. All requests of that moment end: what they had been handed out is mapped,
- *     given back or given up.  A flush: what is mapped is so on the disk.
- *  5. All tables are read from the disk.  What they refer to is not leaked.  A
+ *  1. Suspect all clusters of some refcount blocks (qcow2/write/suspects.h).
+ *     From here on, clear what is given up or given back, and what a table
+ *     that is copied refers to.  Wait for what was given up before.
+ *  2. Clear those whose refcount on the disk is not 1.
+ *  3. Clear the reserve, as it is at one moment.
+ *  4. Wait for all requests of that moment to end: what they were handed out
+ *     is then mapped, given back or given up.  Flush, so that mappings are on
+ *     the disk.
+ *  5. Read all tables from the disk, and clear what they refer to.  A
  *     reference stays where it is, in a table or its copy, until it is given
- *     up: so none is missed, though requests go on.
- *  6. The rest is given up in the ordinary way, if it is not metadata.  The
- *     header, the refcount table and its blocks are not read in step 5:
+ *     up, so that none is missed although requests go on.
+ *  6. Give up the rest in the ordinary way, except for metadata: the header,
+ *     the refcount table and its blocks are not read in step 5, but
  *     qcow2/write/overlap.h knows them.
  *
- * Nothing is freed if anything is found to be damaged, or can't be read, or
- * isn't known here: it may be what a cluster belongs to.  References in
- * excess of those that there are, where there are some, stay.
+ * Nothing is freed if anything is damaged, unreadable or unknown here, since
+ * clusters may belong to it.  Where a refcount exceeds the references that
+ * exist, the excess stays.
  */
 
 #ifndef CORE_QCOW2_WRITE_LEAKS_H
@@ -33,17 +34,17 @@
 
 struct leaks;
 
-/* Start to look for leaks.  w must outlive it.  NULL: that can't be done for
- * this image, or now; which is no error.
+/* Start the search.  w must outlive it.  NULL, which is no error: that is not
+ * possible for this image, or not now.
  */
 extern struct leaks *leaks_start (struct writer *w,
                                   const struct snapshots *snapshots);
 
-/* True once it has ended: by itself. */
+/* Whether it has ended by itself. */
 extern bool leaks_have_ended (const struct leaks *l);
 
-/* End it, now; the writer must not be closed yet.  Returns whether it had come
- * to its end, so that there are no leaks from before.  NULL is allowed.
+/* Stop it now, before the writer is closed.  Returns whether it had completed,
+ * so that no earlier leaks are left.  NULL is allowed.
  */
 extern bool leaks_stop (struct leaks *l);
 

@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Host clusters that may be leaked: a bit for each, in some parts of the file.
- * At first all of them are suspects.  Whatever speaks for one clears its bit,
- * and no bit is ever set again: so that it doesn't matter in which order that
- * is found, nor by whom.
- *
- * Bits may be cleared by several threads at once.
+ * At first all of them are suspects.  Any evidence of use clears a cluster's
+ * bit, and no bit is ever set again, so that evidence can come in any order
+ * and from any thread, several at a time.
  */
 
 #ifndef CORE_QCOW2_WRITE_SUSPECTS_H
@@ -18,9 +16,7 @@
 #include "qcow2/entry.h"
 #include "qcow2/format.h"
 
-/* So many clusters have their bits in one part, and there are so many parts:
- * 8 MiB of bits (I11).
- */
+/* Clusters per part, and the number of parts: 8 MiB of bits at most (I11). */
 #define SUSPECTS_PART (UINT64_C (1) << 16)
 #define SUSPECTS_MAX_PARTS 1024
 
@@ -34,8 +30,8 @@ struct suspects {
   unsigned nr;
   struct suspects_part part[SUSPECTS_MAX_PARTS]; /* in ascending order */
 
-  /* A table that nobody will see again had an entry that can't be decoded:
-   * nobody knows what else it referred to.
+  /* A table that is gone had an entry that can't be decoded: what that
+   * referred to will stay unknown.
    */
   _Atomic bool unsure;
 };
@@ -44,30 +40,30 @@ struct suspects {
 extern struct suspects *suspects_new (unsigned cluster_bits);
 extern void suspects_free (struct suspects *s); /* NULL is allowed */
 
-/* Suspect the parts in which these clusters are, which lie behind all that were
+/* Suspect the parts that contain these clusters, which lie after all that were
  * added before.  Returns 1, 0 if there is no room for them, or -1 with the
- * error set: then none is added, or some.  Nobody else uses it yet.
+ * error set; some may be added then.  s must not be in use yet.
  */
 extern int suspects_add (struct suspects *s, uint64_t cluster, uint64_t nr);
 
-/* Something speaks for these clusters; or for all that bytes are in. */
+/* Clear these clusters, or all that contain some of these bytes. */
 extern void suspects_clear (struct suspects *s, uint64_t cluster, uint64_t nr);
 extern void suspects_clear_bytes (struct suspects *s, struct host_off host,
                                   uint64_t bytes);
 
-/* An L2 entry does.  Returns false if it can't be decoded. */
+/* Clear what an L2 entry refers to.  Returns false if it can't be decoded. */
 extern bool suspects_clear_entry (struct suspects *s,
                                   const struct entry_format *f,
                                   uint64_t word, uint64_t bitmap);
 
-/* So do all entries of an L2 table, or of a piece of one, as on the disk;
- * sets unsure if one can't be decoded.
+/* The same for all entries of an L2 table, or of a piece of one, in the byte
+ * order of the disk.  Sets unsure if one can't be decoded.
  */
 extern void suspects_clear_table (struct suspects *s,
                                   const struct entry_format *f,
                                   const uint64_t *words, uint64_t nr_words);
 
-/* Find the first suspect from *cluster on.  False: there is none. */
+/* Find the first suspect from *cluster on.  Returns false if there is none. */
 extern bool suspects_next (const struct suspects *s, uint64_t *cluster);
 
 #endif /* CORE_QCOW2_WRITE_SUSPECTS_H */

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Changes of tables, from memory to the disk, in an order that a crash at
- * any point can't harm.
+/* Writes changed tables to the disk, in an order that is safe against a crash
+ * at any point.
  *
- * A change is made in the cache, and is written with all others by the next
- * writeback, which a flush is.  A writeback takes what has changed as it is at one
- * moment and writes
+ * A change is made in the cache, and written together with all others by the
+ * next writeback; a flush is one.  A writeback takes all changes, as they are
+ * at one moment, as a batch, and writes
  *
  *   1. refcounts, and waits until they and all data are durable;
- *   2. mappings (L2 and L1 entries), and waits until those are.
+ *   2. mappings (L2 and L1 entries), and waits until those are durable.
  *
  * The first wait is left out if no mapping of the batch needs it.
  *
@@ -16,19 +16,19 @@
  *
  *  T1  A mapping is changed in memory after its data was handed to the
  *      host, and taken into a batch together with `ordered' (I5).
- *  T2  What a change made unreachable is passed on to whoever frees it only
- *      after the batch with that change is durable (I4, I6).
- *  T3  No space, in writing a batch, is no loss: its sectors belong to the
- *      next one.  Any other failure to write, and each failure to flush,
- *      sticks (I10).
+ *  T2  What a change made unreachable is passed on for freeing only after the
+ *      batch with that change is durable (I4, I6).
+ *  T3  Running out of space while writing a batch loses nothing: its sectors
+ *      go into the next one.  Any other failure to write, and each failure to
+ *      flush, sticks (I10).
  *  T4  Batches are written one after the other.
- *  T5  What is given up and not to be had again is bounded (I13), in bytes and
- *      in entries of these lists, if all who add to them see to it afterwards:
- *      by a writeback once writeback_is_wanted, and by waiting while
+ *  T5  What is given up and not yet reusable is bounded (I13), in bytes and in
+ *      entries of these lists, provided that every caller which adds to them
+ *      then does a writeback if writeback_is_wanted, and waits while
  *      writeback_is_behind.
  *  T6  A change has its space on the host before it is made (C6), so that a
- *      writeback wants none on a full file system: it is what gives some back.
- *      Where the host wants some all the same, since it copies what is
+ *      writeback, which is what gives space back, works on a full file system.
+ *      Where the host needs space even so, since it copies what is
  *      overwritten, the ballast is given up for it.
  */
 
@@ -46,19 +46,19 @@
 #include "qcow2/write/suspects.h"
 #include "storage/storage.h"
 
-/* References to host clusters that were given up, one each. */
+/* Given up: one reference to each of some contiguous host clusters. */
 struct freed {
   struct host_off host;
   uint64_t nr;    /* clusters */
   bool is_table;  /* may be in the cache */
-  uint64_t bytes; /* of the host's space that are expected back: 0 where others
-                   * refer to it, too */
+  uint64_t bytes; /* the host's space that should come back: 0 if there are
+                   * other references */
 };
 
 /* What was given up within one batch. */
 struct freed_list {
   struct freed_list *next;
-  uint64_t epoch; /* when it was out of reach for new requests */
+  uint64_t epoch; /* in which it became unreachable for new requests */
   uint64_t bytes; /* the sum */
   uint64_t batch; /* its number */
   size_t nr, capacity;
@@ -77,17 +77,17 @@ struct writeback {
   unsigned cluster_bits;
   struct epoch *epoch;
 
-  /* Held for moments, so that a batch is taken between two changes. */
+  /* Held briefly, so that a batch is taken between two changes. */
   pthread_mutex_t changes;
   bool ordered;              /* changes; the next batch needs both waits */
   uint64_t taken;            /* changes; the number of the last batch */
   struct freed_list *freed;  /* changes; by the next batch; never NULL */
-  struct suspects *suspects; /* changes; NULL: nobody looks for leaks */
+  struct suspects *suspects; /* changes; NULL: no search for leaks */
 
-  _Atomic uint64_t durable;  /* the number of the last batch that is */
+  _Atomic uint64_t durable;  /* the number of the last durable batch */
   _Atomic bool unflushed;    /* something was written since the last flush */
 
-  pthread_mutex_t space_lock; /* of who has space allocated (T6); I/O */
+  pthread_mutex_t space_lock; /* for allocating on the host (T6); around I/O */
   struct host_off allocated[COMMIT_ALLOCATED]; /* space_lock; see
                                                 * writeback_allocate_table */
   unsigned next_allocated;    /* space_lock */
@@ -99,9 +99,9 @@ struct writeback {
   pthread_cond_t done;
   bool running;              /* lock */
   uint64_t started, ended;   /* lock */
-  int result;                /* lock; of the last one that ended: errno */
+  int result;                /* lock; errno of the last one that ended */
   char message[512];         /* lock, until failed is set; why */
-  struct cache_batch batch;  /* of who is running */
+  struct cache_batch batch;  /* of the running one */
 
   /* Freed, durably; waiting for older requests to end. */
   pthread_mutex_t freed_lock;
@@ -109,10 +109,10 @@ struct writeback {
   _Atomic size_t nr_freed;   /* entries, the next batch's included */
   _Atomic size_t nr_next;    /* those of the next batch */
   _Atomic uint64_t bytes_freed, bytes_next; /* the same in bytes */
-  uint64_t max_freed;        /* bytes (T5); 0: as the file's size has it */
+  uint64_t max_freed;        /* bytes (T5); 0: depends on the file's size */
 
   _Atomic bool failed;       /* I10 */
-  _Atomic bool corrupt;      /* because the image is (I7) */
+  _Atomic bool corrupt;      /* failed since the image is corrupt (I7) */
 };
 
 extern int writeback_init (struct writeback *c, struct storage *tables,
@@ -128,39 +128,41 @@ struct change {
   const uint64_t *words; /* in the host's byte order */
   enum cache_order order;
 
-  /* Needs what was written up to now, and the refcounts that were changed
-   * up to now, to be durable before it.
+  /* All data written, and all refcounts changed, before this change must be
+   * durable before it is.
    */
   bool ordered;
 
-  /* What becomes unreachable by it. */
+  /* What the change makes unreachable. */
   const struct freed *freed;
   unsigned nr_freed;
 };
 
-/* Make a change.  *batch, if not NULL, is the number of the batch that it
- * will be in.  May read a slice, have space allocated, and writeback, so that
- * only locks may be held which none of these wants.  Returns -1 with the error
- * set, ENOSPC among others, and then nothing has changed.
+/* Make a change.  *batch, if not NULL, is set to the number of its batch.  May
+ * read a slice, allocate space on the host, and do a writeback: the caller
+ * must hold no lock that these take.  Returns -1 with the error set (ENOSPC
+ * among others), and then nothing has changed.
  */
 extern int writeback_change (struct writeback *c, const struct change *change,
                           uint64_t *batch);
 
-/* Have space on the host for a cluster that becomes a table, in one piece: of a
- * few of the last ones it is known then that their slices have some.  Returns
- * -1 with the error set.
+/* Allocate space on the host, in one piece, for a cluster that becomes a
+ * table.  The last few are remembered, so that changing their slices needs no
+ * further allocation.  Returns -1 with the error set.
  */
 extern int writeback_allocate_table (struct writeback *c, struct host_off table);
 
-/* These bytes of the storage have space on the host, and nothing is in them:
- * a writeback that finds no space punches them, once.  0: none is to be punched
- * any more.
+/* The ballast: unused bytes of the storage that have space on the host.  A
+ * writeback that runs out of space punches them, once.  0 bytes: no ballast
+ * from now on.
  */
 extern void writeback_set_ballast (struct writeback *c, struct host_off host,
                                 uint64_t bytes);
 extern bool writeback_has_ballast (struct writeback *c);
 
-/* References are given up that have nothing to do with a change. */
+/* Give up references independently of a change.  Returns -1 with the error
+ * set.
+ */
 extern int writeback_free (struct writeback *c, const struct freed *freed,
                         unsigned nr);
 
@@ -181,21 +183,21 @@ writeback_note_data (struct writeback *c)
     atomic_store (&c->unflushed, true);
 }
 
-/* Make all that was written and changed before this call durable.  Calls at
- * one time share the work.  Returns -1 with the error set.
+/* Make everything written and changed before this call durable.  Concurrent
+ * calls share the work.  Returns -1 with the error set.
  */
 extern int writeback_flush (struct writeback *c);
 
-/* True if nothing was changed that is not durable. */
+/* Whether all changes are durable. */
 extern bool writeback_is_clean (struct writeback *c);
 
-/* True if it is time to writeback, to keep bounded what waits for that: memory,
- * and the host's space (T5).
+/* Whether it is time for a writeback, to bound what waits for one: memory, and
+ * the host's space (T5).
  */
 extern bool writeback_is_wanted (struct writeback *c);
 
-/* True if so much is given up and not to be had again that requests which give
- * up more must wait (T5).
+/* Whether so much is given up and not yet reusable that requests which give up
+ * more must wait (T5).
  */
 extern bool writeback_is_behind (struct writeback *c);
 
@@ -205,15 +207,15 @@ extern bool writeback_is_behind (struct writeback *c);
 extern struct freed_list *writeback_next_freed (struct writeback *c);
 extern void writeback_free_list (struct writeback *c, struct freed_list *l);
 
-/* Whether anything that was given up in batches up to this one, which has
- * ended, waits for its turn to be taken.
+/* Whether writeback_next_freed has yet to return anything from batches up to
+ * this one, which has ended.
  */
 extern bool writeback_has_freed (struct writeback *c, uint64_t batch);
 
-/* From now on, whoever has clusters that could seem to be leaked says so to
- * these: who gives them up, and by the two functions below.  Returns the
- * number of the last batch of what was given up before.  NULL: not any more,
- * and nobody uses those from before.
+/* From now on, clear these suspects of all clusters that could wrongly seem to
+ * be leaked: of those given up, and of those passed to the two functions
+ * below.  Returns the number of the last batch that can contain clusters given
+ * up earlier.  NULL: stop that; earlier suspects are not used any more.
  */
 extern uint64_t writeback_set_suspects (struct writeback *c, struct suspects *s);
 extern void writeback_not_leaked (struct writeback *c, struct host_off host,
@@ -222,10 +224,10 @@ extern void writeback_table_not_leaked (struct writeback *c,
                                      const struct entry_format *f,
                                      const uint64_t *words, uint64_t nr_words);
 
-/* Nothing may be written any more, for the reason that is set as error. */
+/* Forbid all further writing, for the reason that is set as the error. */
 extern void writeback_fail (struct writeback *c);
 
-/* The same because metadata was found where it can't be. */
+/* The same, since metadata was found where it can't be. */
 extern void writeback_fail_corrupt (struct writeback *c);
 
 /* Returns -1 with the error set to EIO if nothing may be written. */
