@@ -338,7 +338,7 @@ test_torn (void)
 /* -------------------------------------------------------------------- threads */
 
 #define THREADS 6
-#define ROUNDS 1500
+#define ROUNDS 700
 
 static struct storage *shared_storage;
 
@@ -367,6 +367,14 @@ writer_main (void *opaque)
   return NULL;
 }
 
+/* There is time for others between reading a block and writing it. */
+static void
+wait_before_write (void *opaque, const struct memory_call *call)
+{
+  if (call->kind == MEMORY_WRITE)
+    usleep (20);
+}
+
 static void
 test_threads (uint32_t block)
 {
@@ -374,6 +382,7 @@ test_threads (uint32_t block)
   uintptr_t i;
 
   memset (&control, 0, sizeof control);
+  control.hook = wait_before_write;
   memory_disk_init (&disk, NULL, 120 * THREADS * 100 - 40);
   shared_storage = open_blocks (block);
   for (i = 0; i < THREADS; ++i)
