@@ -29,7 +29,7 @@ struct run {
    */
   struct host_off host;
   uint32_t compressed_size; /* COMPRESSED: bytes at most */
-  bool in_place;            /* DATA: no other reference to it: see M5 */
+  bool in_place;            /* DATA: nothing else refers to it */
 };
 
 #endif /* CORE_DISK_RUN_H */

@@ -13,13 +13,22 @@
 #include "checker.h"
 #include "content.h"
 #include "crash-storage.h"
+#include "memory-storage.h"
 #include "no-memory.h"
 #include "random.h"
 
 struct crash {
   struct storage storage;
   struct crash_disk *disk;
+  uint32_t block; /* see memory-storage.h */
 };
+
+static void
+check_aligned (const struct storage *s, const void *buf, uint64_t offset,
+               uint64_t count)
+{
+  memory_check_aligned (((const struct crash *) s)->block, buf, offset, count);
+}
 
 /* A test needs memory, and its own failures are not the question. */
 static void *
@@ -190,6 +199,7 @@ crash_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
   struct crash_disk *d = ((struct crash *) s)->disk;
   ssize_t r = 0;
 
+  check_aligned (s, buf, offset, count);
   dawdle (d);
   pthread_mutex_lock (&d->lock);
   if (is_fault (d, FAULT_READ)) {
@@ -231,6 +241,7 @@ crash_extent (struct storage *s, uint64_t offset, uint64_t count,
   uint64_t end, next;
   int r = 0;
 
+  check_aligned (s, NULL, offset, count);
   pthread_mutex_lock (&d->lock);
   if (is_fault (d, FAULT_READ) && !d->fault.is_short)
     r = fail (d);
@@ -351,6 +362,7 @@ crash_pwritev (struct storage *s, const struct iovec *iov, int nr,
   size_t count = gather (iov, nr, &data);
   uint64_t i = 0;
 
+  memory_check_pieces (((struct crash *) s)->block, iov, nr, offset);
   dawdle (d);
   pthread_mutex_lock (&d->lock);
   if (is_fault (d, FAULT_WRITE)) {
@@ -393,6 +405,7 @@ crash_zero (struct storage *s, uint64_t offset, uint64_t count, bool punch)
   struct crash_disk *d = ((struct crash *) s)->disk;
   uint64_t i;
 
+  check_aligned (s, NULL, offset, count);
   if (d->no_zero) {
     errno = EOPNOTSUPP;
     return -1;
@@ -425,6 +438,7 @@ crash_allocate (struct storage *s, uint64_t offset, uint64_t count)
   struct crash_disk *d = ((struct crash *) s)->disk;
   bool fails;
 
+  check_aligned (s, NULL, offset, count);
   pthread_mutex_lock (&d->lock);
   fails = is_fault (d, FAULT_ALLOCATE);
   pthread_mutex_unlock (&d->lock);
@@ -443,6 +457,7 @@ crash_resize (struct storage *s, uint64_t size)
   struct crash_disk *d = ((struct crash *) s)->disk;
   uint64_t i;
 
+  check_aligned (s, NULL, size, 0);
   pthread_mutex_lock (&d->lock);
   if (is_fault (d, FAULT_RESIZE) || size > DISK_MAX) {
     pthread_mutex_unlock (&d->lock);
@@ -497,7 +512,7 @@ open_with (struct crash_disk *d, const char *name,
   c->storage.size = d->size;
   c->disk = d;
   d->closed = false;
-  return &c->storage;
+  return memory_with_blocks (&c->storage, &c->block);
 }
 
 struct storage *

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "memory-storage.h"
+#include "storage/align.h"
 
 #define HOLE_BLOCK 512
 #define SECTOR 512
@@ -20,7 +21,41 @@ struct memory {
   struct memory_disk *disk; /* ... or of one that can be written */
   struct memory_control *control;
   struct memory_control none;
+  uint32_t block; /* 0: any bytes */
 };
+
+/* ------------------------------------------------------------------ blocks */
+
+void
+memory_check_aligned (uint32_t block, const void *buf, uint64_t offset,
+                      uint64_t count)
+{
+  if (block != 0 && ((uintptr_t) buf | offset | count) % block != 0)
+    abort ();
+}
+
+void
+memory_check_pieces (uint32_t block, const struct iovec *iov, int nr,
+                     uint64_t offset)
+{
+  memory_check_aligned (block, NULL, offset, 0);
+  for (; nr > 0; ++iov, --nr)
+    memory_check_aligned (block, iov->iov_base, 0, iov->iov_len);
+}
+
+struct storage *
+memory_with_blocks (struct storage *s, uint32_t *block)
+{
+  const char *value = getenv (MEMORY_BLOCK_VARIABLE);
+
+  *block = value != NULL ? atoi (value) : 0;
+  if (*block == 0)
+    return s;
+  s = storage_align_new (s, *block);
+  if (s == NULL)
+    abort ();
+  return s;
+}
 
 /* --------------------------------------------------------------- the calls */
 
@@ -221,6 +256,7 @@ memory_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
   const uint64_t nr = atomic_fetch_add (&c->preads, 1) + 1;
   uint64_t size;
 
+  memory_check_aligned (m->block, buf, offset, count);
   if (begin (c, (struct memory_call) { MEMORY_READ, offset, count, 0, 0 }))
     return -1;
   if (c->interrupt != 0 && nr % c->interrupt == 0) {
@@ -275,6 +311,7 @@ memory_extent (struct storage *s, uint64_t offset, uint64_t count,
   struct memory *m = (struct memory *) s;
   uint64_t end, next;
 
+  memory_check_aligned (m->block, NULL, offset, count);
   atomic_fetch_add (&m->control->extents, 1);
   if (begin (m->control, (struct memory_call) { MEMORY_EXTENT, offset, count,
                                                 0, 0 }))
@@ -291,6 +328,7 @@ memory_prefetch (struct storage *s, uint64_t offset, uint64_t count)
 {
   struct memory *m = (struct memory *) s;
 
+  memory_check_aligned (m->block, NULL, offset, count);
   atomic_fetch_add (&m->control->prefetches, 1);
 }
 
@@ -335,6 +373,7 @@ memory_pwritev (struct storage *s, const struct iovec *iov, int nr,
   struct memory_control *c = m->control;
   uint64_t count = iov_bytes (iov, nr), done = 0;
 
+  memory_check_pieces (m->block, iov, nr, offset);
   atomic_fetch_add (&c->writes, 1);
   if (begin (c, (struct memory_call) { MEMORY_WRITE, offset, count, durable,
                                        0 }))
@@ -375,6 +414,7 @@ memory_zero (struct storage *s, uint64_t offset, uint64_t count, bool punch)
   struct memory *m = (struct memory *) s;
   struct memory_control *c = m->control;
 
+  memory_check_aligned (m->block, NULL, offset, count);
   atomic_fetch_add (&c->zeros, 1);
   if (punch)
     atomic_fetch_add (&c->punches, 1);
@@ -401,6 +441,7 @@ memory_allocate (struct storage *s, uint64_t offset, uint64_t count)
 {
   struct memory *m = (struct memory *) s;
 
+  memory_check_aligned (m->block, NULL, offset, count);
   if (begin (m->control, (struct memory_call) { MEMORY_ALLOCATE, offset,
                                                 count, 0, 0 }))
     return -1;
@@ -419,6 +460,7 @@ memory_resize (struct storage *s, uint64_t size)
   struct memory_control *c = m->control;
   uint64_t old;
 
+  memory_check_aligned (m->block, NULL, size, 0);
   atomic_fetch_add (&c->resizes, 1);
   if (begin (c, (struct memory_call) { MEMORY_RESIZE, size, 0, 0, 0 }))
     return -1;
@@ -490,7 +532,7 @@ memory_storage_new (const char *name, const void *data, uint64_t size,
   struct memory *m = new_memory (&readonly_ops, name, size, control);
 
   m->data = data;
-  return &m->storage;
+  return memory_with_blocks (&m->storage, &m->block);
 }
 
 static void *
@@ -598,5 +640,5 @@ memory_disk_open (struct memory_disk *d, const char *name,
                                  control);
 
   m->disk = d;
-  return &m->storage;
+  return memory_with_blocks (&m->storage, &m->block);
 }

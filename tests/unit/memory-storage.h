@@ -98,6 +98,24 @@ extern void memory_fail_ever_after (struct memory_control *c, unsigned kinds,
                                     uint64_t call, int err);
 extern void memory_fail_no_more (struct memory_control *c);
 
+/* With QCOW2_TEST_BLOCK in the environment, 512 or 4096, each of the storages
+ * below only takes whole blocks of that size, in memory that is aligned to it,
+ * and aborts if it is given anything else; it comes with storage/align.h on it.
+ */
+#define MEMORY_BLOCK_VARIABLE "QCOW2_TEST_BLOCK"
+
+/* Abort unless a call of a storage with such blocks, or with none (block 0), is
+ * of whole ones; buf may be NULL.
+ */
+extern void memory_check_aligned (uint32_t block, const void *buf,
+                                  uint64_t offset, uint64_t count);
+extern void memory_check_pieces (uint32_t block, const struct iovec *iov,
+                                 int nr, uint64_t offset);
+
+/* A storage as it is given out: s itself where the variable is not set. */
+extern struct storage *memory_with_blocks (struct storage *s,
+                                           uint32_t *block);
+
 /* A storage on these bytes, which must outlive it.  It is for reading: it
  * has no functions that write.  control may be NULL.  Aborts if memory is
  * short.
