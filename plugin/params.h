@@ -8,38 +8,37 @@
 #include "creation.h"
 #include "image.h"
 
-/* What nbdkit's .config takes: one parameter.  Returns -1 with
- * nbdkit_error called.
+/* nbdkit's .config: take one parameter.  Returns -1 with nbdkit_error called.
  */
 extern int params_set (const char *key, const char *value);
 
-/* What nbdkit's .config_complete takes: check that all that is needed is
- * there.  Returns -1 with nbdkit_error called.
+/* nbdkit's .config_complete: check that all required parameters are there.
+ * Returns -1 with nbdkit_error called.
  */
 extern int params_complete (void);
 
-/* The options that the parameters make.  Owned by params.c. */
+/* The options that result from the parameters.  Owned by params.c. */
 extern const struct image_options *params_options (void);
 extern const struct writer_options *params_writer_options (void);
 extern enum image_repair params_repair (void);
 
-/* Check what depends on the image that was opened, and have it do what it is
- * to do.  Returns -1 with nbdkit_error called.
+/* Check the parameters that depend on the opened image, and apply them to it.
+ * Returns -1 with nbdkit_error called.
  */
 extern int params_apply (struct image *im);
 
-/* What helps against core/'s errors: parameters.  For advice_choose. */
+/* Advice in terms of parameters, for advice_choose. */
 extern const char *const params_advice[];
 
 extern void params_free (void);
 
-/* A value that is one of several words, NULL after the last: its place in the
- * list.  Returns -1 with nbdkit_error called, which tells what is accepted.
+/* The index of a value in a list of words that ends with NULL.  Returns -1 with
+ * nbdkit_error called, which tells what is accepted.
  */
 extern int params_choose (const char *key, const char *value,
                           const char *const *words, const char *accepted);
 
-/* As nbdkit's functions, whose errors do not say which parameter it is. */
+/* As nbdkit's functions, but errors name the parameter. */
 extern int params_parse_bool (const char *key, const char *value, bool *b);
 extern int params_parse_size (const char *key, const char *value,
                               uint64_t *size);

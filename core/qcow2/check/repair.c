@@ -152,8 +152,8 @@ complete_l1 (struct storage *s, const struct check_options *options,
   return ret;
 }
 
-/* *anew: refcounts that shared clusters with other metadata were moved, so that
- * another run can write that.
+/* *anew: the refcounts were moved out of clusters that had another use as well,
+ * so that another run may write these.
  */
 static int
 run_once (struct storage *s, enum repair_mode mode,
