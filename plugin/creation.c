@@ -18,12 +18,12 @@
 static struct create_options options = CREATE_DEFAULTS;
 static bool wanted, overwrite;
 static bool has_size, has_compression;
-static const char *first_key; /* of a parameter that only creating needs */
+static const char *first_key; /* of a parameter that is only for creating */
 
 static char *recorded; /* the backing's name */
 static char *backing;  /* its path, if that is another */
 
-/* The new image, until nbdkit has started: removed if it exits before. */
+/* The new image, until nbdkit has started; removed if it exits before that. */
 static struct created made = CREATED_NOTHING;
 
 /* --------------------------------------------------------------- parameters */
@@ -170,7 +170,7 @@ creation_set_compression (enum compression c)
 
 /* -------------------------------------------------------------- the backing */
 
-/* Where the name leads that is recorded in an image at this path. */
+/* The path to which a name leads that is recorded in an image at `file'. */
 static char *
 path_from (const char *file, const char *name)
 {
@@ -234,15 +234,15 @@ creation_complete (struct chain_options *chain)
 
 /* ------------------------------------------------------------------- making */
 
-/* nbdkit forks when all has gone well so far. */
+/* Called when nbdkit has started successfully and is about to fork. */
 void
 creation_keep (void)
 {
   create_release (&made);
 }
 
-/* nbdkit exits when it can't start, without a word to its plugins.  Meanwhile
- * somebody may have moved the image away, and have another file there.
+/* If nbdkit can't start, it exits without telling its plugins.  create_undo
+ * does nothing if another file has the image's name by then.
  */
 static void __attribute__ ((destructor))
 remove_image (void)
@@ -261,8 +261,8 @@ keep_when_forked (const char *file)
   return -1;
 }
 
-/* The backing file must be one, before anything is overwritten.  Its disk's
- * size is the new one's if none was given.
+/* Check the backing file before anything is overwritten.  The size of its disk
+ * is the default for the new one.
  */
 static int
 look_at_backing (const struct chain_options *chain)

@@ -7,7 +7,7 @@
 
 #include "image.h"
 
-/* One parameter: 1 if it is about creating, 0 if it is not, -1 with
+/* Take one parameter.  Returns 1 if it is one of these, 0 if not, or -1 with
  * nbdkit_error called.
  */
 extern int creation_set (const char *key, const char *value);
@@ -15,25 +15,24 @@ extern int creation_set (const char *key, const char *value);
 /* The value of backing=, as the user wrote it. */
 extern int creation_set_backing (const char *value);
 
-/* How clusters are to be compressed: the new image's default, and an error if
- * compression-type= says something else.
+/* The compression type that compress= needs: the new image's default.  It is an
+ * error if compression-type= differs.
  */
 extern int creation_set_compression (enum compression c);
 
-/* All parameters are known: chain's file, backing and backing_format.
- * If an image is to be made, a relative backing name is made relative to the
- * directory of the image, as it is recorded.  Returns -1 with nbdkit_error
- * called.
+/* All parameters are known: chain's file, backing and backing_format.  If an
+ * image is to be made, interpret a relative backing name as relative to the
+ * image's directory, as it is recorded.  Returns -1 with nbdkit_error called.
  */
 extern int creation_complete (struct chain_options *chain);
 
-/* Make the image, if one is to be made: chain->made is set then, until
- * creation_keep.  Should nbdkit fail to start after that, it is removed.
+/* Make the image, if one is to be made, and set chain->made until
+ * creation_keep.  If nbdkit fails to start after that, the image is removed.
  * Returns -1 with nbdkit_error called.
  */
 extern int creation_run (struct chain_options *chain);
 
-/* nbdkit has started: the image stays, and it is not held any more. */
+/* nbdkit has started: keep the image, and release it. */
 extern void creation_keep (void);
 
 extern void creation_free (void);

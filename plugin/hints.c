@@ -14,7 +14,7 @@
 
 #define MANUAL "see nbdkit-qcow2-plugin(1)"
 
-/* What other programs call it, and what it takes here. */
+/* Other programs' names for parameters, and what to use here. */
 static const struct {
   const char *key;
   const char *hint;
@@ -63,8 +63,8 @@ static const struct {
   { "port", "say nbdkit -p" },
 };
 
-/* Whether they are the same but for case, hyphens and underscores.  b ends
- * with its length.
+/* Whether they are equal except for case, hyphens and underscores.  b has a
+ * length and no terminator.
  */
 static bool
 are_alike (const char *a, const char *b, size_t b_len)
@@ -89,7 +89,7 @@ is_key_character (char c)
   return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
 }
 
-/* The parameter which is like that; its length, or 0. */
+/* Find the parameter that is like this key.  Returns its length, or 0. */
 static size_t
 find_alike (const char *key, const char *help, const char **found)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* A parameter that there is not: what was meant by it. */
+/* Suggestions for unknown parameters. */
 
 #ifndef QCOW2_HINTS_H
 #define QCOW2_HINTS_H

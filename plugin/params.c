@@ -13,7 +13,7 @@
 #include "qcow2/codec.h"
 #include "values.h"
 
-/* A metadata cache beyond this is a typing error. */
+/* A larger metadata cache is a typing error. */
 #define MAX_CACHE_SIZE (UINT64_C (1) << 40)
 
 static char *file;
@@ -37,8 +37,9 @@ static bool has_level;
 static unsigned compress_level;
 static int detect_zeroes = -1; /* default: off, or on with compress */
 
-/* nbdkit may change its directory later; symbolic links stay as they are,
- * since an image's names are relative to where the user says it is.
+/* Make the path absolute, since nbdkit may change its directory later.
+ * Symbolic links are not resolved, since names in an image are relative to
+ * where the user says it is.
  */
 static int
 set_path (const char *key, const char *value, char **path)

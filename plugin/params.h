@@ -8,27 +8,26 @@
 #include "creation.h"
 #include "image.h"
 
-/* What nbdkit's .config takes: one parameter.  Returns -1 with
- * nbdkit_error called.
+/* nbdkit's .config: take one parameter.  Returns -1 with nbdkit_error called.
  */
 extern int params_set (const char *key, const char *value);
 
-/* What nbdkit's .config_complete takes: check that all that is needed is
- * there.  Returns -1 with nbdkit_error called.
+/* nbdkit's .config_complete: check that all required parameters are there.
+ * Returns -1 with nbdkit_error called.
  */
 extern int params_complete (void);
 
-/* The options that the parameters make.  Owned by params.c. */
+/* The options that result from the parameters.  Owned by params.c. */
 extern const struct image_options *params_options (void);
 extern const struct writer_options *params_writer_options (void);
 extern enum image_repair params_repair (void);
 
-/* Check what depends on the image that was opened, and have it do what it is
- * to do.  Returns -1 with nbdkit_error called.
+/* Check the parameters that depend on the opened image, and apply them to it.
+ * Returns -1 with nbdkit_error called.
  */
 extern int params_apply (struct image *im);
 
-/* What helps against core/'s errors: parameters.  For advice_choose. */
+/* Advice in terms of parameters, for advice_choose. */
 extern const char *const params_advice[];
 
 extern void params_free (void);

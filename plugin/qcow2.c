@@ -33,10 +33,10 @@ NBDKIT_DLL_PUBLIC int qcow2_debug_cache;
 
 static struct image *image;
 
-/* A connection's.  writable: it is the live disk, of an image that could be
- * opened for writing, and the client may write.  A filter can change the
- * export's name on its way to .open, the only place that it can be asked for:
- * hence the description.
+/* A connection.  writable: the disk is the live one, its image could be opened
+ * for writing, and the client may write.  The description is kept since the
+ * export's name, which a filter can change on its way to .open, is known only
+ * there.
  */
 struct handle {
   struct layer *disk;
@@ -57,8 +57,8 @@ report_error (void)
   nbdkit_set_error (error_errno ());
 }
 
-/* What is no error but must be seen.  nbdkit has only errors, and what -v
- * shows; and stderr may be a client's socket (nbdkit -s).
+/* Notes are not errors but must be seen.  nbdkit logs only errors, apart from
+ * what -v shows; and stderr may be a client's socket (nbdkit -s).
  */
 static void
 report_note (const char *text)
@@ -103,9 +103,9 @@ qcow2_dump_plugin (void)
   printf ("qcow2_isal=%s\n", isal != NULL ? isal : "no");
 }
 
-/* Who starts a server whose first client will be refused is told now.  Whether
- * it was started with -r, so that nobody writes, a plugin only learns from a
- * client: hence it is no reason to stop.
+/* Warn when the server starts if its first client will be refused.  That is no
+ * reason to stop: a plugin learns only from a client whether nbdkit was started
+ * with -r, so that nothing is written.
  */
 static void
 warn_of_refusal (void)
@@ -158,7 +158,7 @@ qcow2_after_fork (void)
   return 0;
 }
 
-/* nbdkit refuses to list more; those beyond it can be opened all the same. */
+/* nbdkit refuses to list more; those beyond can still be opened. */
 #define MAX_LISTED_EXPORTS 10000
 
 struct list_context {
@@ -203,8 +203,7 @@ qcow2_default_export (int readonly, int is_tls)
   return "";
 }
 
-/* The first client that may write finds that it can't: say why, once, unless
- * that is what was asked for.
+/* A client that may write can't: say why, once, unless the user asked for it.
  */
 static void
 note_read_only (void)
@@ -217,9 +216,9 @@ note_read_only (void)
 }
 
 /* Make the image writable, and repair it if need be, for the first client that
- * may write it: before that nobody knows whether one will (nbdkit -r), and
- * others may read it.  A file that can only be read is served read-only, as
- * nbdkit's file plugin does; any other reason is an error.
+ * may write: before that it is unknown whether one will (nbdkit -r), and others
+ * may read the image.  A file that can only be read is served read-only, as by
+ * nbdkit's file plugin; any other reason is an error.
  */
 static int
 make_writable (struct handle *h)
@@ -317,7 +316,7 @@ qcow2_can_write (void *handle)
   return h->writable;
 }
 
-/* A flush on one connection is a flush of what all have written. */
+/* A flush on one connection flushes what was written on all. */
 static int
 qcow2_can_multi_conn (void *handle)
 {
@@ -433,8 +432,8 @@ qcow2_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
   return 0;
 }
 
-/* What add_extent needs to know; failed tells its error, which nbdkit has
- * reported, from core's.
+/* For add_extent; failed distinguishes its error, which nbdkit has reported,
+ * from core's.
  */
 struct extents_context {
   struct nbdkit_extents *extents;

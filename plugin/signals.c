@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* SIGXFSZ comes when a file would grow beyond the limit that the process has
- * for that (RLIMIT_FSIZE), and by default ends it.  It is the only one:
- * SIGPIPE, which is about sockets, nbdkit ignores itself, and SIGBUS needs a
- * file that is mapped.
+/* SIGXFSZ is raised when a file would grow beyond the process's limit
+ * (RLIMIT_FSIZE), and by default ends the process.  It is the only such signal:
+ * nbdkit itself ignores SIGPIPE, which concerns sockets, and SIGBUS needs a
+ * mapped file.
  *
- * It is caught, not ignored: exec keeps what is ignored, and so the command of
- * --run, and what that starts, would go on without this signal, too.  What is
- * caught becomes the default there.  A process in which it is ignored already
- * stays so.
+ * It is caught, not ignored: ignored signals stay ignored after exec, in the
+ * command of --run and whatever that starts, while caught ones are reset to the
+ * default there.  If the signal is ignored already, that is left alone.
  */
 
 #include <config.h>

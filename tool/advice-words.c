@@ -5,7 +5,7 @@
 #include "base/advice.h"
 #include "tool.h"
 
-/* Without words for what is to be written: the tool only repairs. */
+/* No words about writing: the tool only repairs. */
 const char *const tool_advice[ADVICE_NR] = {
   [ADVICE_FOLLOW] = ("refused by --follow=none, the default; --follow=beneath "
                      "allows files under the image's directory, and "

@@ -44,7 +44,7 @@ mode_name (enum repair_mode mode)
   return mode == REPAIR_ALL ? "all" : "leaks";
 }
 
-/* As far as there are fewer than before. */
+/* By how much the number has decreased, if it has. */
 static uint64_t
 fixed (uint64_t before, uint64_t after)
 {

@@ -39,7 +39,7 @@ print_number (const struct info *i, const char *name, uint64_t value)
     printf ("%-22s %" PRIu64 "\n", name, value);
 }
 
-/* In units for people, as qemu-img has it, and in bytes. */
+/* In human-readable units, as qemu-img does, and in bytes. */
 static void
 print_size (const struct info *i, const char *name, uint64_t value)
 {
@@ -274,7 +274,7 @@ print_layer (const struct info *i, const struct layer *l)
   printf (" (%s, %" PRIu64 " bytes)\n", format, l->size);
 }
 
-/* What lies below the image, each file opened. */
+/* Open the files of the backing chain. */
 static int
 open_chain (struct info *i)
 {

@@ -16,7 +16,7 @@ extern void json_number (const char *name, uint64_t value);
 extern void json_bool (const char *name, bool value);
 
 /* JSON is UTF-8: bytes that are not become U+FFFD.  Characters that may not be
- * printed (see core/error.h) become escapes, which a reader undoes.
+ * printed (see core/base/error.h) become escapes, which readers decode.
  */
 extern void json_string (const char *name, const char *value);
 

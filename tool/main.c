@@ -253,7 +253,7 @@ parse_option (struct tool_options *o, int option)
   }
 }
 
-/* Options that a command has no use for are errors. */
+/* Options that a command does not use are errors. */
 static void
 check_options_of (const char *command, const struct tool_options *o)
 {
@@ -328,7 +328,7 @@ main (int argc, char *argv[])
   int option, ret;
 
   debug_hooks.note = print_note;
-  /* A file that must not grow so far is an error of that write. */
+  /* Exceeding the limit on file sizes makes the write fail instead. */
   signal (SIGXFSZ, SIG_IGN);
   advice_choose (tool_advice);
   while ((option = getopt_long (argc, argv, "Ur:pqf:", long_options, NULL))

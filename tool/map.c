@@ -95,7 +95,7 @@ print (const struct tool_options *o, const struct layer *top,
     print_human (top, p);
 }
 
-/* Whether b goes on where a ends. */
+/* Whether b continues a. */
 static bool
 go_together (const struct piece *a, const struct piece *b)
 {
@@ -107,8 +107,9 @@ go_together (const struct piece *a, const struct piece *b)
     a->run.host.v + a->run.length == b->run.host.v;
 }
 
-/* Zeros that no layer has are the last one's for layer_lookup.  As qemu-img has
- * it, they are not present, and of the layer above where that one is short.
+/* layer_lookup attributes zeros that no layer has to the last one.  qemu-img
+ * calls them not present, and attributes them to the layer above if the last
+ * one is too short.
  */
 static int
 find_present (const struct layer *top, struct piece *p)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* nbdkit-qcow2-tool: what core/ knows of an image, without serving it. */
+/* nbdkit-qcow2-tool: examines images by means of core/, without serving them. */
 
 #ifndef QCOW2_TOOL_H
 #define QCOW2_TOOL_H
@@ -41,17 +41,17 @@ extern int tool_check (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
 
-/* What helps against core/'s errors: options.  For advice_choose. */
+/* Advice in terms of options, for advice_choose. */
 extern const char *const tool_advice[];
 
-/* A name on stdout, as it may be printed: see core/error.h. */
+/* Print a name on stdout, escaped: see core/base/error.h. */
 extern void tool_print_name (const char *name);
 
 /* Say why core/ failed, on stderr.  Returns TOOL_FAILED. */
 extern int tool_failed (void);
 
-/* Open the image alone, with QEMU's locks of who reads or writes it.  Returns
- * NULL with the error set.
+/* Open only the image, with QEMU's locks for reading or writing.  Returns NULL
+ * with the error set.
  */
 extern struct storage *tool_open (const struct tool_options *o, bool write);
 

@@ -20,7 +20,7 @@ coalesce_destroy (struct coalesce *g)
   pthread_mutex_destroy (&g->lock);
 }
 
-/* The slot of this cluster, or one to be used for it.  lock held. */
+/* The slot of this cluster, or one that it can take.  lock held. */
 static struct coalesce_slot *
 find_slot (struct coalesce *g, uint64_t cluster)
 {
@@ -39,7 +39,7 @@ find_slot (struct coalesce *g, uint64_t cluster)
   return oldest;
 }
 
-/* The 64ths that lie whole between two offsets in a cluster. */
+/* The 64ths that lie entirely between two offsets in a cluster. */
 static uint64_t
 whole_parts (unsigned cluster_bits, uint64_t from, uint64_t to)
 {

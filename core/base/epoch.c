@@ -30,8 +30,8 @@ epoch_enter (struct epoch *e)
     _Atomic uint32_t *requests = &e->stripe[stripe].requests[now % 4];
 
     atomic_fetch_add (requests, 1);
-    /* If it is still the same, then whoever moves it on will see us (all
-     * this is sequentially consistent).
+    /* If the epoch is still the same, a thread that advances it will see this
+     * request: all of this is sequentially consistent.
      */
     if (atomic_load (&e->now) == now)
       return stripe * 4 + now % 4;

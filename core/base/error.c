@@ -13,7 +13,7 @@
  */
 #define TEXT_BYTES 2048
 
-/* What of it becomes an escape may be four times as long. */
+/* Escaping makes a text at most four times as long. */
 #define PRINTABLE_BYTES (4 * TEXT_BYTES)
 
 static _Thread_local struct {
@@ -25,7 +25,7 @@ static _Thread_local struct {
 
 struct debug_hooks debug_hooks;
 
-/* The end of a text that did not fit says so. */
+/* Text that doesn't fit ends in `...'. */
 static void __attribute__ ((__format__ (__printf__, 3, 0)))
 format (char *buf, size_t size, const char *fmt, va_list ap)
 {
@@ -122,9 +122,9 @@ error_character (const char *name, uint32_t *code)
 bool
 error_is_printable (uint32_t code)
 {
-  /* Controls, and what shows nothing, starts a line, or turns the order of
-   * what comes after it.  The joiners U+200C and U+200D are not here:
-   * scripts that are written in names need them.
+  /* Controls, and characters that are invisible, start a line, or reverse the
+   * order of what follows.  The joiners U+200C and U+200D are not here:
+   * names in some scripts need them.
    */
   static const struct {
     uint32_t first, last;

@@ -21,7 +21,7 @@ gate_destroy (struct gate *g)
   pthread_mutex_destroy (&g->lock);
 }
 
-/* Something has changed that somebody may wait for. */
+/* Wake the threads that wait for a change. */
 static void
 tell (struct gate *g)
 {
@@ -30,8 +30,8 @@ tell (struct gate *g)
   pthread_mutex_unlock (&g->lock);
 }
 
-/* The gate is closed: wait until it opens, and enter before it can be closed again
- * (G3).
+/* The gate is closed: wait until it opens, and enter before it can be closed
+ * again (G3).
  */
 static void
 enter_late (struct gate *g, _Atomic uint32_t *beyond)
@@ -52,8 +52,8 @@ gate_enter (struct gate *g)
   const unsigned token = stripe_of_thread ();
   _Atomic uint32_t *beyond = &g->stripe[token].beyond;
 
-  /* Whoever closes the gate sees this, or this sees that it is closed: all of it
-   * is sequentially consistent.
+  /* Either the closing thread sees this, or this thread sees that the gate is
+   * closed: all of it is sequentially consistent.
    */
   atomic_fetch_add (beyond, 1);
   if (!atomic_load (&g->closed))

@@ -12,7 +12,9 @@
 static struct hash_key the_key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* Those 16 bytes guard the stack, too: so they are not used as they are. */
+/* These 16 bytes also protect the stack, so they must not be disclosed: they
+ * are mixed first.
+ */
 static void
 from_start (struct hash_key *key)
 {
@@ -33,7 +35,7 @@ make_key (void)
 {
   struct hash_key key;
 
-  /* Not at the price of waiting, early after the host has started. */
+  /* Don't wait for entropy soon after the host has booted. */
   if (getrandom (&key, sizeof key, GRND_NONBLOCK) != sizeof key)
     from_start (&key);
   key.word[0] |= 1;

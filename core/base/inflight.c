@@ -24,8 +24,8 @@ inflight_destroy (struct inflight *f)
   pthread_mutex_destroy (&f->lock);
 }
 
-/* Whether one that came before overlaps this one.  There are as many ranges as
- * there are threads at most: a list will do.  Lock held.
+/* Whether an earlier range overlaps this one.  There are no more ranges than
+ * threads: a list will do.  Lock held.
  */
 static bool
 must_wait (const struct inflight *f, const struct inflight_range *r)

@@ -26,7 +26,7 @@ struct cluster {
   size_t allocated;
 };
 
-/* All under the lock, but for the data of a cluster that has users. */
+/* All under the lock, except for the data of clusters that have users. */
 struct cluster_cache {
   pthread_mutex_t lock;
   pthread_cond_t changed;
@@ -64,7 +64,7 @@ cluster_cache_free (struct cluster_cache *d)
   free (d);
 }
 
-/* Nobody looks for data of no bytes. */
+/* Matches no lookup, as its size is 0. */
 static const struct cluster_cache_key no_key = { 0 };
 
 static inline bool
@@ -157,8 +157,8 @@ make_room (struct cluster_cache *d, size_t size)
   return c;
 }
 
-/* Find the cluster, waiting while it is being decoded.  If it is found it
- * has one more user.  Lock held; let go while waiting.
+/* Find the cluster, waiting while it is being decoded, and add a user to it.
+ * Lock held, but released while waiting.
  */
 static struct cluster *
 find_ready (struct cluster_cache *d, const struct cluster_cache_key *key)
@@ -184,9 +184,7 @@ copy_and_release (struct cluster_cache *d, struct cluster *c, size_t skip,
   pthread_mutex_unlock (&d->lock);
 }
 
-/* Decode a cluster of which only a part is wanted and that no slot is free
- * for.
- */
+/* Decode a cluster of which only a part is wanted, when no slot is free. */
 static int
 read_uncached (size_t cluster_size, size_t skip, void *buf, size_t count,
                decode_fn decode, void *opaque)

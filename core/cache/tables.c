@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Set-associative: a slice can be in any of WAYS neighbouring slots.  The
- * tags of a set fill one line of the CPU's cache, so that a lookup costs
- * the same at any size.
+ * tags of a set fill one line of the CPU's cache, so that the cost of a lookup
+ * doesn't depend on the cache's size.
  */
 
 #include <config.h>
@@ -23,12 +23,12 @@
 #define SLOT_WORDS (CACHE_SLOT_BYTES / sizeof (uint64_t))
 #define SECTOR_WORDS (CACHE_SECTOR / sizeof (uint64_t))
 
-/* More than this (32 MiB of tables) is not kept from the disk for long. */
+/* Beyond this (32 MiB of tables) changes should be written soon. */
 #define MAX_CHANGED_SLOTS 8192
 
 /* A tag is the slice's offset with the storage's id in the low bits that
- * the alignment leaves free.  No slice is at offset 0, so that fresh memory
- * is a set of empty slots, and untouched (C3).
+ * the alignment leaves free.  No slice is at offset 0, so fresh memory is a
+ * set of empty slots without being touched (C3).
  */
 #define TAG_EMPTY 0
 
@@ -47,19 +47,19 @@ struct set {
   bool listed[WAYS];      /* in the list of its storage */
   bool in_batch[WAYS];
   uint8_t order[WAYS];
-  uint8_t has_space[WAYS]; /* bit i: so has sector i, as far as is known (C6) */
+  uint8_t has_space[WAYS]; /* bit i: sector i is known to have some (C6) */
 
   /* What the slot holds: its own words, or no_words if all are 0. */
   _Atomic uintptr_t words[WAYS];
 };
 
-/* Most slices of a sparse disk's tables are all zeros.  They share this, and
- * take neither memory nor a copy.
+/* Shared by all slices of zeros, which most slices of a sparse disk's tables
+ * are: they take neither memory nor a copy.
  */
 static const _Atomic uint64_t no_words[SLOT_WORDS];
 
-/* C7: what is changed of one storage.  All is changed with the lock held; the
- * atomic ones are read without.
+/* C7: the changes of one storage.  Written under the lock; the atomic members
+ * are read without it.
  */
 struct changes {
   bool written;   /* between cache_begin_writing and its end */
@@ -73,13 +73,13 @@ struct changes {
 
 #define NO_SLOT UINT32_MAX
 
-/* The neighbours of a slot in the list that it is in. */
+/* The neighbours of a slot in its list. */
 struct link {
   uint32_t previous, next;
 };
 
 struct cache {
-  struct hash_key key; /* the image chooses what is in one set */
+  struct hash_key key; /* or an image could choose what shares a set */
   uint64_t nr_sets;
   struct set *sets;
   _Atomic uint64_t *words; /* SLOT_WORDS for each way of each set */
@@ -90,7 +90,7 @@ struct cache {
   _Atomic unsigned nr_writers; /* changes under the lock */
   uint32_t max_listed;         /* of all together */
 
-  /* Taken on a miss, for moments only, never around I/O (C4). */
+  /* Taken on a miss, briefly, never around I/O (C4). */
   pthread_mutex_t lock;
   pthread_cond_t loaded;
 };
@@ -160,9 +160,8 @@ cache_free (struct cache *c)
 static inline uint64_t
 find_set (const struct cache *c, uint64_t tag)
 {
-  /* Tags come in strides of large powers of two, and any of their bits may
-   * be the one that differs: mix all of them into the high half, which is
-   * then scaled to nr_sets.
+  /* Tags come in strides of large powers of two, and may differ in any bit:
+   * mix all bits into the high half, which is then scaled to nr_sets.
    */
   return ((hash_mix (&c->key, tag) >> 32) * c->nr_sets) >> 32;
 }
@@ -185,7 +184,7 @@ lookup (struct cache *c, uint64_t set_index, uint64_t tag,
     if (atomic_load_explicit (&set->tag[i], memory_order_relaxed) != tag)
       continue;
     ref->seen = atomic_load_explicit (&set->seq[i], memory_order_acquire);
-    /* The tag may have changed before seq was read.  Acquire: whoever
+    /* The tag may have changed before seq was read.  Acquire: a thread that
      * sees the tag of a later load must see that load's seq as well.
      */
     if ((ref->seen & 1) != 0 ||
@@ -202,7 +201,9 @@ lookup (struct cache *c, uint64_t set_index, uint64_t tag,
   return false;
 }
 
-/* Holds something that is not on the storage yet (C5).  Lock held. */
+/* Whether the slot has changes that are not on the storage yet (C5).  Lock
+ * held.
+ */
 static inline bool
 is_changed (const struct set *set, unsigned way)
 {
@@ -210,8 +211,7 @@ is_changed (const struct set *set, unsigned way)
 }
 
 /* Choose a slot of the set that is neither being loaded nor changed: an empty
- * one, else by the clock.  Returns WAYS if there is none.  Called with the
- * lock held.
+ * one, else by the clock.  Returns WAYS if there is none.  Lock held.
  */
 static unsigned
 choose_victim (struct set *set)
@@ -261,7 +261,7 @@ all_zero (const uint64_t *words, unsigned nr)
 }
 
 /* Put the words into the slot.  C2: seq is odd while they change, and the
- * release order of the stores keeps them behind that.  Lock held.
+ * release order of the stores keeps them after that.  Lock held.
  */
 static void
 publish (struct cache *c, uint64_t set_index, unsigned way, uint64_t tag,
@@ -291,7 +291,7 @@ struct reservation {
   unsigned way;
 };
 
-/* Take a slot for the slice unless it is cached, being read, or no slot of
+/* Take a slot for the slice, unless it is cached or being read, or no slot of
  * its set is free.  Lock held.
  */
 static bool
@@ -306,8 +306,8 @@ try_reserve (struct cache *c, uint64_t tag, struct reservation *r)
   way = choose_victim (set);
   if (way == WAYS)
     return false;
-  /* Who looks for what was in it must read it anew: it may be changed only
-   * in a slot that keeps it.
+  /* A lookup of the old slice must miss and read it again: a slice may be
+   * changed only in a slot that keeps it.
    */
   atomic_store_explicit (&set->tag[way], TAG_EMPTY, memory_order_release);
   set->loading[way] = true;
@@ -317,9 +317,9 @@ try_reserve (struct cache *c, uint64_t tag, struct reservation *r)
 }
 
 /* Reserve a slot for the slice with this tag, waiting while another thread
- * reads it or all slots of its set are being read into; and for those that
- * follow it as far as that needs no waiting.  Returns how many: 0 if the
- * first turned up meanwhile (in *ref).
+ * reads it or all slots of its set are being read into; and for the following
+ * slices as far as that needs no waiting.  Returns how many were reserved: 0
+ * if the first has been cached meanwhile (in *ref).
  */
 static unsigned
 reserve (struct cache *c, uint64_t tag, uint32_t slice_bytes, unsigned ahead,
@@ -367,7 +367,7 @@ load (struct cache *c, struct storage *s, uint64_t tag, struct host_off offset,
     debug_message ("cache: %s: reading %" PRIu32 " bytes at offset 0x%" PRIx64,
                    s->name, nr * slice_bytes, offset.v);
   r = storage_read (s, words, nr * slice_bytes, offset);
-  if (r == -1 && nr > 1) { /* what was not asked for may be what failed */
+  if (r == -1 && nr > 1) { /* maybe only slices that were not asked for fail */
     r = storage_read (s, words, slice_bytes, offset);
     got = 1;
   }
@@ -424,7 +424,7 @@ id_of (uint64_t tag)
   return tag % CACHE_MAX_STORAGES;
 }
 
-/* Whether one more slot of the set may hold changes of this storage (C5).  Lock
+/* Whether another slot of the set may hold changes of this storage (C5).  Lock
  * held.
  */
 static bool
@@ -487,7 +487,7 @@ give_own_words (struct set *set, unsigned way, _Atomic uint64_t *own)
                          memory_order_release);
 }
 
-/* What is in a slot, changed or not, is of no use any more.  Lock held. */
+/* Discard the contents of a slot, even if changed.  Lock held. */
 static void
 forget_slot (struct cache *c, unsigned id, uint32_t slot)
 {
@@ -518,8 +518,8 @@ mark_changed (struct cache *c, unsigned id, uint64_t set_index, unsigned way,
     list_slot (c, id, set_index * WAYS + way);
 }
 
-/* Whether another storage may be written, too: those that are get a smaller share
- * of each set, which what they have changed must not exceed.  Lock held.
+/* Whether one more storage may be written.  That makes the others' shares of
+ * each set smaller, so they must be clean.  Lock held.
  */
 static bool
 may_begin (const struct cache *c)
@@ -584,8 +584,8 @@ sector_is_zero (const struct set *set, unsigned way, unsigned sector)
   return true;
 }
 
-/* C6: see cache_lacking_space.  What is found to have space is noted.  Lock
- * held.
+/* C6: see cache_lacking_space.  Notes which sectors turn out to have space.
+ * Lock held.
  */
 static uint8_t
 find_lacking (struct set *set, unsigned way, unsigned first, unsigned nr)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* The part of manage/create.h that has to do with files. */
+/* The functions of manage/create.h that deal with files. */
 
 #include <config.h>
 
@@ -27,7 +27,7 @@ system_error (const char *path, const char *what)
   return -1;
 }
 
-/* What is to be written is used by no other process. */
+/* No other process may use what is to be written. */
 #define ALL (STORAGE_CONSISTENT_READ | STORAGE_WRITE | STORAGE_RESIZE)
 
 /* Open what is to be written.  Returns NULL with the error set. */
@@ -53,9 +53,9 @@ base_name (const char *path)
   return slash == NULL ? path : slash + 1;
 }
 
-/* The directory is opened once: who may rename it, or one above it, can't
- * have anything made, renamed or removed in another one.  Returns -1 with the
- * error set.
+/* The directory is opened once, so that renaming it, or one above it, can't
+ * make us create, rename or remove anything in another one.  Returns -1 with
+ * the error set.
  */
 static int
 open_directory (const char *path)
@@ -72,11 +72,11 @@ open_directory (const char *path)
   return fd;
 }
 
-/* Have what happened in path's directory survive a power loss. */
+/* Make changes in path's directory durable. */
 static int
 sync_directory (const char *path, int fd)
 {
-  /* EINVAL: a file system that has no such thing. */
+  /* EINVAL: the file system can't sync directories. */
   if (fsync (fd) == 0 || errno == EINVAL)
     return 0;
   return system_error (path, "syncing its directory");
@@ -84,8 +84,8 @@ sync_directory (const char *path, int fd)
 
 /* ------------------------------------------------------------------- names */
 
-/* Whether it is this file that has this name.  Others who may write the
- * directory can put another one there at any moment, or a link to one.
+/* Whether this name belongs to this file.  Other users who can write the
+ * directory may put another file, or a link, there at any moment.
  */
 static bool
 has_name (const struct storage *s, int dir, const char *name)
@@ -96,8 +96,8 @@ has_name (const struct storage *s, int dir, const char *name)
     storage_file_is (s, &st);
 }
 
-/* Have a storage of a file that was made a moment ago.  Returns NULL with the
- * error set, and the file is gone.
+/* Turn a file that was just made into a storage.  Returns NULL with the error
+ * set, and the file is removed.
  */
 static struct storage *
 adopt (int fd, int dir, const char *name, const char *path)
@@ -116,7 +116,7 @@ remove_name (const struct storage *s, int dir, const char *name)
     unlinkat (dir, name, 0);
 }
 
-/* Give the image its name by renaming, over nothing that is not ours. */
+/* Rename the image, unless the name belongs to a file other than ours. */
 static int
 rename_over (const struct storage *ours, int dir, const char *temporary,
              const char *path)
@@ -147,7 +147,7 @@ name_in_two_steps (int dir, const char *temporary, const char *path,
   empty = adopt (fd, dir, base_name (path), path);
   if (empty == NULL)
     return -1;
-  /* So that nobody else overwrites it with an image of his own. */
+  /* So that no other process overwrites it with an image. */
   storage_set_locking (empty, locking);
   if (storage_lock (empty, ALL, ALL) == 0)
     r = rename_over (empty, dir, temporary, path);
@@ -157,8 +157,8 @@ name_in_two_steps (int dir, const char *temporary, const char *path,
   return r;
 }
 
-/* Whether a call failed because the file system does not have it, or because
- * it is forbidden as such, as in containers.
+/* Whether a call failed because the file system lacks it, or because it is
+ * forbidden altogether, as in containers.
  */
 static bool
 is_missing (int err)
@@ -166,9 +166,9 @@ is_missing (int err)
   return err == EINVAL || err == ENOSYS || err == EOPNOTSUPP || err == EPERM;
 }
 
-/* Give a file its name, which nothing must have: by the first of three ways
- * that can be had.  exFAT, for one, has the third only, by which a power cut
- * may leave an empty file.
+/* Give a file its name, which must not exist yet, in the first of three ways
+ * that works.  exFAT, for one, has only the third, with which a power cut may
+ * leave an empty file.
  */
 static int
 name_file (int dir, const char *temporary, const char *path,
@@ -189,8 +189,8 @@ name_file (int dir, const char *temporary, const char *path,
   return system_error (path, "naming the new image");
 }
 
-/* The image is complete: in place of the old file, or where there must be
- * none.
+/* The image is complete: name it, replacing the old file, or where there must
+ * be none.
  */
 static int
 give_name (const struct created *c, const char *temporary,
@@ -200,7 +200,7 @@ give_name (const struct created *c, const char *temporary,
   const int r = old != NULL ? rename_over (old, c->dir, temporary, path)
     : name_file (c->dir, temporary, path, locking);
 
-  /* Others may have exchanged the file as long as it had the other name. */
+  /* Others may have swapped the file while it had its temporary name. */
   if (r == 0 && !has_name (c->storage, c->dir, c->name)) {
     error_set (EEXIST, "%s: it was replaced by another file while it was made",
                path);
@@ -211,8 +211,8 @@ give_name (const struct created *c, const char *temporary,
 
 /* ------------------------------------------------------------------ making */
 
-/* Have a file that replaces an old one be for the same users.  Who may not
- * give it away keeps it, but not for a group of his own.
+/* Give a file the owner, group and mode of the one that it replaces.  If it
+ * can't be given away it stays ours, and our group gets no access.
  */
 static int
 make_alike (int fd, const struct stat *old)
@@ -237,8 +237,8 @@ random_number (void)
   return now.tv_nsec ^ (uint32_t) getpid () << 16;
 }
 
-/* A name for a file next to path, of which not more is taken than names may
- * have.
+/* A name for a file next to path; base_name (path) is truncated so that the
+ * name can't get too long.
  */
 static char *
 temporary_name (const char *path)
@@ -251,12 +251,12 @@ temporary_name (const char *path)
   return name;
 }
 
-/* Names that others have already are passed over, so many times. */
+/* How many names to try if they are taken. */
 #define MAX_TRIES 100
 
-/* An empty file, as open(2) would create path, or like the old one.  It is
- * this descriptor that is written to, and never what is under the name then.
- * Returns -1 with the error set; else *name is the caller's.
+/* Make an empty file, with the mode that open(2) would give path, or like the
+ * old one.  Only this descriptor is written to, never whatever has the name
+ * later.  Returns -1 with the error set; otherwise the caller frees *name.
  */
 static int
 make_temporary (int dir, const char *path, const struct stat *old, char **name)
@@ -295,7 +295,7 @@ fill_and_name (struct created *c, const char *temporary,
   return give_name (c, temporary, old, path, o->locking);
 }
 
-/* old: what is to be replaced, and what stat tells of it; or NULL. */
+/* old and old_stat: the file to be replaced, or NULL. */
 static int
 make_complete (struct created *c, const struct storage *old,
                const struct stat *old_stat, const char *path,
@@ -334,13 +334,13 @@ make_file (struct created *c, const struct storage *old,
   return -1;
 }
 
-/* What is at path exists, and may be lost. */
+/* Something exists at path, and may be overwritten. */
 static int
 overwrite_it (struct created *c, const char *path, const struct stat *st,
               const struct create_options *o)
 {
   struct storage *old = open_alone (path, o);
-  char *real; /* a symbolic link stays one */
+  char *real; /* keep a symbolic link: replace what it leads to */
   int r = -1;
 
   if (old == NULL)

@@ -12,18 +12,16 @@
 #include "manage/create.h"
 #include "qcow2/entry.h"
 
-/* Tables, and zeros, are written in pieces of up to this. */
+/* Tables and zeros are written in pieces of at most this. */
 #define PIECE_BYTES (UINT64_C (1) << 20)
 
-/* What a header and its names take is within this; the rest of their cluster
- * is zeros.
- */
+/* A header and its names fit into this; the rest of their cluster is zeros. */
 #define HEADER_BYTES 4096
 
-/* What is written of a disk as a whole or not at all. */
+/* The unit that a disk writes entirely or not at all. */
 #define SECTOR_BYTES 512
 
-/* Where things will be: in clusters, in this order, after the header's. */
+/* The layout after the header's cluster: sizes in clusters, in this order. */
 struct layout {
   uint64_t table;  /* refcount table */
   uint64_t blocks; /* refcount blocks */
@@ -169,9 +167,7 @@ first_data (const struct layout *l)
   return first_l2 (l) + l->l2;
 }
 
-/* The refcounts have refcounts themselves: so many blocks and tables that one
- * more of either would not make more needed.
- */
+/* Blocks and table cover themselves: iterate until neither grows. */
 static void
 plan_refcounts (struct creation *c)
 {
@@ -289,7 +285,7 @@ l2_word (const struct creation *c, uint64_t i)
 
   if (!c->h.extended_l2)
     return cluster_offset (c, data + i).v | QCOW2_ENTRY_COPIED;
-  /* No subcluster is allocated: they are zeros, or the backing file's. */
+  /* No subcluster is allocated: they read as zeros, or as the backing file. */
   return i % 2 != 0 ? 0
     : cluster_offset (c, data + i / 2).v | QCOW2_ENTRY_COPIED;
 }
@@ -312,7 +308,7 @@ write_tables (struct creation *c)
   return write_words (c, first_l2 (l), l->data * l2_words, l2_word);
 }
 
-/* Zeros that take space: not a hole, nor space that was only promised. */
+/* Zeros that take space: neither a hole nor merely allocated space. */
 static int
 write_zeros (struct creation *c, struct host_off at, uint64_t count)
 {
@@ -347,8 +343,8 @@ preallocate (struct creation *c)
   return 0;
 }
 
-/* Have the storage reach so far, and read as zeros: without a header first,
- * so that it is no image while it is neither the old nor the new one.
+/* Resize the storage, and make it read as zeros.  The header goes first, so
+ * that it is no image while it is neither the old nor the new one.
  */
 static int
 clear (struct creation *c)
@@ -368,8 +364,9 @@ clear (struct creation *c)
   return storage_zero (c->storage, start, old, true);
 }
 
-/* The header's first sector last, see manage/create.h: a power cut that left it
- * without the others would leave an image without the names in them.
+/* The header's first sector is written last, see manage/create.h: if a power
+ * cut left only that one, there would be an image that lacks the names in the
+ * others.
  */
 static int
 write_image (struct creation *c, const uint8_t *header, uint64_t len)

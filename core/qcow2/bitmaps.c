@@ -18,17 +18,17 @@
 #define FLAG_IN_USE UINT32_C (1)
 #define FLAG_AUTO UINT32_C (2)
 
-/* As QEMU has it. */
+/* QEMU's limit. */
 #define MAX_BITMAPS 65535
 
-/* The entries, one after the other.  They are small, and are read together. */
+/* Iterates over the entries, which are small and so are read together. */
 struct cursor {
   struct storage *storage;
   uint32_t left;
-  uint64_t at, end; /* of the directory that is left, in the file */
+  uint64_t at, end; /* the rest of the directory, in the file */
   struct host_off place; /* of this entry */
   uint8_t entry[ENTRY_BYTES];
-  uint64_t ahead;     /* where the bytes in buf are from; 0: there are none */
+  uint64_t ahead;     /* offset of what is in buf; 0: nothing is */
   uint8_t buf[4096];
 };
 
@@ -75,7 +75,7 @@ read_entry (struct cursor *c)
 {
   if (c->ahead == 0 || c->at + ENTRY_BYTES > c->ahead + sizeof c->buf) {
     c->ahead = 0;
-    /* If what follows can't be read, that is no reason to give this up. */
+    /* If what follows can't be read, this still may be readable. */
     if (storage_read (c->storage, c->buf, sizeof c->buf, c->place) == -1)
       return storage_read (c->storage, c->entry, ENTRY_BYTES, c->place);
     c->ahead = c->at;

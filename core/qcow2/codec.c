@@ -150,9 +150,9 @@ codec_input (struct codec *c, size_t size)
 
 const char codec_no_memory[] = "out of memory";
 
-/* zlib, for what libdeflate refuses: decoding stops when the cluster is
- * full, so that a stream which is not ended is legal, whatever follows it.
- * QEMU's window is 4 KiB; the full 32 KiB accept everything which that does.
+/* zlib, for what libdeflate refuses: decoding stops when the cluster is full,
+ * so a stream without an end is legal, whatever follows it.  QEMU's window is
+ * 4 KiB; the full 32 KiB accept everything that it accepts.
  */
 static const char *
 decode_zlib (struct codec *c, const void *in, size_t in_len,
@@ -199,8 +199,8 @@ decode_deflate (struct codec *c, const void *in, size_t in_len,
   return decode_zlib (c, in, in_len, out, out_len);
 }
 
-/* libzstd may still know the formats from before 1.0: old decoders that no
- * image needs and a hostile one should not reach.
+/* libzstd may still decode formats from before 1.0: no image needs these old
+ * decoders, and a hostile one must not reach them.
  */
 static bool
 is_modern_frame (const uint8_t *in, size_t in_len)
@@ -215,8 +215,8 @@ is_modern_frame (const uint8_t *in, size_t in_len)
     (magic & ZSTD_MAGIC_SKIPPABLE_MASK) == ZSTD_MAGIC_SKIPPABLE_START;
 }
 
-/* One-shot, frame by frame: unlike zstd's streaming interface that never
- * allocates a window of the size which the (untrusted) frame names.
+/* One shot, frame by frame: unlike zstd's streaming interface this never
+ * allocates a window of the size that the (untrusted) frame names.
  */
 static const char *
 decode_zstd (struct codec *c, const void *in, size_t in_len,
@@ -270,13 +270,12 @@ codec_decode (struct codec *c, enum compression type,
 #define WINDOW_BITS 12
 
 #define ZLIB_MAX_LEVEL 9
-/* QEMU's is 3, which makes clusters smaller by 1 or 2 %, and takes a third
- * longer.
+/* QEMU's is 3, which makes clusters 1 or 2 % smaller and takes a third longer.
  */
 #define ZSTD_DEFAULT_LEVEL 2
 
-/* With ISA-L these levels are its own, which are many times as fast as zlib's
- * and hardly worse.  3 takes a third longer than 2, for 1 % of the size.
+/* With ISA-L levels up to this are its own, which are many times as fast as
+ * zlib's and hardly worse.  3 takes a third longer than 2, and saves 1 %.
  */
 #define ISAL_MAX_LEVEL 3
 #ifdef HAVE_LIBISAL
@@ -293,7 +292,7 @@ no_memory (void)
 }
 
 #ifdef HAVE_LIBISAL
-/* Have its memory, and that to decode so many bytes. */
+/* Allocate ISA-L's memory, and a buffer for decoding size bytes. */
 static int
 set_up_isal (struct codec *c, size_t size)
 {
@@ -313,9 +312,9 @@ set_up_isal (struct codec *c, size_t size)
   return 0;
 }
 
-/* Its code is in assembler, another one for each kind of CPU, and few others
- * use it with small windows: so what it makes is decoded, by another library,
- * before it is believed.
+/* ISA-L is written in assembler, separately for each kind of CPU, and few
+ * others use it with small windows: so verify its output by decoding it with
+ * another library.
  */
 static bool
 isal_was_right (struct codec *c, const void *in, size_t in_len,
@@ -345,7 +344,7 @@ encode_isal (struct codec *c, unsigned level, const void *in, size_t in_len,
   s->avail_in = in_len;
   s->next_out = out;
   s->avail_out = out_len;
-  /* Its other errors are of wrong parameters. */
+  /* Its other errors are those of wrong parameters. */
   return isal_deflate_stateless (s) == COMP_OK &&
     isal_was_right (c, in, in_len, out, s->total_out)
     ? (ssize_t) s->total_out : 0;

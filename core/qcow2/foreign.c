@@ -10,8 +10,8 @@
 #include "base/error.h"
 #include "qcow2/foreign.h"
 
-/* The first that fits counts.  ISO images may have a boot sector as disks do,
- * and a disk with a GPT has an MBR.
+/* The first match counts: ISO images may have a boot sector, as disks do, and a
+ * disk with a GPT has an MBR.
  */
 static const struct {
   enum foreign kind;
@@ -101,7 +101,7 @@ foreign_explain (struct storage *s)
   const char *name;
   enum foreign kind;
 
-  /* Not storage_read, since the error that is set is to stay if this fails. */
+  /* Not storage_read, since the present error must stay set if this fails. */
   if (buf != NULL && s->ops->pread (s, buf, len, 0) == (ssize_t) len) {
     kind = foreign_recognize (buf, len, &name);
     explain (s, kind, name);

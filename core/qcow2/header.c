@@ -86,8 +86,8 @@ header_l1_shift (const struct header *h)
   return h->cluster_bits + h->cluster_bits - entry_bits;
 }
 
-/* A table of no entries is nowhere; but QEMU looks at the offset all the same,
- * and opens nothing with one that no table could have.
+/* An empty table has no place, but QEMU checks its offset even so, and refuses
+ * an image with an impossible one.
  */
 static int
 check_no_table (const char *name, const struct header *h, const char *what,
@@ -152,7 +152,7 @@ feature_name (const uint8_t *table, size_t len, unsigned bit,
   snprintf (name, QCOW2_FEATURE_NAME_SIZE + 1, "not named by the image");
 }
 
-/* Refuse what is not known, by its name (I8). */
+/* Refuse unknown features, by their names (I8). */
 static void
 refuse_incompatible (const char *name, uint64_t unknown,
                      const uint8_t *names, size_t names_len)
@@ -174,7 +174,7 @@ refuse_incompatible (const char *name, uint64_t unknown,
              "are not supported: %s", name, unknown, FIELD_INCOMPATIBLE, list);
 }
 
-/* A field that is not known is of no use to the image if it is 0. */
+/* An unknown field that is 0 is unused. */
 static void
 note_unknown_fields (const uint8_t *buf, struct header *h)
 {
@@ -222,11 +222,11 @@ decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
   return 0;
 }
 
-/* Spec: Bitmaps extension.  at is where its data is in the header. */
+/* Spec: Bitmaps extension.  at is the offset of its data in the header. */
 static void
 decode_bitmaps (const uint8_t *data, size_t at, uint32_t len, struct header *h)
 {
-  /* Without its bit nobody knows whose the clusters are that it speaks of. */
+  /* Without its feature bit the owner of its clusters is unknown. */
   h->has_unknown |= len != QCOW2_EXT_BITMAPS_BYTES || h->bitmaps_field != 0 ||
     !(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS);
   if (len < QCOW2_EXT_BITMAPS_BYTES)
@@ -238,9 +238,9 @@ decode_bitmaps (const uint8_t *data, size_t at, uint32_t len, struct header *h)
 }
 
 /* Walk the extensions between start and end, where the backing file's name or
- * the second cluster begins.  What is cut off there is an error, as it is for
- * QEMU: be it the data or only a type and a length.  The feature name table is
- * found where feature_names is not NULL.  Spec: Header extensions.
+ * the second cluster begins.  An extension that is cut off there is an error,
+ * as in QEMU.  Looks for the feature name table if feature_names is not NULL.
+ * Spec: Header extensions.
  */
 static int
 decode_extensions (const char *name, const uint8_t *buf, size_t start,
@@ -308,8 +308,8 @@ decode_extensions (const char *name, const uint8_t *buf, size_t start,
   return 0;
 }
 
-/* The feature bits come first: what else is in the header may mean something
- * else under one that is not known.
+/* The feature bits come first: an unknown one may change the meaning of the
+ * rest of the header.
  */
 static int
 decode_incompatible (const char *name, const uint8_t *buf, size_t len,
@@ -331,15 +331,15 @@ decode_incompatible (const char *name, const uint8_t *buf, size_t len,
   unknown = h->incompatible & ~KNOWN_INCOMPATIBLE;
   if (unknown == 0)
     return 0;
-  /* Only for the names: errors in the rest are beside the point. */
+  /* Only for the names: other errors don't matter here. */
   (void) decode_extensions (name, buf, h->header_length, len, &ignored,
                             &names, &names_len);
   refuse_incompatible (name, unknown, names, names_len);
   return -1;
 }
 
-/* The backing name's place decides where the extensions end, so that it
- * is checked before they are walked.
+/* The extensions end where the backing file's name begins, so check that
+ * first.
  */
 static int
 decode_backing_name (const char *name, const uint8_t *buf, size_t len,
@@ -384,8 +384,8 @@ check_crypt_method (const char *name, const uint8_t *buf)
   return -1;
 }
 
-/* The end of the file may cut the L1 table off: some writers leave away what is
- * zeros, and QEMU opens such an image.  It is never written.
+/* The end of the file may cut the L1 table off: some writers omit zeros there,
+ * and QEMU opens such an image.  It is never written.
  */
 static int
 check_l1 (const char *name, uint64_t file_size, struct header *h)
@@ -438,7 +438,7 @@ static int
 decode_refcount_table (const char *name, const uint8_t *buf,
                        uint64_t file_size, struct header *h)
 {
-  /* The table's last cluster may be one that the file's end cuts. */
+  /* The end of the file may cut off the table's last cluster. */
   const uint64_t rounded_size = file_size > UINT64_MAX - h->cluster_size
     ? file_size
     : (file_size + h->cluster_size - 1) / h->cluster_size * h->cluster_size;
@@ -469,14 +469,14 @@ decode_snapshot_fields (const char *name, const uint8_t *buf,
                QCOW2_MAX_SNAPSHOTS);
     return -1;
   }
-  /* Entries are of variable length: this is the least they can take. */
+  /* Entries have variable length: this is the minimum. */
   return header_check_table (name, h, file_size, "snapshot table",
                              FIELD_SNAPSHOTS_OFFSET, h->snapshots_offset,
                              h->nr_snapshots, QCOW2_SNAPSHOT_ENTRY_SIZE,
                              QCOW2_MAX_SNAPSHOT_TABLE_BYTES);
 }
 
-/* What depends on the feature bits, once these are known to be known. */
+/* What depends on the feature bits, all of which are known by now. */
 static int
 decode_features (const char *name, struct header *h)
 {
@@ -550,8 +550,8 @@ header_encode_refcount_table (struct host_off table, uint32_t clusters,
 
 /* ---------------------------------------------------------------- a new one */
 
-/* What may be met in an image that this code has made, and what others may
- * put there, by the names that QEMU has for it.  Spec: Feature name table.
+/* Features that an image made here may have, now or after other programs have
+ * used it, with QEMU's names.  Spec: Feature name table.
  */
 static const struct {
   uint8_t type, bit;
@@ -569,14 +569,14 @@ static const struct {
 
 #define NR_FEATURES (sizeof features / sizeof features[0])
 
-/* The bytes of an extension whose data has this length. */
+/* The size of an extension with data of this length. */
 static inline size_t
 extension_bytes (size_t len)
 {
   return 8 + (len + 7) / 8 * 8;
 }
 
-/* Start an extension at *at; returns where its data goes. */
+/* Start an extension at *at.  Returns the place for its data. */
 static uint8_t *
 encode_extension (uint8_t *buf, size_t *at, uint32_t type, uint32_t len)
 {
@@ -648,7 +648,7 @@ header_encode (const char *name, const struct header *h, uint8_t *buf,
   if (format_len > 0)
     memcpy (encode_extension (buf, &at, QCOW2_EXT_BACKING_FORMAT, format_len),
             h->backing_format, format_len);
-  /* Only a help to readers, so not where it would not fit. */
+  /* Left out if it doesn't fit: it only helps readers. */
   if (h->version >= 3 &&
       needed + extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE) <=
       len) {

@@ -27,17 +27,17 @@ enum {
   EXTRA_VM_STATE_SIZE = 0,
   EXTRA_DISK_SIZE = 8,
   EXTRA_KNOWN = 16,
-  EXTRA_SPEC = 24, /* the rest is for those who run the machine */
+  EXTRA_SPEC = 24, /* end of what Spec has */
 };
 
-/* Reads the table from its start; every byte is checked to be within the
- * file and the table's limit.  Entries have several small pieces, and there may
- * be very many: they are read together.
+/* Reads the table from its start, checking that every byte is within the file
+ * and the table's limit.  Entries have several small pieces and can be many,
+ * so pieces are read together.
  */
 struct cursor {
   struct storage *storage;
   uint64_t start, at;
-  uint64_t ahead;     /* where what is in buf is from; 0: nothing is */
+  uint64_t ahead;     /* offset of what is in buf; 0: nothing is */
   uint8_t buf[4096];
 };
 
@@ -49,7 +49,7 @@ read_piece (struct cursor *c, void *buf, uint64_t count)
   if (c->ahead == 0 || c->at < c->ahead ||
       c->at + count > c->ahead + sizeof c->buf) {
     c->ahead = 0;
-    /* If what follows can't be read, that is no reason to give this up. */
+    /* If what follows can't be read, this still may be readable. */
     if (count > sizeof c->buf ||
         storage_read (c->storage, c->buf, sizeof c->buf, at) == -1)
       return storage_read (c->storage, buf, count, at);
@@ -109,9 +109,9 @@ read_entry (struct cursor *c, const struct header *h, struct snapshot *sn,
   sn->vm_state_size = get_be32 (entry + ENTRY_VM_STATE_SIZE);
   sn->disk_size = h->disk_size;
 
-  /* QEMU refuses more than QCOW2_MAX_SNAPSHOT_EXTRA.  What it has to do with
-   * is stepped over here, so that there is no reason to withhold the disk; a
-   * repair makes QEMU read it again.
+  /* QEMU refuses more than QCOW2_MAX_SNAPSHOT_EXTRA.  Here the rest is skipped,
+   * which is no reason to withhold the disk; after a repair QEMU reads the
+   * image again.
    */
   extra_size = get_be32 (entry + ENTRY_EXTRA_SIZE);
   *has_unknown |= extra_size > EXTRA_SPEC;
@@ -138,8 +138,8 @@ read_entry (struct cursor *c, const struct header *h, struct snapshot *sn,
   return 0;
 }
 
-/* Whether a client can be given this as a name: it may be printed, and is
- * neither empty nor too long.
+/* Whether this can be an export's name: it is printable, and neither empty nor
+ * too long.
  */
 static bool
 is_presentable (const char *s)
@@ -171,7 +171,7 @@ contains (const char *const *sorted, size_t nr, const char *s)
   return bsearch (&s, sorted, nr, sizeof *sorted, compare_strings) != NULL;
 }
 
-/* Keep one of each presentable string that is there only once.  sorts. */
+/* Keep the presentable strings that occur only once.  Sorts. */
 static size_t
 keep_unique (const char **s, size_t nr)
 {

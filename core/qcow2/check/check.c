@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Where the verdict is not that of `qemu-img check':
+/* Differences to the verdict of `qemu-img check':
  *
  * what                         there                   here
  * ---------------------------  ----------------------  ----------------------
@@ -47,12 +47,12 @@
 struct table {
   struct check *c;
   struct check_paths paths;
-  uint64_t judged;   /* how many paths COPIED flags count for */
-  bool first;        /* judge the rest, too */
-  uint64_t followed; /* where data would go on without a gap; 0: nowhere */
+  uint64_t judged;   /* paths for which COPIED flags are judged */
+  bool first;        /* judge everything else, too */
+  uint64_t followed; /* where contiguous data would go on; 0: nowhere */
 };
 
-/* Of the table that was looked at last, of which more may follow. */
+/* The table that was looked at last, more of which may follow. */
 struct part {
   uint64_t table;
   uint64_t end;
@@ -194,7 +194,7 @@ count_l2 (struct check *c, void *opaque, struct host_off table,
   };
   size_t i;
 
-  /* qemu-img does not look at flags in these. */
+  /* qemu-img does not judge COPIED flags then. */
   if (c->fixed_up || table.v == 0 ||
       !check_refcount_readable (&c->refcounts, cluster))
     t.judged = 0;
@@ -275,7 +275,7 @@ bad_block (struct check *c, uint64_t index, const char *why)
                  c->refcounts.table[index], why);
 }
 
-/* All else was counted before. */
+/* Everything else has been counted before. */
 static int
 count_block (struct check *c, uint64_t index, uint64_t block)
 {
@@ -328,7 +328,7 @@ count_refcounts (struct check *c)
 
 /* -------------------------------------------------------------- the counts */
 
-/* The order does not matter, but that blocks come last. */
+/* The order does not matter, except that blocks come last. */
 static int
 count_all (struct check *c)
 {
@@ -357,10 +357,10 @@ count_all (struct check *c)
 int
 check_count (struct check *c, uint64_t first)
 {
-  uint64_t end = c->nr + 2; /* references may reach so far beyond the file */
+  uint64_t end = c->nr + 2; /* references may reach this far past the file */
 
-  /* If the window was cut off then what was judged behind its end is to be
-   * judged again, but not here: the second walk is right.
+  /* If the window was cut off, findings beyond its new end must not be made
+   * here, since another window will make them: discard all and walk again.
    */
   do {
     check_findings_clear (&c->findings);
@@ -399,7 +399,7 @@ compare_refcount (struct check *c, uint64_t cluster, uint64_t stored,
                  offset, stored, counted);
 }
 
-/* What goes unnoticed as long as the refcount is not too low. */
+/* Overlaps that go unnoticed if the refcount is not too low. */
 static void
 look_for_overlap (struct check *c, const struct counts_chunk *k,
                   uint64_t cluster, uint64_t counted)
@@ -425,7 +425,9 @@ no_answers (struct check *c, uint64_t cluster, uint64_t n)
                check_block_offset (&c->refcounts, index));
 }
 
-/* Refcounts that can't be looked up, from the window on up to end: by blocks. */
+/* Find the refcounts that can't be looked up, from the window's start up to
+ * end, by blocks.
+ */
 static void
 find_no_answers (struct check *c, uint64_t end)
 {
@@ -443,7 +445,8 @@ find_no_answers (struct check *c, uint64_t end)
   }
 }
 
-/* Nobody listens to more messages about leaks where nothing has references. */
+/* Just count leaks where nothing has references: no more messages are wanted.
+ */
 static void
 count_leaks (struct check *c, const struct check_span *span)
 {
@@ -478,7 +481,7 @@ compare_clusters (struct check *c, const struct check_span *span)
 
     if ((stored | counted) == 0)
       continue;
-    if (!check_refcount_readable (&c->refcounts, i)) /* found by its block */
+    if (!check_refcount_readable (&c->refcounts, i)) /* reported by block */
       continue;
     *image_end = (i + 1) << c->h.cluster_bits;
     if (stored != counted)
@@ -517,8 +520,8 @@ visit_span (struct check *c, struct check_span *span, check_span_fn *fn,
   return fn (c, opaque, span);
 }
 
-/* A file may be sparse, and large: it takes as long as there are chunks, and
- * refcounts in blocks that are no holes.
+/* A file may be sparse and large: the time depends on the number of chunks,
+ * and of refcounts in blocks outside of holes.
  */
 int
 check_each_span (struct check *c, uint64_t end, check_span_fn *fn,
@@ -575,7 +578,7 @@ check_windows (struct check *c, struct check_report *report)
     check_findings_commit (&c->findings, report);
     first = check_next_window (c);
   } while (first < c->nr);
-  if (report->image_end == 0) /* the header is there */
+  if (report->image_end == 0) /* there is always a header */
     report->image_end = c->h.cluster_size;
   report->dirty = c->h.incompatible & QCOW2_INCOMPAT_DIRTY;
   report->corrupt = c->h.incompatible & QCOW2_INCOMPAT_CORRUPT;

@@ -15,7 +15,7 @@
 /* Chunks are allocated by the slab, and never moved. */
 struct counts_slab {
   struct counts_slab *next;
-  size_t nr; /* in use, or free again */
+  size_t nr; /* chunks in use, or free again */
   struct counts_chunk chunk[SLAB_CHUNKS];
 };
 
@@ -26,7 +26,7 @@ no_memory (void)
   return -1;
 }
 
-/* Memory is used, or not any more. */
+/* Account for memory that was allocated and freed. */
 static void
 account (struct counts *c, size_t more, size_t less)
 {
@@ -84,7 +84,7 @@ counts_begin (struct counts *c, uint64_t first, uint64_t end)
 
 /* ------------------------------------------------------------------- chunks */
 
-/* Where a chunk is, or would be. */
+/* The place of a chunk, whether it exists or not. */
 static struct counts_chunk **
 find_place (const struct counts *c, uint64_t number)
 {
@@ -102,7 +102,7 @@ counts_look_up (const struct counts *c, uint64_t number)
   return c->chunk != NULL ? *find_place (c, number) : NULL;
 }
 
-/* An empty table, instead of the one that there is. */
+/* Replace the table by an empty one. */
 static int
 make_table (struct counts *c, unsigned bits)
 {
@@ -165,7 +165,9 @@ compare_entries (const void *a, const void *b)
   return x->number < y->number ? -1 : x->number > y->number;
 }
 
-/* All chunks in their order, to be freed; or NULL with the error set. */
+/* All chunks in their order; the caller frees the list.  Returns NULL with the
+ * error set.
+ */
 static struct counts_entry *
 list_chunks (const struct counts *c)
 {
@@ -201,7 +203,7 @@ is_first_from (const struct counts *c, size_t i, uint64_t number)
     (i == 0 || c->sorted[i - 1].number < number);
 }
 
-/* Mostly the one after that of last time. */
+/* Mostly the one after the last result. */
 static size_t
 find_first_from (const struct counts *c, uint64_t number)
 {
@@ -255,7 +257,7 @@ counts_get_wide (const struct counts *c, uint64_t cluster)
   return find_wide (c, cluster)->count;
 }
 
-/* Keep those that are in the window, in a table of another size. */
+/* Move those in the window to a table of another size, and drop the others. */
 static int
 resize_wide (struct counts *c, unsigned bits)
 {
@@ -318,7 +320,7 @@ counts_add_many (struct counts *c, struct counts_chunk *k, uint64_t cluster,
 
 /* ------------------------------------------------------------------ windows */
 
-/* Cut the window off behind so many of its chunks (fewer than there are). */
+/* Cut the window off after this many of its chunks (fewer than it has). */
 static int
 cut (struct counts *c, size_t keep)
 {
@@ -354,7 +356,7 @@ cut (struct counts *c, size_t keep)
   return c->wide != NULL ? resize_wide (c, c->wide_bits) : 0;
 }
 
-/* Any of the chunks, of which there is one at least. */
+/* The number of any chunk; there must be one. */
 static uint64_t
 some_number (const struct counts *c)
 {

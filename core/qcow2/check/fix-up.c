@@ -49,8 +49,8 @@ drop (const struct entry_format *f, uint64_t words[2])
     words[0] = QCOW2_L2_ZERO;
 }
 
-/* The size may overstate what the data need, and reach into a cluster that
- * the file does not have.
+/* The size may be larger than the data, and reach into a cluster beyond the
+ * end of the file.
  */
 static void
 fix_compressed (const struct entry_format *f, uint64_t file_size,

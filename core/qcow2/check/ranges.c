@@ -39,7 +39,7 @@ check_ranges_free (struct check_ranges *r)
   *r = (struct check_ranges) { .range = NULL };
 }
 
-/* A place from which on there are more or fewer ranges. */
+/* A place where a range begins or ends. */
 struct edge {
   uint64_t offset;
   bool begins;

@@ -10,7 +10,7 @@
 #include "base/error.h"
 #include "qcow2/check/refcounts.h"
 
-/* Nothing of a file can be read beyond this, since offsets are signed. */
+/* Files can't be read beyond this, since offsets are signed. */
 #define MAX_READABLE (INT64_MAX - (INT64_C (1) << 30))
 
 #define SECTOR 512
@@ -24,7 +24,9 @@ no_memory (void)
   return -1;
 }
 
-/* Words of the table were read, from the index first on. */
+/* Record the nonzero entries among words of the table just read, from the
+ * index first on.
+ */
 static int
 note_used (struct check_refcounts *r, size_t first, size_t nr,
            size_t *capacity)
@@ -69,7 +71,7 @@ read_table (struct check_refcounts *r, size_t bytes)
   return 0;
 }
 
-/* An entry, and its block. */
+/* A table entry and its block. */
 struct user {
   uint64_t block;
   uint32_t index;
@@ -93,8 +95,8 @@ compare_indices (const void *a, const void *b)
   return *x < *y ? -1 : *x > *y;
 }
 
-/* Entries whose block an earlier one has, in ascending order.  Returns how
- * many.
+/* Find the entries that share the block of an earlier one, in ascending order.
+ * Returns how many.
  */
 static size_t
 find_later (struct user *user, size_t nr, uint32_t *later)
@@ -198,8 +200,8 @@ check_refcount_readable (const struct check_refcounts *r, uint64_t cluster)
   return is_readable (r, check_block_offset (r, cluster >> r->block_bits));
 }
 
-/* Where the refcounts from a cluster on are; false if they can't be read, or
- * there are none.
+/* The place of the refcounts from a cluster on; false if they can't be looked
+ * up, or there are none.
  */
 static bool
 find_place (const struct check_refcounts *r, uint64_t cluster,
@@ -258,7 +260,7 @@ check_refcounts_next (struct check_refcounts *r, uint64_t cluster)
   return UINT64_MAX;
 }
 
-/* Read bytes of a block, by way of what was read last. */
+/* Read bytes of a block through the buffer. */
 static int
 read_bytes (struct check_refcounts *r, uint8_t *buf, size_t bytes,
             struct host_off place)
@@ -335,7 +337,7 @@ check_refcounts_write (struct check_refcounts *r, uint64_t first,
   return 0;
 }
 
-/* The bytes from at on that are in its sector, and in the range up to end. */
+/* How many bytes from at on are in the same sector and before end. */
 static size_t
 sector_rest (uint64_t at, uint64_t end)
 {
@@ -352,7 +354,7 @@ check_write_changed (struct storage *s, struct host_off offset,
   const uint8_t *p = buf, *q = old;
   uint64_t at = offset.v, from = at;
 
-  /* [from, at) differs, and is not written yet. */
+  /* [from, at) differs and is yet to be written. */
   while (at < end) {
     const size_t n = sector_rest (at, end);
     const size_t i = at - offset.v;

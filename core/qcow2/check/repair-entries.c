@@ -12,7 +12,7 @@
 
 struct pass {
   struct repair *repair;
-  bool set; /* give COPIED flags, else take them */
+  bool set; /* set COPIED flags, else clear them */
   uint8_t *old;
 };
 
@@ -53,7 +53,7 @@ walk (struct repair *r, struct check_visitor v, bool set)
 
 /* ----------------------------------------------------------------- mending */
 
-/* What is not written is not followed either: as if it were mended. */
+/* Entries that can't be written are followed as if they were fixed up. */
 static int
 fix_l1 (struct check *c, void *opaque, struct host_off place,
          uint8_t *words, size_t bytes, struct check_paths paths)
@@ -119,8 +119,8 @@ repair_fix_entries (struct repair *r)
 
 /* ------------------------------------------------------------------ COPIED */
 
-/* The entry's word as it should be, as far as this window and this pass have
- * to do with it.
+/* The entry's word with the right COPIED flag, if this window and this pass
+ * decide it.
  */
 static uint64_t
 flagged (const struct pass *p, uint64_t word)
@@ -136,8 +136,8 @@ flagged (const struct pass *p, uint64_t word)
       !counts_in_window (&c->counts, cluster))
     return word;
   k = counts_find (&c->counts, cluster);
-  /* What the refcount is by now.  One that can't tell more than 1 is still
-   * better than 0, as it would be after a copy of what is used elsewhere.
+  /* With 1-bit refcounts keep COPIED: copying would lower to 0 a cluster still
+   * in use.
    */
   alone = k != NULL && (max == 1 || counts_get (&c->counts, k, cluster) == 1);
   if (p->set)
@@ -145,7 +145,7 @@ flagged (const struct pass *p, uint64_t word)
   return alone ? word : word & ~QCOW2_ENTRY_COPIED;
 }
 
-/* Of an L1 table that may overlap with others. */
+/* The L1 table may overlap others. */
 static int
 flag_l1 (struct check *c, void *opaque, struct host_off place,
          uint8_t *words, size_t bytes, struct check_paths paths)

@@ -6,8 +6,8 @@
 #include "qcow2/check/repair-l1.h"
 #include "qcow2/check/repair-refcounts.h"
 
-/* A file grows by no more than this for a table, though it is sparse: the place
- * of one that is farther away is damaged, rather than the file too short.
+/* The most that a file grows for a table, though it stays sparse.  If the table
+ * is farther away, its offset is damaged rather than the file truncated.
  */
 #define MAX_GROWTH (UINT64_C (1) << 40)
 

@@ -17,7 +17,7 @@ refcount_max (const struct check *c)
   return entry_refcount_max (c->h.refcount_order);
 }
 
-/* What the refcount should be: as much as it can tell. */
+/* What the refcount should be, limited to its width. */
 static inline uint64_t
 wanted (const struct check *c, const struct check_span *span,
         uint64_t cluster)
@@ -28,7 +28,7 @@ wanted (const struct check *c, const struct check_span *span,
   return counted < max ? counted : max;
 }
 
-/* What a refcount that is too high is lowered to. */
+/* The value that a refcount which is too high is lowered to. */
 static inline uint64_t
 lowered (const struct repair *r, uint64_t stored, uint64_t want)
 {
@@ -68,15 +68,14 @@ is_shared (const struct check_span *span, uint64_t cluster)
     (table && (meta || counts_flag (k, COUNTS_DATA, cluster)));
 }
 
-/* New refcounts take a block for each reference, if these are far apart.  What
- * an image has in tables is more than that, in all but those that were made to
- * fill the disk: they get no more than this, and so much for each cluster that
- * has references.
+/* Limits for new refcounts: in all, plus for each cluster with references.
+ * References that are far apart need a block each.  In ordinary images the new
+ * blocks stay within this; images made to fill the disk get no more.
  */
 #define MAX_NEW_BYTES (UINT64_C (64) << 20)
 #define MAX_BYTES_EACH 16
 
-/* Before anything is written. */
+/* Check these limits, before anything is written. */
 static int
 check_size (const struct repair *r)
 {
@@ -127,8 +126,8 @@ survey_span (struct check *c, void *opaque, const struct check_span *span)
   return 0;
 }
 
-/* All clusters that a refcount can be for: those beyond the end of the file
- * are leaked as soon as it grows.  New refcounts have none of them.
+/* The end of all clusters that have refcounts.  Those beyond the end of the
+ * file would be leaks as soon as it grows; new refcounts leave them out.
  */
 static uint64_t
 refcounts_end (const struct repair *r, uint64_t next)
@@ -146,7 +145,7 @@ survey_window (struct repair *r, uint64_t next, void *opaque)
   return check_each_span (&r->c, refcounts_end (r, next), survey_span, r);
 }
 
-/* Whether a block can't be where it is said to be. */
+/* Whether a block's offset is impossible. */
 static bool
 is_odd_block (const struct repair *r, uint64_t word)
 {
@@ -157,7 +156,7 @@ is_odd_block (const struct repair *r, uint64_t word)
      word >= c->file_size);
 }
 
-/* A block that is used as something else too may not be written. */
+/* A block that has another use as well must not be written, either. */
 static bool
 is_bad_block (const struct repair *r, uint64_t index)
 {
@@ -192,7 +191,7 @@ repair_survey (struct repair *r)
   r->nr_shared = 0;
   r->referred = r->blocks = r->last_block = 0;
   r->raise = r->lower = false;
-  /* Two entries that have one block. */
+  /* Two entries share a block. */
   r->rebuild = rc->twice;
   for (i = 0; i < rc->nr_used; ++i)
     if (is_odd_block (r, rc->table[rc->used[i]]))
@@ -274,10 +273,10 @@ repair_lower (struct repair *r)
 
 #define MAX_ENTRIES (QCOW2_MAX_REFCOUNT_TABLE_BYTES / 8)
 
-/* The new blocks, and behind them the new table. */
+/* The new blocks, followed by the new table. */
 struct plan {
   struct repair *repair;
-  uint64_t *table;  /* MAX_ENTRIES; where a block is wanted it is not 0 */
+  uint64_t *table;  /* MAX_ENTRIES; nonzero where a block is needed */
   uint64_t entries; /* up to the last block */
   uint64_t nr_blocks;
   uint64_t first, clusters; /* of all of it */
@@ -315,7 +314,7 @@ plan_span (struct check *c, void *opaque, const struct check_span *span)
   return 0;
 }
 
-/* Find room for a table and blocks, which have refcounts, too. */
+/* Find a place for the table and blocks, which cover themselves, too. */
 static int
 place (struct plan *p, uint64_t first)
 {
@@ -339,8 +338,8 @@ place (struct plan *p, uint64_t first)
   return 0;
 }
 
-/* Zeros behind the end of the file, or in it where it can't grow and has
- * room.
+/* Write zeros to the planned place: after the end of the file, or inside if it
+ * can't grow and has room.
  */
 static int
 make_space (struct plan *p, uint64_t old_size)
@@ -354,7 +353,7 @@ make_space (struct plan *p, uint64_t old_size)
   if (storage_zero (c->storage, at, p->clusters << c->h.cluster_bits,
                     false) == 0)
     return 0;
-  /* It may have grown by less than that. */
+  /* The file may have grown by part of that. */
   err = error_errno ();
   snprintf (text, sizeof text, "%s", error_text ());
   (void) storage_resize (c->storage, old_size);
@@ -363,7 +362,7 @@ make_space (struct plan *p, uint64_t old_size)
   return -1;
 }
 
-/* The refcounts of a chunk, in those blocks that there are to be. */
+/* Write the refcounts of a chunk to the planned blocks. */
 static int
 write_chunk (struct plan *p, uint64_t base)
 {
@@ -401,7 +400,7 @@ write_chunk (struct plan *p, uint64_t base)
   return 0;
 }
 
-/* The next cluster that is to have a refcount; the blocks are zeros by now. */
+/* The next cluster that needs a refcount; the blocks are still zeros. */
 static uint64_t
 next_wanted (const struct plan *p, uint64_t cluster)
 {
@@ -440,8 +439,8 @@ write_table (struct plan *p)
                         (struct host_off) { at << c->h.cluster_bits });
 }
 
-/* The header is switched over in one write, once all is durable that it will
- * point to.
+/* Switch the header over in one write, once everything that it will point to is
+ * durable.
  */
 static int
 switch_header (struct plan *p)
@@ -479,7 +478,7 @@ write_window (struct repair *r, uint64_t next, void *plan)
                        next < r->c.nr || next > new_end ? next : new_end);
 }
 
-/* Decide where, and have the space. */
+/* Choose a place, and make the space. */
 static int
 find_space (struct repair *r, struct plan *p)
 {
@@ -490,7 +489,7 @@ find_space (struct repair *r, struct plan *p)
     return -1;
   if (make_space (p, size) == 0)
     return 0;
-  /* A block device does not grow; what is free in it has no references. */
+  /* A block device can't grow, but may have clusters without references. */
   if (error_errno () != ENOSPC || r->highest >= clusters ||
       p->clusters + 1 > clusters - r->highest)
     return -1;

@@ -25,14 +25,14 @@
 
 _Static_assert (MAX_ENTRY <= BUFFER_BYTES, "an entry fits");
 
-/* The entries, on their way. */
+/* Entries being copied. */
 struct copy {
   struct check *c;
   struct check_reader reader;
-  uint64_t from;      /* where the next one is */
+  uint64_t from;      /* offset of the next entry */
   uint8_t *buf;
   size_t used;
-  uint64_t bytes;     /* of the new table that are not in buf any more */
+  uint64_t bytes;     /* of the new table, before those in buf */
   struct host_off to; /* the new table; 0: only count its bytes */
 };
 
@@ -49,7 +49,7 @@ empty_buffer (struct copy *x)
   return 0;
 }
 
-/* How much extra data the new entry has. */
+/* The size of the new entry's extra data. */
 static uint32_t
 extra_wanted (const struct check *c, uint32_t extra)
 {
@@ -58,7 +58,7 @@ extra_wanted (const struct check *c, uint32_t extra)
   return extra > QCOW2_MAX_SNAPSHOT_EXTRA ? QCOW2_MAX_SNAPSHOT_EXTRA : extra;
 }
 
-/* What is missing of the extra data in an entry of version 3. */
+/* Add the extra data that an entry of version 3 lacks. */
 static void
 complete_extra (const struct check *c, uint8_t *entry, uint32_t extra)
 {
@@ -70,7 +70,7 @@ complete_extra (const struct check *c, uint8_t *entry, uint32_t extra)
     put_be64 (p + EXTRA_DISK_SIZE, c->h.disk_size);
 }
 
-/* The check has looked at the table before: it ends within its limit. */
+/* The check has read the table before, so it ends within its limit. */
 static int
 copy_entry (struct copy *x)
 {
@@ -102,7 +102,7 @@ copy_entry (struct copy *x)
   return 0;
 }
 
-/* Entries are aligned to 8 bytes, the last one's end is not. */
+/* Entries are aligned to 8 bytes; the end of the last one is not. */
 static int
 copy_table (struct copy *x)
 {
@@ -123,7 +123,7 @@ copy_table (struct copy *x)
   return empty_buffer (x);
 }
 
-/* Behind all that is in use; with refcounts of 1, durably. */
+/* Reserve clusters after everything in use, with durable refcounts of 1. */
 static int
 reserve (struct repair *r, uint64_t bytes)
 {
@@ -142,7 +142,7 @@ reserve (struct repair *r, uint64_t bytes)
   return repair_flush (r);
 }
 
-/* The offset does not straddle a sector. */
+/* The header's field does not straddle a sector. */
 static int
 switch_header (struct check *c, struct host_off table)
 {

@@ -30,7 +30,7 @@ repair_each_window (struct repair *r, repair_window_fn *fn, void *opaque)
   uint64_t first = 0;
 
   do {
-    /* Most images have one window, which is counted once. */
+    /* Most images have one window, which need not be counted again. */
     if (!r->counted || c->counts.first != first) {
       if (check_count (c, first) == -1)
         return -1;

@@ -2,44 +2,44 @@
 
 /* A repair goes through these steps, each durable before the next begins:
  *
- * 1. Unknown autoclear bits are cleared, and that of damaged bitmaps, which
- *    are then no more: their clusters are leaks.
- * 2. Entries are mended, or dropped (qcow2/check/fix-up.h).  First, since whoever
- *    lets a file grow that has entries beyond its end gives them clusters of
- *    somebody else.  Nothing can be reached through a dropped entry.
+ * 1. Unknown autoclear bits are cleared, and that of damaged bitmaps, whose
+ *    clusters become leaks.
+ * 2. Entries are fixed up or dropped (qcow2/check/fix-up.h).  First, since
+ *    entries beyond the end of the file would refer to other data once it
+ *    grows.  Nothing can be reached through a dropped entry.
  * 3. Refcounts that are too low are raised.
  * 4. COPIED flags of clusters with several references are cleared.
  * 5. Refcounts that are too high are lowered.
  * 6. COPIED flags of clusters with one reference are set.
- * 7. The image is checked again.  If it is sound then the dirty and corrupt
- *    bits are cleared.
+ * 7. The image is checked again.  If it is sound, the dirty and corrupt bits
+ *    are cleared.
  *
- * After each of them, and after a crash within one, no cluster has a lower
- * refcount than it has references unless it had before; nothing that could be
- * read reads otherwise (but compressed data that the end of the file cuts off,
- * which could be decoded with zeros for what is missing, to whatever that
- * gives); and another repair comes to the same end.
+ * After each step, and after a crash within one, no cluster has a lower
+ * refcount than references unless it had before; everything that could be read
+ * reads the same (except for compressed data cut off by the end of the file,
+ * which decodes, with zeros for the missing part, to something arbitrary); and
+ * another repair leads to the same result.
  *
- * Where a refcount block is missing, or can't be used or is used as something
- * else as well, all blocks and the table are written anew in place of 3 and
- * 5, in space that nothing refers to, and the header is switched over to them.
+ * Where a refcount block is missing, unusable or has another use as well,
+ * steps 3 and 5 are replaced by writing a new table and all blocks to space
+ * that nothing refers to, and switching the header over to them.
  *
- * Entries of the snapshot table that have too much or too little extra data are
- * mended last, if nothing else is left (qcow2/check/repair-snapshots.h); what the old table
- * took is freed by going through the steps once more.
+ * Entries of the snapshot table with too much or too little extra data are
+ * corrected last, if nothing else is wrong (qcow2/check/repair-snapshots.h);
+ * the clusters of the old table are freed by going through the steps again.
  *
- * What can't be decided is left as it is, and stays an error: metadata that
- * is used as something else too (which of both is right?) is not written at
- * all, as QEMU's repair does to the damage of data; so do refcounts that are
- * too narrow.  If a snapshot's
- * L1 table or the snapshot table can't be read as a whole then nothing is
- * repaired, since what it would refer to would be freed.
+ * What can't be decided is left alone and stays an error.  Metadata that has
+ * another use as well is not written at all, since it is unknown which use is
+ * right; QEMU's repair writes it and damages data.  Refcounts that are too
+ * narrow stay an error, too.  If a snapshot's L1 table or the snapshot table
+ * can't be read completely nothing is repaired, since what it refers to would
+ * be freed.
  *
- * Before all of this the active L1 table is made whole if the end of the file
- * cuts it off (qcow2/check/repair-l1.h).  That guesses nothing if no cluster is leaked:
- * the missing part referred to nothing.  Otherwise the leaks are kept by the
- * repair that makes it whole, for who wants to look for what is lost; the next
- * one can't tell them from others.
+ * Before all of this the active L1 table is completed if the end of the file
+ * cuts it off (qcow2/check/repair-l1.h).  If no cluster is leaked that guesses
+ * nothing: the missing part referred to nothing.  Otherwise this repair keeps
+ * the leaks, so that lost data can be searched for; the next repair can't tell
+ * them from other leaks.
  */
 
 #include <config.h>
@@ -134,7 +134,7 @@ start (struct repair *r, struct storage *s,
   return 0;
 }
 
-/* Have all of the L1 table, if the end of the file cuts it off. */
+/* Complete the L1 table, if the end of the file cuts it off. */
 static int
 complete_l1 (struct storage *s, const struct check_options *options,
              struct repair_report *report)
@@ -152,8 +152,8 @@ complete_l1 (struct storage *s, const struct check_options *options,
   return ret;
 }
 
-/* *anew: refcounts that were something else as well are not any more, so that
- * the other may be written now.
+/* *anew: the refcounts were moved out of clusters that had another use as well,
+ * so that another run may write these.
  */
 static int
 run_once (struct storage *s, enum repair_mode mode,
@@ -189,7 +189,7 @@ run (struct storage *s, enum repair_mode mode,
   return anew ? run_once (s, mode, options, report, &anew) : 0;
 }
 
-/* Write the snapshot table anew, if it is all that is left to be mended. */
+/* Write a new snapshot table, if nothing else is left to be repaired. */
 static int
 fix_snapshots (struct storage *s, const struct check_options *options,
                 struct repair_report *report)
@@ -211,7 +211,7 @@ fix_snapshots (struct storage *s, const struct check_options *options,
   return check_storage (s, options, &report->after);
 }
 
-/* The image is sound, and need not be marked as something else. */
+/* The image is sound: clear the dirty and corrupt bits. */
 static int
 clear_marks (struct storage *s, const struct check_options *options)
 {
@@ -226,7 +226,7 @@ clear_marks (struct storage *s, const struct check_options *options)
   return r;
 }
 
-/* Whether there is something to do, and may be done. */
+/* Whether there is anything to do that this mode allows. */
 static bool
 is_to_do (enum repair_mode mode, struct repair_report *r)
 {

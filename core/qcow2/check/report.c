@@ -34,7 +34,7 @@ check_findings_clear (struct check_findings *f)
   memset (&f->report, 0, sizeof f->report);
 }
 
-/* Without memory for a message it is only counted. */
+/* Without memory for its message a finding is only counted. */
 static void
 keep (struct check_findings *f, enum check_kind kind, const char *text)
 {

@@ -11,7 +11,7 @@ struct size {
   uint64_t bytes, most;
 };
 
-/* Stops the scan once it is too much. */
+/* Stops the scan once the limit is exceeded. */
 static int
 add_l1 (struct check *c, void *opaque, struct host_off place, uint8_t *words,
         size_t bytes)

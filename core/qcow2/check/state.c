@@ -10,16 +10,16 @@
 #include "qcow2/check/state.h"
 #include "qcow2/foreign.h"
 
-/* What the format allows and header_decode does not: a check may have to
- * make an image whole that has lost its refcount table.
+/* Allowed by the format but not by header_decode, since a repair may have to
+ * restore a lost refcount table.
  */
 #define FIELD_REFCOUNT_TABLE_CLUSTERS \
   (HEADER_REFCOUNT_TABLE_OFFSET + sizeof (uint64_t))
 
-/* So much of a table is read at once. */
+/* How much of a table is read at once. */
 #define SCAN_PIECE ((size_t) 1 << 16)
 
-/* Tables may be beyond the end of the file: that is found later on. */
+/* Tables may be beyond the end of the file: the check finds that later. */
 #define ANY_FILE_SIZE ((uint64_t) INT64_MAX)
 
 static int
@@ -118,8 +118,8 @@ check_use_name (enum check_use use)
   return name[use];
 }
 
-/* Know of each cluster of a chunk whether its refcount is 1, so that COPIED
- * flags can be judged while the references are counted: in one walk.
+/* Note which clusters of a chunk have a refcount of 1, so that COPIED flags
+ * can be judged in the same walk that counts the references.
  */
 static int
 load_ones (struct check *c, struct counts_chunk *k, uint64_t first)
@@ -137,7 +137,7 @@ load_ones (struct check *c, struct counts_chunk *k, uint64_t first)
   return r == -1 ? -1 : 0;
 }
 
-/* What is behind the window is for another one. */
+/* A cluster after the window has references: another window must follow. */
 static void
 note_behind (struct check *c, uint64_t cluster)
 {
@@ -171,7 +171,7 @@ flag_of (enum check_use use)
     : COUNTS_META;
 }
 
-/* n references to clusters of one chunk, from first up to end.  *chunk is as
+/* Count n references to the clusters [first, end) of one chunk.  *chunk is as
  * with touch.
  */
 static int
@@ -185,7 +185,7 @@ refer_in_chunk (struct check *c, enum check_use use, uint64_t first,
   for (i = first; *chunk != NULL && i < end; ++i) {
     if (counts_add (&c->counts, *chunk, i, n, &surplus) == -1)
       return -1;
-    /* The check judges blocks by themselves: in qcow2/check/check.c. */
+    /* qcow2/check/check.c judges blocks separately. */
     if (use != USE_REFCOUNT_BLOCK || c->fixed_up)
       counts_set_flag (*chunk, flag_of (use), i);
     if (surplus > 0)
@@ -205,7 +205,7 @@ check_refer_cluster_slowly (struct check *c, enum check_use use,
   return refer_in_chunk (c, use, cluster, cluster + 1, n, chunk);
 }
 
-/* n references to all clusters from first up to end. */
+/* Count n references to all clusters from first up to end. */
 static int
 refer_clusters (struct check *c, enum check_use use, uint64_t first,
                 uint64_t end, uint64_t n)
@@ -226,7 +226,7 @@ refer_clusters (struct check *c, enum check_use use, uint64_t first,
   return 0;
 }
 
-/* A file may end inside of its last cluster. */
+/* A file may end inside its last cluster. */
 bool
 check_is_beyond (const struct check *c, uint64_t offset, uint64_t bytes)
 {
@@ -264,7 +264,7 @@ check_refer (struct check *c, enum check_use use, struct host_off place,
 struct ranges_of {
   struct check *c;
   enum check_use use;
-  uint64_t held; /* clusters that may be something else than zeros */
+  uint64_t held; /* clusters that may not be zeros */
 };
 
 static int
@@ -277,7 +277,7 @@ claim (void *opaque, uint64_t start, uint64_t end, struct check_paths paths)
   return 0;
 }
 
-/* In pieces that are large enough not to take long, where all is held. */
+/* In pieces large enough to be quick where there are no holes. */
 static int
 find_held (void *opaque, uint64_t start, uint64_t end,
            struct check_paths paths)
@@ -336,7 +336,7 @@ check_refer_ranges (struct check *c, enum check_use use,
   return check_each_interval (ranges, c->h.cluster_size, refer_interval, &o);
 }
 
-/* Beyond the end of the file, where nothing is counted. */
+/* For clusters beyond the end of the file, where nothing is counted. */
 static int
 refcount_is_one (struct check *c, uint64_t cluster)
 {
@@ -370,7 +370,7 @@ check_copied_slowly (struct check *c, struct host_off place, uint64_t word,
   return 0;
 }
 
-/* How many bytes from here on are to be skipped, or to be read. */
+/* How many bytes from here on to skip, or to read. */
 static uint64_t
 scan_piece (struct check *c, uint64_t at, uint64_t rest, bool *skip)
 {

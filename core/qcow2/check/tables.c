@@ -11,7 +11,7 @@
 #include "base/error.h"
 #include "qcow2/check/tables.h"
 
-/* Where the header has the places of the tables. */
+/* Offsets of the header's fields that point to tables. */
 #define FIELD_L1_OFFSET 40
 #define FIELD_SNAPSHOTS_OFFSET 64
 
@@ -31,12 +31,12 @@ found_once (struct check *c, enum check_kind kind, const char *fmt, ...)
 
 /* --------------------------------------------------------------- L1 tables */
 
-/* Beyond this nothing can be read, since a host's offsets are signed. */
+/* Files can't be read beyond this, since the host's offsets are signed. */
 #define MAX_OFFSET (INT64_MAX - (INT64_C (1) << 30))
 
-/* Refer to a table that leads to references which nobody else knows; *cut is set
- * if it is beyond the end of the file, in part at least.  Returns as check_refer
- * does.
+/* Count the reference to a table that contains the only references to other
+ * things.  Sets *cut if any of it is beyond the end of the file.  Returns as
+ * check_refer does.
  */
 static int
 refer_to_root (struct check *c, enum check_use use, struct host_off place,
@@ -49,8 +49,8 @@ refer_to_root (struct check *c, enum check_use use, struct host_off place,
   return check_refer (c, use, place, offset, bytes, 1);
 }
 
-/* L1 tables: those that can be read as far as something of them is there, and
- * those that are to be referred to.
+/* L1 tables: the parts that can be read, and the ranges to be counted as
+ * references.
  */
 struct l1s {
   struct check_ranges *readable;
@@ -71,12 +71,12 @@ add_l1 (struct check *c, struct l1s *l, struct host_off place,
   if (offset <= MAX_OFFSET &&
       check_ranges_add (l->readable, offset, 8 * entries, active) == -1)
     return -1;
-  c->only_look = true; /* all of them are referred to at once */
+  c->only_look = true; /* references to them are counted together, later */
   r = refer_to_root (c, USE_L1, place, offset, 8 * entries,
                      active ? &report->l1_cut : &report->blind);
   c->only_look = only_look;
   bytes = 8 * entries;
-  /* What is there of it a repair must not take for something else. */
+  /* A repair must not use the existing part for something else. */
   if (r == 0 && active && c->fixed_up && offset < c->file_size) {
     bytes = c->file_size - offset;
     r = 1;
@@ -214,7 +214,7 @@ check_find_l1s (struct check *c, struct check_ranges *readable)
 #define TABLE_RESERVED UINT64_C (0xff000000000001fe)
 #define TABLE_ALL_ONES UINT64_C (1)
 
-/* Whether so many clusters hold a bit for each granule of the disk. */
+/* Whether this many clusters hold a bit for each granule of the disk. */
 static bool
 is_large_enough (const struct check *c, uint64_t clusters,
                  unsigned granularity)
@@ -264,7 +264,7 @@ refer_to_part (struct check *c, struct host_off place, uint64_t offset,
   return r;
 }
 
-/* opaque: how many tables these words are in. */
+/* opaque: the number of tables that contain these words. */
 static int
 refer_to_bits (struct check *c, void *opaque, struct host_off place,
                uint8_t *words, size_t bytes)
@@ -297,8 +297,8 @@ refer_to_interval (void *opaque, uint64_t start, uint64_t end,
                      refer_to_bits, &n);
 }
 
-/* A table of a bitmap, by its entry of the directory.  It is referred to later,
- * with all the others.
+/* Add a bitmap's table, by its directory entry, to those whose references are
+ * counted together, later.
  */
 static int
 add_bitmap (struct check *c, struct check_ranges *tables, struct host_off at,
@@ -339,7 +339,7 @@ directory_is_valid (const struct check *c)
     c->h.bitmap_directory_size <= QCOW2_MAX_BITMAP_DIRECTORY_BYTES;
 }
 
-/* Find the tables, up to where the directory is damaged. */
+/* Find the tables, up to the first damage in the directory. */
 static int
 find_bitmaps (struct check *c, struct check_ranges *tables)
 {

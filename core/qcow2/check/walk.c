@@ -12,8 +12,8 @@
 #define MAX_UNALIGNED 1000
 #define MAX_UNALIGNED_BYTES (UINT64_C (16) << 20)
 
-/* Tables that follow each other are taken together, up to so much, and read in
- * pieces of a size that lets holes be skipped.
+/* Adjacent tables are taken together, up to this size, and read in pieces small
+ * enough to skip holes.
  */
 #define RUN_BYTES (UINT64_C (1) << 20)
 #define PIECE (UINT64_C (1) << 16)
@@ -23,7 +23,7 @@ struct l2_table {
   struct check_paths paths;
 };
 
-/* L2 tables that were found and not visited yet. */
+/* L2 tables that were found but not visited yet. */
 struct tables {
   struct l2_table *table;
   size_t nr, capacity, limit;
@@ -36,7 +36,7 @@ struct walk {
   struct tables tables;
   uint8_t *buf; /* for a piece of L2 tables */
   unsigned unaligned;
-  uint64_t done, total; /* L2 tables, for who waits */
+  uint64_t done, total; /* L2 tables, for progress */
 };
 
 static int
@@ -61,7 +61,7 @@ compare_tables (const void *a, const void *b)
   return (x->offset > y->offset) - (x->offset < y->offset);
 }
 
-/* In the order of the file, each once. */
+/* Sort in the order of the file, and merge duplicates. */
 static void
 sort (struct tables *t)
 {
@@ -97,7 +97,7 @@ run_length (const struct walk *w, const struct l2_table *t, size_t nr)
   return n;
 }
 
-/* Give a piece of a run to the visitor, by tables. */
+/* Pass a piece of a run to the visitor, table by table. */
 static int
 visit_piece (struct walk *w, const struct l2_table *t, uint64_t at,
              uint64_t bytes)
@@ -120,7 +120,7 @@ visit_piece (struct walk *w, const struct l2_table *t, uint64_t at,
   return 0;
 }
 
-/* What is in a hole, or beyond the end of the file, is empty. */
+/* Skips holes, and what is beyond the end of the file: they are empty. */
 static int
 visit_run (struct walk *w, const struct l2_table *t, size_t nr)
 {
@@ -141,7 +141,7 @@ visit_run (struct walk *w, const struct l2_table *t, size_t nr)
   return 0;
 }
 
-/* Holes would take memory, and time. */
+/* Only data: prefetching holes would take memory and time. */
 static void
 prefetch (struct walk *w, const struct l2_table *t, size_t nr)
 {
@@ -161,7 +161,7 @@ visit_tables (struct walk *w)
   sort (t);
   for (i = 0; i < t->nr; i += n) {
     n = run_length (w, t->table + i, t->nr - i);
-    /* The next run is read by the host while this one is looked at. */
+    /* The host reads the next run while this one is looked at. */
     next = i + n;
     if (next < t->nr)
       prefetch (w, t->table + next,
@@ -173,8 +173,8 @@ visit_tables (struct walk *w)
   return 0;
 }
 
-/* Have room for one more table, by visiting those that there are if all of
- * their limit is used.
+/* Make room for one more table: if the limit is reached, by visiting those
+ * that were found.
  */
 static int
 make_room (struct walk *w)
@@ -237,7 +237,7 @@ visit_l1_words (struct check *c, void *opaque, struct host_off place,
   return 0;
 }
 
-/* What so many L1 tables have in common. */
+/* Walk a part that paths.all L1 tables share. */
 static int
 walk_interval (void *opaque, uint64_t start, uint64_t end,
                struct check_paths paths)
@@ -257,7 +257,7 @@ check_walk (struct check *c, const struct check_ranges *l,
   int r = -1;
 
   check_holes_forget (&c->holes);
-  /* An eighth of the memory, or the default's. */
+  /* An eighth of the budget. */
   w.tables.limit = c->counts.budget / 8 / sizeof *w.tables.table;
   if (w.tables.limit < 1024)
     w.tables.limit = 1024;

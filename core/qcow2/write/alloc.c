@@ -11,21 +11,21 @@
 #include "qcow2/entry.h"
 #include "qcow2/write/alloc.h"
 
-/* A batch: large enough that refcounts are seldom touched, small enough that a
- * crash leaks little: an eighth of the file, between these.  There is one in
- * the reserve, with what packing has, and another one in windows.
+/* A batch is an eighth of the file, between these limits: large enough that
+ * refcounts are seldom touched, small enough that a crash leaks little.  The
+ * reserve, including what packing has, is one batch, and windows another.
  */
 #define MIN_BATCH_BYTES (UINT64_C (1) << 20)
 #define MAX_BATCH_BYTES (UINT64_C (8) << 20)
 #define MIN_BATCH 4
 #define MAX_BATCH 256
 
-/* Windows grow up to a quarter of the largest batch, from: */
+/* Windows grow from this up to a quarter of the largest batch. */
 #define FIRST_WINDOW_BYTES (UINT64_C (256) << 10)
 #define MAX_FIRST_WINDOW 4
 #define MAX_WINDOW 64
 
-/* One that was not used for so many uses of others gives way to a new one. */
+/* A window that was not used while others were, this many times, is closed. */
 #define STALE_WINDOW 256
 
 static inline uint64_t
@@ -85,7 +85,7 @@ alloc_destroy (struct alloc *s)
 
 /* ------------------------------------------------------------- the reserve */
 
-/* Add to the runs.  False if there are too many.  lock held. */
+/* Add to the runs.  Returns false if there are too many.  lock held. */
 static bool
 add_run (struct alloc *s, const struct alloc_run *r)
 {
@@ -110,8 +110,8 @@ add_run (struct alloc *s, const struct alloc_run *r)
   return true;
 }
 
-/* Take up to nr clusters from the oldest run that has so many, else from the
- * longest.  lock held, and there are some.
+/* Take up to nr clusters from the oldest run that has nr, else from the
+ * longest.  lock held, and runs must not be empty.
  */
 static struct alloc_run
 take_from_runs (struct alloc *s, uint64_t nr)
@@ -139,8 +139,8 @@ take_from_runs (struct alloc *s, uint64_t nr)
 
 /* ----------------------------------------------------------------- windows */
 
-/* Up to nr clusters of the window that is for these guest clusters; nr 0 if
- * there is none.  lock held.
+/* Take up to nr clusters from the window for these guest clusters; nr is 0 in
+ * the result if there is none.  lock held.
  */
 static struct alloc_run
 take_from_window (struct alloc *s, uint64_t guest, uint64_t nr)
@@ -166,8 +166,8 @@ take_from_window (struct alloc *s, uint64_t guest, uint64_t nr)
   return r;
 }
 
-/* What is left of a window goes back to the runs; what finds no place there
- * is given up.  lock held.
+/* Return the rest of a window to the runs, and give up what has no place
+ * there.  lock held.
  */
 static void
 close_window (struct alloc *s, struct alloc_window *w)
@@ -192,7 +192,7 @@ close_window (struct alloc *s, struct alloc_window *w)
   w->run.nr = 0;
 }
 
-/* How many clusters may still be set apart.  lock held. */
+/* How many more clusters windows may hold.  lock held. */
 static uint64_t
 left_for_windows (const struct alloc *s)
 {
@@ -213,9 +213,9 @@ close_stale_windows (struct alloc *s)
   }
 }
 
-/* Set a window apart for the guest clusters from that one on, instead of the
- * one that was not used for the longest time; none if it would be smaller than
- * what is wanted now, nr.  lock held.
+/* Open a window for the guest clusters from the given one on, in place of the
+ * least recently used one; but not if it would be no larger than nr, which are
+ * wanted now.  lock held.
  */
 static void
 open_window (struct alloc *s, uint64_t guest, uint64_t size, uint64_t nr)
@@ -244,9 +244,9 @@ open_window (struct alloc *s, uint64_t guest, uint64_t size, uint64_t nr)
   s->in_windows += w->run.nr;
 }
 
-/* The size of a window to open at this guest cluster: larger than the one
- * that ends there; small where another write ended; 0 if it follows nothing.
- * nr is what is wanted now.  lock held.
+/* The size of a window to open at this guest cluster: larger than the window
+ * that ends there; small where another write ended; 0 if neither.  nr clusters
+ * are wanted now.  lock held.
  */
 static uint64_t
 window_size (const struct alloc *s, uint64_t guest, uint64_t nr)
@@ -267,7 +267,9 @@ window_size (const struct alloc *s, uint64_t guest, uint64_t nr)
   return 0;
 }
 
-/* Take what there is; nr 0 if the reserve is empty.  lock held. */
+/* Take up to nr clusters from the reserve; nr is 0 in the result if it is
+ * empty.  lock held.
+ */
 static struct alloc_run
 take_reserved (struct alloc *s, uint64_t guest, uint64_t nr)
 {
@@ -291,14 +293,16 @@ take_reserved (struct alloc *s, uint64_t guest, uint64_t nr)
 
 /* --------------------------------------------------------------- reserving */
 
-/* Reserved clusters that go to where compressed data does: a part of a batch. */
+/* How many reserved clusters packing gets at once: a part of a batch, up to
+ * this.
+ */
 #define PACK_CLUSTERS 16
 #define PACK_PART 4
 
 static uint64_t packing_clusters (const struct alloc *s);
 
-/* Make the file reach over as many of nr clusters as it can.  Returns how
- * many, 0 with the error set.
+/* Extend the file over as many of nr clusters as possible.  Returns how many,
+ * or 0 with the error set.
  */
 static uint64_t
 reach (struct alloc *s, uint64_t first, uint64_t nr)
@@ -312,14 +316,14 @@ reach (struct alloc *s, uint64_t first, uint64_t nr)
       return nr;
     if (error_errno () != ENOSPC)
       return 0;
-    /* A block device, or a limit to the size of files. */
+    /* A block device, or a limit on the size of files. */
     nr /= 2;
     if (nr == 0)
       return 0;
   }
 }
 
-/* Whether these clusters read as zeros; made so if that costs little. */
+/* Whether these clusters read as zeros; makes them so if that is cheap. */
 static bool
 make_zero (struct alloc *s, uint64_t first, uint64_t nr, uint64_t old_size)
 {
@@ -356,7 +360,7 @@ reserve_run (struct alloc *s, uint64_t max, struct alloc_run *r)
   return refcount_set (&s->refcounts, r->first, r->nr, 1, &r->batch);
 }
 
-/* Clusters that are reserved and not handed out, without those in windows.
+/* Clusters that are reserved and not handed out, not counting windows.
  * refcounts_lock held.
  */
 static uint64_t
@@ -370,8 +374,8 @@ count_reserved (struct alloc *s)
   return r;
 }
 
-/* Reserve what a batch lacks, at least one cluster.  Returns -1 with the error
- * set if there was nothing to be had.  refcounts_lock held.
+/* Fill the reserve up to a batch, by at least one cluster.  Returns -1 with
+ * the error set if nothing could be reserved.  refcounts_lock held.
  */
 static int
 refill (struct alloc *s)
@@ -402,13 +406,11 @@ refill (struct alloc *s)
   return 0;
 }
 
-/* Ballast, from a file of this size on: enough for the tables of a batch. */
+/* Enough ballast for the tables of a batch, in files of at least this size. */
 #define BALLAST_BYTES (UINT64_C (1) << 20)
 #define MIN_BALLASTED_BYTES (UINT64_C (64) << 20)
 
-/* Have some for writebacks, as far as it is to be had: it is nothing that anybody
- * waits for.  refcounts_lock held.
- */
+/* Try to provide ballast; failure does not matter.  refcounts_lock held. */
 static void
 keep_ballast (struct alloc *s)
 {
@@ -427,7 +429,7 @@ keep_ballast (struct alloc *s)
                         r.nr << s->cluster_bits);
 }
 
-/* Others need its clusters.  refcounts_lock held. */
+/* Its clusters are needed.  refcounts_lock held. */
 static void
 give_up_ballast (struct alloc *s)
 {
@@ -454,7 +456,7 @@ is_empty (struct alloc *s)
   return empty;
 }
 
-/* Refill; if nothing is left, with what windows were set apart.
+/* Refill; if nothing is free, with what windows and the ballast have.
  * refcounts_lock held.
  */
 static int
@@ -476,16 +478,14 @@ refill_somehow (struct alloc *s)
 
 static void stop_packing (struct alloc *s);
 
-/* Refill, where the reserve is empty; if nothing is left, with what was to be
- * for compressed data.
- */
+/* Refill if the reserve is empty; if nothing is free, with what packing has. */
 static int
 refill_empty (struct alloc *s)
 {
   int r = 0;
 
   pthread_mutex_lock (&s->refcounts_lock);
-  if (is_empty (s)) { /* or did another thread see to it? */
+  if (is_empty (s)) { /* another thread may have refilled it */
     r = refill_somehow (s);
     if (r == -1 && error_errno () == ENOSPC) {
       stop_packing (s);
@@ -513,7 +513,7 @@ alloc_take (struct alloc *s, uint64_t guest, uint64_t nr,
     if (refill_empty (s) == -1)
       return -1;
   }
-  /* Ahead of need, so that the next ones are durable when it comes. */
+  /* Ahead of need, so that clusters are durable when they are needed. */
   if (low && pthread_mutex_trylock (&s->refcounts_lock) == 0) {
     (void) refill (s);
     keep_ballast (s);
@@ -534,7 +534,7 @@ alloc_give_back (struct alloc *s, struct host_off host, uint64_t nr)
   const struct alloc_run r = {
     .first = host.v >> s->cluster_bits,
     .nr = nr,
-    .batch = UINT64_MAX, /* not known any more */
+    .batch = UINT64_MAX, /* no longer known */
   };
   const struct freed lost = {
     .host = host, .nr = nr, .bytes = nr << s->cluster_bits,
@@ -563,7 +563,7 @@ next_cluster (const struct alloc *s, uint64_t byte)
   return cluster_start (s, byte + (UINT64_C (1) << s->cluster_bits) - 1);
 }
 
-/* Clusters there that have no data yet.  refcounts_lock held. */
+/* Clusters for packing that have no data yet.  refcounts_lock held. */
 static uint64_t
 packing_clusters (const struct alloc *s)
 {
@@ -572,8 +572,8 @@ packing_clusters (const struct alloc *s)
   return from < s->pack_end ? (s->pack_end - from) >> s->cluster_bits : 0;
 }
 
-/* What is not used yet of where compressed data goes returns to the reserve.
- * refcounts_lock held.
+/* Return the unused clusters for packing to the reserve.  refcounts_lock
+ * held.
  */
 static void
 stop_packing (struct alloc *s)
@@ -586,7 +586,7 @@ stop_packing (struct alloc *s)
   s->pack_at = s->pack_end = 0;
 }
 
-/* Have more clusters for it: those that follow, if these are to be had.
+/* Get more clusters for packing, if possible those that follow.
  * refcounts_lock held.
  */
 static int
@@ -613,8 +613,8 @@ extend_packing (struct alloc *s)
   return 0;
 }
 
-/* One more reference to the cluster that the last data ended in.  False if it
- * can't have one: then what follows starts in another cluster.
+/* Add a reference to the cluster in which the last data ended.  *shared is
+ * false if it can't have one: packing then continues in another cluster.
  */
 static int
 share_cluster (struct alloc *s, bool *shared)
@@ -664,7 +664,7 @@ alloc_take_bytes (struct alloc *s, uint64_t bytes, struct host_off *host)
   return r;
 }
 
-/* Nothing may be added to clusters that nothing is in any more.
+/* Packing must not continue in clusters that have just become free.
  * refcounts_lock held.
  */
 static void
@@ -686,7 +686,7 @@ compare_freed (const void *a, const void *b)
   return x->host.v < y->host.v ? -1 : x->host.v > y->host.v;
 }
 
-/* Data must not be where metadata is; a table was metadata until now. */
+/* A freed table is metadata no longer; freed data must not be metadata. */
 static int
 forget_contents (struct alloc *s, struct host_off host, uint64_t nr,
                  bool is_table)
@@ -727,9 +727,9 @@ free_clusters (struct alloc *s, uint64_t first, uint64_t nr, bool is_table)
   return refcount_set (&s->refcounts, first, nr, 0, NULL);
 }
 
-/* One reference is gone to each of up to nr clusters, which share a slice of
- * their refcounts: so that a failure leaves all as they are.  *done: how many.
- * refcounts_lock held.
+/* Remove one reference to each of up to nr clusters whose refcounts are in one
+ * slice, so that a failure changes none; *done is how many.  refcounts_lock
+ * held.
  */
 static int
 lower_some (struct alloc *s, uint64_t first, uint64_t nr, bool is_table,
@@ -752,8 +752,8 @@ lower_some (struct alloc *s, uint64_t first, uint64_t nr, bool is_table,
   }
 }
 
-/* One reference to each of these is gone; what is left of them after an error
- * stays in *f.  refcounts_lock held.
+/* Remove one reference to each of these clusters; after an error *f is what is
+ * left to do.  refcounts_lock held.
  */
 static int
 lower (struct alloc *s, struct freed *f)
@@ -770,9 +770,9 @@ lower (struct alloc *s, struct freed *f)
   return 0;
 }
 
-/* Clusters that follow each other are given up as one, so that one hole is
- * punched; the same one may be there several times.  What could not be done is
- * given up anew.  refcounts_lock held.
+/* Contiguous clusters are freed together, so that one hole is punched; a
+ * cluster may occur several times.  What could not be done is given up again.
+ * refcounts_lock held.
  */
 static int
 lower_list (struct alloc *s, struct freed_list *l)
@@ -858,7 +858,7 @@ alloc_not_leaked (struct alloc *s)
   pthread_mutex_unlock (&s->lock);
   writeback_not_leaked (s->writeback, cluster_offset (s, s->ballast.first),
                      s->ballast.nr);
-  /* The one that data goes on in may have more references soon. */
+  /* The cluster in which packing continues may soon have more references. */
   pack = cluster_start (s, s->pack_at);
   writeback_not_leaked (s->writeback, (struct host_off) { pack },
                      (next_cluster (s, s->pack_end) - pack)
@@ -879,7 +879,7 @@ alloc_next_block (struct alloc *s, uint64_t *cluster, struct host_off *block)
 
 /* ----------------------------------------------------------------- closing */
 
-/* The reserve goes back.  refcounts_lock held. */
+/* Give up the reserve.  refcounts_lock held. */
 static int
 return_reserve (struct alloc *s)
 {
@@ -898,8 +898,8 @@ return_reserve (struct alloc *s)
   return 0;
 }
 
-/* The file was made longer for the reserve: cut off what is free at its end.
- * All refcounts are durable.  refcounts_lock held.
+/* The file has grown for the reserve: cut off what is free at its end.  All
+ * refcounts are durable.  refcounts_lock held.
  */
 static int
 cut_end (struct alloc *s)
@@ -939,7 +939,7 @@ alloc_close (struct alloc *s)
   int r;
 
   pthread_mutex_lock (&s->refcounts_lock);
-  /* What was answered comes first: whatever fails after that is a leak. */
+  /* Requests that were answered come first: a failure after that only leaks. */
   r = writeback_flush (s->writeback);
   if (r == 0)
     r = return_reserve (s);

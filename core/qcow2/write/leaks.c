@@ -14,13 +14,13 @@
 #include "qcow2/check/walk.h"
 #include "qcow2/write/leaks.h"
 
-/* So many bytes of leaks, or a cluster more, wait to be taken back; and so many
- * pieces.
+/* How many bytes of leaks (or a cluster more), and how many pieces, may wait
+ * to be reclaimed.
  */
 #define STEP_BYTES (UINT64_C (16) << 20)
 #define STEP_RUNS 1024
 
-/* For the walk over the tables: an eighth of it is for a list of them. */
+/* Budget of the walk over the tables; an eighth is for a list of them. */
 #define WALK_MEMORY ((size_t) 64 << 20)
 
 struct leaks {
@@ -62,8 +62,8 @@ wait_a_little (const struct leaks *l)
 
 /* ----------------------------------------------------------------- waiting */
 
-/* All that was given up in batches up to this one is taken back.  The next one
- * has not begun.
+/* Flush, and wait until all that was given up in batches up to this one, which
+ * is the next one at most, is reclaimed.
  */
 static int
 wait_for_batch (struct leaks *l, uint64_t batch)
@@ -77,7 +77,8 @@ wait_for_batch (struct leaks *l, uint64_t batch)
   return 0;
 }
 
-/* All requests of now have ended, and what they have changed is durable. */
+/* Wait until all current requests have ended, and make their changes durable.
+ */
 static int
 wait_for_requests (struct leaks *l)
 {
@@ -102,8 +103,8 @@ block_end (const struct leaks *l, uint64_t cluster)
     << l->w->alloc.refcounts.block_bits;
 }
 
-/* Whether a block is nothing but a hole: to ask costs more than to read a small
- * one.
+/* Whether a block is entirely a hole.  For a small one asking costs more than
+ * reading it.
  */
 static int
 is_hole (struct leaks *l, struct host_off block, bool *hole)
@@ -120,8 +121,8 @@ is_hole (struct leaks *l, struct host_off block, bool *hole)
   return 0;
 }
 
-/* Suspect the clusters of as many blocks as there is room for, from l->from on;
- * l->to is where the next pass begins.  Returns 0 if there are none left.
+/* Suspect the clusters of as many blocks as there is room for, from l->from
+ * on; l->to is where the next pass begins.  Returns 0 if none are left.
  */
 static int
 choose_blocks (struct leaks *l)
@@ -153,7 +154,7 @@ choose_blocks (struct leaks *l)
   return r == -1 ? -1 : l->suspects->nr > 0;
 }
 
-/* Who has a refcount of 1 stays a suspect. */
+/* Clusters with a refcount of 1 stay suspects. */
 static int
 look_at_block (struct leaks *l, uint64_t first, struct host_off block,
                uint64_t *words)
@@ -227,7 +228,7 @@ refer (void *opaque, uint64_t offset, uint64_t bytes)
   suspects_clear_bytes (l->suspects, (struct host_off) { offset }, bytes);
 }
 
-/* Of the file, which may have grown, rounded up to a sector. */
+/* The file's current size, which may have grown, rounded up to a sector. */
 static inline uint64_t
 file_size (const struct leaks *l)
 {
@@ -338,7 +339,7 @@ is_leaked (struct leaks *l, uint64_t cluster, bool *leaked)
   return 0;
 }
 
-/* The leaks that follow each other from this suspect on. */
+/* Find the contiguous leaks from this suspect on. */
 static int
 find_run (struct leaks *l, uint64_t cluster, struct freed *run)
 {
@@ -361,11 +362,11 @@ find_run (struct leaks *l, uint64_t cluster, struct freed *run)
   return 0;
 }
 
-/* What was given up is taken back. */
+/* Wait until what was given up is reclaimed. */
 static int
 finish_step (struct leaks *l)
 {
-  /* It is in this batch at the latest. */
+  /* What was given up before is in this batch at the latest. */
   const uint64_t batch = writeback_set_suspects (&l->w->writeback, l->suspects);
 
   l->waiting = l->waiting_runs = 0;

@@ -11,7 +11,7 @@
 
 /* An entry is a cluster's offset with the kind in its low bits, or: */
 #define EMPTY 0
-#define REMOVED 511 /* lookups go on behind it; another entry may take it */
+#define REMOVED 511 /* lookups go on past it; another entry may take it */
 
 #define KIND_MASK UINT64_C (511)
 #define FIRST_BITS 6
@@ -144,9 +144,8 @@ hash (const struct overlap *o, const struct overlap_table *t, uint64_t cluster)
   return hash_top (&o->key, cluster >> o->cluster_bits, t->bits);
 }
 
-/* The entry of this cluster, or the EMPTY one where looking for it ends, and
- * what was read there: an entry can change at any moment, if the lock is not
- * held.
+/* The entry of this cluster, or the EMPTY one at which the search ends; *e is
+ * its value as read, since without the lock it can change at any moment.
  */
 static _Atomic uint64_t *
 find_entry (const struct overlap *o, struct overlap_table *t, uint64_t cluster,
@@ -167,8 +166,8 @@ is_live (uint64_t entry)
   return entry != EMPTY && entry != REMOVED;
 }
 
-/* Where an entry for this cluster is to be put that has none: in the place of one
- * that was removed, if lookups come past it.  Lock held.
+/* The place for a new entry of this cluster, which has none: that of a removed
+ * one on the path of its lookups, if there is any.  Lock held.
  */
 static _Atomic uint64_t *
 find_room (const struct overlap *o, struct overlap_table *t, uint64_t cluster)
@@ -192,7 +191,7 @@ find_cluster (struct overlap *o, uint64_t cluster)
 
     if (t != NULL)
       (void) find_entry (o, t, cluster, &e);
-    /* The entry was read before this, since it was acquired. */
+    /* The entry's load, an acquire, comes before this one. */
     if (!(version & 1) &&
         atomic_load_explicit (&o->version, memory_order_relaxed) == version)
       return e & KIND_MASK;
@@ -254,8 +253,8 @@ new_table (unsigned bits)
   return t;
 }
 
-/* Rid a table of what was removed.  Lookups may be at work in it, so that it stays
- * where it is.  Lock held.
+/* Clean a table of removed entries, in place, since lookups may be using it.
+ * Lock held.
  */
 static int
 clean (struct overlap *o, struct overlap_table *t)

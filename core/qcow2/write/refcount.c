@@ -47,8 +47,8 @@ struct slice {
   uint64_t word[SLICE_WORDS];
 };
 
-/* Read the slice of a table that this offset is in.  Nobody changes refcounts
- * but the holder of the lock, so that it stays true.
+/* Read the slice of a table that contains this offset.  The copy stays valid,
+ * since only the holder of the lock changes refcounts.
  */
 static int
 read_slice (struct refcounts *r, struct host_off offset, struct slice *s)
@@ -180,8 +180,8 @@ get (const struct refcounts *r, const struct slice *s, uint64_t i)
   return entry_get_refcount (r->order, s->word[(i << r->order) / 64], i);
 }
 
-/* Where the refcount of this cluster is: its number within the slice, how
- * many there are in one, and the slice's words.
+/* Read the slice with the refcount of this cluster: *i is its index there,
+ * *in_slice the number of refcounts in a slice.
  */
 static int
 read_refcounts (struct refcounts *r, struct host_off block, uint64_t cluster,
@@ -242,7 +242,7 @@ refcount_next_block (struct refcounts *r, uint64_t *cluster,
   return 0;
 }
 
-/* Whether one of the refcounts in a word is 0: those of one bit, and others. */
+/* Whether one of the refcounts in a word is 0, whatever their width. */
 static inline bool
 has_zero (const struct refcounts *r, uint64_t word)
 {
@@ -250,13 +250,13 @@ has_zero (const struct refcounts *r, uint64_t word)
 
   for (bits = 1; bits < 1U << r->order; bits *= 2)
     word |= word >> bits;
-  /* The lowest bit of each is set now if any of it was. */
+  /* The lowest bit of each refcount is now set if any of its bits was. */
   return (word & r->ones) != r->ones;
 }
 
-/* The first cluster from this one on that is not in use, or else the first one of
- * another slice of refcounts: whole words are skipped at once, since an image
- * may have any refcounts, and very many of them.
+/* Find the first free cluster from this one on, or else the first one of the
+ * next slice of refcounts.  Skips whole words at once, since an image can have
+ * enormous numbers of nonzero refcounts.
  */
 static int
 skip_used (struct refcounts *r, uint64_t cluster, uint64_t *next)
@@ -284,8 +284,8 @@ skip_used (struct refcounts *r, uint64_t cluster, uint64_t *next)
   return 0;
 }
 
-/* Set those refcounts that are in one slice; returns how many, 0 with the
- * error set.
+/* Set those refcounts that are in the first slice.  Returns how many, or 0
+ * with the error set.
  */
 static uint64_t
 set_in_slice (struct refcounts *r, uint64_t cluster, uint64_t nr,
@@ -336,7 +336,7 @@ refcount_set (struct refcounts *r, uint64_t cluster, uint64_t nr,
 
 /* ------------------------------------------------------------------ growth */
 
-/* Make the file reach up to the end of this cluster. */
+/* Extend the file to the end of this cluster. */
 static int
 reach (struct refcounts *r, uint64_t cluster)
 {
@@ -356,8 +356,8 @@ barrier (struct refcounts *r)
   return -1;
 }
 
-/* Clusters become metadata.  If they are that already, the refcounts that say
- * that they are free are wrong.
+/* Clusters become metadata.  If they are metadata already, the refcounts that
+ * call them free are wrong.
  */
 static int
 add_metadata (struct refcounts *r, uint64_t cluster, uint64_t nr,
@@ -365,8 +365,8 @@ add_metadata (struct refcounts *r, uint64_t cluster, uint64_t nr,
 {
   if (overlap_add (r->overlap, storage (r)->name, cluster_offset (r, cluster),
                    nr, kind) == 0) {
-    /* If a damaged image said that a snapshot's table is free, then it may be
-     * that, and in the cache.
+    /* It may be a snapshot's table, if a damaged image calls that free, and
+     * so be in the cache.
      */
     cache_forget (r->writeback->cache, r->writeback->id, cluster_offset (r, cluster),
                   nr << r->cluster_bits, r->writeback->slice_bytes);
@@ -377,8 +377,8 @@ add_metadata (struct refcounts *r, uint64_t cluster, uint64_t nr,
   return -1;
 }
 
-/* Write a refcount block to the cluster `at' that counts nr clusters, from
- * first on (all of which it describes), as in use.
+/* Write a refcount block to the cluster `at', in which nr clusters from first
+ * on, all of which it describes, have a refcount of 1.
  */
 static int
 write_block (struct refcounts *r, uint64_t at, uint64_t first, uint64_t nr)
@@ -402,9 +402,8 @@ write_block (struct refcounts *r, uint64_t at, uint64_t first, uint64_t nr)
   return ret;
 }
 
-/* Make a refcount block for this cluster, which is free and has none.  It is
- * the block's own: so there are no other refcounts that must be right for it
- * to be sound.
+/* Make a refcount block for this cluster, which is free and has none.  The
+ * block is put into the cluster itself, and so depends on no other refcounts.
  */
 static int
 add_block (struct refcounts *r, uint64_t cluster)
@@ -432,8 +431,8 @@ add_block (struct refcounts *r, uint64_t cluster)
   return 0;
 }
 
-/* A new refcount table and the blocks that describe both, in one row:
- * blocks, table.
+/* A new refcount table and the blocks that describe both, contiguous: blocks,
+ * then table.
  */
 struct growth {
   uint64_t start; /* cluster */
@@ -441,8 +440,8 @@ struct growth {
   uint64_t table_clusters;
 };
 
-/* Plan a table that has an entry for its own clusters, which are the first
- * that the old one has none for: nothing can be in use there.
+/* Plan a table that covers its own clusters.  They are the first that the old
+ * one has no entries for, where nothing can be in use.
  */
 static int
 plan_growth (const struct refcounts *r, struct growth *g)
@@ -477,8 +476,7 @@ plan_growth (const struct refcounts *r, struct growth *g)
   return 0;
 }
 
-/* Write the blocks, each with those clusters of the new row that it
- * describes.
+/* Write the blocks; each counts those of the new clusters that it describes.
  */
 static int
 write_new_blocks (struct refcounts *r, const struct growth *g)
@@ -522,8 +520,8 @@ write_new_table (struct refcounts *r, const struct growth *g)
   return ret;
 }
 
-/* Have the header point to the new table.  What fails here leaves it open
- * which of them is the one.
+/* Make the header point to the new table.  A failure leaves it unknown which
+ * of the two tables is in use.
  */
 static int
 switch_table (struct refcounts *r, struct host_off table, uint64_t clusters)
@@ -539,7 +537,7 @@ switch_table (struct refcounts *r, struct host_off table, uint64_t clusters)
   return barrier (r);
 }
 
-/* The old table is given up. */
+/* Switch to the new table, and give up the old one. */
 static int
 replace_table (struct refcounts *r, const struct growth *g)
 {
@@ -563,7 +561,7 @@ grow_table (struct refcounts *r)
 {
   struct growth g;
 
-  /* All that the old one must say is on the disk then, for the new one. */
+  /* So that the old table is complete on the disk, to be copied. */
   if (writeback_flush (r->writeback) == -1 || plan_growth (r, &g) == -1 ||
       reach (r, g.start + g.blocks + g.table_clusters - 1) == -1 ||
       add_metadata (r, g.start, g.blocks, METADATA_REFCOUNT_BLOCK) == -1)
@@ -582,8 +580,8 @@ grow_table (struct refcounts *r)
   return 0;
 }
 
-/* See to it that there is a refcount block for this free cluster.  *taken: that
- * may have taken it.
+/* Make sure that this free cluster has a refcount block.  *taken: the block
+ * may have taken the cluster.
  */
 static int
 ensure_block (struct refcounts *r, uint64_t cluster, bool *taken)

@@ -69,7 +69,7 @@ suspects_add (struct suspects *s, uint64_t cluster, uint64_t nr)
   return 1;
 }
 
-/* The first part that ends behind this cluster; s->nr: there is none. */
+/* The first part that ends after this cluster; s->nr: there is none. */
 static unsigned
 find_part (const struct suspects *s, uint64_t cluster)
 {
@@ -86,7 +86,7 @@ find_part (const struct suspects *s, uint64_t cluster)
   return lo;
 }
 
-/* Bits of a part, from one to before another. */
+/* Clear the bits [from, to) of a part. */
 static void
 clear_bits (const struct suspects_part *p, uint64_t from, uint64_t to)
 {

@@ -11,15 +11,15 @@
 #include "base/error.h"
 #include "qcow2/write/writeback.h"
 
-/* T5: so many bytes may wait, and so many entries: a part of the file,
- * between these.
+/* T5: limits of what may wait: bytes, a part of the file between these, and
+ * entries.
  */
 #define FREED_PART 8
 #define MIN_FREED_BYTES (UINT64_C (64) << 20)
 #define MAX_FREED_BYTES (UINT64_C (1) << 30)
 #define MAX_FREED 65536
 
-/* So many entries of one batch are worth a writeback. */
+/* This many entries in one batch are worth a writeback. */
 #define MANY_FREED 16384
 
 static int
@@ -93,8 +93,8 @@ writeback_destroy (struct writeback *c)
 
 /* ---------------------------------------------------------------- changes */
 
-/* Have room for more entries, so that adding them can't fail.  The lock
- * changes is held.
+/* Make room for more entries, so that adding them can't fail.  changes is
+ * held.
  */
 static int
 reserve_freed (struct writeback *c, unsigned more)
@@ -137,8 +137,8 @@ add_freed (struct writeback *c, const struct freed *f)
   atomic_fetch_add (&c->nr_next, 1);
 }
 
-/* Write sectors of zeros as they are, so that they have space.  Nobody can
- * change them meanwhile (C6): space_lock is held.
+/* Write sectors of zeros out, so that they have space.  They can't change
+ * meanwhile (C6): space_lock is held.
  */
 static int
 write_zero_sectors (struct writeback *c, struct host_off slice, uint8_t sectors)
@@ -156,8 +156,8 @@ write_zero_sectors (struct writeback *c, struct host_off slice, uint8_t sectors)
   return 0;
 }
 
-/* Sectors of a slice have their space allocated: those, and at best the whole
- * slice, since the others will be wanted as well.
+/* Allocate space for these sectors of a slice, and if possible for the whole
+ * slice, since the others will need it as well.
  */
 static int
 allocate_sectors (struct writeback *c, struct host_off slice, uint8_t sectors)
@@ -195,8 +195,8 @@ writeback_allocate_table (struct writeback *c, struct host_off table)
   return r;
 }
 
-/* Whether a slice is in one of the last tables.  One that has become something
- * else since is not asked for; if it becomes a table again, it has space again.
+/* Whether a slice is in one of the last tables.  A cluster that is no longer a
+ * table is never looked up; should it become one again, it gets space again.
  */
 static bool
 is_in_last_tables (const struct writeback *c, struct host_off slice)
@@ -219,7 +219,7 @@ find_space (struct writeback *c, const struct change *ch)
   int r = 0;
 
   pthread_mutex_lock (&c->space_lock);
-  /* Others may have seen to it by now. */
+  /* Another thread may have done it by now. */
   lacking = cache_lacking_space (c->cache, c->id, ch->slice, ch->first,
                                  ch->nr);
   if (lacking != 0 && is_in_last_tables (c, ch->slice))
@@ -300,22 +300,31 @@ writeback_free (struct writeback *c, const struct freed *freed, unsigned nr)
 
 /* ----------------------------------------------------------------- failing */
 
+/* What has failed first is what counts.  lock held. */
+static void
+fail_once (struct writeback *c, bool corrupt)
+{
+  if (atomic_load (&c->failed))
+    return;
+  snprintf (c->message, sizeof c->message, "%s", error_text ());
+  atomic_store (&c->corrupt, corrupt);
+  atomic_store (&c->failed, true);
+}
+
 void
 writeback_fail (struct writeback *c)
 {
   pthread_mutex_lock (&c->lock);
-  if (!atomic_load (&c->failed)) {
-    snprintf (c->message, sizeof c->message, "%s", error_text ());
-    atomic_store (&c->failed, true);
-  }
+  fail_once (c, false);
   pthread_mutex_unlock (&c->lock);
 }
 
 void
 writeback_fail_corrupt (struct writeback *c)
 {
-  writeback_fail (c);
-  atomic_store (&c->corrupt, true);
+  pthread_mutex_lock (&c->lock);
+  fail_once (c, true);
+  pthread_mutex_unlock (&c->lock);
 }
 
 int
@@ -333,9 +342,8 @@ writeback_check (struct writeback *c)
 
 /* ----------------------------------------------------------------- batches */
 
-/* Write sectors that follow one another on the storage in one go: the run of
- * them that starts at s, of nr at most.  Returns how many, or 0 with the
- * error set.
+/* Write the contiguous sectors that start at s, nr at most, in one call.
+ * Returns how many, or 0 with the error set.
  */
 static size_t
 write_run (struct writeback *c, struct cache_sector *s, size_t nr)
@@ -372,7 +380,7 @@ write_sectors (struct writeback *c, struct cache_sector *s, size_t nr)
 static int
 flush_storage (struct writeback *c)
 {
-  /* I16: data first, which what is in the tables by now may point to. */
+  /* I16: data first, since written tables may already point to it. */
   if ((c->data == c->tables || storage_flush (c->data) == 0) &&
       storage_flush (c->tables) == 0)
     return 0;
@@ -417,8 +425,8 @@ writeback_has_ballast (struct writeback *c)
   return r;
 }
 
-/* A batch found no space.  True if the host has some more now: there are file
- * systems which know of it after a flush only.
+/* A batch found no space.  Returns true if the ballast gave the host some; a
+ * flush follows, as some file systems need one to notice.
  */
 static bool
 spend_ballast (struct writeback *c)
@@ -433,7 +441,7 @@ spend_ballast (struct writeback *c)
   return r && flush_storage (c) == 0;
 }
 
-/* What one batch is besides its sectors. */
+/* The parts of a batch besides its sectors. */
 struct taken {
   bool ordered;
   uint64_t nr;
@@ -467,8 +475,8 @@ take (struct writeback *c, struct taken *t)
   return 0;
 }
 
-/* T3: all of it belongs to the next batch, which then is for the memory
- * to decide: what can't be added to is leaked.
+/* T3: all of it goes into the next batch.  Without memory for the list, those
+ * clusters leak.
  */
 static void
 give_back (struct writeback *c, struct taken *t)
@@ -535,7 +543,7 @@ writeback_flush (struct writeback *c)
   int r;
 
   pthread_mutex_lock (&c->lock);
-  mine = c->started + 1; /* the first one that takes all there is now */
+  mine = c->started + 1; /* the first to take all present changes */
   while (c->ended < mine) {
     if (c->running) {
       pthread_cond_wait (&c->done, &c->lock);

@@ -230,6 +230,13 @@ extern void writeback_fail (struct writeback *c);
 /* The same, since metadata was found where it can't be. */
 extern void writeback_fail_corrupt (struct writeback *c);
 
+/* Whether something has failed, and not because the image is corrupt. */
+static inline bool
+writeback_has_failed (const struct writeback *c)
+{
+  return atomic_load (&c->failed) && !atomic_load (&c->corrupt);
+}
+
 /* Returns -1 with the error set to EIO if nothing may be written. */
 extern int writeback_check (struct writeback *c);
 

@@ -9,6 +9,7 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/write/features.h"
 #include "qcow2/write/writer.h"
 
 static const char *
@@ -53,12 +54,6 @@ writer_check_header (struct storage *s, const struct header *h,
   return -1;
 }
 
-static inline bool
-has_bitmaps (const struct header *h)
-{
-  return (h->autoclear & QCOW2_AUTOCLEAR_BITMAPS) && h->nr_bitmaps > 0;
-}
-
 /* I7: what stays where it is. */
 static int
 add_ranges (struct writer *w, const struct snapshots *snapshots)
@@ -73,7 +68,7 @@ add_ranges (struct writer *w, const struct snapshots *snapshots)
                          METADATA_L1) == -1 ||
       overlap_add_range (o, h->snapshots_offset, snapshots->table_bytes,
                          METADATA_SNAPSHOT_TABLE) == -1 ||
-      (has_bitmaps (h) &&
+      (writer_has_bitmaps (h) &&
        overlap_add_range (o, h->bitmap_directory, h->bitmap_directory_size,
                           METADATA_BITMAPS) == -1))
     return -1;
@@ -259,105 +254,7 @@ writer_open (const struct layer *disk, const struct header *h,
   return NULL;
 }
 
-/* ------------------------------------------------------------ feature bits */
-
-/* Write the header's feature bits, durably.  begin_lock held. */
-static int
-write_feature_bits (struct writer *w)
-{
-  const struct host_off at = { HEADER_FEATURES_OFFSET };
-  uint8_t buf[HEADER_FEATURES_BYTES];
-
-  header_encode_features (&w->header, buf);
-  if (storage_write (w->disk->tables, buf, sizeof buf, at) == -1 ||
-      storage_flush (w->disk->tables) == -1) {
-    writeback_fail (&w->writeback);
-    return -1;
-  }
-  return 0;
-}
-
-/* Write the hint that a writer has not ended.  It becomes durable by the flush
- * that makes the first leak so: no fdatasync is spent on it.
- */
-static int
-write_hint (struct writer *w, uint8_t value)
-{
-  if (w->header.hint.v == 0)
-    return 0;
-  if (storage_write (w->disk->tables, &value, sizeof value,
-                     w->header.hint) == -1) {
-    writeback_fail (&w->writeback);
-    return -1;
-  }
-  writeback_note_data (&w->writeback);
-  return 0;
-}
-
-/* What became of a corrupt image: v2 has no bit to mark it by. */
-static const char *
-consequence (const struct writer *w)
-{
-  return w->header.version >= 3 ? "it is marked as corrupt"
-    : "nothing is written any more";
-}
-
-static void
-mark_corrupt (struct writer *w)
-{
-  pthread_mutex_lock (&w->begin_lock);
-  if (w->header.version >= 3 &&
-      !(w->header.incompatible & QCOW2_INCOMPAT_CORRUPT)) {
-    w->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
-    (void) write_feature_bits (w); /* the error will be about the overlap */
-  }
-  pthread_mutex_unlock (&w->begin_lock);
-}
-
-/* An error, which may be that the image was found to be corrupt: the first
- * request that learns of it says so.
- */
-int
-writer_failed (struct writer *w)
-{
-  if (atomic_load (&w->writeback.corrupt) &&
-      !atomic_exchange (&w->found_corrupt, true)) {
-    mark_corrupt (w);
-    error_set (EIO, "%s: %s", w->writeback.message, consequence (w));
-  }
-  return -1;
-}
-
-/* What must be true before anything is changed: what nobody keeps up to date
- * from here on is not to be believed (I8), and with lazy refcounts the image
- * is dirty.  The bitmaps' own bit stays: they remain well-formed, and those
- * that are disabled right.  begin_lock held.
- */
-static int
-begin_writing (struct writer *w)
-{
-  struct header *h = &w->header;
-  const bool lazy = h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
-  const uint64_t autoclear = has_bitmaps (h) ? QCOW2_AUTOCLEAR_BITMAPS : 0;
-  bool written;
-
-  if (write_hint (w, HEADER_HINT_SET) == -1)
-    return -1;
-  if (h->version < 3)
-    return 0;
-  if (bitmaps_mark_in_use (w->disk->tables, h, &written) == -1) {
-    if (written)
-      writeback_fail (&w->writeback);
-    return -1;
-  }
-  if (h->autoclear == autoclear && !lazy)
-    return 0;
-  h->autoclear = autoclear;
-  if (lazy)
-    h->incompatible |= QCOW2_INCOMPAT_DIRTY;
-  w->dirty = lazy;
-  return write_feature_bits (w);
-}
+/* -------------------------------------------------------------- requests */
 
 int
 writer_begin (struct writer *w, struct guest_off offset, uint64_t count)
@@ -372,219 +269,11 @@ writer_begin (struct writer *w, struct guest_off offset, uint64_t count)
     return 0;
   pthread_mutex_lock (&w->begin_lock);
   if (!w->begun) {
-    r = begin_writing (w);
+    r = features_begin (w);
     if (r == 0)
       atomic_store_explicit (&w->begun, true, memory_order_release);
   }
   pthread_mutex_unlock (&w->begin_lock);
-  return r;
-}
-
-/* Nothing may be written any more, and everybody shall know.  what was about
- * to happen to metadata of this kind.
- */
-int
-writer_found_corrupt (struct writer *w, const char *what, enum metadata kind,
-                      struct host_off offset, uint64_t bytes)
-{
-  atomic_store (&w->found_corrupt, true);
-  mark_corrupt (w);
-  error_set (EIO, "%s: damaged: %s %s, within %" PRIu64 " bytes at offset "
-             "0x%" PRIx64 ": %s", writer_name (w), what, overlap_name (kind),
-             bytes, offset.v, consequence (w));
-  writeback_fail_corrupt (&w->writeback);
-  return -1;
-}
-
-int
-writer_check_overlap (struct writer *w, struct host_off offset, uint64_t bytes)
-{
-  const enum metadata kind = overlap_find (&w->overlap, offset, bytes);
-
-  if (kind == METADATA_NONE)
-    return 0;
-  return writer_found_corrupt (w, "data would be written over", kind, offset,
-                               bytes);
-}
-
-int
-writer_take (struct writer *w, uint64_t guest, uint64_t nr,
-             struct alloc_clusters *out)
-{
-  if (alloc_take (&w->alloc, guest, nr, out) == -1)
-    return writer_failed (w);
-  atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
-  return 0;
-}
-
-int
-writer_place (struct writer *w, uint64_t guest, uint64_t nr,
-              struct placed *out)
-{
-  if (w->placement->take (w->placement, guest, nr, out) == -1)
-    return writer_failed (w);
-  atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
-  return 0;
-}
-
-int
-writer_take_bytes (struct writer *w, uint64_t bytes, struct host_off *host)
-{
-  if (alloc_take_bytes (&w->alloc, bytes, host) == -1)
-    return writer_failed (w);
-  atomic_fetch_add_explicit (&w->taken, 1, memory_order_relaxed);
-  return 0;
-}
-
-/* --------------------------------------------------------------- L2 tables */
-
-/* Have the L1 entry point to this table.  ordered: see struct change. */
-static int
-set_l1 (struct writer *w, const struct map_l1 *l1, struct host_off table,
-        bool ordered, const struct freed *old)
-{
-  const uint32_t slice_bytes = qcow2_map (w->disk)->slice_bytes;
-  const uint64_t word = table.v | QCOW2_ENTRY_COPIED;
-  const struct change ch = {
-    .slice.v = l1->place.v / slice_bytes * slice_bytes,
-    .first = l1->place.v % slice_bytes / sizeof word,
-    .nr = 1,
-    .words = &word,
-    .order = CACHE_SECOND,
-    .ordered = ordered,
-    .freed = old,
-    .nr_freed = old != NULL,
-  };
-
-  /* If a damaged image said that a snapshot's table is free, then it may be
-   * that, and in the cache.
-   */
-  cache_forget (qcow2_map (w->disk)->cache, qcow2_map (w->disk)->id, table,
-                qcow2_map (w->disk)->cluster_size, slice_bytes);
-  return writeback_change (&w->writeback, &ch, NULL);
-}
-
-/* A cluster that shall be zeros (P2): a damaged image may have the disk write
- * to it as well, and what was written is not to be taken for entries.
- */
-static int
-check_zero (struct writer *w, struct host_off table)
-{
-  const uint32_t bytes = qcow2_map (w->disk)->cluster_size;
-  bool zero;
-
-  if (storage_is_zero (w->disk->tables, table, bytes, &zero) == -1)
-    return -1;
-  return zero ? 0 : writer_found_corrupt (w, "data would be taken for",
-                                          METADATA_L2, table, bytes);
-}
-
-/* An L2 table that maps nothing.  In clusters that are durably zero it needs
- * no order: without its entries it is still a table that maps nothing.
- */
-static int
-new_table (struct writer *w, const struct map_l1 *l1,
-           const struct alloc_clusters *to)
-{
-  const int r = to->zero ? check_zero (w, to->host)
-    : storage_zero (w->disk->tables, to->host,
-                    qcow2_map (w->disk)->cluster_size, false);
-
-  if (r == -1)
-    return -1;
-  return set_l1 (w, l1, to->host, !to->zero || !to->durable, NULL);
-}
-
-/* Clear COPIED where the entries of a table are: two tables have them now. */
-static void
-clear_copied (const struct map *m, uint64_t *words)
-{
-  const uint64_t nr = m->cluster_size / sizeof *words;
-  uint64_t i;
-
-  for (i = 0; i < nr; i += UINT64_C (1) << m->l2_word_bits) {
-    if (!(words[i] & htobe64 (QCOW2_L2_COMPRESSED)))
-      words[i] &= ~htobe64 (QCOW2_ENTRY_COPIED);
-  }
-}
-
-/* A copy of a table that a snapshot has as well.  The old one was never
- * changed since the image was opened, so that it is on the disk as it is.
- */
-static int
-copy_l2_table (struct writer *w, const struct map_l1 *l1,
-            const struct alloc_clusters *to)
-{
-  const struct map *m = qcow2_map (w->disk);
-  struct freed old = { .host = l1->table, .nr = 1, .is_table = true };
-  uint64_t *words = malloc (m->cluster_size);
-  uint64_t refcount;
-  int r = -1;
-
-  if (words == NULL) {
-    error_set (ENOMEM, "%s: out of memory", writer_name (w));
-    return -1;
-  }
-  if (alloc_refcount (&w->alloc, l1->table, &refcount) == 0 &&
-      storage_read (m->tables, words, m->cluster_size, l1->table) == 0) {
-    if (refcount != 1)
-      clear_copied (m, words);
-    else
-      old.bytes = m->cluster_size;
-    r = storage_write (m->tables, words, m->cluster_size, to->host);
-    /* Who looks for references in the old table may come too late. */
-    writeback_table_not_leaked (&w->writeback, &m->format, words,
-                             m->cluster_size / sizeof *words);
-  }
-  free (words);
-  return r == -1 ? -1 : set_l1 (w, l1, to->host, true, &old);
-}
-
-/* tables is held. */
-static int
-make_l2_table (struct writer *w, const struct map_l1 *l1,
-               struct host_off *table)
-{
-  struct alloc_clusters to;
-  int r;
-
-  if (writer_take (w, ALLOC_NO_GUEST, 1, &to) == -1)
-    return -1;
-  r = writeback_allocate_table (&w->writeback, to.host);
-  if (r == 0)
-    r = overlap_add (&w->overlap, writer_name (w), to.host, 1,
-                     METADATA_L2); /* P1 */
-  if (r == 0) {
-    r = l1->table.v == 0 ? new_table (w, l1, &to) : copy_l2_table (w, l1, &to);
-    if (r == -1)
-      overlap_remove (&w->overlap, to.host, 1);
-  }
-  if (r == -1)
-    alloc_give_back (&w->alloc, to.host, 1);
-  *table = to.host;
-  return r;
-}
-
-int
-writer_table (struct writer *w, struct guest_off offset,
-              struct host_off *table)
-{
-  struct map_l1 l1;
-  int r;
-
-  if (map_l1_entry (qcow2_map (w->disk), offset, &l1) == -1)
-    return -1;
-  *table = l1.table;
-  if (l1.copied && l1.table.v != 0)
-    return 0;
-  pthread_mutex_lock (&w->tables);
-  r = map_l1_entry (qcow2_map (w->disk), offset, &l1);
-  if (r == 0) {
-    *table = l1.table;
-    if (!l1.copied || l1.table.v == 0)
-      r = make_l2_table (w, &l1, table);
-  }
-  pthread_mutex_unlock (&w->tables);
   return r;
 }
 
@@ -602,31 +291,6 @@ writer_flush (struct writer *w)
 
 /* ------------------------------------------------------------------ closing */
 
-/* Nothing is pending any more. */
-static int
-clear_dirty (struct writer *w)
-{
-  int r;
-
-  if (!w->dirty)
-    return 0;
-  pthread_mutex_lock (&w->begin_lock);
-  w->header.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
-  r = write_feature_bits (w);
-  pthread_mutex_unlock (&w->begin_lock);
-  return r;
-}
-
-/* All else is durable.  Leaks that are left are to be looked for, still. */
-static int
-clear_hint (struct writer *w)
-{
-  if (w->header.hint.v == 0 || w->leaks_left)
-    return 0;
-  return write_hint (w, HEADER_HINT_ENDED) == -1 ? -1
-    : writeback_flush (&w->writeback);
-}
-
 int
 writer_close (struct writer *w)
 {
@@ -638,10 +302,10 @@ writer_close (struct writer *w)
     r = writeback_check (&w->writeback);
     if (r == 0)
       r = alloc_close (&w->alloc);
-    r = r == 0 ? clear_dirty (w) : writer_failed (w);
+    r = r == 0 ? features_clear_dirty (w) : writer_failed (w);
   }
   if (w->begun && r == 0)
-    r = clear_hint (w);
+    r = features_clear_hint (w);
   alloc_destroy (&w->alloc);
   writeback_destroy (&w->writeback);
   writer_free (w);

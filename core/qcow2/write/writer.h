@@ -66,6 +66,13 @@ struct writer_options {
                             * 0: as the file's size has it (qcow2/write/writeback.h, T5) */
 };
 
+/* Whether there are bitmaps that the header says can be believed. */
+static inline bool
+writer_has_bitmaps (const struct header *h)
+{
+  return (h->autoclear & QCOW2_AUTOCLEAR_BITMAPS) && h->nr_bitmaps > 0;
+}
+
 /* Whether an image with this header may be written: not if it is marked as
  * dirty or corrupt, has bitmaps that would become wrong, or lacks a part of its
  * L1 table.  Returns -1 with
