@@ -204,8 +204,8 @@ read_uncached (size_t cluster_size, size_t skip, void *buf, size_t count,
 
 int
 cluster_cache_read (struct cluster_cache *d, struct cluster_cache_key key, size_t cluster_size,
-              size_t skip, void *buf, size_t count,
-              decode_fn decode, void *opaque)
+                    size_t skip, void *buf, size_t count,
+                    decode_fn decode, void *opaque)
 {
   struct cluster *c;
   int r;
@@ -248,7 +248,7 @@ cluster_cache_read (struct cluster_cache *d, struct cluster_cache_key key, size_
 
 void
 cluster_cache_forget (struct cluster_cache *d, unsigned id, uint64_t offset,
-                uint64_t bytes)
+                      uint64_t bytes)
 {
   unsigned i;
 

@@ -39,14 +39,14 @@ typedef int (*decode_fn) (void *opaque, void *out, size_t out_len);
  * error set (decode's, or ENOMEM).
  */
 extern int cluster_cache_read (struct cluster_cache *d, struct cluster_cache_key key,
-                         size_t cluster_size, size_t skip,
-                         void *buf, size_t count,
-                         decode_fn decode, void *opaque);
+                               size_t cluster_size, size_t skip,
+                               void *buf, size_t count,
+                               decode_fn decode, void *opaque);
 
 /* Forget what was decoded from these bytes of a storage, as they are about to
  * change.  Reads already running still get the old contents.
  */
 extern void cluster_cache_forget (struct cluster_cache *d, unsigned id, uint64_t offset,
-                            uint64_t bytes);
+                                  uint64_t bytes);
 
 #endif /* CORE_CACHE_CLUSTERS_H */

@@ -18,7 +18,7 @@ static bool
 note (uint64_t cluster, uint64_t from, uint64_t to)
 {
   return coalesce_note (&gather, (cluster << bits) + from,
-                      (cluster << bits) + to);
+                        (cluster << bits) + to);
 }
 
 /* Pieces of the same size, in order and backwards; only the last completes

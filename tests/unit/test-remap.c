@@ -4,8 +4,10 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "bare-writer.h"
@@ -150,6 +152,16 @@ test_freed (void)
   end ();
 }
 
+static void
+set_zero (uint64_t nr)
+{
+  struct remap r;
+
+  begin (&r, nr, 1);
+  remap_set (&r, 0, HOST_NONE, false, 0, 1);
+  CHECK_OK (remap_end (&r, false));
+}
+
 /* ------------------------------------------------------------------- R3, R6 */
 
 /* The last entry points to the L1 table: then no other is changed, either. */
@@ -169,6 +181,29 @@ test_metadata (void)
   CHECK_EQ (bytes_freed (), 0);
   CHECK_EQ (bare_close (&bare), (uint64_t) -1);
   memory_disk_free (&disk);
+}
+
+/* I10: after a failure nothing is written, not even that the image is corrupt. */
+static void
+test_corrupt_after_failure (void)
+{
+  const struct host_off header = { 0 };
+  uint64_t calls;
+
+  start (16, false);
+  set_zero (0);
+  control.fail_errno = EIO;
+  control.fail_call = control.calls + 1;
+  CHECK_EQ (writer_flush (bare.writer), (uint64_t) -1);
+  control.fail_call = 0;
+  calls = control.calls;
+  CHECK_EQ (writer_check_overlap (bare.writer, header, 1), (uint64_t) -1);
+  CHECK_ERROR (EIO, "data would be written over the header");
+  CHECK_HAS (error_message (), "nothing is written any more");
+  CHECK_EQ (control.calls, calls);
+  CHECK_EQ (bare_close (&bare), (uint64_t) -1);
+  memory_disk_free (&disk);
+  memset (&control, 0, sizeof control);
 }
 
 /* ----------------------------------------------------------------------- R5 */
@@ -245,5 +280,6 @@ main (void)
   test_bounds ();
   test_given_back ();
   test_metadata ();
+  test_corrupt_after_failure ();
   return check_result ();
 }

@@ -426,7 +426,7 @@ keep_ballast (struct alloc *s)
   if (storage_allocate (storage (s), cluster_offset (s, r.first),
                         r.nr << s->cluster_bits, &done) == 0 && done)
     writeback_set_ballast (s->writeback, cluster_offset (s, r.first),
-                        r.nr << s->cluster_bits);
+                           r.nr << s->cluster_bits);
 }
 
 /* Its clusters are needed.  refcounts_lock held. */
@@ -851,18 +851,18 @@ alloc_not_leaked (struct alloc *s)
   pthread_mutex_lock (&s->lock);
   for (i = 0; i < s->nr_runs; ++i)
     writeback_not_leaked (s->writeback, cluster_offset (s, s->run[i].first),
-                       s->run[i].nr);
+                          s->run[i].nr);
   for (i = 0; i < ALLOC_WINDOWS; ++i)
     writeback_not_leaked (s->writeback, cluster_offset (s, s->window[i].run.first),
-                       s->window[i].run.nr);
+                          s->window[i].run.nr);
   pthread_mutex_unlock (&s->lock);
   writeback_not_leaked (s->writeback, cluster_offset (s, s->ballast.first),
-                     s->ballast.nr);
+                        s->ballast.nr);
   /* The cluster in which packing continues may soon have more references. */
   pack = cluster_start (s, s->pack_at);
   writeback_not_leaked (s->writeback, (struct host_off) { pack },
-                     (next_cluster (s, s->pack_end) - pack)
-                     >> s->cluster_bits);
+                        (next_cluster (s, s->pack_end) - pack)
+                        >> s->cluster_bits);
   pthread_mutex_unlock (&s->refcounts_lock);
 }
 

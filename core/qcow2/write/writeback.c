@@ -661,7 +661,7 @@ writeback_not_leaked (struct writeback *c, struct host_off host, uint64_t nr)
 
 void
 writeback_table_not_leaked (struct writeback *c, const struct entry_format *f,
-                         const uint64_t *words, uint64_t nr_words)
+                            const uint64_t *words, uint64_t nr_words)
 {
   pthread_mutex_lock (&c->changes);
   if (c->suspects != NULL)

@@ -144,7 +144,7 @@ struct change {
  * among others), and then nothing has changed.
  */
 extern int writeback_change (struct writeback *c, const struct change *change,
-                          uint64_t *batch);
+                             uint64_t *batch);
 
 /* Allocate space on the host, in one piece, for a cluster that becomes a
  * table.  The last few are remembered, so that changing their slices needs no
@@ -157,14 +157,14 @@ extern int writeback_allocate_table (struct writeback *c, struct host_off table)
  * from now on.
  */
 extern void writeback_set_ballast (struct writeback *c, struct host_off host,
-                                uint64_t bytes);
+                                   uint64_t bytes);
 extern bool writeback_has_ballast (struct writeback *c);
 
 /* Give up references independently of a change.  Returns -1 with the error
  * set.
  */
 extern int writeback_free (struct writeback *c, const struct freed *freed,
-                        unsigned nr);
+                           unsigned nr);
 
 /* Whether the batch of this number is durable. */
 static inline bool
@@ -219,9 +219,9 @@ extern bool writeback_has_freed (struct writeback *c, uint64_t batch);
  */
 extern uint64_t writeback_set_suspects (struct writeback *c, struct suspects *s);
 extern void writeback_not_leaked (struct writeback *c, struct host_off host,
-                               uint64_t nr);
+                                  uint64_t nr);
 extern void writeback_table_not_leaked (struct writeback *c,
-                                     const struct entry_format *f,
+                                        const struct entry_format *f,
                                      const uint64_t *words, uint64_t nr_words);
 
 /* Forbid all further writing, for the reason that is set as the error. */

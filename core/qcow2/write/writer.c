@@ -12,12 +12,6 @@
 #include "qcow2/write/features.h"
 #include "qcow2/write/writer.h"
 
-static const char *
-writer_name (const struct writer *w)
-{
-  return w->disk->tables->name;
-}
-
 /* ----------------------------------------------------------------- opening */
 
 int

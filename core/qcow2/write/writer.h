@@ -81,6 +81,13 @@ writer_has_bitmaps (const struct header *h)
 extern int writer_check_header (struct storage *s, const struct header *h,
                                 const struct writer_options *options);
 
+/* For messages. */
+static inline const char *
+writer_name (const struct writer *w)
+{
+  return w->disk->tables->name;
+}
+
 /* Make an image writable that writer_check_header has found to be so: nothing
  * is written yet.  disk, and the epoch that all of its readers enter, must
  * outlive the writer.  Returns NULL with the error set: EIO or EINVAL for
