@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* nbdkit-qcow2-tool: examines images by means of core/, without serving them. */
+/* nbdkit-qcow2-tool: examines images with core/, without serving them. */
 
 #ifndef QCOW2_TOOL_H
 #define QCOW2_TOOL_H

@@ -191,7 +191,7 @@ lookup (struct cache *c, uint64_t set_index, uint64_t tag,
         atomic_load_explicit (&set->tag[i], memory_order_acquire) != tag)
       continue;
     ref->seq = &set->seq[i];
-    /* Acquire, as for any word: cache_still_valid stays behind it. */
+    /* Acquire, as for any word: cache_still_valid stays after it. */
     ref->words = (const _Atomic uint64_t *)
       atomic_load_explicit (&set->words[i], memory_order_acquire);
     if (!atomic_load_explicit (&set->referenced[i], memory_order_relaxed))

@@ -13,7 +13,7 @@
 extern int repair_fix_entries (struct repair *r);
 
 /* In the active tables, clear the COPIED flag of entries whose cluster has
- * other references, or set that of entries whose cluster has none.
+ * other references, or set that of entries whose cluster has no others.
  */
 extern int repair_clear_copied (struct repair *r);
 extern int repair_set_copied (struct repair *r);

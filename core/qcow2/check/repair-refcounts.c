@@ -269,7 +269,7 @@ repair_lower (struct repair *r)
   return repair_each_window (r, change_window, &up);
 }
 
-/* ------------------------------------------------------------------- anew */
+/* ------------------------------------------------------------ rebuilding */
 
 #define MAX_ENTRIES (QCOW2_MAX_REFCOUNT_TABLE_BYTES / 8)
 

@@ -28,7 +28,7 @@ struct leaks {
   struct suspects *suspects; /* of this pass */
   uint64_t from, to;         /* the clusters that it is about */
   uint64_t freed;            /* clusters */
-  uint64_t waiting;          /* bytes, that were given up in so many runs */
+  uint64_t waiting;          /* bytes given up, in waiting_runs pieces */
   unsigned waiting_runs;
   bool complete;             /* of its thread, until that has ended */
   _Atomic bool ended, stop;

@@ -274,7 +274,9 @@ clean (struct overlap *o, struct overlap_table *t)
   return 0;
 }
 
-/* Make room for nr more entries: at most half of a table is used.  Lock held. */
+/* Make room for nr more entries: at most half of a table is used.  Lock
+ * held.
+ */
 static int
 reserve (struct overlap *o, uint64_t nr)
 {
