@@ -364,7 +364,7 @@ is_to_be_repaired (const struct header *h, enum image_repair mode)
 }
 
 /* What the image was is in memory in many places.  What it is now is read
- * anew, once all requests that may have read something else have ended.
+ * again, once all requests that may have read something else have ended.
  */
 static int
 read_anew (struct image *im)
@@ -647,8 +647,8 @@ image_compression (const struct image *im)
 }
 
 /* Requests fail by the thousand once there is no space.  The first is logged,
- * and another only after one that was given some has gone well: who merely
- * overwrites can do so all the time.  full is 0, or one more than writer.taken
+ * and another only after a request that was given some has gone well: mere
+ * overwriting goes well all the time.  full is 0, or one more than writer.taken
  * was at the last failure.  r is the result of a request, and returned.
  */
 static int

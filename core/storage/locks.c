@@ -11,15 +11,15 @@
 
 /* QEMU's protocol (its block/file-posix.c): a shared lock on byte 100 + p
  * says that permission p is used, one on byte 200 + p that it is denied to
- * others.  Everyone locks first and then looks for conflicts, so that of two
- * who start at once at least one notices.
+ * others.  Every process locks first and then looks for conflicts, so that of two
+ * that start at once at least one notices.
  */
 #define LOCK_USED 100
 #define LOCK_DENIED 200
 #define LOCK_PERMISSIONS 4
 
-/* What is refused without anybody to be seen who is in the way is asked for
- * again, in case he has just left; and then believed to be refused to all.
+/* If a lock is refused but its holder can't be found, it is asked for again: the
+ * holder may just have left.  After so many tries the host is taken to refuse it.
  */
 #define MAX_TRIES 3
 

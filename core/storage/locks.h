@@ -16,7 +16,7 @@ enum locks {
 };
 
 /* Make it known that this process uses and denies these permissions, and look
- * for others who are in the way.  What is denied by another descriptor of this
+ * for others that are in the way.  What is denied by another descriptor of this
  * process is given up in between, so that at no moment others find no lock:
  * instead is that descriptor, or -1.  Whatever the result, some locks may have
  * been placed.

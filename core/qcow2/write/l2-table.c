@@ -130,7 +130,7 @@ copy_l2_table (struct writer *w, const struct map_l1 *l1,
     else
       old.bytes = m->cluster_size;
     r = storage_write (m->tables, words, m->cluster_size, to->host);
-    /* Who looks for references in the old table may come too late. */
+    /* The search for leaks may read the old table too late. */
     writeback_table_not_leaked (&w->writeback, &m->format, words,
                                 m->cluster_size / sizeof *words);
   }
