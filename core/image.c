@@ -25,11 +25,11 @@
 #include "storage/open.h"
 
 /* Why an image can't be written: found out at some cost, which another client
- * does not have to cause again.  It holds as long as the file is as it was then,
- * by its inode, size and times.  Should something have changed that these don't
- * tell (within one tick of the file system's clock, or on a block device) then an
- * image stays refused that need not be; that it is sound is never taken from
- * here, so nothing is written that should not be.
+ * does not have to cause again.  It holds as long as the file is as it was
+ * then, by its inode, size and times.  Should something have changed that
+ * these don't tell (within one tick of the file system's clock, or on a block
+ * device) then an image stays refused that need not be; that it is sound is
+ * never taken from here, so nothing is written that should not be.
  */
 struct verdict {
   bool known;
@@ -463,8 +463,8 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
 }
 
 /* The tables that are read before an image is served, and the time that it may
- * take to look for excess references: beyond that they stay.  To lower them takes
- * some five times as long.
+ * take to look for excess references: beyond that they stay.  To lower them
+ * takes some five times as long.
  */
 #define EXCESS_MAX_BYTES (UINT64_C (64) << 20)
 #define EXCESS_MAX_NS UINT64_C (200000000)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Values of parameters: what nbdkit's functions parse, with errors that say which
- * parameter it is.  All return -1 with nbdkit_error called.
+/* Values of parameters: what nbdkit's functions parse, with errors that say
+ * which parameter it is.  All return -1 with nbdkit_error called.
  */
 
 #ifndef QCOW2_VALUES_H

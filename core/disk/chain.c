@@ -183,7 +183,8 @@ list_formats (const struct format_ops *const *formats, char *buf, size_t len)
                       formats[i]->name);
 }
 
-/* The format of this name, or NULL with the error set.  above: see no_format. */
+/* The format of this name, or NULL with the error set.  above: see no_format.
+ */
 static const struct format_ops *
 find_format (const struct format_ops *const *formats, const char *file,
              const char *name, unsigned above)

@@ -46,11 +46,11 @@ struct chain {
   struct layer *layer[CHAIN_MAX_DEPTH]; /* the image itself is the first */
 };
 
-/* Open an image of this format and its backing files, read-only, with the locks
- * that QEMU takes on them, so that no QEMU writes them meanwhile.  shared must
- * outlive the chain.  Relative names are relative to the directory of the file that
- * they are in, as it was named.  Formats are never probed.  Returns -1 with
- * the error set, naming the file that it is about.
+/* Open an image of this format and its backing files, read-only, with the
+ * locks that QEMU takes on them, so that no QEMU writes them meanwhile.
+ * shared must outlive the chain.  Relative names are relative to the directory
+ * of the file that they are in, as it was named.  Formats are never probed.
+ * Returns -1 with the error set, naming the file that it is about.
  */
 extern int chain_open (struct chain *c, const struct format_ops *format,
                        const struct chain_options *options,

@@ -54,9 +54,9 @@ extern const char *entry_why (const struct entry_format *f, uint64_t word,
                               uint64_t bitmap);
 
 /* The two words of an entry without compressed data.  host may be HOST_NONE;
- * copied says that nothing else refers to that host cluster.  Without extended L2
- * only bit 0 of the bitmaps counts, and the second word is 0.  Spec: Standard
- * Cluster Descriptor, Extended L2 Entries.
+ * copied says that nothing else refers to that host cluster.  Without extended
+ * L2 only bit 0 of the bitmaps counts, and the second word is 0.  Spec:
+ * Standard Cluster Descriptor, Extended L2 Entries.
  */
 extern void entry_encode_l2 (const struct entry_format *f,
                              struct host_off host, bool copied,

@@ -9,17 +9,18 @@
 
 #include "storage/locks.h"
 
-/* QEMU's protocol (its block/file-posix.c): a shared lock on byte 100 + p
- * says that permission p is used, one on byte 200 + p that it is denied to
- * others.  Every process locks first and then looks for conflicts, so that of two
- * that start at once at least one notices.
+/* QEMU's protocol (its block/file-posix.c): a shared lock on byte 100 + p says
+ * that permission p is used, one on byte 200 + p that it is denied to others.
+ * Every process locks first and then looks for conflicts, so that of two that
+ * start at once at least one notices.
  */
 #define LOCK_USED 100
 #define LOCK_DENIED 200
 #define LOCK_PERMISSIONS 4
 
-/* If a lock is refused but its holder can't be found, it is asked for again: the
- * holder may just have left.  After so many tries the host is taken to refuse it.
+/* If a lock is refused but its holder can't be found, it is asked for again:
+ * the holder may just have left.  After so many tries the host is taken to
+ * refuse it.
  */
 #define MAX_TRIES 3
 

@@ -24,8 +24,8 @@
 struct storage;
 
 /* What changes when a storage is changed by anybody: of a file, by any program
- * that writes it, cuts it off or puts another one in its place.  Times are those
- * of the file system, which may be coarse.
+ * that writes it, cuts it off or puts another one in its place.  Times are
+ * those of the file system, which may be coarse.
  */
 struct storage_stamp {
   uint64_t device, inode, size;
@@ -110,8 +110,8 @@ struct storage_ops {
    */
   int (*resize) (struct storage *, uint64_t size);
 
-  /* Fill in what there is; the size that is known is in it.  -1 sets errno.  May
-   * be NULL where nobody else has the storage.
+  /* Fill in what there is; the size that is known is in it.  -1 sets errno.
+   * May be NULL where nobody else has the storage.
    */
   int (*stamp) (struct storage *, struct storage_stamp *);
 
@@ -254,7 +254,8 @@ extern int storage_is_zero (struct storage *s, struct host_off offset,
 extern void storage_prefetch (struct storage *s, struct host_off offset,
                               uint64_t count);
 
-/* Fill in *stamp.  Returns false, without an error set, if that can't be done. */
+/* Fill in *stamp.  Returns false, without an error set, if that can't be done.
+ */
 extern bool storage_stamp (struct storage *s, struct storage_stamp *stamp);
 
 extern bool storage_stamps_equal (const struct storage_stamp *a,

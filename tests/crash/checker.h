@@ -2,8 +2,8 @@
 
 /* A check of an image's metadata, on its bytes in memory.  It judges as
  * `qemu-img check' does, counts what that counts, and is stricter where that
- * is blind.  It shares nothing with core/ but qcow2/format.h and qcow2/entry.h, so that
- * it can convict the rest.
+ * is blind.  It shares nothing with core/ but qcow2/format.h and
+ * qcow2/entry.h, so that it can convict the rest.
  */
 
 #ifndef CRASH_CHECKER_H

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Whether an image is sound: a reader of the format of its own, that shares
- * nothing with core/ but the masks in qcow2/format.h, so that it can convict it.
+ * nothing with core/ but the masks in qcow2/format.h, so that it can convict
+ * it.
  */
 
 #ifndef UNIT_IMAGE_CHECK_H

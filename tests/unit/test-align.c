@@ -39,7 +39,7 @@ at (uint64_t offset)
   return (struct host_off) { offset };
 }
 
-/* ------------------------------------------------------------ against a model */
+/* --------------------------------------------------------- against a model */
 
 struct model {
   struct storage *s;
@@ -204,7 +204,7 @@ test_random (uint32_t block, uint64_t seed)
   memory_disk_free (&disk);
 }
 
-/* --------------------------------------------------------------------- faults */
+/* ------------------------------------------------------------------ faults */
 
 /* What is asked of the inner storage, and that errors come back. */
 static void
@@ -335,7 +335,7 @@ test_torn (void)
   memory_disk_free (&disk);
 }
 
-/* -------------------------------------------------------------------- threads */
+/* ----------------------------------------------------------------- threads */
 
 #define THREADS 6
 #define ROUNDS 700

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* storage/beneath.c: by hand it opens the same files as the kernel does, and refuses
- * the same, whoever exchanges what meanwhile.
+/* storage/beneath.c: by hand it opens the same files as the kernel does, and
+ * refuses the same, whoever exchanges what meanwhile.
  */
 
 #include <config.h>

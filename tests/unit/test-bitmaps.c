@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* qcow2/bitmaps.c: images with persistent bitmaps, which writing makes useless. */
+/* qcow2/bitmaps.c: images with persistent bitmaps, which writing makes
+ * useless.
+ */
 
 #include <config.h>
 

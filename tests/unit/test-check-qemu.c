@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Whether core/'s check and `qemu-img check' agree, about images of all
- * kinds, sound and damaged at random.  Differences are those that qcow2/check/check.c
+/* Whether core/'s check and `qemu-img check' agree, about images of all kinds,
+ * sound and damaged at random.  Differences are those that qcow2/check/check.c
  * lists, or failures.
  *
  * test-check-qemu [STATES [SEED [IMAGE...]]]

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* An encoder that makes what is not the cluster: qcow2/codec.c does not use it. */
+/* An encoder that makes what is not the cluster: qcow2/codec.c does not use
+ * it.
+ */
 
 #include <config.h>
 

@@ -77,7 +77,7 @@ __wrap_deflateInit2_ (z_streamp z, int level, int method, int bits, int memory,
     : Z_MEM_ERROR;
 }
 
-/* ------------------------------------------------------------------ the disk */
+/* ---------------------------------------------------------------- the disk */
 
 static struct rig rig;
 

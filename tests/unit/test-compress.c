@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* qcow2/write/compress.c: what is stored compressed, when, and what becomes of it. */
+/* qcow2/write/compress.c: what is stored compressed, when, and what becomes of
+ * it.
+ */
 
 #include <config.h>
 
@@ -510,8 +512,8 @@ test_gather_fails (void)
   }
 }
 
-/* What lies past the disk's end, in its last cluster, are zeros and nothing that
- * was in memory: it is seen when somebody makes the disk larger.
+/* What lies past the disk's end, in its last cluster, are zeros and nothing
+ * that was in memory: it is seen when somebody makes the disk larger.
  */
 static void
 test_end (bool whole)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* manage/create.c: images over what is there; in which order things are written; and
- * what is left when the storage fails.
+/* manage/create.c: images over what is there; in which order things are
+ * written; and what is left when the storage fails.
  */
 
 #include <config.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* manage/create-file.c: each system call and allocation that it makes fails in turn,
- * or is the last before the process ends.  What is at the path then is what
- * was there before, or all of the new image.
+/* manage/create-file.c: each system call and allocation that it makes fails in
+ * turn, or is the last before the process ends.  What is at the path then is
+ * what was there before, or all of the new image.
  */
 
 #include <config.h>

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* manage/create.c: new images of every kind, in empty storage, and what is refused. */
+/* manage/create.c: new images of every kind, in empty storage, and what is
+ * refused.
+ */
 
 #include <config.h>
 

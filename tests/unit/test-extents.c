@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* disk/extents.c, disk/layer.c and reading through chains of layers, against what
- * models of each layer say.
+/* disk/extents.c, disk/layer.c and reading through chains of layers, against
+ * what models of each layer say.
  */
 
 #include <config.h>

@@ -94,8 +94,8 @@ test_turns (void)
   gate_destroy (&g);
 }
 
-/* Requests and closings by several threads.  What is done beyond the gate is not
- * atomic, so that ThreadSanitizer judges as well.
+/* Requests and closings by several threads.  What is done beyond the gate is
+ * not atomic, so that ThreadSanitizer judges as well.
  */
 #define VISITORS 4
 #define CLOSERS 2

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* qcow2/header.c: what is accepted, what is refused, and what the refusal says. */
+/* qcow2/header.c: what is accepted, what is refused, and what the refusal
+ * says.
+ */
 
 #include <config.h>
 

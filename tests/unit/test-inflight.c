@@ -116,8 +116,8 @@ wait_for_waiter (struct inflight *f, const struct waiter *w, unsigned nr)
   } while (waiting < nr && !w->entered);
 }
 
-/* First come, first served: a large range that waits is not overtaken by a small
- * one, though nobody is in that one's way but it.
+/* First come, first served: a large range that waits is not overtaken by a
+ * small one, though nobody is in that one's way but it.
  */
 static void
 test_fair (void)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* qcow2/write/leaks.c, where requests meet the search at the worst moment: either is held
- * up until the other has come so far.
+/* qcow2/write/leaks.c, where requests meet the search at the worst moment:
+ * either is held up until the other has come so far.
  */
 
 #include <config.h>
@@ -116,7 +116,7 @@ wait_until_done (void)
     sched_yield ();
 }
 
-/* -------------------------------------------------------------------- images */
+/* ------------------------------------------------------------------ images */
 
 /* Every second of the first clusters has data.  copied: whether the L1 entry
  * says that its table is the disk's alone.
@@ -171,7 +171,7 @@ use_again (uint64_t host)
                 rig.what);
 }
 
-/* --------------------------------------------------------------------- tests */
+/* ------------------------------------------------------------------- tests */
 
 /* While the search is about to read the table, a cluster in there is given up,
  * and used again elsewhere.

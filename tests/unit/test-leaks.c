@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* qcow2/write/leaks.c, qcow2/write/suspects.c: what a killed writer has left is freed, and nothing
- * else; beside threads that write, zero and trim, for ThreadSanitizer, too.
+/* qcow2/write/leaks.c, qcow2/write/suspects.c: what a killed writer has left
+ * is freed, and nothing else; beside threads that write, zero and trim, for
+ * ThreadSanitizer, too.
  */
 
 #include <config.h>

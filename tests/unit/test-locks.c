@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* storage/locks.c: what is a conflict, what is a file system without locks, and what
- * others see meanwhile.
+/* storage/locks.c: what is a conflict, what is a file system without locks,
+ * and what others see meanwhile.
  */
 
 #include <config.h>

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* qcow2/write/refcount.c: refcounts of all widths, and the growth of their tables. */
+/* qcow2/write/refcount.c: refcounts of all widths, and the growth of their
+ * tables.
+ */
 
 #include <config.h>
 

@@ -183,7 +183,8 @@ test_metadata (void)
   memory_disk_free (&disk);
 }
 
-/* I10: after a failure nothing is written, not even that the image is corrupt. */
+/* I10: after a failure nothing is written, not even that the image is corrupt.
+ */
 static void
 test_corrupt_after_failure (void)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* qcow2/write/write.c and qcow2/write/zero.c: each kind of request on each kind of cluster, and what
- * becomes of the cluster.
+/* qcow2/write/write.c and qcow2/write/zero.c: each kind of request on each
+ * kind of cluster, and what becomes of the cluster.
  */
 
 #include <config.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* qcow2/write/writeback.c: what is written in which order, and what becomes of it when that
- * fails.
+/* qcow2/write/writeback.c: what is written in which order, and what becomes of
+ * it when that fails.
  */
 
 #include <config.h>
@@ -542,7 +542,7 @@ test_crowded (void)
   end ();
 }
 
-/* ------------------------------------------------------------ group writeback */
+/* --------------------------------------------------------- group writeback */
 
 #define THREADS 8
 

@@ -16,8 +16,8 @@
  * lock, and is in no epoch.  Returns -1 with the error set: ENOSPC, EIO,
  * ENOMEM.  Spec: Compressed Clusters Descriptor.
  *
- * While an image is compressed, all writes enter the range of clusters in flight,
- * those in place as well.
+ * While an image is compressed, all writes enter the range of clusters in
+ * flight, those in place as well.
  */
 extern int compress_cluster (struct writer *w, const void *buf,
                              struct guest_off offset, bool *stored);

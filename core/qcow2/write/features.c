@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* The feature bits of the header while an image is written, and the hint that it
- * has a writer.
+/* The feature bits of the header while an image is written, and the hint that
+ * it has a writer.
  */
 
 #include <config.h>

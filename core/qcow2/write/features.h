@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* The feature bits of the header while an image is written, and the hint that it
- * has a writer.  All return -1 with the error set; then nothing is written any
- * more (I10).
+/* The feature bits of the header while an image is written, and the hint that
+ * it has a writer.  All return -1 with the error set; then nothing is written
+ * any more (I10).
  */
 
 #ifndef CORE_QCOW2_WRITE_FEATURES_H
@@ -13,7 +13,9 @@
 /* Write those of writer.header, durably.  Wants writer.begin_lock. */
 extern int features_write (struct writer *w);
 
-/* The image is about to be changed for the first time.  Wants writer.begin_lock. */
+/* The image is about to be changed for the first time.  Wants
+ * writer.begin_lock.
+ */
 extern int features_begin (struct writer *w);
 
 /* All is durable and nothing is pending: it is not dirty any more, and has no

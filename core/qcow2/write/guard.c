@@ -19,8 +19,8 @@ consequence (const struct writer *w)
     ? "it is marked as corrupt" : "nothing is written any more";
 }
 
-/* Version 2 has no bit for that.  Nor is it set where something has failed before:
- * then nothing is written any more, the header included (I10).
+/* Version 2 has no bit for that.  Nor is it set where something has failed
+ * before: then nothing is written any more, the header included (I10).
  */
 static void
 mark_corrupt (struct writer *w)

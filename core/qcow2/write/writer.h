@@ -1,23 +1,25 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* All that it takes to write an image: made when the image is first wanted
- * for writing, and shared by all requests.
+/* All that it takes to write an image: made when the image is first wanted for
+ * writing, and shared by all requests.
  *
- * Lock order.  A thread takes one only while it holds none that stands below it;
- * none is held around the I/O of guest data (I12).
+ * Lock order.  A thread takes one only while it holds none that stands below
+ * it; none is held around the I/O of guest data (I12).
  *
- *   a range of inflight            around the whole of a step (see remap.h)
- *   writer.tables                  making or copying an L2 table; I/O of tables
- *   alloc.refcounts_lock           refcounts; I/O of tables
- *   writer.begin_lock              the header's feature bits; I/O of the header
- *   writeback.space_lock           space for tables on the host; I/O of tables
- *   writeback.lock                 moments; a writeback that runs holds none
- *   alloc.lock                     moments
- *   writeback.changes              moments
- *   writeback.freed_lock, epoch.lock   moments
- *   cache.lock, overlap.lock       moments
- *   cluster_cache.lock             moments
- *   coalesce.lock                  moments; alone
+ *   a range of inflight     around the whole of a step (see remap.h)
+ *   writer.tables           making or copying an L2 table; I/O of tables
+ *   alloc.refcounts_lock    refcounts; I/O of tables
+ *   writer.begin_lock       the header's feature bits; I/O of the header
+ *   writeback.space_lock    space for tables on the host; I/O of tables
+ *   writeback.lock          moments; a writeback that runs holds none
+ *   alloc.lock              moments
+ *   writeback.changes       moments
+ *   writeback.freed_lock    moments
+ *   epoch.lock              moments
+ *   cache.lock              moments
+ *   overlap.lock            moments
+ *   cluster_cache.lock      moments
+ *   coalesce.lock           moments; alone
  */
 
 #ifndef CORE_QCOW2_WRITE_WRITER_H
