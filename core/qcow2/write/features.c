@@ -7,7 +7,7 @@
 #include <config.h>
 
 #include "qcow2/bitmaps.h"
-#include "qcow2/write/features.h"
+#include "qcow2/write/writer-parts.h"
 
 int
 features_write (struct writer *w)

@@ -8,8 +8,7 @@
 #include <inttypes.h>
 
 #include "base/error.h"
-#include "qcow2/write/features.h"
-#include "qcow2/write/writer.h"
+#include "qcow2/write/writer-parts.h"
 
 /* What became of a corrupt image. */
 static const char *

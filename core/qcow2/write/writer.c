@@ -9,8 +9,7 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "qcow2/bitmaps.h"
-#include "qcow2/write/features.h"
-#include "qcow2/write/writer.h"
+#include "qcow2/write/writer-parts.h"
 
 /* ----------------------------------------------------------------- opening */
 

@@ -1,12 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* The feature bits of the header while an image is written, and the hint that
- * it has a writer.  All return -1 with the error set; then nothing is written
- * any more (I10).
+/* What the parts of the writer have in common: writer.c, which opens and closes
+ * it, and
+ *
+ *   features.c   the header's feature bits, and the hint that there is a writer
+ *   guard.c      images that are found to be corrupt
+ *   l2-table.c   L2 tables that may be changed
+ *
+ * All of these return -1 with the error set; then nothing is written any more
+ * (I10).
  */
 
-#ifndef CORE_QCOW2_WRITE_FEATURES_H
-#define CORE_QCOW2_WRITE_FEATURES_H
+#ifndef CORE_QCOW2_WRITE_WRITER_PARTS_H
+#define CORE_QCOW2_WRITE_WRITER_PARTS_H
 
 #include "qcow2/write/writer.h"
 
@@ -24,4 +30,4 @@ extern int features_begin (struct writer *w);
 extern int features_clear_dirty (struct writer *w);
 extern int features_clear_hint (struct writer *w);
 
-#endif /* CORE_QCOW2_WRITE_FEATURES_H */
+#endif /* CORE_QCOW2_WRITE_WRITER_PARTS_H */
