@@ -82,33 +82,9 @@ clear_copied (const struct map *m, uint64_t *words)
   }
 }
 
-/* Read a table as it is now: through the cache, which may have changes that are
- * not on the disk yet.
+/* A copy of a table that a snapshot has as well.  The old one has not changed
+ * since the image was opened, so that it is on the disk as it is.
  */
-static int
-read_table (const struct map *m, struct host_off table, uint64_t *words)
-{
-  const uint64_t per_slice = m->slice_bytes / sizeof *words;
-  const uint64_t nr = m->cluster_size / sizeof *words;
-  uint64_t first;
-  unsigned i;
-
-  for (first = 0; first < nr; first += per_slice) {
-    const struct host_off slice = { table.v + first * sizeof *words };
-    struct cache_ref ref = { 0 };
-
-    do {
-      if (cache_get (m->cache, m->tables, m->id, slice, m->slice_bytes,
-                     (nr - first) / per_slice, &ref) == -1)
-        return -1;
-      for (i = 0; i < per_slice; ++i)
-        words[first + i] = htobe64 (cache_word (&ref, i));
-    } while (!cache_still_valid (&ref));
-  }
-  return 0;
-}
-
-/* A copy of a table that a snapshot has as well. */
 static int
 copy_l2_table (struct writer *w, const struct map_l1 *l1,
                const struct alloc_clusters *to)
@@ -124,7 +100,7 @@ copy_l2_table (struct writer *w, const struct map_l1 *l1,
     return -1;
   }
   if (alloc_refcount (&w->alloc, l1->table, &refcount) == 0 &&
-      read_table (m, l1->table, words) == 0) {
+      storage_read (m->tables, words, m->cluster_size, l1->table) == 0) {
     if (refcount != 1)
       clear_copied (m, words);
     else
