@@ -203,8 +203,8 @@ read_uncached (size_t cluster_size, size_t skip, void *buf, size_t count,
 }
 
 int
-cluster_cache_read (struct cluster_cache *d, struct cluster_cache_key key, size_t cluster_size,
-                    size_t skip, void *buf, size_t count,
+cluster_cache_read (struct cluster_cache *d, struct cluster_cache_key key,
+                    size_t cluster_size, size_t skip, void *buf, size_t count,
                     decode_fn decode, void *opaque)
 {
   struct cluster *c;

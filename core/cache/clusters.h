@@ -38,15 +38,15 @@ typedef int (*decode_fn) (void *opaque, void *out, size_t out_len);
  * cache, while other threads that want the cluster wait.  Returns -1 with the
  * error set (decode's, or ENOMEM).
  */
-extern int cluster_cache_read (struct cluster_cache *d, struct cluster_cache_key key,
-                               size_t cluster_size, size_t skip,
-                               void *buf, size_t count,
-                               decode_fn decode, void *opaque);
+extern int cluster_cache_read (struct cluster_cache *d,
+                               struct cluster_cache_key key,
+                               size_t cluster_size, size_t skip, void *buf,
+                               size_t count, decode_fn decode, void *opaque);
 
 /* Forget what was decoded from these bytes of a storage, as they are about to
  * change.  Reads already running still get the old contents.
  */
-extern void cluster_cache_forget (struct cluster_cache *d, unsigned id, uint64_t offset,
-                                  uint64_t bytes);
+extern void cluster_cache_forget (struct cluster_cache *d, unsigned id,
+                                  uint64_t offset, uint64_t bytes);
 
 #endif /* CORE_CACHE_CLUSTERS_H */

@@ -66,8 +66,9 @@ start (unsigned bits, bool keep_discarded)
   storage = memory_disk_open (&disk, "test", &control);
   cache = cache_new (1 << 20);
   epoch_init (&epoch);
-  CHECK_OK (writeback_init (&writeback, storage, storage, cache, 0, bits < 12 ? 1U << bits
-                            : CACHE_SLOT_BYTES, bits, &epoch));
+  CHECK_OK (writeback_init (&writeback, storage, storage, cache, 0,
+                            bits < 12 ? 1U << bits : CACHE_SLOT_BYTES, bits,
+                            &epoch));
   overlap_init (&overlap, bits);
   CHECK_OK (overlap_add_range (&overlap, (struct host_off) { 0 },
                                cluster_size, METADATA_HEADER));

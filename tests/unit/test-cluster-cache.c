@@ -63,7 +63,9 @@ static int
 read_part (struct cluster_cache *d, unsigned id, uint64_t offset, size_t cluster,
            size_t skip, size_t count, struct decoder *z)
 {
-  const struct cluster_cache_key key = { .id = id, .size = 100, .offset = offset };
+  const struct cluster_cache_key key = {
+    .id = id, .size = 100, .offset = offset,
+  };
   uint8_t *buf = malloc (count);
   size_t i;
   int r;

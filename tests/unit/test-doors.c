@@ -319,7 +319,8 @@ first_entry (void)
 {
   struct map_l1 l1;
 
-  CHECK_OK (map_l1_entry (qcow2_map (bare.disk), (struct guest_off) { 0 }, &l1));
+  CHECK_OK (map_l1_entry (qcow2_map (bare.disk), (struct guest_off) { 0 },
+                          &l1));
   return l1.table.v;
 }
 

@@ -40,7 +40,8 @@ start (uint64_t cache_bytes)
   storage = memory_disk_open (&disk, "test", &control);
   cache = cache_new (cache_bytes);
   epoch_init (&epoch);
-  CHECK_OK (writeback_init (&writeback, storage, storage, cache, ID, SLICE, 16, &epoch));
+  CHECK_OK (writeback_init (&writeback, storage, storage, cache, ID, SLICE, 16,
+                            &epoch));
 }
 
 static void

@@ -26,8 +26,9 @@
 #define MAX_WINDOW 64
 
 int
-alloc_init (struct alloc *s, const struct header *h, struct writeback *writeback,
-            struct overlap *overlap, bool keep_discarded)
+alloc_init (struct alloc *s, const struct header *h,
+            struct writeback *writeback, struct overlap *overlap,
+            bool keep_discarded)
 {
   unsigned i;
 
@@ -182,7 +183,8 @@ keep_ballast (struct alloc *s)
   bool done;
 
   if (atomic_load (&alloc_storage (s)->size) < MIN_BALLASTED_BYTES ||
-      !storage_has_holes (alloc_storage (s)) || writeback_has_ballast (s->writeback) ||
+      !storage_has_holes (alloc_storage (s)) ||
+      writeback_has_ballast (s->writeback) ||
       (r.nr == 0 && reserve_run (s, nr, &r) == -1))
     return;
   s->ballast = r;
@@ -323,7 +325,8 @@ alloc_not_leaked (struct alloc *s)
     writeback_not_leaked (s->writeback, alloc_offset (s, s->run[i].first),
                           s->run[i].nr);
   for (i = 0; i < ALLOC_WINDOWS; ++i)
-    writeback_not_leaked (s->writeback, alloc_offset (s, s->window[i].run.first),
+    writeback_not_leaked (s->writeback,
+                          alloc_offset (s, s->window[i].run.first),
                           s->window[i].run.nr);
   pthread_mutex_unlock (&s->lock);
   writeback_not_leaked (s->writeback, alloc_offset (s, s->ballast.first),

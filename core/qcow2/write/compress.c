@@ -85,8 +85,8 @@ encode (struct packed *p, struct codec *codec, const void *in)
 
   if (out == NULL)
     return -1;
-  n = codec_encode (codec, qcow2_disk (disk)->compression, p->w->compress_level, in,
-                    cluster_size, out,
+  n = codec_encode (codec, qcow2_disk (disk)->compression,
+                    p->w->compress_level, in, cluster_size, out,
                     cluster_size - cluster_size / LEAST_GAIN);
   if (n == -1)
     return -1;
@@ -111,7 +111,9 @@ inside (const struct writer *w, uint64_t cluster)
 {
   const uint64_t left = w->disk->size - cluster;
 
-  return left < qcow2_map (w->disk)->cluster_size ? left : qcow2_map (w->disk)->cluster_size;
+  const uint64_t cluster_size = qcow2_map (w->disk)->cluster_size;
+
+  return left < cluster_size ? left : cluster_size;
 }
 
 static void

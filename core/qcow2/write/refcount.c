@@ -368,8 +368,9 @@ add_metadata (struct refcounts *r, uint64_t cluster, uint64_t nr,
     /* It may be a snapshot's table, if a damaged image calls that free, and
      * so be in the cache.
      */
-    cache_forget (r->writeback->cache, r->writeback->id, cluster_offset (r, cluster),
-                  nr << r->cluster_bits, r->writeback->slice_bytes);
+    cache_forget (r->writeback->cache, r->writeback->id,
+                  cluster_offset (r, cluster), nr << r->cluster_bits,
+                  r->writeback->slice_bytes);
     return 0;
   }
   if (error_errno () != ENOMEM)

@@ -34,7 +34,8 @@ struct refcounts {
  * Returns -1 with the error set: EIO for damage.
  */
 extern int refcounts_init (struct refcounts *r, const struct header *h,
-                           struct writeback *writeback, struct overlap *overlap);
+                           struct writeback *writeback,
+                           struct overlap *overlap);
 
 /* Get the refcount of a cluster, numbered from the start of the file, and how
  * many clusters from it on, at most max, are known to have the same.  Returns

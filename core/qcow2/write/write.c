@@ -532,11 +532,8 @@ write_at_once (struct writer *w, const uint8_t *buf, uint64_t count,
   int r = map_lookup (qcow2_map (w->disk), offset, count, run);
 
   *done = 0;
-  if (r == 0 && run->kind == RUN_DAMAGED) {
-    if (!damage_is_new (w->disk->damage, run->host.v))
-      error_set_repeated ();
-    r = -1;
-  }
+  if (r == 0 && run->kind == RUN_DAMAGED)
+    r = layer_damaged (w->disk, run->host);
   if (r == 0 && is_in_place (run) && w->compress_level == 0) {
     r = write_in_place (w, buf, run, flags);
     *done = run->length;

@@ -406,7 +406,8 @@ write_batch (struct writeback *c, bool ordered)
 }
 
 void
-writeback_set_ballast (struct writeback *c, struct host_off host, uint64_t bytes)
+writeback_set_ballast (struct writeback *c, struct host_off host,
+                       uint64_t bytes)
 {
   pthread_mutex_lock (&c->space_lock);
   c->ballast = host;

@@ -150,7 +150,8 @@ extern int writeback_change (struct writeback *c, const struct change *change,
  * table.  The last few are remembered, so that changing their slices needs no
  * further allocation.  Returns -1 with the error set.
  */
-extern int writeback_allocate_table (struct writeback *c, struct host_off table);
+extern int writeback_allocate_table (struct writeback *c,
+                                     struct host_off table);
 
 /* The ballast: unused bytes of the storage that have space on the host.  A
  * writeback that runs out of space punches them, once.  0 bytes: no ballast
@@ -217,7 +218,8 @@ extern bool writeback_has_freed (struct writeback *c, uint64_t batch);
  * below.  Returns the number of the last batch that can contain clusters given
  * up earlier.  NULL: stop that; earlier suspects are not used any more.
  */
-extern uint64_t writeback_set_suspects (struct writeback *c, struct suspects *s);
+extern uint64_t writeback_set_suspects (struct writeback *c,
+                                        struct suspects *s);
 extern void writeback_not_leaked (struct writeback *c, struct host_off host,
                                   uint64_t nr);
 extern void writeback_table_not_leaked (struct writeback *c,

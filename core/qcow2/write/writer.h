@@ -64,8 +64,9 @@ struct writer_options {
   bool keep_discarded;     /* punch no holes into the file */
   bool invalidate_bitmaps; /* persistent bitmaps may be made useless */
   unsigned compress_level; /* of whole clusters; 0: none.  See qcow2/codec.h */
-  uint64_t max_freed;      /* bytes given up that may wait to be had again;
-                            * 0: as the file's size has it (qcow2/write/writeback.h, T5) */
+  uint64_t max_freed;      /* bytes given up that may wait until they are
+                            * reusable; 0: by the file's size (writeback.h, T5)
+                            */
 };
 
 /* Whether there are bitmaps that the header says can be believed. */
