@@ -259,6 +259,7 @@ may_have_excess (const struct image *im)
   const struct header *h = &image_top (im)->header;
 
   if (h->has_unknown || im->snapshots.has_unknown || h->nr_bitmaps > 0 ||
+      h->l1_missing > 0 ||
       (h->incompatible & (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT)))
     return false;
   return h->hint.v != 0 ? h->hint_set : h->nr_snapshots > 0;

@@ -212,7 +212,7 @@ note_read_only (void)
 
   if (!params_options ()->chain.force_share &&
       !atomic_flag_test_and_set (&noted))
-    note_message ("%s: it is served read-only", error_message ());
+    note_message ("%s: it is served read-only", error_text ());
 }
 
 /* Make the image writable, and repair it if need be, for the first client that

@@ -233,13 +233,9 @@ debug_message (const char *fmt, ...)
 void
 note_message (const char *fmt, ...)
 {
-  char text[2048];
   va_list ap;
 
-  if (debug_hooks.note == NULL)
-    return;
   va_start (ap, fmt);
-  vsnprintf (text, sizeof text, fmt, ap);
+  tell (debug_hooks.note, fmt, ap);
   va_end (ap);
-  debug_hooks.note (text);
 }

@@ -7,6 +7,9 @@
  * a request enters the gate once, before anything else, and is beyond it until
  * it has ended, through all its retries and waits.
  *
+ * What does not come in by a request does not pass it, such as the search for
+ * leaks: whoever closes the gate must stop that by other means.
+ *
  * Invariants:
  *
  *  G1  Between gate_close and gate_open no request is beyond the gate.

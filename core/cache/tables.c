@@ -662,6 +662,7 @@ cache_update (struct cache *c, unsigned id, struct host_off slice,
     const uint64_t seq = atomic_load_explicit (&set->seq[way],
                                                memory_order_relaxed);
 
+    mark_changed (c, id, set_index, way, first, nr, order); /* first: C8 */
     /* C2, as in publish. */
     atomic_store_explicit (&set->seq[way], seq + 1, memory_order_relaxed);
     give_own_words (set, way, to);
@@ -669,7 +670,6 @@ cache_update (struct cache *c, unsigned id, struct host_off slice,
       atomic_store_explicit (&to[first + i], htobe64 (words[i]),
                              memory_order_release);
     atomic_store_explicit (&set->seq[way], seq + 2, memory_order_release);
-    mark_changed (c, id, set_index, way, first, nr, order);
   }
   pthread_mutex_unlock (&c->lock);
   return r;

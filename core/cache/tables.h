@@ -23,6 +23,9 @@
  *      can be written even on a full file system.
  *  C7  Changes are kept for each storage separately: a batch belongs to one
  *      storage and contains nothing of another.
+ *  C8  Where a reader has seen a change, the storage is not called clean
+ *      before the change is there: it counts before any reader can see it,
+ *      and until its batch has ended.
  *
  * Words are 64 bits, big endian, as on disk.
  */

@@ -20,7 +20,7 @@
 /* Where names are looked up: a directory, and for FOLLOW_BENEATH what
  * is needed to stay below it.
  */
-struct gate {
+struct name_gate {
   enum follow follow;
   char *root;      /* the directory, as the user named it */
   char *root_real; /* its real path, FOLLOW_BENEATH only */
@@ -48,20 +48,20 @@ directory_of (const char *path)
 }
 
 static void
-gate_close (struct gate *g)
+name_gate_close (struct name_gate *g)
 {
   free (g->root);
   free (g->root_real);
   if (g->fd != -1)
     close (g->fd);
-  *g = (struct gate) { .fd = -1 };
+  *g = (struct name_gate) { .fd = -1 };
 }
 
 /* Open the gate at the directory of this path. */
 static int
-gate_open (struct gate *g, enum follow follow, const char *path)
+name_gate_open (struct name_gate *g, enum follow follow, const char *path)
 {
-  *g = (struct gate) { .follow = follow, .fd = -1 };
+  *g = (struct name_gate) { .follow = follow, .fd = -1 };
   g->root = directory_of (path);
   if (g->root == NULL) {
     no_memory (path);
@@ -75,7 +75,7 @@ gate_open (struct gate *g, enum follow follow, const char *path)
   if (g->fd == -1) {
     error_set (errno, "%s: opening the directory: %s", g->root,
                strerror (errno));
-    gate_close (g);
+    name_gate_close (g);
     return -1;
   }
   return 0;
@@ -83,7 +83,7 @@ gate_open (struct gate *g, enum follow follow, const char *path)
 
 /* The part of an absolute path that is below the gate's directory, or NULL. */
 static const char *
-below_root (const struct gate *g, const char *path)
+below_root (const struct name_gate *g, const char *path)
 {
   const size_t len = strlen (g->root_real);
 
@@ -97,7 +97,7 @@ below_root (const struct gate *g, const char *path)
 }
 
 static struct storage *
-open_beneath (const struct gate *g, const char *path, const char *name)
+open_beneath (const struct name_gate *g, const char *path, const char *name)
 {
   const char *below = path[0] == '/' ? below_root (g, path) : path;
   struct storage *s = NULL;
@@ -116,7 +116,7 @@ open_beneath (const struct gate *g, const char *path, const char *name)
 
 /* Open a path that is relative to the gate's directory, or absolute. */
 static struct storage *
-open_through (const struct gate *g, const char *path)
+open_through (const struct name_gate *g, const char *path)
 {
   struct storage *s = NULL;
   char *full;
@@ -137,7 +137,7 @@ open_through (const struct gate *g, const char *path)
 
 /* Say no to a name that must not be followed. */
 static int
-check_name (const struct gate *g, const struct layer *l,
+check_name (const struct name_gate *g, const struct layer *l,
             struct backing_name *name)
 {
   if (backing_name_parse (l->tables->name, l->backing_name, name) == -1)
@@ -315,7 +315,7 @@ resolve (const char *path, const char *name)
  * that file's path and becomes the new one's.
  */
 static int
-follow_name (struct chain *c, const struct gate *g,
+follow_name (struct chain *c, const struct name_gate *g,
              const struct chain_options *options, char **path,
              struct shared *shared)
 {
@@ -381,11 +381,11 @@ static int
 follow_names (struct chain *c, const struct chain_options *options,
               const char *file, struct shared *shared)
 {
-  struct gate g;
+  struct name_gate g;
   char *path;
   int r = 0;
 
-  if (gate_open (&g, options->follow, file) == -1)
+  if (name_gate_open (&g, options->follow, file) == -1)
     return -1;
   path = strdup (base_name (file));
   if (path == NULL) {
@@ -395,7 +395,7 @@ follow_names (struct chain *c, const struct chain_options *options,
   while (r == 0 && names_another (last (c)))
     r = follow_name (c, &g, options, &path, shared);
   free (path);
-  gate_close (&g);
+  name_gate_close (&g);
   return r;
 }
 

@@ -52,7 +52,8 @@ struct format_ops {
   int (*find_hole) (const struct layer *layer, struct run *run, bool *hole);
 
   /* Write to text what the file's owner should know, though the disk can be
-   * read.  False: there is nothing.  May be NULL.
+   * read.  False: there is nothing.  May be NULL.  This and close want a layer
+   * as it was opened, not a copy of it.
    */
   bool (*warning) (const struct layer *layer, char *text, size_t len);
 

@@ -9,7 +9,9 @@
 #include "qcow2/header.h"
 #include "storage/storage.h"
 
-/* Its layers are each within a struct qcow2_file. */
+/* The layers that it opens are each within a struct qcow2_file; those that are
+ * made of them for snapshots, within a struct qcow2_disk only.
+ */
 extern const struct format_ops qcow2_format;
 
 /* Read and check the header of the image in a storage.  Returns -1 with the

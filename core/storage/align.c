@@ -101,11 +101,14 @@ reach (struct storage *s, uint64_t end)
     ;
 }
 
-/* Write all of these blocks, in a range.  Returns -1 with errno set. */
+/* Write all of these blocks, in a range.  *end: how far they were, also if that
+ * fails.  Returns -1 with errno set.
+ */
 static int
 write_blocks (struct align *a, uint8_t *buf, size_t count, uint64_t offset,
-              bool durable)
+              bool durable, uint64_t *end)
 {
+  *end = offset;
   while (count > 0) {
     const struct iovec iov = { .iov_base = buf, .iov_len = count };
     const ssize_t r = a->inner->ops->pwritev (a->inner, &iov, 1, offset,
@@ -119,6 +122,7 @@ write_blocks (struct align *a, uint8_t *buf, size_t count, uint64_t offset,
     offset += r;
     count -= r;
     reach (a->inner, offset);
+    *end = offset;
   }
   return 0;
 }
@@ -254,6 +258,7 @@ write_copied (struct align *a, const struct iovec *iov, size_t count,
   const uint64_t end = block_end (a, offset + count);
   uint8_t *blocks = new_blocks (a, end - start);
   struct inflight_range range;
+  uint64_t written = start;
   int r;
 
   if (blocks == NULL)
@@ -262,10 +267,10 @@ write_copied (struct align *a, const struct iovec *iov, size_t count,
   r = read_edges (a, blocks, offset, offset + count);
   if (r == 0) {
     copy_pieces (blocks + (offset - start), iov, count);
-    r = write_blocks (a, blocks, end - start, start, durable);
+    r = write_blocks (a, blocks, end - start, start, durable, &written);
   }
-  if (r == 0)
-    reach (&a->storage, offset + count);
+  if (written > start) /* A1, though the rest of it may have failed */
+    reach (&a->storage, written < offset + count ? written : offset + count);
   inflight_leave (&a->changing, &range);
   free (blocks);
   return r;
@@ -320,6 +325,7 @@ zero_part (struct align *a, uint64_t from, uint64_t to)
 {
   const uint64_t start = block_start (a, from);
   uint8_t *block, *p;
+  uint64_t end;
   int r;
 
   if (from >= to)
@@ -331,7 +337,7 @@ zero_part (struct align *a, uint64_t from, uint64_t to)
   r = read_blocks (a, block, a->block, start);
   if (r == 0 && !all_zeros (p, to - from)) {
     memset (p, 0, to - from);
-    r = write_blocks (a, block, a->block, start, false);
+    r = write_blocks (a, block, a->block, start, false, &end);
   }
   free (block);
   return r;
@@ -500,8 +506,8 @@ static const struct storage_ops align_ops = {
   .close = align_close,
 };
 
-/* What the inner one can't do this one can't either; the rest of the entries
- * say that nothing is to be done where the inner one does nothing.
+/* What the inner one can't do this one can't either; locks and the like do nothing
+ * where the inner one does nothing.
  */
 static void
 choose_ops (struct align *a)
@@ -509,6 +515,12 @@ choose_ops (struct align *a)
   const struct storage_ops *inner = a->inner->ops;
 
   a->ops = align_ops;
+  if (inner->pwritev == NULL)
+    a->ops.pwritev = NULL;
+  if (inner->flush == NULL)
+    a->ops.flush = NULL;
+  if (inner->resize == NULL)
+    a->ops.resize = NULL;
   if (inner->extent == NULL)
     a->ops.extent = NULL;
   if (inner->hole == NULL)

@@ -93,6 +93,8 @@ storage_writev (struct storage *s, struct iovec *iov, int nr,
         continue;
       error_set (write_errno (errno), "%s: writing at offset 0x%" PRIx64
                  ": %s", s->name, at, strerror (errno));
+      if (at > offset.v) /* what was written is there */
+        note_size (s, at);
       return -1;
     }
     at += r;

@@ -105,8 +105,9 @@ struct storage_ops {
    */
   int (*allocate) (struct storage *, uint64_t offset, uint64_t count);
 
-  /* Grow, with zeros, or cut off.  -1 sets errno: ENOSPC if the storage is
-   * of a fixed size and smaller than that.
+  /* Grow, with zeros, or cut off: a cut that fails may have zeroed some of
+   * what it was to cut off.  -1 sets errno: ENOSPC if the storage is of a fixed
+   * size and smaller than that.
    */
   int (*resize) (struct storage *, uint64_t size);
 

@@ -291,6 +291,32 @@ test_end (void)
   memory_disk_free (&disk);
 }
 
+/* A write past the end fails in the midst of it: what was written is within the
+ * size, and so not taken for zeros by what makes it larger (A1).
+ */
+static void
+test_end_fails (void)
+{
+  uint8_t buf[10001], zeros[8192] = { 0 };
+  struct storage *s;
+
+  memset (&control, 0, sizeof control);
+  control.short_writes = 4096;
+  memset (buf, 7, sizeof buf);
+  memory_disk_init (&disk, NULL, 0);
+  s = open_blocks (4096);
+  memory_fail (&control, MEMORY_WRITE, 2, ENOSPC);
+  CHECK_EQ (storage_write (s, buf + 1, 10000, at (0)), (uint64_t) -1);
+  CHECK_EQ (disk.size, 4096);
+  CHECK_EQ (s->size, 4096);
+  memory_fail_no_more (&control);
+  CHECK_OK (storage_resize (s, 12288));
+  CHECK_OK (storage_read (s, buf, 8192, at (4096)));
+  CHECK (memcmp (buf, zeros, 8192) == 0);
+  storage_close (s);
+  memory_disk_free (&disk);
+}
+
 /* ------------------------------------------------------------ a torn write */
 
 /* While it is written, each sector is old or new: so bytes next to the range
@@ -405,6 +431,7 @@ main (void)
   }
   test_calls ();
   test_end ();
+  test_end_fails ();
   test_torn ();
   test_threads (512);
   test_threads (4096);

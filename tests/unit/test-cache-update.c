@@ -544,6 +544,60 @@ test_space (void)
   end ();
 }
 
+/* --------------------------------------------------------------------- C8 */
+
+/* One thread changes a word, again and again, and each time writes that; another
+ * looks at it.  If it sees a change and then that all is clean, then what it has
+ * seen was written: a request that relies on that is answered without a flush.
+ */
+struct clean {
+  double until;
+  _Atomic uint64_t written, seen;
+  _Atomic bool stop;
+};
+
+static void *
+watch_main (void *opaque)
+{
+  struct clean *c = opaque;
+  uint64_t nr = 0;
+
+  while (!c->stop) {
+    const uint64_t value = look (0, 0);
+
+    if (cache_is_clean (cache, ID))
+      CHECK (c->written >= value);
+    nr++;
+  }
+  c->seen = nr;
+  return NULL;
+}
+
+static void
+test_clean_is_written (void)
+{
+  struct clean c = { .until = seconds () + test_seconds (2) };
+  struct cache_batch b = { 0 };
+  pthread_t thread;
+  uint64_t value;
+
+  start (1 << 20, true);
+  look (0, 0);
+  pthread_create (&thread, NULL, watch_main, &c);
+  for (value = 1; seconds () < c.until; ++value) {
+    set (0, 0, value);
+    CHECK_OK (cache_take_batch (cache, ID, &b));
+    c.written = value;
+    cache_end_batch (cache, ID, &b, true);
+  }
+  c.stop = true;
+  pthread_join (thread, NULL);
+  printf ("%" PRIu64 " changes, %" PRIu64 " looks\n", value - 1,
+          (uint64_t) c.seen);
+  free (b.sector);
+  end ();
+}
+
 /* ----------------------------------------------------- several storages, C7 */
 
 #define OTHER 4
@@ -664,7 +718,7 @@ int
 main (void)
 {
   fix_hash_key ();
-  check_time_limit (200 + 2 * test_seconds (1));
+  check_time_limit (200 + 4 * test_seconds (1));
   test_batch ();
   test_change_during_batch ();
   test_batch_fails ();
@@ -673,6 +727,7 @@ main (void)
   test_space ();
   test_forget ();
   test_wants_writing ();
+  test_clean_is_written ();
   test_two_storages ();
   test_shares ();
   test_begin_and_end ();

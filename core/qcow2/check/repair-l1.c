@@ -35,7 +35,12 @@ repair_complete_l1 (struct repair *r, bool hidden, const char **why_not)
   repair_pretend_size (r, end);
   if (repair_survey (r) == -1)
     return -1;
-  if (r->rebuild && (hidden || r->not_fixed > 0)) {
+  if (r->not_fixed > 0) {
+    *why_not = "entries that are invalid could not be dropped, and would refer "
+      "to what the file grows by";
+    return 0;
+  }
+  if (r->rebuild && hidden) {
     *why_not = "new refcounts are wanted for the L1 table, which is beyond the "
       "end of the file, and would be without those of what it may refer to";
     return 0;

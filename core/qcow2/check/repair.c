@@ -234,7 +234,7 @@ is_to_do (enum repair_mode mode, struct repair_report *r)
 
   if (check_report_is_sound (b) && b->leaks == 0 && !b->l1_cut)
     return false;
-  if (b->blind || (b->l1_cut && mode == REPAIR_LEAKS))
+  if (b->blind || (b->l1_cut && mode != REPAIR_ALL))
     r->why_not = hidden;
   else if (mode == REPAIR_LEAKS &&
            (b->corruptions > b->found[CHECK_COPIED] || b->check_errors > 0))

@@ -76,7 +76,9 @@ add_l1 (struct check *c, struct l1s *l, struct host_off place,
                      active ? &report->l1_cut : &report->blind);
   c->only_look = only_look;
   bytes = 8 * entries;
-  /* A repair must not use the existing part for something else. */
+  /* A repair counts what is there of it: bytes that are another table as well
+   * are seen to be shared then, and no entry is written there.
+   */
   if (r == 0 && active && c->fixed_up && offset < c->file_size) {
     bytes = c->file_size - offset;
     r = 1;

@@ -28,7 +28,8 @@ mark_corrupt (struct writer *w)
   if (w->header.version >= 3 && !writeback_has_failed (&w->writeback) &&
       !(w->header.incompatible & QCOW2_INCOMPAT_CORRUPT)) {
     w->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
-    (void) features_write (w); /* the error will be about the overlap */
+    if (features_write (w) == -1) /* the error will be about the overlap */
+      w->header.incompatible &= ~QCOW2_INCOMPAT_CORRUPT;
   }
   pthread_mutex_unlock (&w->begin_lock);
 }

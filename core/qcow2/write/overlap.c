@@ -100,20 +100,19 @@ compare_ranges (const void *a, const void *b)
 int
 overlap_sort (struct overlap *o, const char *name)
 {
-  size_t i, last = 0;
+  size_t i;
 
   if (o->nr_ranges > 1)
     qsort (o->range, o->nr_ranges, sizeof o->range[0], compare_ranges);
   for (i = 1; i < o->nr_ranges; ++i) {
     struct overlap_range *r = &o->range[i];
 
-    if (r->start < o->range[last].end) {
+    if (r->start < r[-1].end) {
       error_set (EINVAL, "%s: damaged: %s at offset 0x%" PRIx64 " overlaps %s",
                  name, overlap_name (r->kind), r->start,
-                 overlap_name (o->range[last].kind));
+                 overlap_name (r[-1].kind));
       return -1;
     }
-    o->range[++last] = *r;
   }
   return 0;
 }

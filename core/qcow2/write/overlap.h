@@ -62,8 +62,8 @@ extern void overlap_init (struct overlap *o, unsigned cluster_bits);
 extern void overlap_destroy (struct overlap *o);
 
 /* Add a range: all clusters that these bytes touch.  Then sort, before the
- * first lookup.  Both return -1 with the error set: ENOMEM, or
- * EINVAL if two of different kinds overlap (name is the image's).
+ * first lookup.  Both return -1 with the error set: ENOMEM, or EINVAL if two
+ * overlap (name is the image's).
  */
 extern int overlap_add_range (struct overlap *o, struct host_off offset,
                               uint64_t bytes, enum metadata kind);

@@ -3,6 +3,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdio.h>
 #include <time.h>
 
 #include "base/error.h"
@@ -48,18 +49,29 @@ regain (struct writer *w)
     alloc_reclaim (&w->alloc);
     if (atomic_load (&w->writeback.nr_freed) < before)
       return true;
+    if (atomic_load (&w->alloc.stuck))
+      return false;
     nanosleep (&pause_between, NULL);
   }
   return false;
 }
 
 /* A step has failed, with the error set: whether it is worth another try.  It
- * is where there was no space, but some was being given up.
+ * is where there was no space, but some was being given up.  If not, the error
+ * is that of the step, whatever has failed meanwhile.
  */
 static bool
 can_retry (struct writer *w, unsigned *tries)
 {
-  return error_errno () == ENOSPC && (*tries)++ < 3 && regain (w);
+  char text[1024];
+
+  if (error_errno () != ENOSPC || (*tries)++ >= 3)
+    return false;
+  snprintf (text, sizeof text, "%s", error_text ());
+  if (regain (w))
+    return true;
+  error_set (ENOSPC, "%s", text);
+  return false;
 }
 
 int

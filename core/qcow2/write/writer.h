@@ -6,6 +6,7 @@
  * Lock order.  A thread takes one only while it holds none that stands below
  * it; none is held around the I/O of guest data (I12).
  *
+ *   image.gate              around the whole of a request
  *   a range of inflight     around the whole of a step (see remap.h)
  *   writer.tables           making or copying an L2 table; I/O of tables
  *   alloc.refcounts_lock    refcounts; I/O of tables

@@ -460,8 +460,9 @@ disk_zero (struct writer *w, uint64_t count, struct guest_off offset,
   };
   const struct parts p = split (&z, offset.v, offset.v + count);
 
-  if (writeback_check (&w->writeback) == -1 ||
-      ((flags & DISK_FAST) && check_fast (&z, &p) == -1) ||
+  if (writeback_check (&w->writeback) == -1)
+    return writer_failed (w);
+  if (((flags & DISK_FAST) && check_fast (&z, &p) == -1) ||
       writer_begin (w, offset, count) == -1 ||
       zero_part (&z, p.from, p.whole_from) == -1 ||
       zero_granules (&z, p.whole_from, p.whole_to) == -1 ||
