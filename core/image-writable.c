@@ -169,7 +169,8 @@ summarize (const struct image *im, const struct repair_report *r,
   snprintf (summary, len, "%s: repaired: %" PRIu64 " errors and %" PRIu64
             " leaked clusters were found, %" PRIu64 " and %" PRIu64
             " are left",
-            error_printable (name, sizeof name, image_top (im)->layer.tables->name),
+            error_printable (name, sizeof name,
+                             image_top (im)->layer.tables->name),
             b->corruptions + b->check_errors, b->leaks,
             a->corruptions + a->check_errors, a->leaks);
 }
@@ -348,7 +349,7 @@ image_look_ahead (struct image *im, enum image_repair mode,
       h.l1_missing = 0;
   }
   r = writer_check_header (image_top (im)->layer.tables, &h, options);
-  /* What is damaged the repair may mend. */
+  /* The repair may fix what is damaged. */
   return r == -1 && repaired && error_errno () != ENOTSUP ? 0 : r;
 }
 

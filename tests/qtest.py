@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 try:
     import nbd
@@ -397,7 +398,7 @@ def verify_image(name, file, want, runs=None, sound=True, args=(), seed=0,
         check(h.get_size() == size, "%s: size %d instead of %d" % (
             name, h.get_size(), size))
         if size:
-            if every_other(images):
+            if VOLUME > 1 or zlib.crc32(name.encode()) % 2:
                 nbdcopy(srv, out)
                 file_equal(out, want, "%s: nbdcopy" % name)
                 os.unlink(out)

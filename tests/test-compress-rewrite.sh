@@ -76,7 +76,7 @@ for options in compression_type=zlib compression_type=zstd compat=0.10 \
     case $options in *zstd*) method=zstd;; *) method=zlib;; esac
     rm -f "$image"
     qemu-img create -q -f qcow2 -o $options "$image" 4M
-    for round in $(seq "$(volume 1)"); do
+    for round in $(seq "$(volume 2)"); do
         start_nbdkit "$PLUGIN" "$image" compress=$method
         requests "$options-$round"
         stop_nbdkit "$pid"
@@ -103,7 +103,7 @@ for type in zlib zstd; do
     qemu-img convert -c -f raw -O qcow2 -o compression_type=$type \
              "$tmp/before" "$image"
     qemu-img snapshot -c s "$image"
-    for round in $(seq "$(volume 1)"); do
+    for round in $(seq "$(volume 2)"); do
         start_nbdkit "$PLUGIN" "$image" compress=$type
         requests "snapshot-$type-$round"
         stop_nbdkit "$pid"

@@ -10,7 +10,7 @@
 requires_python_nbd
 requires_qemu
 requires strace --version
-requires strace -f -e trace=getrandom -e inject=getrandom:error=ENOSYS \
+requires strace -f --seccomp-bpf -e trace=getrandom -e inject=getrandom:error=ENOSYS \
     -o "$tmp/probe" true
 
 cat > "$tmp/old" <<'SH'

@@ -9,6 +9,6 @@ requires_python_nbd
 requires_qemu
 requires strace --version
 # Is it allowed to trace, and able to inject faults?
-requires strace -f -e inject=fdatasync:error=EIO -o "$tmp/probe" true
+requires strace -f --seccomp-bpf -e inject=fdatasync:error=EIO -o "$tmp/probe" true
 
 "$PYTHON" "$testsrc/write-errors.py"

@@ -12,7 +12,7 @@ requires_python_nbd
 requires_qemu
 requires strace --version
 # Is it allowed to trace?
-requires strace -f -e trace=fdatasync -o "$tmp/probe" true
+requires strace -f --seccomp-bpf -e trace=fdatasync -o "$tmp/probe" true
 
 image="$tmp/image.qcow2"
 cat > "$tmp/traced" <<'SH'

@@ -4,7 +4,8 @@ flushed is there, everything else is as it was before or as a later request
 made it, and the image has leaks at most.  Snapshots and backing files are
 as before.
 
-QTEST_KILLS is how often it is killed: 64 times QTEST_VOLUME, if it is not said.
+QTEST_KILLS is how often it is killed; as a default, each kind of image has its
+turn, QTEST_VOLUME times.
 QTEST_ONLY takes a seed that a failure named, and does that alone."""
 
 import os
@@ -17,7 +18,6 @@ from qtest import path, run, check, fail, Server, StartError
 from qcow2make import Qcow2, Raw, fill, noise, COMPAT_LAZY
 from stamps import Units, Load
 
-KILLS = int(os.environ.get("QTEST_KILLS", qtest.volume(64)))
 ONLY = os.environ.get("QTEST_ONLY")
 KILLS_OF_IMAGE = 4
 
@@ -191,6 +191,8 @@ EXERCISES = (
     ("refcounts-of-1-bit", filled, (),
      dict(clusters=40, cb=12, refcount_order=0)),
 )
+KILLS = int(os.environ.get("QTEST_KILLS",
+                           qtest.volume(KILLS_OF_IMAGE * len(EXERCISES))))
 
 turn = 0
 while kills < KILLS and not qtest.failures:

@@ -2,8 +2,7 @@
 """Random requests to images that are valid, but of a kind that few programs
 make: what a writer must not take for granted.
 
-QTEST_VOLUME multiplies how many requests are made; unless it is more than 1
-only every other image is served twice.
+QTEST_VOLUME multiplies how many requests are made.
 QTEST_ROUNDS multiplies how much is done, each time other requests.
 QTEST_ONLY takes a seed that a failure named, and does that alone."""
 
@@ -102,9 +101,8 @@ def go(name, img, flags=False, after=None):
             cluster=img.cs, granule=img.cs // 32 if img.extl2 else img.cs,
             compressed=[i * img.l2n + j for i, t in img.active.items()
                         for j, e in t.entries.items() if e.kind == "comp"])
-        twice = img.snapshots or qtest.every_other(qtest.images)
-        for last in (False, True) if twice else (True,):
-            if not session(seed, img, disk, qtest.volume(45)):
+        for last in (False, True):
+            if not session(seed, img, disk, qtest.volume(25 if last else 45)):
                 break
             sound(seed, img, start, flags)
             same(seed, img, disk, last)

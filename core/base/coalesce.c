@@ -27,7 +27,7 @@ find_slot (struct coalesce *g, uint64_t cluster)
   struct coalesce_slot *oldest = &g->slot[0];
   unsigned i;
 
-  for (i = 0; i < GATHER_SLOTS; ++i) {
+  for (i = 0; i < COALESCE_SLOTS; ++i) {
     struct coalesce_slot *s = &g->slot[i];
 
     if (s->last_use > 0 && s->cluster == cluster)

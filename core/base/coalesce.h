@@ -15,7 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define GATHER_SLOTS 32
+#define COALESCE_SLOTS 32
 
 struct coalesce_slot {
   uint64_t cluster;
@@ -27,7 +27,7 @@ struct coalesce {
   pthread_mutex_t lock;
   unsigned cluster_bits;
   uint64_t clock;
-  struct coalesce_slot slot[GATHER_SLOTS];
+  struct coalesce_slot slot[COALESCE_SLOTS];
 };
 
 extern void coalesce_init (struct coalesce *g, unsigned cluster_bits);

@@ -33,7 +33,7 @@ struct cluster_cache {
   uint64_t clock;
   size_t bytes;
   unsigned recent; /* found last: the likeliest one to be wanted next */
-  struct cluster cluster[DECODED_MAX_CLUSTERS];
+  struct cluster cluster[CLUSTER_CACHE_MAX_CLUSTERS];
 };
 
 struct cluster_cache *
@@ -57,7 +57,7 @@ cluster_cache_free (struct cluster_cache *d)
 
   if (d == NULL)
     return;
-  for (i = 0; i < DECODED_MAX_CLUSTERS; ++i)
+  for (i = 0; i < CLUSTER_CACHE_MAX_CLUSTERS; ++i)
     free (d->cluster[i].data);
   pthread_cond_destroy (&d->changed);
   pthread_mutex_destroy (&d->lock);
@@ -82,7 +82,7 @@ find (struct cluster_cache *d, const struct cluster_cache_key *key)
 
   if (has_key (&d->cluster[d->recent], key))
     return &d->cluster[d->recent];
-  for (i = 0; i < DECODED_MAX_CLUSTERS; ++i) {
+  for (i = 0; i < CLUSTER_CACHE_MAX_CLUSTERS; ++i) {
     if (has_key (&d->cluster[i], key)) {
       d->recent = i;
       return &d->cluster[i];
@@ -107,7 +107,7 @@ least_recently_used (struct cluster_cache *d)
   struct cluster *lru = NULL;
   unsigned i;
 
-  for (i = 0; i < DECODED_MAX_CLUSTERS; ++i) {
+  for (i = 0; i < CLUSTER_CACHE_MAX_CLUSTERS; ++i) {
     struct cluster *c = &d->cluster[i];
 
     if (c->users == 0 && c->state == READY &&
@@ -123,7 +123,7 @@ find_empty (struct cluster_cache *d)
 {
   unsigned i;
 
-  for (i = 0; i < DECODED_MAX_CLUSTERS; ++i) {
+  for (i = 0; i < CLUSTER_CACHE_MAX_CLUSTERS; ++i) {
     if (d->cluster[i].state == EMPTY)
       return &d->cluster[i];
   }
@@ -138,7 +138,7 @@ make_room (struct cluster_cache *d, size_t size)
 {
   struct cluster *c = find_empty (d), *lru;
 
-  while (c == NULL || d->bytes + size > DECODED_MAX_BYTES) {
+  while (c == NULL || d->bytes + size > CLUSTER_CACHE_MAX_BYTES) {
     lru = least_recently_used (d);
     if (lru == NULL)
       break; /* each thread may have one above the limit */
@@ -253,7 +253,7 @@ cluster_cache_forget (struct cluster_cache *d, unsigned id, uint64_t offset,
   unsigned i;
 
   pthread_mutex_lock (&d->lock);
-  for (i = 0; i < DECODED_MAX_CLUSTERS; ++i) {
+  for (i = 0; i < CLUSTER_CACHE_MAX_CLUSTERS; ++i) {
     struct cluster *c = &d->cluster[i];
 
     if (c->state == EMPTY || c->key.id != id ||

@@ -4,7 +4,7 @@
  * compressed cluster decode it once.  It knows nothing of qcow2.
  *
  * The least recently used cluster makes room.  Memory is bounded (I11) by
- * DECODED_MAX_BYTES plus one cluster for each thread that is decoding.
+ * CLUSTER_CACHE_MAX_BYTES plus one cluster for each thread that is decoding.
  */
 
 #ifndef CORE_CACHE_CLUSTERS_H
@@ -13,8 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define DECODED_MAX_BYTES ((size_t) 16 << 20)
-#define DECODED_MAX_CLUSTERS 256
+#define CLUSTER_CACHE_MAX_BYTES ((size_t) 16 << 20)
+#define CLUSTER_CACHE_MAX_CLUSTERS 256
 
 struct cluster_cache;
 

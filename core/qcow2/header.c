@@ -377,8 +377,8 @@ check_crypt_method (const char *name, const uint8_t *buf)
   if (method == 0)
     return 0;
   error_set (ENOTSUP, "%s: encrypted, method %" PRIu32 " (%s) at offset %d: "
-             "encryption is not supported here; qemu-nbd serves it, and qemu-img "
-             "convert makes an image of it without", name, method,
+             "encryption is not supported here; qemu-nbd serves it, and "
+             "qemu-img convert makes an image of it without", name, method,
              method == 1 ? "AES" : method == 2 ? "LUKS" : "unknown",
              FIELD_CRYPT_METHOD);
   return -1;

@@ -506,8 +506,9 @@ static const struct storage_ops align_ops = {
   .close = align_close,
 };
 
-/* What the inner one can't do this one can't either; locks and the like do nothing
- * where the inner one does nothing.
+/* What the inner one can't do this one can't either; locks and the like do
+ * nothing where the inner one does nothing.
+ *
  */
 static void
 choose_ops (struct align *a)

@@ -8,7 +8,7 @@
 #include "promise.h"
 
 /* What core/ may have allocated at one time, of images opened with the smallest
- * cache of tables: decoded clusters (DECODED_MAX_BYTES, 16 MiB), and either the
+ * cache of tables: decoded clusters (CLUSTER_CACHE_MAX_BYTES, 16 MiB), and either the
  * header's cluster (2 MiB), or a new refcount table (8 MiB) and a cluster to
  * copy.  A repair decodes nothing, and has two refcount tables.  The rest is
  * small: the snapshot table of an input, and this program's own copies of it.

@@ -28,8 +28,8 @@ test_seconds (double usual)
 }
 
 /* ThreadSanitizer takes ten times as long, and learns nothing from tests of
- * one thread: these do one of so many rounds there.  AddressSanitizer does one
- * of half as many; an odd number, which goes through all combinations.
+ * one thread: these do one of so many rounds there, and with AddressSanitizer one
+ * of half as many.  Without either, all are done.
  */
 #if defined __SANITIZE_THREAD__
 #define TEST_EACH(nr) (nr)

@@ -961,7 +961,7 @@ main (void)
   test_windows_no_space ();
   test_pack_no_space ();
   test_pack_freed ();
-  for (order = 0; order <= 6; order += TEST_EACH (4)) {
+  for (order = 0; order <= 6; ++order) {
     test_pack (9, order);
     test_pack (12, order);
     test_pack (16, order);

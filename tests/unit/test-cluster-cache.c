@@ -155,9 +155,9 @@ test_eviction (void)
   uint64_t i;
 
   for (c = 0; c < 3; ++c) {
-    const uint64_t by_bytes = DECODED_MAX_BYTES / clusters[c];
-    const uint64_t fit = by_bytes < DECODED_MAX_CLUSTERS ? by_bytes
-      : DECODED_MAX_CLUSTERS;
+    const uint64_t by_bytes = CLUSTER_CACHE_MAX_BYTES / clusters[c];
+    const uint64_t fit = by_bytes < CLUSTER_CACHE_MAX_CLUSTERS ? by_bytes
+      : CLUSTER_CACHE_MAX_CLUSTERS;
     struct cluster_cache *d = cluster_cache_new ();
     struct decoder z = { .seed = 5 };
 
@@ -355,7 +355,7 @@ test_stress (void)
 static void
 test_many_threads (void)
 {
-  enum { NR = DECODED_MAX_CLUSTERS + 20 };
+  enum { NR = CLUSTER_CACHE_MAX_CLUSTERS + 20 };
   struct cluster_cache *d = cluster_cache_new ();
   struct decoder z = { .seed = 10, .microseconds = 300000 };
   struct reader *reader = calloc (NR, sizeof *reader);

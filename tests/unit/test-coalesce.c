@@ -65,14 +65,14 @@ test_many (void)
   const uint64_t half = UINT64_C (1) << (bits - 1);
   uint64_t i;
 
-  for (i = 0; i < GATHER_SLOTS; ++i)
+  for (i = 0; i < COALESCE_SLOTS; ++i)
     CHECK (!note (i * 1000, 0, half));
-  for (i = 0; i < GATHER_SLOTS; ++i)
+  for (i = 0; i < COALESCE_SLOTS; ++i)
     CHECK (note (i * 1000, half, 2 * half));
   /* One more: the one that was not written for the longest time is gone. */
-  for (i = 0; i <= GATHER_SLOTS; ++i)
+  for (i = 0; i <= COALESCE_SLOTS; ++i)
     CHECK (!note (i, 0, half));
-  for (i = 1; i <= GATHER_SLOTS; ++i)
+  for (i = 1; i <= COALESCE_SLOTS; ++i)
     CHECK (note (i, half, 2 * half));
   CHECK (!note (0, half, 2 * half));
   CHECK (note (0, 0, half));

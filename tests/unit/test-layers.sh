@@ -15,7 +15,8 @@ cache: base storage
 disk: base storage cache
 raw: base storage cache disk
 qcow2: base storage cache disk
-qcow2/check: base storage
+qcow2/check: base/advice.h base/bytes.h base/error.h base/hash.h base/offset.h
+qcow2/check: storage/storage.h
 qcow2/check: qcow2/codec.h qcow2/entry.h qcow2/foreign.h qcow2/format.h
 qcow2/check: qcow2/header.h
 qcow2/write: base storage cache qcow2 disk qcow2/check

@@ -139,7 +139,7 @@ start (const char *what, bool copied)
   rig_init (&rig, what, &b);
   build_free (&b);
   rig.control.hook = pass_gate;
-  rig.cache_size = 1 << 20; /* which is never crowded: nobody else writebacks */
+  rig.cache_size = 1 << 20; /* never crowded: nothing else starts one */
   memset (gates, 0, sizeof gates);
   reserve_seen = false;
   looks = 0;

@@ -6,9 +6,9 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "bare-writer.h"
 #include "build.h"
@@ -104,6 +104,21 @@ enter_main (void *opaque)
   return NULL;
 }
 
+/* Until the other thread waits for its range, or has not waited for it. */
+static void
+wait_for_waiter (void)
+{
+  struct inflight *f = &bare.writer->inflight;
+  unsigned waiting;
+
+  do {
+    pthread_mutex_lock (&f->lock);
+    waiting = f->waiting;
+    pthread_mutex_unlock (&f->lock);
+    sched_yield ();
+  } while (waiting == 0 && !atomic_load (&entered));
+}
+
 static void
 test_one_at_a_time (void)
 {
@@ -113,7 +128,7 @@ test_one_at_a_time (void)
   start (16, false);
   begin (&r, 2, 2);
   pthread_create (&thread, NULL, enter_main, NULL);
-  usleep (20000);
+  wait_for_waiter ();
   CHECK (!atomic_load (&entered));
   CHECK_OK (remap_end (&r, false));
   pthread_join (thread, NULL);

@@ -514,7 +514,7 @@ test_change_during_batch (void)
   }
 }
 
-/* More is changed than the cache keeps: changes writeback on their own. */
+/* More is changed than the cache keeps: it is written back unasked. */
 static void
 test_crowded (void)
 {

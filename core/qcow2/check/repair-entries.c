@@ -51,12 +51,12 @@ walk (struct repair *r, struct check_visitor v, bool set)
   return ret;
 }
 
-/* ----------------------------------------------------------------- mending */
+/* --------------------------------------------------------------- fixing up */
 
 /* Entries that can't be written are followed as if they were fixed up. */
 static int
 fix_l1 (struct check *c, void *opaque, struct host_off place,
-         uint8_t *words, size_t bytes, struct check_paths paths)
+        uint8_t *words, size_t bytes, struct check_paths paths)
 {
   struct pass *p = opaque;
   size_t i;
@@ -65,12 +65,12 @@ fix_l1 (struct check *c, void *opaque, struct host_off place,
   for (i = 0; i < bytes; i += 8) {
     const struct host_off at = { place.v + i };
     const uint64_t word = get_be64 (words + i);
-    const uint64_t mended = check_fix_l1 (&c->format, c->file_size, word);
+    const uint64_t fixed = check_fix_l1 (&c->format, c->file_size, word);
 
     put_be64 (p->old + i, word);
-    put_be64 (words + i, mended);
-    if (mended != word && !repair_may_write (p->repair, at)) {
-      put_be64 (p->old + i, mended);
+    put_be64 (words + i, fixed);
+    if (fixed != word && !repair_may_write (p->repair, at)) {
+      put_be64 (p->old + i, fixed);
       p->repair->not_fixed++;
     }
   }
@@ -79,8 +79,8 @@ fix_l1 (struct check *c, void *opaque, struct host_off place,
 
 static int
 fix_l2 (struct check *c, void *opaque, struct host_off table,
-         struct host_off place, uint8_t *words, size_t bytes,
-         struct check_paths paths)
+        struct host_off place, uint8_t *words, size_t bytes,
+        struct check_paths paths)
 {
   const size_t entry_size = c->h.extended_l2 ? 16 : 8;
   struct pass *p = opaque;

@@ -316,8 +316,8 @@ add_bitmap (struct check *c, struct check_ranges *tables, struct host_off at,
 
 /* Returns the entry's size, 0 if it is not valid, or -1. */
 static int64_t
-find_bitmap (struct check *c, struct check_ranges *tables, struct check_reader *rd,
-             struct host_off at, uint64_t rest)
+find_bitmap (struct check *c, struct check_ranges *tables,
+             struct check_reader *rd, struct host_off at, uint64_t rest)
 {
   uint8_t entry[BITMAP_ENTRY_BYTES];
   uint64_t size;

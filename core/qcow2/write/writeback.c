@@ -190,7 +190,7 @@ writeback_allocate_table (struct writeback *c, struct host_off table)
   r = storage_allocate (c->tables, table, UINT64_C (1) << c->cluster_bits,
                         &done);
   if (r == 0 && done)
-    c->allocated[c->next_allocated++ % COMMIT_ALLOCATED] = table;
+    c->allocated[c->next_allocated++ % WRITEBACK_ALLOCATED] = table;
   pthread_mutex_unlock (&c->space_lock);
   return r;
 }
@@ -204,7 +204,7 @@ is_in_last_tables (const struct writeback *c, struct host_off slice)
   const uint64_t table = slice.v >> c->cluster_bits << c->cluster_bits;
   unsigned i;
 
-  for (i = 0; i < COMMIT_ALLOCATED; ++i) {
+  for (i = 0; i < WRITEBACK_ALLOCATED; ++i) {
     if (table != 0 && c->allocated[i].v == table)
       return true;
   }

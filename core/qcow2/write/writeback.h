@@ -65,7 +65,7 @@ struct freed_list {
   struct freed *freed;
 };
 
-#define COMMIT_ALLOCATED 8
+#define WRITEBACK_ALLOCATED 8
 
 struct writeback {
   struct storage *tables;
@@ -88,7 +88,7 @@ struct writeback {
   _Atomic bool unflushed;    /* something was written since the last flush */
 
   pthread_mutex_t space_lock; /* for allocating on the host (T6); around I/O */
-  struct host_off allocated[COMMIT_ALLOCATED]; /* space_lock; see
+  struct host_off allocated[WRITEBACK_ALLOCATED]; /* space_lock; see
                                                 * writeback_allocate_table */
   unsigned next_allocated;    /* space_lock */
   struct host_off ballast;    /* space_lock; see writeback_set_ballast */

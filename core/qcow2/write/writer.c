@@ -225,7 +225,7 @@ writer_open (const struct layer *disk, const struct header *h,
     goto fail;
   if (alloc_init (&w->alloc, h, &w->writeback, &w->overlap,
                   options->keep_discarded) == -1)
-    goto fail_space;
+    goto fail_alloc;
   w->writeback.max_freed = options->max_freed;
   w->alloc.clusters = disk->shared->clusters;
   w->compress_level = options->compress_level;
@@ -239,7 +239,7 @@ writer_open (const struct layer *disk, const struct header *h,
 
  fail_l2:
   alloc_destroy (&w->alloc);
- fail_space:
+ fail_alloc:
   writeback_destroy (&w->writeback);
  fail:
   error_append (" (so that it can't be written)");
