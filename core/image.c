@@ -79,12 +79,25 @@ image_open (const struct image_options *options)
     return NULL;
   if (options->check_memory != 0)
     im->check_memory = options->check_memory;
+  im->shared.passphrases = options->passphrases;
   if (chain_open (&im->chain, &qcow2_format, &options->chain,
                   &im->shared) == -1) {
     (void) image_close (im);
     return NULL;
   }
+  im->shared.passphrases = NULL; /* they are wiped */
   return read_snapshots (im);
+}
+
+void
+image_is_encrypted (const struct image *im, bool *image, bool *backing)
+{
+  unsigned i;
+
+  *image = im->chain.layer[0]->encrypted;
+  *backing = false;
+  for (i = 1; i < im->chain.nr; ++i)
+    *backing |= im->chain.layer[i]->encrypted;
 }
 
 struct image *
@@ -145,6 +158,7 @@ qcow2_size (const struct chain_options *options, uint64_t *size)
 {
   const char *const *formats = options->lower_formats;
   const bool given = formats != NULL && formats[0] != NULL;
+  static const struct passphrases locked = { .locked = true };
   const struct image_options backing = {
     .chain.file = options->backing,
     .chain.follow = options->follow,
@@ -152,6 +166,7 @@ qcow2_size (const struct chain_options *options, uint64_t *size)
     .chain.lower_formats = given ? formats + 1 : NULL,
     .chain.force_share = options->force_share,
     .chain.locking = options->locking,
+    .passphrases = &locked, /* nothing is read but sizes */
     .cache_size = CACHE_MIN_BYTES,
   };
   struct image *im = image_open (&backing);

@@ -21,6 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "crypto/passphrase.h"
 #include "disk/chain.h"
 #include "disk/layer.h"
 #include "qcow2/check/repair.h"
@@ -30,6 +31,7 @@ struct image;
 
 struct image_options {
   struct chain_options chain;
+  const struct passphrases *passphrases; /* NULL: none; only for image_open */
   uint64_t cache_size; /* bytes, at least CACHE_MIN_BYTES */
   uint64_t check_memory; /* budget of a check, in bytes; 0: the default */
 };
@@ -42,6 +44,11 @@ struct image_options {
  * Returns NULL with the error set.
  */
 extern struct image *image_open (const struct image_options *options);
+
+/* Whether the image's data is encrypted, and that of one of its backing files.
+ */
+extern void image_is_encrypted (const struct image *im, bool *image,
+                                bool *backing);
 
 /* The same on open storages: the image's, followed by those of its backing
  * files.  Takes ownership of all of them, even on error.

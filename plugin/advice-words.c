@@ -18,6 +18,8 @@ const char *const params_advice[ADVICE_NR] = {
   [ADVICE_READ_ONLY] = "nbdkit -r serves it as it is",
   [ADVICE_BITMAPS] = "bitmaps=invalidate gives them up; nbdkit -r serves it "
     "as it is",
+  [ADVICE_PASSPHRASE] = "say passphrase=+FILE, or backing-passphrase=+FILE for "
+    "a backing file",
   [ADVICE_RAW] = "nbdkit file serves it (as a backing file it needs "
     "backing-format=raw)",
 };

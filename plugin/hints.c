@@ -38,8 +38,6 @@ static const struct {
   { "partition", FILTER ("partition") },
   { "offset", FILTER ("offset") },
   { "range", FILTER ("offset") },
-  { "passphrase", FILTER ("luks") " (for LUKS inside the guest's disk; "
-    "encrypted images are not supported)" },
 #define FORMAT "the image is always qcow2; nbdkit file serves raw disks"
   { "format", FORMAT },
   { "fmt", FORMAT },
@@ -57,7 +55,8 @@ static const struct {
   { "cache", "did you mean cache-size= ?" },
   { "prealloc", "did you mean preallocation= ?" },
   { "datafile", "external data files are not supported" },
-  { "encrypt", "encryption is not supported" },
+  { "secret", "did you mean passphrase= ?" },
+  { "password", "did you mean passphrase= ?" },
   { "threads", "say nbdkit -t" },
   { "socket", "say nbdkit -U" },
   { "port", "say nbdkit -p" },

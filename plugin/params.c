@@ -10,6 +10,7 @@
 
 #include "hints.h"
 #include "params.h"
+#include "passphrase.h"
 #include "qcow2/codec.h"
 #include "values.h"
 
@@ -204,8 +205,10 @@ set_backing (const char *key, const char *value)
 int
 params_set (const char *key, const char *value)
 {
-  const int r = creation_set (key, value);
+  int r = creation_set (key, value);
 
+  if (r == 0)
+    r = passphrase_set (key, value);
   if (r != 0)
     return r == -1 ? -1 : 0;
   if (strcmp (key, "file") == 0)
@@ -266,6 +269,7 @@ params_complete (void)
     nbdkit_error ("the image is missing: say nbdkit qcow2 [file=]PATH");
     return -1;
   }
+  options.passphrases = passphrases_given ();
   options.chain.file = file;
   options.chain.backing = backing;
   options.chain.backing_format = formats[0];
@@ -285,6 +289,8 @@ compression_name (enum compression c)
 int
 params_apply (struct image *im)
 {
+  if (passphrases_check (im, file) == -1)
+    return -1;
   if (compress && image_compression (im) != compression) {
     nbdkit_error ("%s: compress=%s: this image's compression type is %s", file,
                   compression_name (compression),
@@ -318,6 +324,7 @@ params_repair (void)
 void
 params_free (void)
 {
+  passphrases_wipe ();
   free (file);
   free (backing);
   creation_free ();

@@ -7,6 +7,7 @@
 
 #include "creation.h"
 #include "image.h"
+#include "passphrase.h"
 
 /* nbdkit's .config: take one parameter.  Returns -1 with nbdkit_error called.
  */
@@ -58,6 +59,7 @@ extern void params_free (void);
   "repair=none|leaks|all      Check an image before it is written, and\n" \
   "                           repair it; default: all that is wrong, if\n" \
   "                           it is marked as dirty.\n"              \
+  PASSPHRASE_HELP                                                       \
   CREATION_HELP
 
 #endif /* QCOW2_PARAMS_H */

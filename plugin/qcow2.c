@@ -18,6 +18,7 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "creation.h"
+#include "crypto/library.h"
 #include "disk/extents.h"
 #include "disk/read.h"
 #include "image.h"
@@ -92,6 +93,7 @@ qcow2_dump_plugin (void)
 {
   const char *libdeflate = codec_libdeflate_version ();
   const char *isal = codec_isal_version ();
+  const char *gnutls = crypto_library ();
 
   printf ("qcow2_versions=2,3\n");
   printf ("qcow2_features=compression-type,extended-l2,snapshot-exports\n");
@@ -101,6 +103,8 @@ qcow2_dump_plugin (void)
   printf ("qcow2_libdeflate=%s\n", libdeflate != NULL ? libdeflate : "no");
   printf ("qcow2_zstd=%s\n", codec_zstd_version ());
   printf ("qcow2_isal=%s\n", isal != NULL ? isal : "no");
+  printf ("qcow2_encryption=%s\n", gnutls != NULL ? "luks,aes" : "no");
+  printf ("qcow2_gnutls=%s\n", gnutls != NULL ? gnutls : "no");
 }
 
 /* Warn when the server starts if its first client will be refused.  That is no
@@ -147,6 +151,7 @@ qcow2_get_ready (void)
   image_each_warning (image, log_warning, NULL);
   if (params_apply (image) == -1)
     return -1;
+  passphrases_wipe ();
   warn_of_refusal ();
   return 0;
 }

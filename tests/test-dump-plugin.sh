@@ -33,3 +33,5 @@ has 'qcow2_libdeflate=(no|[0-9]+\.[0-9.]+)'
 for what in can_write pwrite zero trim flush can_fua can_fast_zero; do
     has "has_$what=1"
 done
+has 'qcow2_encryption=(no|luks,aes)'
+has 'qcow2_gnutls=(no|[0-9]+\.[0-9.]+)'

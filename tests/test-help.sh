@@ -8,10 +8,11 @@
 
 "$NBDKIT" "$PLUGIN" --help > "$tmp/help"
 keys="$(sed -n 's/^\([a-z0-9-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
-want='backing backing-format bitmaps cache-size cluster-size compat '
+want='backing backing-format backing-passphrase bitmaps cache-size '
+want+='cluster-size compat '
 want+='compress compress-level compression-type create detect-zeroes discard '
 want+='extended-l2 file follow force-share lazy-refcounts locking '
-want+='preallocation refcount-bits repair size '
+want+='passphrase preallocation refcount-bits repair size '
 test "$keys" = "$want" || {
     cat "$tmp/help"
     die "the keys are: $keys"

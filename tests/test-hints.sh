@@ -41,7 +41,7 @@ read-only=on|nbdkit -r
 ro=1|nbdkit -r
 partition=1|nbdkit --filter=partition qcow2
 offset=512|nbdkit --filter=offset qcow2
-passphrase=x|--filter=luks
+secret=x|passphrase=
 format=qcow2|always qcow2
 image=other.qcow2|did you mean file= \?
 filename=other.qcow2|did you mean file= \?

@@ -147,6 +147,13 @@ print_header (const struct info *i)
   print_number (i, "refcount-bits", UINT64_C (1) << h->refcount_order);
   print_string (i, "compression-type",
                 h->compression == COMPRESSION_ZSTD ? "zstd" : "deflate");
+  print_string (i, "encryption",
+                h->encryption == ENCRYPTION_LUKS ? "LUKS"
+                : h->encryption == ENCRYPTION_AES ? "AES" : "none");
+  if (h->encryption == ENCRYPTION_LUKS) {
+    print_offset (i, "luks-header-offset", h->crypto.v);
+    print_size (i, "luks-header-size", h->crypto_bytes);
+  }
   print_features (i, "incompatible", h->incompatible, incompatible);
   print_features (i, "compatible", h->compatible, compatible);
   print_features (i, "autoclear", h->autoclear, autoclear);
@@ -278,6 +285,7 @@ print_layer (const struct info *i, const struct layer *l)
 static int
 open_chain (struct info *i)
 {
+  static const struct passphrases locked = { .locked = true };
   const struct tool_options *o = i->options;
   const struct image_options options = {
     .chain = {
@@ -287,6 +295,7 @@ open_chain (struct info *i)
       .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
       .force_share = o->force_share,
     },
+    .passphrases = &locked,
     .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,
   };
 

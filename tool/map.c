@@ -143,6 +143,8 @@ look_up (const struct layer *top, uint64_t at, struct piece *p)
   p->start = at;
   r = layer_lookup (top, (struct guest_off) { at }, top->size - at, &p->run,
                     &p->owner);
+  if (r == 0 && p->run.kind == RUN_GUEST_DATA) /* which is data all the same */
+    p->run.kind = RUN_DATA;
   if (r == 0)
     r = find_present (top, p);
   epoch_leave (epoch, token);
@@ -172,6 +174,7 @@ print_all (const struct tool_options *o, const struct layer *top)
 int
 tool_map (const struct tool_options *o)
 {
+  static const struct passphrases locked = { .locked = true };
   const struct image_options options = {
     .chain = {
       .file = o->file,
@@ -180,6 +183,7 @@ tool_map (const struct tool_options *o)
       .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
       .force_share = o->force_share,
     },
+    .passphrases = &locked,
     .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,
   };
   struct image *im = image_open (&options);

@@ -28,6 +28,7 @@ run_flags (const struct layer *layer, struct run *run, unsigned *flags)
     *flags = hole && storage_holes_read_zero (layer->data)
       ? EXTENT_HOLE | EXTENT_ZERO : 0;
     return 0;
+  case RUN_GUEST_DATA:
   case RUN_COMPRESSED:
   case RUN_DAMAGED:
     *flags = 0;

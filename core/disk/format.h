@@ -45,6 +45,10 @@ struct format_ops {
   int (*read_compressed) (const struct layer *layer, const struct run *run,
                           void *buf, struct guest_off offset);
 
+  /* Read a GUEST_DATA run, in the same way.  NULL: there are none. */
+  int (*read_guest_data) (const struct layer *layer, const struct run *run,
+                          void *buf, struct guest_off offset);
+
   /* Whether a DATA run is a hole of the host's file, to the end of the run,
    * which is shortened for that.  Returns -1 with the error set.  NULL: what is
    * data counts as that.

@@ -20,6 +20,7 @@
 struct cache;
 struct cluster_cache;
 struct codec_pool;
+struct passphrases;
 
 /* What all layers of a chain share. */
 struct shared {
@@ -30,6 +31,7 @@ struct shared {
   struct cache *cache;
   struct cluster_cache *clusters;
   struct codec_pool *codecs;
+  const struct passphrases *passphrases; /* while files are opened; or NULL */
 };
 
 /* Formats make theirs the first member of what they know beside. */
@@ -41,6 +43,7 @@ struct layer {
   uint64_t size;               /* of the disk, in bytes */
   const struct layer *backing; /* NULL: none */
   struct shared *shared;
+  bool encrypted;              /* its data is */
   struct damage *damage;       /* NULL: no run of it is DAMAGED */
 
   /* What its file calls its backing file, and the format of that; empty if it

@@ -18,6 +18,8 @@ read_run (const struct layer *layer, const struct run *run, void *buf,
     return 0;
   case RUN_DATA:
     return storage_read (layer->data, buf, run->length, run->host);
+  case RUN_GUEST_DATA:
+    return layer->format->read_guest_data (layer, run, buf, offset);
   case RUN_COMPRESSED:
     return layer->format->read_compressed (layer, run, buf, offset);
   case RUN_DAMAGED:
@@ -67,7 +69,7 @@ layer_prefetch (const struct layer *layer, uint64_t count,
 
     if (layer_lookup (layer, offset, count, &run, &owner) == -1)
       break;
-    if (run.kind == RUN_DATA)
+    if (run.kind == RUN_DATA || run.kind == RUN_GUEST_DATA)
       storage_prefetch (owner->data, run.host, run.length);
     else if (run.kind == RUN_COMPRESSED)
       storage_prefetch (owner->tables, run.host, run.compressed_size);

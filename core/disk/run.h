@@ -17,6 +17,8 @@ enum run_kind {
   RUN_ZERO_PLAIN,
   RUN_ZERO_ALLOC,
   RUN_DATA,
+  RUN_GUEST_DATA, /* the same, enciphered by where the guest sees it: only the
+                   * format can read it */
   RUN_COMPRESSED, /* only the format can decode it */
   RUN_DAMAGED,    /* the reason is set as the error */
 };
@@ -24,7 +26,7 @@ enum run_kind {
 struct run {
   enum run_kind kind;
   uint64_t length; /* in bytes of the guest's disk */
-  /* DATA: of the first byte; COMPRESSED: of the compressed data; DAMAGED: of
+  /* DATA and GUEST_DATA: of the first byte; COMPRESSED: of the compressed data; DAMAGED: of
    * the entry that is.
    */
   struct host_off host;

@@ -39,6 +39,8 @@
 #define QCOW2_EXT_FEATURE_NAMES UINT32_C (0x6803f857)
 #define QCOW2_EXT_BITMAPS UINT32_C (0x23852875)
 #define QCOW2_EXT_BITMAPS_BYTES 24
+#define QCOW2_EXT_CRYPTO UINT32_C (0x0537be77)
+#define QCOW2_EXT_CRYPTO_BYTES 16
 
 /* Our own, in new images: one byte, nonzero from before a writer's first
  * change until it has closed the image without leaks.  It is only a hint:
@@ -69,6 +71,9 @@
 #define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (UINT64_C (64) << 20)
 #define QCOW2_MAX_SNAPSHOT_EXTRA 1024
 #define QCOW2_MAX_BITMAP_DIRECTORY_BYTES (UINT64_C (1024) * 65535)
+
+/* QEMU makes LUKS headers of 2 MiB, and sets no limit. */
+#define QCOW2_MAX_CRYPTO_BYTES (UINT64_C (64) << 20)
 
 /* Spec: Cluster mapping.  Bits 9 to 55 of L1 and standard L2 entries
  * are a host offset.

@@ -237,6 +237,30 @@ decode_bitmaps (const uint8_t *data, size_t at, uint32_t len, struct header *h)
   h->bitmap_directory.v = get_be64 (data + 16);
 }
 
+/* Spec: Full disk encryption header pointer.  at: see decode_bitmaps. */
+static int
+decode_crypto (const char *name, const uint8_t *data, size_t at, uint32_t len,
+               struct header *h)
+{
+  if (h->encryption != ENCRYPTION_LUKS)
+    error_set (EINVAL, "%s: header extension for LUKS at offset %zu, but the "
+               "encryption method is %d", name, at - 8, h->encryption);
+  else if (len != QCOW2_EXT_CRYPTO_BYTES)
+    error_set (EINVAL, "%s: header extension for LUKS at offset %zu: its "
+               "length %" PRIu32 " must be %d", name, at - 8, len,
+               QCOW2_EXT_CRYPTO_BYTES);
+  else if (h->crypto.v != 0)
+    error_set (EINVAL, "%s: header extension for LUKS at offset %zu: it is the "
+               "second one", name, at - 8);
+  else {
+    h->crypto.v = get_be64 (data);
+    h->crypto_bytes = get_be64 (data + 8);
+    h->crypto_field = at;
+    return 0;
+  }
+  return -1;
+}
+
 /* Walk the extensions between start and end, where the backing file's name or
  * the second cluster begins.  An extension that is cut off there is an error,
  * as in QEMU.  Looks for the feature name table if feature_names is not NULL.
@@ -288,6 +312,10 @@ decode_extensions (const char *name, const uint8_t *buf, size_t start,
       break;
     case QCOW2_EXT_BITMAPS:
       decode_bitmaps (data, at + 8, len, h);
+      break;
+    case QCOW2_EXT_CRYPTO:
+      if (decode_crypto (name, data, at + 8, len, h) == -1)
+        return -1;
       break;
     case QCOW2_EXT_WRITER:
       h->has_unknown |= len != QCOW2_EXT_WRITER_BYTES || h->hint.v != 0;
@@ -370,18 +398,35 @@ decode_backing_name (const char *name, const uint8_t *buf, size_t len,
 }
 
 static int
-check_crypt_method (const char *name, const uint8_t *buf)
+decode_crypt_method (const char *name, const uint8_t *buf, struct header *h)
 {
   const uint32_t method = get_be32 (buf + FIELD_CRYPT_METHOD);
 
-  if (method == 0)
+  if (method > ENCRYPTION_LUKS) {
+    error_set (ENOTSUP, "%s: encrypted, method %" PRIu32 " (unknown) at offset "
+               "%d: only 1 (AES) and 2 (LUKS) are supported", name, method,
+               FIELD_CRYPT_METHOD);
+    return -1;
+  }
+  h->encryption = method;
+  return 0;
+}
+
+/* Where the LUKS header is. */
+static int
+check_crypto (const char *name, uint64_t file_size, const struct header *h)
+{
+  if (h->encryption != ENCRYPTION_LUKS)
     return 0;
-  error_set (ENOTSUP, "%s: encrypted, method %" PRIu32 " (%s) at offset %d: "
-             "encryption is not supported here; qemu-nbd serves it, and "
-             "qemu-img convert makes an image of it without", name, method,
-             method == 1 ? "AES" : method == 2 ? "LUKS" : "unknown",
-             FIELD_CRYPT_METHOD);
-  return -1;
+  if (h->crypto_bytes == 0) {
+    error_set (EINVAL, "%s: encrypted, method 2 (LUKS) at offset %d, but no "
+               "header extension tells where its header is", name,
+               FIELD_CRYPT_METHOD);
+    return -1;
+  }
+  return header_check_table (name, h, file_size, "LUKS header",
+                             h->crypto_field, h->crypto, h->crypto_bytes, 1,
+                             QCOW2_MAX_CRYPTO_BYTES);
 }
 
 /* The end of the file may cut the L1 table off: some writers omit zeros there,
@@ -519,15 +564,15 @@ header_decode (const char *name, const uint8_t *buf, size_t len,
        decode_v3_fields (name, buf, h) == -1))
     return -1;
   if (decode_backing_name (name, buf, len, h, &extensions_end) == -1 ||
+      decode_crypt_method (name, buf, h) == -1 ||
       decode_extensions (name, buf, h->header_length, extensions_end, h,
                          NULL, NULL) == -1 ||
       decode_features (name, h) == -1 ||
-      check_crypt_method (name, buf) == -1 ||
       decode_disk (name, buf, file_size, h) == -1 ||
       decode_refcount_table (name, buf, file_size, h) == -1 ||
       decode_snapshot_fields (name, buf, file_size, h) == -1)
     return -1;
-  return 0;
+  return check_crypto (name, file_size, h);
 }
 
 void

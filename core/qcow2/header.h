@@ -18,6 +18,12 @@ enum compression {
   COMPRESSION_ZSTD = 1,
 };
 
+enum encryption {
+  ENCRYPTION_NONE = 0, /* the values on disk */
+  ENCRYPTION_AES = 1,
+  ENCRYPTION_LUKS = 2,
+};
+
 struct header {
   uint32_t version;
   uint32_t header_length;
@@ -43,6 +49,11 @@ struct header {
   uint64_t compatible;
   uint64_t autoclear;
   enum compression compression;
+
+  enum encryption encryption;
+  struct host_off crypto; /* ENCRYPTION_LUKS: its header, and all its keys */
+  uint64_t crypto_bytes;
+  uint64_t crypto_field; /* offset in the header of these two */
 
   /* Not checked, and stale unless the autoclear bit is set: see
    * qcow2/bitmaps.h.

@@ -54,6 +54,7 @@ is_joinable (const struct run *r)
   case RUN_ZERO_ALLOC:
   case RUN_DATA:
     return true;
+  case RUN_GUEST_DATA: /* what some disks make of DATA, not here */
   case RUN_COMPRESSED:
   case RUN_DAMAGED:
     return false;

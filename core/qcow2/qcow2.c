@@ -13,6 +13,8 @@
 #include "qcow2/disk.h"
 #include "qcow2/foreign.h"
 #include "qcow2/qcow2.h"
+#include "qcow2/unlock.h"
+#include "storage/crypt.h"
 
 _Static_assert (QCOW2_MAX_BACKING_NAME <= BACKING_NAME_MAX,
                 "each name that a header has can be parsed");
@@ -54,13 +56,17 @@ debug_header (const struct storage *s, const struct header *h)
 {
   debug_message ("%s: qcow2 version %" PRIu32 ", disk %" PRIu64 " bytes, "
                  "clusters of %" PRIu64 " bytes%s%s%s%s, %" PRIu32
-                 " snapshots", s->name, h->version, h->disk_size,
+                 " snapshots%s", s->name, h->version, h->disk_size,
                  h->cluster_size, h->extended_l2 ? ", extended L2" : "",
                  h->compression == COMPRESSION_ZSTD ? ", zstd" : "",
                  h->incompatible & QCOW2_INCOMPAT_DIRTY ? ", dirty" : "",
                  h->incompatible & QCOW2_INCOMPAT_CORRUPT ? ", corrupt" : "",
-                 h->nr_snapshots);
+                 h->nr_snapshots,
+                 h->encryption == ENCRYPTION_AES ? ", AES"
+                 : h->encryption == ENCRYPTION_LUKS ? ", LUKS" : "");
 }
+
+static const struct format_ops aes_format;
 
 static struct layer *
 qcow2_open (struct storage *storage, unsigned id, struct shared *shared)
@@ -77,9 +83,18 @@ qcow2_open (struct storage *storage, unsigned id, struct shared *shared)
     free (f);
     return NULL;
   }
-  pthread_mutex_init (&f->damage.lock, NULL);
-  f->layer.format = &qcow2_format;
   f->layer.tables = f->layer.data = storage;
+  if (h->encryption != ENCRYPTION_NONE) {
+    f->layer.data = unlock (storage, h, shared->passphrases, id);
+    f->layer.encrypted = true;
+  }
+  if (f->layer.data == NULL) {
+    free (f);
+    return NULL;
+  }
+  pthread_mutex_init (&f->damage.lock, NULL);
+  f->layer.format = h->encryption == ENCRYPTION_AES ? &aes_format
+    : &qcow2_format;
   f->layer.size = h->disk_size;
   f->layer.shared = shared;
   f->layer.damage = &f->damage;
@@ -118,6 +133,8 @@ qcow2_close (struct layer *layer)
   struct qcow2_file *f = qcow2_file (layer);
 
   pthread_mutex_destroy (&f->damage.lock);
+  if (layer->data != layer->tables)
+    storage_close (layer->data);
   free (f);
 }
 
@@ -126,6 +143,40 @@ const struct format_ops qcow2_format = {
   .open = qcow2_open,
   .lookup = qcow2_lookup,
   .read_compressed = compressed_read,
+  .warning = qcow2_warning,
+  .close = qcow2_close,
+};
+
+/* ----------------------------------------------------------------- with AES */
+
+/* Sectors are enciphered by where the guest sees them. */
+static int
+aes_lookup (const struct layer *layer, struct guest_off offset, uint64_t max,
+            struct run *run)
+{
+  const int r = map_lookup (qcow2_map (layer), offset, max, run);
+
+  if (r == 0 && run->kind == RUN_DATA)
+    run->kind = RUN_GUEST_DATA;
+  return r;
+}
+
+static int
+aes_read (const struct layer *layer, const struct run *run, void *buf,
+          struct guest_off offset)
+{
+  struct crypt_view view;
+
+  storage_crypt_view (&view, layer->data, offset.v - run->host.v);
+  return storage_read (&view.storage, buf, run->length, run->host);
+}
+
+static const struct format_ops aes_format = {
+  .name = "qcow2",
+  .open = qcow2_open,
+  .lookup = aes_lookup,
+  .read_compressed = compressed_read,
+  .read_guest_data = aes_read,
   .warning = qcow2_warning,
   .close = qcow2_close,
 };

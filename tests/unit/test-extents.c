@@ -112,6 +112,7 @@ expected (uint64_t offset, uint8_t *byte, bool *damaged)
       *damaged = true;
       return 0;
     case RUN_DATA:
+    case RUN_GUEST_DATA:
     case RUN_COMPRESSED:
       return 0;
     }

@@ -156,10 +156,11 @@ static const struct change changes[] = {
     "snapshot table offset 0x8000000000000000", "less than 2^63" },
 
   /* encryption */
-  { T, 3, 16, 32, 4, 1, ENOTSUP, "method 1 (AES)", "offset 32" },
-  { T, 3, 16, 32, 4, 2, ENOTSUP, "method 2 (LUKS)", "offset 32" },
+  { T, 3, 16, 32, 4, 1, 0, NULL, NULL },
+  { T, 3, 16, 32, 4, 2, EINVAL, "method 2 (LUKS)", "no header extension" },
   { T, 3, 16, 32, 4, 3, ENOTSUP, "method 3", "offset 32" },
-  { T, 2, 16, 32, 4, 1, ENOTSUP, "method 1 (AES)", "offset 32" },
+  { T, 2, 16, 32, 4, 1, 0, NULL, NULL },
+  { T, 3, 16, 32, 4, UINT32_MAX, ENOTSUP, "method 4294967295", "offset 32" },
 
   /* incompatible features */
   { T, 3, 16, 72, 8, 1, 0, NULL, NULL },

@@ -10,18 +10,19 @@ core=${srcdir:-$(dirname "$0")}/../../core
 # A folder: what it may include beside itself, folders or single headers.
 wings='
 base:
-storage: base
+crypto: base
+storage: base crypto
 cache: base storage
 disk: base storage cache
 raw: base storage cache disk
-qcow2: base storage cache disk
+qcow2: base crypto storage cache disk
 qcow2/check: base/advice.h base/bytes.h base/error.h base/hash.h base/offset.h
 qcow2/check: storage/storage.h
 qcow2/check: qcow2/codec.h qcow2/entry.h qcow2/foreign.h qcow2/format.h
 qcow2/check: qcow2/header.h
 qcow2/write: base storage cache qcow2 disk qcow2/check
 manage: base storage qcow2
-.: base storage cache disk raw qcow2 qcow2/check qcow2/write manage
+.: base crypto storage cache disk raw qcow2 qcow2/check qcow2/write manage
 '
 
 failed=0

@@ -341,6 +341,7 @@ count_all (struct check *c)
   int r;
 
   if (check_refer (c, USE_HEADER, zero, 0, c->h.cluster_size, 1) == -1 ||
+      check_luks_header (c) == -1 ||
       (c->reserved.nr > 0 &&
        check_refer (c, USE_SNAPSHOTS, zero,
                     c->reserved.first << c->h.cluster_bits,

@@ -111,6 +111,7 @@ check_use_name (enum check_use use)
     [USE_REFCOUNT_TABLE] = "refcount table",
     [USE_REFCOUNT_BLOCK] = "refcount block",
     [USE_BITMAP] = "bitmap",
+    [USE_CRYPTO] = "LUKS header",
     [USE_L2] = "L2 table",
     [USE_DATA] = "data",
   };

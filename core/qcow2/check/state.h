@@ -77,6 +77,7 @@ enum check_use {
   USE_REFCOUNT_TABLE,
   USE_REFCOUNT_BLOCK,
   USE_BITMAP,
+  USE_CRYPTO,
   USE_L2,
   USE_DATA,
 };

@@ -392,3 +392,12 @@ check_bitmaps (struct check *c)
   }
   return r == -1 ? -1 : 0;
 }
+
+int
+check_luks_header (struct check *c)
+{
+  const struct host_off field = { c->h.crypto_field };
+
+  return check_refer (c, USE_CRYPTO, field, c->h.crypto.v, c->h.crypto_bytes,
+                      1) == -1 ? -1 : 0;
+}

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* What the header leads to besides the active L1 table: the snapshot table and
- * persistent bitmaps.  Spec: Snapshots, Bitmaps.
+ * persistent bitmaps, and the LUKS header.  Spec: Snapshots, Bitmaps, Full disk
+ * encryption header pointer.
  */
 
 #ifndef CORE_QCOW2_CHECK_TABLES_H
@@ -20,5 +21,10 @@ extern int check_find_l1s (struct check *c, struct check_ranges *l);
  * there are bitmaps that can be trusted.  Returns -1 with the error set.
  */
 extern int check_bitmaps (struct check *c);
+
+/* Count the references to the LUKS header, if there is one.  Returns -1 with
+ * the error set.
+ */
+extern int check_luks_header (struct check *c);
 
 #endif /* CORE_QCOW2_CHECK_TABLES_H */

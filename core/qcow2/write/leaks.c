@@ -296,7 +296,7 @@ walk (struct leaks *l, struct check *c)
   if (r == 0)
     r = check_walk (c, &l1s, &visitor);
   check_ranges_free (&l1s);
-  if (r == -1 || check_bitmaps (c) == -1)
+  if (r == -1 || check_bitmaps (c) == -1 || check_luks_header (c) == -1)
     return -1;
   if (c->h.has_unknown || report->blind || report->bitmaps_damaged ||
       atomic_load (&l->suspects->unsure))

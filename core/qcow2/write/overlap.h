@@ -31,6 +31,7 @@ enum metadata {
   METADATA_SNAPSHOT_TABLE,
   METADATA_SNAPSHOT_L1,
   METADATA_BITMAPS,
+  METADATA_LUKS,
 };
 
 struct overlap_table; /* open addressing; see qcow2/write/overlap.c */

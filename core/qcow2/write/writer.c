@@ -37,6 +37,10 @@ writer_check_header (struct storage *s, const struct header *h,
                "bit 0), so that its refcounts may be wrong", s->name);
     advise (ADVICE_REPAIR);
   }
+  else if (h->encryption != ENCRYPTION_NONE) {
+    error_set (ENOTSUP, "%s: it is encrypted, and can only be read", s->name);
+    advise (ADVICE_READ_ONLY);
+  }
   else if (must_follow && !options->invalidate_bitmaps) {
     error_set (ENOTSUP, "%s: it has persistent bitmaps that are enabled, which "
                "writing would make wrong", s->name);
@@ -61,6 +65,8 @@ add_ranges (struct writer *w, const struct snapshots *snapshots)
                          METADATA_L1) == -1 ||
       overlap_add_range (o, h->snapshots_offset, snapshots->table_bytes,
                          METADATA_SNAPSHOT_TABLE) == -1 ||
+      overlap_add_range (o, h->crypto, h->crypto_bytes,
+                         METADATA_LUKS) == -1 ||
       (writer_has_bitmaps (h) &&
        overlap_add_range (o, h->bitmap_directory, h->bitmap_directory_size,
                           METADATA_BITMAPS) == -1))

@@ -1,0 +1,217 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Images that QEMU has encrypted are read, in every cipher that it makes and we
+# have; others are refused by name, as are wrong passphrases and damaged
+# headers.
+
+. ./functions.sh
+
+requires_qemu
+requires nbdcopy --version
+"$NBDKIT" --dump-plugin "$PLUGIN" | grep -q '^qcow2_encryption=luks' ||
+    skip "built without GnuTLS"
+
+cd "$tmp"
+printf 'the-passphrase-itself' > secret
+printf 'another' > other
+"$PYTHON" - <<'EOF'
+import random
+r = random.Random(1)
+with open("disk", "wb") as f:
+    f.write(r.randbytes(300000) + bytes(500000) + r.randbytes(200000))
+    f.truncate(1200128)
+EOF
+size=1200128
+
+# make OPTIONS [IMAGE]: with what is in disk.
+secret="--object secret,id=s,file=secret"
+make ()
+{
+    local image="${2-image.qcow2}"
+    rm -f "$image"
+    # Which it can't always do: it measures the time of PBKDF2.
+    for i in 1 2 3 4 5; do
+        qemu-img create -q $secret -f qcow2 -o "encrypt.key-secret=s,$1" \
+            "$image" $size > created 2>&1 && break
+        grep -q 'CPU usage' created || return 1
+    done
+    qemu-img convert -n $secret -f raw disk --target-image-opts \
+        "driver=qcow2,file.filename=$image,encrypt.key-secret=s"
+}
+
+# same IMAGE [PARAMETER...]
+same ()
+{
+    rm -f copy
+    "$NBDKIT" -r -U - "$PLUGIN" "$@" --run 'nbdcopy "$uri" copy' 2> errors ||
+        die "$*: $(cat errors)"
+    cmp disk copy || die "$*: differs"
+}
+
+# refused REGEX IMAGE [PARAMETER...]
+refused ()
+{
+    local regex="$1"
+    shift
+    if "$NBDKIT" -r -U - "$PLUGIN" "$@" --run true 2> errors; then
+        die "$* was served"
+    fi
+    grep -Eq "$regex" errors || die "$*: $(cat errors)"
+    test "$(grep -c 'error:' errors)" = 1 || die "$*: $(cat errors)"
+    ! grep -q 'the-passphrase-itself' errors || die "it is in the message"
+}
+
+luks=encrypt.format=luks,encrypt.iter-time=10
+nr=0
+# Making one takes QEMU a second: it measures how long PBKDF2 takes.
+most=$(volume 5)
+for cipher in \
+    cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha256 \
+    cipher-alg=aes-128,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha1 \
+    cipher-alg=aes-256,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256 \
+    cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain,hash-alg=sha512 \
+    cipher-alg=aes-256,cipher-mode=cbc,ivgen-alg=plain64,hash-alg=sha384 \
+    cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=plain,hash-alg=sha224 \
+    cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256 \
+    cipher-alg=aes-256,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=md5 \
+    cipher-alg=aes-128,cipher-mode=xts,ivgen-alg=essiv,ivgen-hash-alg=sha256,hash-alg=md5
+do
+    test $nr -lt $most || break
+    make "$luks,encrypt.${cipher//,/,encrypt.}" || die "$cipher: $(cat created)"
+    same image.qcow2 passphrase=+secret
+    nr=$(( nr + 1 ))
+done
+make encrypt.format=aes || die "$(cat created)"
+same image.qcow2 passphrase=+secret
+make encrypt.format=aes,compat=0.10 || die "$(cat created)"
+same image.qcow2 passphrase=+secret
+make $luks,cluster_size=512
+same image.qcow2 passphrase=+secret
+make $luks,extended_l2=on
+same image.qcow2 passphrase=+secret
+echo "$nr ciphers of LUKS, and AES"
+
+# What GnuTLS has not.
+for cipher in \
+    cipher-alg=aes-192,cipher-mode=xts:'key of 48 bytes' \
+    cipher-alg=serpent-256,cipher-mode=xts:'cipher "serpent"' \
+    cipher-alg=aes-256,cipher-mode=ctr:'cipher mode "ctr"'
+do
+    options="${cipher%%:*}"
+    make "$luks,encrypt.${options//,/,encrypt.}" || continue
+    refused "${cipher#*:}.*not supported" image.qcow2 passphrase=+secret
+done
+
+# Compressed clusters are not encrypted, and snapshots are as the disk is.
+opts=driver=qcow2,file.filename=image.qcow2,encrypt.key-secret=s
+mv disk kept
+truncate -s $size disk
+make $luks
+mv kept disk
+cp image.qcow2 empty.qcow2
+qemu-img convert -c $secret -f raw -n disk --target-image-opts $opts
+"$abs_top_builddir/tool/nbdkit-qcow2-tool" map image.qcow2 | grep -q compressed
+same image.qcow2 passphrase=+secret
+cp empty.qcow2 image.qcow2
+qemu-img convert $secret -f raw -n disk --target-image-opts $opts
+qemu-img snapshot $secret --image-opts -c one $opts 2> /dev/null ||
+    qemu-io $secret --image-opts $opts -c 'read 0 512' > /dev/null
+qemu-io $secret --image-opts $opts -c 'write -P 7 1000 70000' > /dev/null
+if "$NBDKIT" -r -U - "$PLUGIN" image.qcow2 passphrase=+secret \
+    --run 'nbdinfo --list "$uri"' | grep -q snapshot/one; then
+    "$NBDKIT" -r -U - "$PLUGIN" image.qcow2 passphrase=+secret --run \
+        'nbdcopy "nbd+unix:///snapshot/one?socket=$unixsocket" copy'
+    cmp disk copy
+fi
+
+# Wrong or missing passphrases; and those without a use.
+refused 'it is encrypted \(LUKS\), and its passphrase is missing: say pass' \
+    image.qcow2
+refused 'the passphrase is wrong: it fits none' image.qcow2 passphrase=+other
+refused 'the passphrase is wrong' image.qcow2 passphrase=the-passphrase-itsel
+: > empty
+refused 'the passphrase is wrong' image.qcow2 passphrase=+empty
+refused 'given twice' image.qcow2 passphrase=+secret passphrase=+secret
+refused 'No such file' image.qcow2 passphrase=+nothing
+"$PYTHON" -c 'print("x" * 5000)' > long
+refused 'longer than' image.qcow2 passphrase=+long
+printf 'a\0b' > zero
+refused 'zero byte' image.qcow2 passphrase=+zero
+qemu-img create -q -f qcow2 plain.qcow2 1M
+refused 'passphrase= was given, but the image is not encrypted' \
+    plain.qcow2 passphrase=+secret
+refused 'no backing file is encrypted' \
+    image.qcow2 passphrase=+secret backing-passphrase=+secret
+
+# Other ways to say it: a line of a file, a descriptor.
+cp empty.qcow2 image.qcow2
+qemu-img convert $secret -f raw -n disk --target-image-opts $opts
+printf 'the-passphrase-itself\nand more\n' > lines
+same image.qcow2 passphrase=+lines
+exec 9< secret
+"$NBDKIT" -r -U - "$PLUGIN" image.qcow2 passphrase=-9 \
+    --run 'nbdcopy "$uri" copy'
+exec 9<&-
+cmp disk copy
+
+# A second slot.
+cp image.qcow2 base.qcow2
+if qemu-img amend $secret --object secret,id=t,file=other --image-opts $opts \
+    -o encrypt.state=active,encrypt.new-secret=t,encrypt.iter-time=10 \
+    > amended 2>&1
+then
+    same image.qcow2 passphrase=+other
+    same image.qcow2 passphrase=+secret
+fi
+
+# Chains: any layer may be encrypted, each with its own.
+qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 -u middle.qcow2 $size
+qemu-img create -q --object secret,id=s,file=other -f qcow2 -b middle.qcow2 \
+    -F qcow2 -u -o $luks,encrypt.key-secret=s top.qcow2 $size
+same middle.qcow2 follow=beneath backing-passphrase=+secret
+same top.qcow2 follow=beneath passphrase=+other backing-passphrase=+secret
+same top.qcow2 follow=beneath passphrase=+other backing-passphrase=+other \
+    backing-passphrase=+secret
+refused 'base.qcow2: the passphrase is wrong.*backing file of' \
+    top.qcow2 follow=beneath passphrase=+other
+refused 'passphrase= was given, but the image is not' \
+    middle.qcow2 follow=beneath passphrase=+secret
+
+# Damaged headers; where it is, the header extension says.
+patched ()
+{
+    cp base.qcow2 damaged.qcow2
+    "$PYTHON" - "$1" "$2" <<'EOF'
+import struct, sys
+at, hexes = int(sys.argv[1]), sys.argv[2]
+with open("damaged.qcow2", "r+b") as f:
+    d = f.read(65536)
+    off, n = struct.unpack(">QQ", d[d.index(b"\x05\x37\xbe\x77") + 8:][:16])
+    f.seek(off + at)
+    f.write(bytes.fromhex(hexes))
+EOF
+}
+patched 0 00
+refused 'no LUKS header at offset 0x' damaged.qcow2 passphrase=+secret
+patched 164 ffffffff
+refused 'iterations of PBKDF2: the limit' damaged.qcow2 passphrase=+secret
+patched 252 0000ffff
+refused 'stripes' damaged.qcow2 passphrase=+secret
+patched 248 ffffffff
+refused 'its material' damaged.qcow2 passphrase=+secret
+patched 112 00000000
+refused 'the passphrase is wrong' damaged.qcow2 passphrase=+secret
+patched 10000 00000000
+refused 'the passphrase is wrong' damaged.qcow2 passphrase=+secret
+truncate -s 270k damaged.qcow2
+refused 'LUKS header at offset .* is outside the file|beyond|outside' \
+    damaged.qcow2 passphrase=+secret
+
+# The tool needs no passphrase, since it reads no data.
+tool="$abs_top_builddir/tool/nbdkit-qcow2-tool"
+"$tool" check top.qcow2
+"$tool" check base.qcow2
+"$tool" info base.qcow2 | grep -q 'encryption.*LUKS'
+"$tool" map --follow=beneath top.qcow2 | grep -q data
+echo "all read"
