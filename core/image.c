@@ -101,8 +101,9 @@ image_is_encrypted (const struct image *im, bool *image, bool *backing)
 }
 
 struct image *
-image_open_storages (struct storage *const *storages, unsigned nr,
-                     uint64_t cache_size)
+image_open_encrypted (struct storage *const *storages, unsigned nr,
+                      uint64_t cache_size,
+                      const struct passphrases *passphrases)
 {
   struct image *im = image_new (cache_size);
   unsigned i;
@@ -112,12 +113,21 @@ image_open_storages (struct storage *const *storages, unsigned nr,
       storage_close (storages[i]);
     return NULL;
   }
+  im->shared.passphrases = passphrases;
   if (chain_open_storages (&im->chain, &qcow2_format, storages, nr,
                            &im->shared) == -1) {
     (void) image_close (im);
     return NULL;
   }
+  im->shared.passphrases = NULL;
   return read_snapshots (im);
+}
+
+struct image *
+image_open_storages (struct storage *const *storages, unsigned nr,
+                     uint64_t cache_size)
+{
+  return image_open_encrypted (storages, nr, cache_size, NULL);
 }
 
 struct image *

@@ -31,7 +31,7 @@ struct image;
 
 struct image_options {
   struct chain_options chain;
-  const struct passphrases *passphrases; /* NULL: none; only for image_open */
+  const struct passphrases *passphrases; /* NULL: none; when it is opened */
   uint64_t cache_size; /* bytes, at least CACHE_MIN_BYTES */
   uint64_t check_memory; /* budget of a check, in bytes; 0: the default */
 };
@@ -51,8 +51,13 @@ extern void image_is_encrypted (const struct image *im, bool *image,
                                 bool *backing);
 
 /* The same on open storages: the image's, followed by those of its backing
- * files.  Takes ownership of all of them, even on error.
+ * files.  Takes ownership of all of them, even on error.  passphrases may be
+ * NULL: none.
  */
+extern struct image *
+image_open_encrypted (struct storage *const *storages, unsigned nr,
+                      uint64_t cache_size,
+                      const struct passphrases *passphrases);
 extern struct image *image_open_storages (struct storage *const *storages,
                                           unsigned nr, uint64_t cache_size);
 extern struct image *image_open_storage (struct storage *s,

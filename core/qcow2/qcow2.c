@@ -133,7 +133,7 @@ qcow2_close (struct layer *layer)
   struct qcow2_file *f = qcow2_file (layer);
 
   pthread_mutex_destroy (&f->damage.lock);
-  if (layer->data != layer->tables)
+  if (layer->encrypted)
     storage_close (layer->data);
   free (f);
 }

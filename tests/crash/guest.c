@@ -71,7 +71,9 @@ open_image (struct guest *r)
   if (r->m->backing != NULL)
     s[nr++] = crash_storage_open_readonly (&r->backing, "backing");
   r->writable = false;
-  r->im = image_open_storages (s, nr, CACHE_SIZE);
+  r->im = r->m->aes
+    ? image_open_encrypted (s, nr, CACHE_SIZE, &made_passphrases)
+    : image_open_storages (s, nr, CACHE_SIZE);
   if (r->im == NULL)
     return wrong (r, "it does not open: %s", error_message ());
   return true;

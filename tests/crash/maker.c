@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "build.h"
 #include "content.h"
+#include "crypto/sectors.h"
 #include "maker.h"
 #include "must-have.h"
 #include "random.h"
@@ -80,7 +81,7 @@ parse_flag (struct maker *k, const char *word)
     { "autoclear", &k->autoclear },
     { "keep", &k->m->keep }, { "zip", &k->m->zip },
     { "nozero", &k->m->no_zero }, { "tight", &k->m->tight },
-    { "known", &k->m->known },
+    { "known", &k->m->known }, { "aes", &k->m->aes },
   };
   unsigned i;
 
@@ -222,6 +223,27 @@ give_zeros (struct maker *k, uint8_t *disk, uint64_t cluster)
   memset (disk + cluster * k->m->cluster_size, 0, k->m->cluster_size);
 }
 
+const struct passphrases made_passphrases = { .image = { "secret", 6 } };
+
+/* What the guest sees from here on is at host, in the clear: encipher it. */
+static void
+encipher_data (struct maker *k, uint64_t host, uint64_t guest, uint64_t count)
+{
+  static const struct sector_format aes = {
+    .mode = CRYPTO_CBC, .key_bytes = 16, .iv = IV_PLAIN64,
+  };
+  const uint8_t key[CRYPTO_MAX_KEY] = "secret";
+  struct sectors *s;
+
+  if (!k->m->aes)
+    return;
+  s = must_have (sectors_new (&aes, key));
+  if (sectors_encipher (s, k->b.data + host, k->b.data + host, count,
+                        guest / SECTOR) == -1)
+    abort ();
+  sectors_free (s);
+}
+
 static void
 make_data (struct maker *k, uint64_t l1, uint8_t *disk, uint64_t cluster,
            enum content_class class)
@@ -231,6 +253,7 @@ make_data (struct maker *k, uint64_t l1, uint8_t *disk, uint64_t cluster,
   give_data (k, disk, cluster, class);
   memcpy (k->b.data + host, disk + cluster * k->m->cluster_size,
           k->m->cluster_size);
+  encipher_data (k, host, cluster * k->m->cluster_size, k->m->cluster_size);
   set_entry (k, l1, cluster, host, UINT32_MAX);
 }
 
@@ -299,6 +322,7 @@ make_mixed (struct maker *k, uint64_t l1, uint8_t *disk, uint64_t cluster,
       bitmap |= UINT64_C (1) << i;
       content_fill_many (p, sub, class, 0, (at + i * sub) / SECTOR);
       memcpy (k->b.data + host + i * sub, p, sub);
+      encipher_data (k, host + i * sub, at + i * sub, sub);
     }
     else if ((i + shift) % 3 == 1) {
       bitmap |= UINT64_C (1) << (32 + i);
@@ -693,6 +717,7 @@ finish_header (struct maker *k)
       autoclear |= UINT64_C (1) << 57;
     put_be64 (p + 88, autoclear);
   }
+  put_be32 (p + 32, k->m->aes ? ENCRYPTION_AES : ENCRYPTION_NONE);
   make_extensions (k);
 }
 
@@ -1042,5 +1067,11 @@ const char *const made_names[] = {
   "v2-c512-known-snap-comp",
   "v3-c4k-known-zip-snap-holes-back",
   "v3-c16k-known-ext-snapall-holes",
+#ifdef HAVE_GNUTLS
+  "v3-c512-aes-holes-snap-comp-back",
+  "v2-c1k-aes-known-holes-tail",
+  "v3-c16k-aes-ext-snap-holes-back",
+  "v3-c512-aes-zip-tight",
+#endif
   NULL
 };

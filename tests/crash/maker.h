@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "crypto/passphrase.h"
 #include "qcow2/header.h"
 
 /* What the live disk's tables say of a cluster, and a snapshot's. */
@@ -54,6 +55,7 @@ struct made {
   bool zip;     /* to be written with clusters compressed */
   bool no_zero; /* on a storage that can't zero, punch or allocate */
   bool tight;   /* to be written while little may wait to be had again */
+  bool aes;     /* its data is enciphered, with made_passphrases */
   bool known;   /* the header has no extension that nobody knows */
 
   uint64_t disk_size;
@@ -97,6 +99,7 @@ struct made {
  *   zip              written with clusters compressed
  *   nozero           on a storage that can neither zero, punch nor allocate
  *   tight            written while little may wait to be had again
+ *   aes              encrypted, by where the guest sees it
  *   known            without a header extension that nobody knows
  *   s1, s2, ...      another arrangement of the clusters
  *
@@ -104,6 +107,8 @@ struct made {
  */
 extern bool made_image (struct made *m, const char *name);
 extern void made_free (struct made *m);
+
+extern const struct passphrases made_passphrases;
 
 /* A list of names, the end of which is NULL. */
 extern const char *const made_names[];

@@ -25,6 +25,7 @@
 #include "qcow2/write/remap.h"
 #include "qcow2/write/steps.h"
 #include "qcow2/write/write.h"
+#include "storage/crypt.h"
 
 /* What an entry says, in one form for all kinds: a cluster without extended
  * L2 is one of a single subcluster.
@@ -48,6 +49,8 @@ struct write_step {
   struct target *target; /* nr */
 
   struct host_off host; /* of the first cluster; contiguous */
+  struct storage *data; /* that they are written to */
+  struct crypt_view view;
   bool keep;            /* all targets' host clusters are kept */
   bool zero, durable;   /* see struct placed; false if kept */
   bool was_zero;        /* all of the clusters read as zeros before */
@@ -183,7 +186,20 @@ look_for_zeros (struct write_step *s)
   return 0;
 }
 
-/* Where the host clusters are: sets host, zero, durable; and fewer clusters
+/* The storage that takes what the guest sees at an offset from there on, if it
+ * is stored here: of AES it is a view, which numbers sectors as the guest does.
+ */
+static struct storage *
+data_at (const struct writer *w, struct host_off host, uint64_t guest,
+         struct crypt_view *view)
+{
+  if (w->header.encryption != ENCRYPTION_AES)
+    return w->disk->data;
+  storage_crypt_view (view, w->disk->data, guest - host.v);
+  return &view->storage;
+}
+
+/* Where the host clusters are: sets host, data, zero, durable; and fewer clusters
  * if there are not so many in a row.
  */
 static int
@@ -204,6 +220,7 @@ choose_host (struct write_step *s)
   }
   if (s->end > s->cluster + s->nr * m->cluster_size)
     s->end = s->cluster + s->nr * m->cluster_size;
+  s->data = data_at (s->w, s->host, s->cluster, &s->view);
   return 0;
 }
 
@@ -261,7 +278,7 @@ write_zero_data (struct write_step *s)
 {
   if (s->zero)
     return 0;
-  return storage_zero (s->w->disk->data, host_of (s, s->start.v),
+  return storage_zero (s->data, host_of (s, s->start.v),
                        s->end - s->start.v,
                        (s->flags & DISK_PUNCH) != 0);
 }
@@ -290,7 +307,7 @@ read_fills (const struct write_step *s, const struct fill *f, uint8_t *buf)
 static int
 write_filled (struct write_step *s, const struct fill *f)
 {
-  struct storage *storage = s->w->disk->data;
+  struct storage *storage = s->data;
   const uint64_t head = s->start.v - f->from, count = s->end - s->start.v;
   uint8_t *buf = malloc (f->to - f->from);
   struct iovec iov[3];
@@ -323,7 +340,7 @@ write_data (struct write_step *s)
     return write_filled (s, &f);
   if (s->buf == NULL)
     return write_zero_data (s);
-  return storage_write (s->w->disk->data, s->buf, s->end - s->start.v,
+  return storage_write (s->data, s->buf, s->end - s->start.v,
                         host_of (s, s->start.v));
 }
 
@@ -343,7 +360,7 @@ carry_subclusters (struct write_step *s, uint64_t i)
     return 0;
   buf = malloc (m->cluster_size);
   if (buf == NULL) {
-    error_set (ENOMEM, "%s: out of memory", s->w->disk->data->name);
+    error_set (ENOMEM, "%s: out of memory", s->data->name);
     return -1;
   }
   while (left != 0 && r == 0) {
@@ -357,7 +374,7 @@ carry_subclusters (struct write_step *s, uint64_t i)
     to = cluster + ((uint64_t) end << m->subcluster_bits);
     r = read_fill (s, buf, from, to);
     if (r == 0)
-      r = storage_write (s->w->disk->data, buf, to - from, host_of (s, from));
+      r = storage_write (s->data, buf, to - from, host_of (s, from));
   }
   free (buf);
   return r;
@@ -458,9 +475,9 @@ write_elsewhere (struct writer *w, const uint8_t *buf, uint64_t count,
  * but for the lack of space, if that is met by the mere write as well.
  */
 static int
-write_durably (struct writer *w, const struct run *run, const uint8_t *buf)
+write_durably (struct writer *w, struct storage *storage, const struct run *run,
+               const uint8_t *buf)
 {
-  struct storage *storage = w->disk->data;
   struct iovec iov = { (void *) buf, run->length };
 
   if (storage_writev (storage, &iov, 1, run->host, true) == 0)
@@ -472,15 +489,13 @@ write_durably (struct writer *w, const struct run *run, const uint8_t *buf)
 }
 
 static int
-write_in_place (struct writer *w, const uint8_t *buf, const struct run *run,
-                unsigned flags)
+write_in_place (struct writer *w, struct storage *storage, const uint8_t *buf,
+                const struct run *run, unsigned flags)
 {
-  struct storage *storage = w->disk->data;
-
   if (writer_check_overlap (w, run->host, run->length) == -1)
     return -1;
   if (buf != NULL && (flags & DISK_FUA))
-    return write_durably (w, run, buf);
+    return write_durably (w, storage, run, buf);
   if (buf == NULL) {
     if (storage_zero (storage, run->host, run->length,
                       (flags & DISK_PUNCH) != 0) == -1)
@@ -498,13 +513,15 @@ is_in_place (const struct run *run)
   return run->kind == RUN_DATA && run->in_place;
 }
 
-/* The same while others may compress what is there (qcow2/write/compress.h): in
- * turns with them.  *done is 0 if one has done so before.
+/* The same in turns: while others may compress what is there
+ * (qcow2/write/compress.h), and with AES.  *done is 0 if one has changed the
+ * mapping before.
  */
 static int
 write_in_turn (struct writer *w, const uint8_t *buf, uint64_t count,
                struct guest_off offset, unsigned flags, uint64_t *done)
 {
+  struct crypt_view view;
   struct remap remap;
   struct run run;
   int r;
@@ -513,7 +530,8 @@ write_in_turn (struct writer *w, const uint8_t *buf, uint64_t count,
   remap_enter (&remap, w, offset, offset.v + count);
   r = map_lookup (qcow2_map (w->disk), offset, remap.to - offset.v, &run);
   if (r == 0 && is_in_place (&run)) {
-    r = write_in_place (w, buf, &run, flags);
+    r = write_in_place (w, data_at (w, run.host, offset.v, &view), buf, &run,
+                        flags);
     *done = run.length;
   }
   remap_abort (&remap);
@@ -534,8 +552,8 @@ write_at_once (struct writer *w, const uint8_t *buf, uint64_t count,
   *done = 0;
   if (r == 0 && run->kind == RUN_DAMAGED)
     r = layer_damaged (w->disk, run->host);
-  if (r == 0 && is_in_place (run) && w->compress_level == 0) {
-    r = write_in_place (w, buf, run, flags);
+  if (r == 0 && is_in_place (run) && !w->in_turn) {
+    r = write_in_place (w, w->disk->data, buf, run, flags);
     *done = run->length;
   }
   epoch_leave (w->disk->shared->epoch, token);

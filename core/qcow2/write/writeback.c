@@ -37,7 +37,8 @@ writeback_init (struct writeback *c, struct storage *tables,
 {
   memset (c, 0, sizeof *c);
   c->tables = tables;
-  c->data = data;
+  /* What stands on the storage of tables is flushed with it. */
+  c->data = storage_same (data, tables) ? tables : data;
   c->cache = cache;
   c->id = id;
   c->slice_bytes = slice_bytes;

@@ -37,10 +37,6 @@ writer_check_header (struct storage *s, const struct header *h,
                "bit 0), so that its refcounts may be wrong", s->name);
     advise (ADVICE_REPAIR);
   }
-  else if (h->encryption != ENCRYPTION_NONE) {
-    error_set (ENOTSUP, "%s: it is encrypted, and can only be read", s->name);
-    advise (ADVICE_READ_ONLY);
-  }
   else if (must_follow && !options->invalidate_bitmaps) {
     error_set (ENOTSUP, "%s: it has persistent bitmaps that are enabled, which "
                "writing would make wrong", s->name);
@@ -235,6 +231,7 @@ writer_open (const struct layer *disk, const struct header *h,
   w->writeback.max_freed = options->max_freed;
   w->alloc.clusters = disk->shared->clusters;
   w->compress_level = options->compress_level;
+  w->in_turn = w->compress_level != 0 || h->encryption == ENCRYPTION_AES;
   /* While clusters are compressed most of what is written goes elsewhere. */
   alloc_placement_init (&w->alloc_placement, &w->alloc, disk->data,
                         w->compress_level != 0);

@@ -50,6 +50,8 @@ struct writer {
   struct placement *placement; /* of the guest's clusters */
   struct inflight inflight; /* in clusters of the guest */
   unsigned compress_level;  /* 0: clusters are not compressed */
+  bool in_turn;             /* writes in place have their clusters to themselves:
+                             * others may compress them, or it is AES */
   struct coalesce coalesce;     /* of what is to be compressed */
   _Atomic uint64_t taken;   /* how often host clusters were handed out */
   pthread_mutex_t tables;   /* of changes to the L1 table */
