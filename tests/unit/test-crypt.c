@@ -257,6 +257,54 @@ test_threads (const struct sector_format *f)
   memory_disk_free (&disk);
 }
 
+/* ------------------------------------------------- a read beside a write */
+
+static struct storage *shared_storage;
+static pthread_t reader;
+static bool reader_runs;
+static uint8_t seen[100];
+
+static void *
+read_rest (void *opaque)
+{
+  CHECK_OK (storage_read (shared_storage, seen, sizeof seen, at (40)));
+  return opaque;
+}
+
+/* Once some of a sector is written; the reader has time enough to be wrong. */
+static void
+start_reader (void *opaque, const struct memory_call *call)
+{
+  if (call->kind != MEMORY_WRITE || call->offset == 0 || reader_runs)
+    return;
+  reader_runs = true;
+  pthread_create (&reader, NULL, read_rest, opaque);
+  usleep (50000);
+}
+
+/* E3: in CBC the first block that is still the old one is garbage then. */
+static void
+test_read_beside_write (void)
+{
+  uint8_t buf[512];
+  struct storage *inner;
+
+  memory_disk_init (&disk, NULL, 0);
+  control = (struct memory_control) { .short_writes = 48 };
+  inner = memory_disk_open (&disk, "test", &control);
+  shared_storage = storage_crypt_new (inner, new_sectors (&formats[1]));
+  memset (buf, 0x5a, sizeof buf);
+  CHECK_OK (storage_write (shared_storage, buf, sizeof buf, at (0)));
+  control.hook = start_reader;
+  CHECK_OK (storage_write (shared_storage, "0123456789", 10, at (0)));
+  CHECK (reader_runs);
+  pthread_join (reader, NULL);
+  CHECK (memcmp (seen, buf, sizeof seen) == 0);
+  storage_close (shared_storage);
+  storage_close (inner);
+  memory_disk_free (&disk);
+}
+
 int
 main (void)
 {
@@ -272,5 +320,6 @@ main (void)
   test_model (&formats[2], UINT64_C (1) << 40, 7);
   test_model (&formats[2], -(UINT64_C (3) << 20), 8); /* modulo 2^64 */
   test_failures ();
+  test_read_beside_write ();
   return check_result ();
 }
