@@ -13,7 +13,7 @@
 #include "qcow2/unlock.h"
 #include "storage/crypt.h"
 
-/* ---------------------------------------------------------------------- LUKS */
+/* -------------------------------------------------------------------- LUKS */
 
 /* What it takes to try a passphrase, in memory for secrets. */
 struct attempt {
@@ -87,7 +87,7 @@ unlock_luks (struct storage *s, const struct header *h,
   return sectors;
 }
 
-/* ----------------------------------------------------------------------- AES */
+/* --------------------------------------------------------------------- AES */
 
 /* The key is the passphrase, without more ado, and whether it is the right one
  * nothing tells.
@@ -107,7 +107,7 @@ unlock_aes (const struct passphrase *p)
   return sectors;
 }
 
-/* ---------------------------------------------------------------------- both */
+/* -------------------------------------------------------------------- both */
 
 static const char *
 encryption_name (const struct header *h)

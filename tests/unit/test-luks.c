@@ -39,8 +39,8 @@ test_pbkdf2 (void)
   check_hex (out, 20, "ea6c014dc72d6f8ccd1ed92ace1d41f0d8de8957");
   CHECK_OK (crypto_pbkdf2 (CRYPTO_SHA256, "password", 8, (uint8_t *) "salt", 4,
                            1, out, 32));
-  check_hex (out, 32, "120fb6cffcf8b32c43e7225256c4f837a86548c92ccc35480805987cb"
-             "70be17b");
+  check_hex (out, 32, "120fb6cffcf8b32c43e7225256c4f837a86548c92ccc35480805987c"
+             "b70be17b");
 }
 
 /* FIPS 180-2, RFC 1321. */
@@ -81,8 +81,8 @@ test_ciphers (void)
   memset (buf, 0x44, sizeof buf);
   c = crypto_cipher_new (CRYPTO_XTS, key, 32);
   CHECK (crypto_encipher (c, iv, buf, buf, sizeof buf));
-  check_hex (buf, 32, "c454185e6a16936e39334038acef838bfb186fff7480adc4289382ecd"
-             "6d394f0");
+  check_hex (buf, 32, "c454185e6a16936e39334038acef838bfb186fff7480adc4289382ec"
+             "d6d394f0");
   CHECK (crypto_decipher (c, iv, buf, buf, sizeof buf));
   CHECK_EQ (buf[31], 0x44);
   crypto_cipher_free (c);

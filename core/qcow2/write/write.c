@@ -199,8 +199,8 @@ data_at (const struct writer *w, struct host_off host, uint64_t guest,
   return &view->storage;
 }
 
-/* Where the host clusters are: sets host, data, zero, durable; and fewer clusters
- * if there are not so many in a row.
+/* Where the host clusters are: sets host, data, zero, durable; and fewer
+ * clusters if there are not so many in a row.
  */
 static int
 choose_host (struct write_step *s)
