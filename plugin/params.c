@@ -18,6 +18,7 @@
 
 static char *file;
 static char *backing;
+static char *data_file;
 
 /* Of the backing files from the first on down: constants. */
 static const char *formats[CHAIN_MAX_DEPTH];
@@ -212,6 +213,8 @@ params_set (const char *key, const char *value)
     return set_path (key, value, &file);
   if (strcmp (key, "backing") == 0)
     return set_backing (key, value);
+  if (strcmp (key, "data-file") == 0)
+    return set_path (key, value, &data_file);
   if (strcmp (key, "follow") == 0)
     return set_follow (key, value);
   if (strcmp (key, "backing-format") == 0)
@@ -268,6 +271,7 @@ params_complete (void)
   }
   options.chain.file = file;
   options.chain.backing = backing;
+  options.chain.data_file = data_file;
   options.chain.backing_format = formats[0];
   if (nr_formats > 1)
     options.chain.lower_formats = formats + 1;
@@ -320,5 +324,6 @@ params_free (void)
 {
   free (file);
   free (backing);
+  free (data_file);
   creation_free ();
 }

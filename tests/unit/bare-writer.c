@@ -54,7 +54,6 @@ bare_close (struct bare_writer *b)
 {
   const int r = writer_close (b->writer);
 
-  storage_close (b->data);
   chain_close (&b->chain);
   codec_pool_free (b->shared.codecs);
   cluster_cache_free (b->shared.clusters);

@@ -21,7 +21,12 @@ writer_check_header (struct storage *s, const struct header *h,
 
   if (bitmaps_must_follow (s, h, &must_follow) == -1)
     return -1;
-  if (h->l1_missing > 0) {
+  if (h->has_data_file) {
+    error_set (ENOTSUP, "%s: it has an external data file, and is not written "
+               "yet", s->name);
+    advise (ADVICE_READ_ONLY);
+  }
+  else if (h->l1_missing > 0) {
     error_set (ENOTSUP, "%s: the L1 table at offset 0x%" PRIx64 " ends %" PRIu64
                " bytes beyond the end of the file", s->name, h->l1_offset.v,
                h->l1_missing);
