@@ -202,6 +202,14 @@ set_backing (const char *key, const char *value)
   return creation_set_backing (value);
 }
 
+static int
+set_data_file (const char *key, const char *value)
+{
+  if (set_path (key, value, &data_file) == -1)
+    return -1;
+  return creation_set_data_file (value);
+}
+
 int
 params_set (const char *key, const char *value)
 {
@@ -214,7 +222,7 @@ params_set (const char *key, const char *value)
   if (strcmp (key, "backing") == 0)
     return set_backing (key, value);
   if (strcmp (key, "data-file") == 0)
-    return set_path (key, value, &data_file);
+    return set_data_file (key, value);
   if (strcmp (key, "follow") == 0)
     return set_follow (key, value);
   if (strcmp (key, "backing-format") == 0)
@@ -256,6 +264,11 @@ complete_compress (void)
       compress_level > codec_max_level (compression)) {
     nbdkit_error ("compress-level=%u: must be from 1 to %u", compress_level,
                   codec_max_level (compression));
+    return -1;
+  }
+  if (data_file != NULL) {
+    nbdkit_error ("compress= and data-file= exclude each other: clusters in an "
+                  "external data file are not compressed");
     return -1;
   }
   writer_options.compress_level = compress_level;
