@@ -53,11 +53,52 @@ lock_for_writing (struct storage *s)
                                 STORAGE_WRITE | STORAGE_RESIZE);
 }
 
+/* The same on its data file, which others may write as QEMU has it. */
+static int
+lock_data_for_writing (const struct layer *l)
+{
+  return l->data == l->tables ? 0
+    : storage_make_writable (l->data, STORAGE_CONSISTENT_READ | STORAGE_WRITE |
+                             STORAGE_RESIZE, STORAGE_RESIZE);
+}
+
+/* A data file that lacks data must not grow: what is missing would seem to be
+ * zeros then.
+ */
+static int
+check_data_is_there (const struct image *im)
+{
+  const struct layer *l = &image_top (im)->layer;
+  const struct map *m = qcow2_map (l);
+  const uint64_t size = atomic_load (&l->data->size);
+  struct guest_off at = { (size + m->cluster_size - 1) & -m->cluster_size };
+  struct run run;
+  int r = 0;
+
+  if (l->data == l->tables)
+    return 0;
+  for (; r == 0 && at.v < l->size; at.v += run.length) {
+    const unsigned token = epoch_enter (l->shared->epoch);
+
+    r = map_lookup (m, at, l->size - at.v, &run);
+    if (r == 0 && run.kind == RUN_DAMAGED)
+      r = -1;
+    epoch_leave (l->shared->epoch, token);
+    if (r == -1) {
+      error_append (" (%s has %" PRIu64 " bytes; what it lacks is zeros if it "
+                    "is enlarged)", l->data->name, size);
+      advise (ADVICE_READ_ONLY);
+    }
+  }
+  return r;
+}
+
 /* writer_lock held. */
 static int
 check_may_write (const struct image *im)
 {
   struct storage *s = image_top (im)->layer.tables;
+  struct storage *data = image_top (im)->layer.data;
 
   if (im->repair_failed)
     error_set (EIO, "%s: a repair failed: nothing is written until it is "
@@ -66,7 +107,8 @@ check_may_write (const struct image *im)
     error_set (EROFS, "%s: it is shared with who writes it, so that it can "
                "only be read", s->name);
   else
-    return storage_check_writable (s);
+    return data != s && storage_check_writable (data) == -1
+      ? -1 : storage_check_writable (s);
   return -1;
 }
 
@@ -79,7 +121,7 @@ make_writable (struct image *im, const struct writer_options *options)
 
   if (check_may_write (im) == -1 ||
       writer_check_header (f->layer.tables, &f->header, options) == -1 ||
-      has_verdict (im))
+      has_verdict (im) || check_data_is_there (im) == -1)
     return -1;
   /* The locks come last, since they stay; what is looked at before can't
    * change under those of a reader.
@@ -91,7 +133,8 @@ make_writable (struct image *im, const struct writer_options *options)
     keep_verdict (im);
     return -1;
   }
-  if (lock_for_writing (f->layer.tables) == -1) {
+  if (lock_data_for_writing (&f->layer) == -1 ||
+      lock_for_writing (f->layer.tables) == -1) {
     (void) writer_close (w); /* which has nothing to write */
     return -1;
   }

@@ -134,7 +134,8 @@ check_chain_is_not (const struct chain *c, const char *file)
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    if (check_is_not (c->layer[i]->tables, file) == -1)
+    if (check_is_not (c->layer[i]->tables, file) == -1 ||
+        check_is_not (c->layer[i]->data, file) == -1)
       return -1;
   }
   return 0;

@@ -9,6 +9,10 @@ const char *const params_advice[ADVICE_NR] = {
   [ADVICE_FOLLOW] = "refused by follow=none; follow=beneath allows files "
     "under the image's directory, follow=any allows any file, and backing=PATH "
     "allows PATH",
+  [ADVICE_FOLLOW_DATA] = "refused by follow=none; follow=beneath allows files "
+    "under the image's directory, follow=any allows any file, and "
+    "data-file=PATH allows PATH",
+  [ADVICE_DATA_FILE] = "say data-file=PATH",
   [ADVICE_BENEATH] = "refused by follow=beneath",
   [ADVICE_BACKING_FORMAT] = "say backing-format=raw or backing-format=qcow2 "
     "(or record it with qemu-img rebase -u)",

@@ -23,8 +23,12 @@ static const char *first_key; /* of a parameter that is only for creating */
 static char *recorded; /* the backing's name */
 static char *backing;  /* its path, if that is another */
 
+static char *recorded_data; /* the same of the data file */
+static char *data_file;
+
 /* The new image, until nbdkit has started; removed if it exits before that. */
 static struct created made = CREATED_NOTHING;
+static struct created made_data = CREATED_NOTHING; /* its data file */
 
 /* --------------------------------------------------------------- parameters */
 
@@ -90,6 +94,12 @@ set_extended_l2 (const char *key, const char *value)
 }
 
 static int
+set_data_file_raw (const char *key, const char *value)
+{
+  return set_bool (key, value, &options.data_file_raw);
+}
+
+static int
 set_compression_type (const char *key, const char *value)
 {
   static const char *const words[] = { "zlib", "zstd", NULL };
@@ -134,6 +144,7 @@ creation_set (const char *key, const char *value)
     { "extended-l2", set_extended_l2 },
     { "compression-type", set_compression_type },
     { "preallocation", set_preallocation },
+    { "data-file-raw", set_data_file_raw },
   };
   size_t i;
 
@@ -152,6 +163,16 @@ creation_set_backing (const char *value)
 {
   recorded = strdup (value);
   if (recorded != NULL)
+    return 0;
+  nbdkit_error ("out of memory");
+  return -1;
+}
+
+int
+creation_set_data_file (const char *value)
+{
+  recorded_data = strdup (value);
+  if (recorded_data != NULL)
     return 0;
   nbdkit_error ("out of memory");
   return -1;
@@ -184,16 +205,43 @@ path_from (const char *file, const char *name)
   return path;
 }
 
+/* QEMU would take it for a protocol. */
+static int
+check_colon (const char *key, const char *name)
+{
+  if (name[strcspn (name, ":/")] != ':')
+    return 0;
+  nbdkit_error ("%s=%s: a name with a colon must be recorded as a path, such as "
+                "./%s", key, name, name);
+  return -1;
+}
+
+static int
+complete_data_file (struct chain_options *chain)
+{
+  if (recorded_data == NULL && options.data_file_raw) {
+    nbdkit_error ("data-file-raw= without data-file=");
+    return -1;
+  }
+  if (recorded_data == NULL)
+    return 0;
+  if (check_colon ("data-file", recorded_data) == -1)
+    return -1;
+  data_file = path_from (chain->file, recorded_data);
+  if (data_file == NULL) {
+    nbdkit_error ("out of memory");
+    return -1;
+  }
+  chain->data_file = data_file;
+  options.data_file = recorded_data;
+  return 0;
+}
+
 static int
 complete_backing (struct chain_options *chain)
 {
-  const size_t n = strcspn (recorded, ":/");
-
-  if (recorded[n] == ':') { /* QEMU would take it for a protocol */
-    nbdkit_error ("backing=%s: a name with a colon must be recorded as a path, "
-                  "such as ./%s", recorded, recorded);
+  if (check_colon ("backing", recorded) == -1)
     return -1;
-  }
   if (chain->backing_format == NULL) {
     nbdkit_error ("backing-format= is missing: a new image records the format "
                   "of its backing file");
@@ -220,6 +268,8 @@ creation_complete (struct chain_options *chain)
                   first_key);
     return -1;
   }
+  if (complete_data_file (chain) == -1)
+    return -1;
   if (recorded != NULL)
     return complete_backing (chain);
   if (chain->backing_format != NULL) {
@@ -239,6 +289,7 @@ void
 creation_keep (void)
 {
   create_release (&made);
+  create_release (&made_data);
 }
 
 /* If nbdkit can't start, it exits without telling its plugins.  create_undo
@@ -248,6 +299,7 @@ static void __attribute__ ((destructor))
 remove_image (void)
 {
   create_undo (&made);
+  create_undo (&made_data);
 }
 
 static int
@@ -286,7 +338,9 @@ creation_run (struct chain_options *chain)
   if (options.backing != NULL && look_at_backing (chain) == -1)
     return -1;
   options.locking = chain->locking;
-  if (create_file (chain->file, overwrite, &options, &made) == -1) {
+  if ((data_file != NULL &&
+       create_data_file (data_file, &options, &made_data) == -1) ||
+      create_file (chain->file, overwrite, &options, &made) == -1) {
     nbdkit_error ("%s", error_message ());
     return -1;
   }
@@ -299,4 +353,6 @@ creation_free (void)
 {
   free (recorded);
   free (backing);
+  free (recorded_data);
+  free (data_file);
 }

@@ -56,7 +56,7 @@ static const struct {
   { "compresslevels", "did you mean compress-level= ?" },
   { "cache", "did you mean cache-size= ?" },
   { "prealloc", "did you mean preallocation= ?" },
-  { "datafile", "external data files are not supported" },
+  { "externaldatafile", "did you mean data-file= ?" },
   { "encrypt", "encryption is not supported" },
   { "threads", "say nbdkit -t" },
   { "socket", "say nbdkit -U" },

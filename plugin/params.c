@@ -18,6 +18,7 @@
 
 static char *file;
 static char *backing;
+static char *data_file;
 
 /* Of the backing files from the first on down: constants. */
 static const char *formats[CHAIN_MAX_DEPTH];
@@ -201,6 +202,14 @@ set_backing (const char *key, const char *value)
   return creation_set_backing (value);
 }
 
+static int
+set_data_file (const char *key, const char *value)
+{
+  if (set_path (key, value, &data_file) == -1)
+    return -1;
+  return creation_set_data_file (value);
+}
+
 int
 params_set (const char *key, const char *value)
 {
@@ -212,6 +221,8 @@ params_set (const char *key, const char *value)
     return set_path (key, value, &file);
   if (strcmp (key, "backing") == 0)
     return set_backing (key, value);
+  if (strcmp (key, "data-file") == 0)
+    return set_data_file (key, value);
   if (strcmp (key, "follow") == 0)
     return set_follow (key, value);
   if (strcmp (key, "backing-format") == 0)
@@ -255,6 +266,11 @@ complete_compress (void)
                   codec_max_level (compression));
     return -1;
   }
+  if (data_file != NULL) {
+    nbdkit_error ("compress= and data-file= exclude each other: clusters in an "
+                  "external data file are not compressed");
+    return -1;
+  }
   writer_options.compress_level = compress_level;
   return creation_set_compression (compression);
 }
@@ -268,6 +284,7 @@ params_complete (void)
   }
   options.chain.file = file;
   options.chain.backing = backing;
+  options.chain.data_file = data_file;
   options.chain.backing_format = formats[0];
   if (nr_formats > 1)
     options.chain.lower_formats = formats + 1;
@@ -320,5 +337,6 @@ params_free (void)
 {
   free (file);
   free (backing);
+  free (data_file);
   creation_free ();
 }

@@ -35,8 +35,11 @@ extern void params_free (void);
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
   "file=<PATH>                The qcow2 image to serve (required).\n"     \
-  "follow=none|beneath|any    Which backing files an image may name: none\n" \
-  "                           (default), those in its own folder, any.\n" \
+  "follow=none|beneath|any    Which backing files and data files an image may\n" \
+  "                           name: none (default), those in its own folder,\n" \
+  "                           any.\n"                                    \
+  "data-file=<PATH>           Use this external data file, whatever the image\n" \
+  "                           names.\n"                                   \
   "backing=<PATH>             Use this backing file, whatever the image\n" \
   "                           names.\n"                                   \
   "backing-format=raw|qcow2   Its format; default: what the image records.\n" \

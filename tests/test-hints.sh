@@ -48,7 +48,7 @@ filename=other.qcow2|did you mean file= \?
 backing_file=base|did you mean backing= \?
 backing_fmt=raw|did you mean backing-format= \?
 cache=none|did you mean cache-size= \?
-data_file=x|external data files are not supported
+data_file=x|did you mean data-file= \?
 nosuchkey=1|see
 HINTS
 

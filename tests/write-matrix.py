@@ -47,7 +47,8 @@ CHOICES = {
 
 
 def cells(part):
-    """(version, cluster bits, refcount order, extended L2)"""
+    """(version, cluster bits, refcount order, extended L2); and of those with
+    an external data file, whether it is a raw image."""
     if part == "v2":
         return [(2, cb, 4, False) for cb in (9, 10, 12, 16, 21)] * 10
     if part == "small":
@@ -59,6 +60,10 @@ def cells(part):
     if part == "extl2":
         return [(3, cb, o, True) for cb in (14, 16, 17, 21)
                 for o in range(7)] * 2
+    if part == "data":
+        return [(3, cb, 4, l2, raw) for raw in ("off", "on")
+                for cb, l2 in ((12, False), (16, False), (16, True),
+                               (21, False), (14, True), (9, False))] * 2
     raise ValueError(part)
 
 
@@ -67,6 +72,11 @@ def valid(c):
         return False
     if c["source"] == "prealloc" and (c["below"] != "none" or c["snaps"]):
         return False
+    if c["data"] is not None:
+        if c["source"] not in ("fresh", "prealloc") or c["snaps"]:
+            return False
+        if c["data"] == "on" and c["below"] != "none":
+            return False
     # Each snapshot counts, and so does the disk.
     return c["snaps"] + 1 < 1 << (1 << c["order"])
 
@@ -76,7 +86,8 @@ def choose(cell, rnd, seen):
     best, most = None, -1
     while best is None:
         for _ in range(CANDIDATES):
-            c = dict(zip(("version", "cb", "order", "extl2"), cell))
+            c = {"data": None}
+            c.update(zip(("version", "cb", "order", "extl2", "data"), cell))
             c.update((k, rnd.choice(v)) for k, v in CHOICES.items())
             if not valid(c):
                 continue
@@ -106,6 +117,7 @@ class Image:
             0, 512, self.cs - 512, 1024 % self.cs, self.cs // 2)[c["tail"]]
         self.snapshots = []         # (name, content)
         self.compressed = set()
+        self.data = None            # an external data file
         self.files = []
         self.below = self.backing()
         self.sums = [self.sum(f) for f in self.files]
@@ -215,6 +227,9 @@ class Image:
             o += ["refcount_bits=%d" % (1 << c["order"]),
                   "extended_l2=%s" % ("on" if c["extl2"] else "off"),
                   "lazy_refcounts=%s" % ("on" if c["lazy"] else "off")]
+        if c["data"] is not None:
+            self.data = path("w.data")
+            o += ["data_file=" + self.data, "data_file_raw=" + c["data"]]
         if c["source"] == "prealloc":
             o.append("preallocation=%s" % self.rnd.choice(
                 ("metadata", "falloc", "full")))
@@ -287,7 +302,7 @@ def dirty(file):
 
 def session(im, disk, n):
     args = ["file=" + im.file] + list(im.c["args"])
-    if im.below is not None:
+    if im.below is not None or im.data is not None:
         args.append("follow=beneath")
     before = header(im.file)
     try:
@@ -331,6 +346,11 @@ def check_image(im, disk, when, last=True):
         run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-l",
             "snapshot.name=" + name, im.file, out)
         qtest.file_equal(out, want, "%s: %s: snapshot %s" % (im, when, name))
+    if im.c["data"] == "on":
+        # QEMU makes it longer, up to a whole cluster.
+        with open(im.data, "rb") as f:
+            equal(f.read(disk.size), bytes(disk.store.get(0, disk.size)),
+                  "%s: %s: the raw data file" % (im, when))
     for f, s in zip(im.files, im.sums):
         check(im.sum(f) == s, "%s: %s: %s was changed" % (im, when, f))
     return len(qtest.failures) == bad
@@ -343,7 +363,8 @@ def one(nr, c, twice):
     disk = diskmodel.Disk(
         str(im), im.content, random.Random("requests-%s" % nr),
         cluster=im.cs, granule=im.cs // 32 if c["extl2"] else im.cs,
-        trims=c["version"] == 3 or im.below is None,
+        trims=(c["version"] == 3 or im.below is None) and
+        not (c["data"] == "on" and "discard=keep" in c["args"]),
         compressed=im.compressed)
     if session(im, disk, REQUESTS) and \
        check_image(im, disk, "written", not twice) and twice:

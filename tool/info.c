@@ -86,6 +86,7 @@ struct feature {
 static const struct feature incompatible[] = {
   { QCOW2_INCOMPAT_DIRTY, "dirty" },
   { QCOW2_INCOMPAT_CORRUPT, "corrupt" },
+  { QCOW2_INCOMPAT_DATA_FILE, "external-data-file" },
   { QCOW2_INCOMPAT_COMPRESSION, "compression-type" },
   { QCOW2_INCOMPAT_EXTENDED_L2, "extended-l2" },
   { 0, NULL },
@@ -283,6 +284,7 @@ open_chain (struct info *i)
     .chain = {
       .file = o->file,
       .follow = o->follow,
+      .data_file = o->data_file,
       .backing_format = o->formats[0],
       .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
       .force_share = o->force_share,
@@ -290,12 +292,27 @@ open_chain (struct info *i)
     .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,
   };
 
-  if (i->header.backing_name[0] == '\0' || o->follow == FOLLOW_NONE)
+  if ((i->header.backing_name[0] == '\0' && !i->header.has_data_file) ||
+      (o->follow == FOLLOW_NONE && o->data_file == NULL))
     return 0;
   i->image = image_open (&options);
   if (i->image != NULL)
     i->disk = image_open_disk (i->image, "");
   return i->disk != NULL ? 0 : -1;
+}
+
+static void
+print_data_file (const struct info *i)
+{
+  if (!i->header.has_data_file)
+    return;
+  print_string (i, "data-file", i->header.data_file_name);
+  if (i->options->json)
+    json_bool ("data-file-raw", i->header.raw_data);
+  else
+    print_string (i, "data-file-raw", i->header.raw_data ? "yes" : "no");
+  if (i->disk != NULL)
+    print_string (i, "data-file-opened", i->disk->data->name);
 }
 
 static void
@@ -307,7 +324,7 @@ print_backing (const struct info *i)
     return;
   print_string (i, "backing-filename", i->header.backing_name);
   print_string (i, "backing-format", i->header.backing_format);
-  if (i->disk == NULL)
+  if (i->disk == NULL || i->disk->backing == NULL)
     return;
   begin_list (i, "backing-chain");
   for (l = i->disk->backing; l != NULL; l = l->backing)
@@ -349,6 +366,7 @@ print_info (const struct info *i)
   if (i->options->json)
     json_open (NULL, '{');
   print_header (i);
+  print_data_file (i);
   print_backing (i);
   print_snapshots (i);
   r = print_bitmaps (i);

@@ -32,7 +32,9 @@ static const char usage[] =
   "      --messages=N         check: print at most N findings (100)\n"
   "  -p, --progress           check: print how far it is\n"
   "      --follow=none|beneath|any\n"
-  "                           info, map: which backing files to open (none)\n"
+  "                           info, map: which backing files and external\n"
+  "                           data files to open (none)\n"
+  "      --data-file=PATH     info, map: the image's external data file\n"
   "      --backing-format=raw|qcow2\n"
   "                           info, map: the format of the backing file; again\n"
   "                           for each below it\n"
@@ -69,11 +71,13 @@ static const char check_usage[] =
 static const char info_usage[] =
   "Usage: " NAME " info [OPTION...] IMAGE\n"
   "\n"
-  "Prints the header, snapshots, bitmaps and the backing file's name.\n"
+  "Prints the header, snapshots, bitmaps and the names of the backing file and\n"
+  "the external data file.\n"
   "\n"
   "      --follow=beneath     the backing files, too, as far as they are in\n"
   "                           the image's directory or below it\n"
   "      --follow=any         the backing files, wherever they are\n"
+  "      --data-file=PATH     for --follow: the image's external data file\n"
   "      --output=human|json  how to print that (human)\n"
   "  -U, --force-share        even if another process writes the image\n";
 
@@ -85,6 +89,7 @@ static const char map_usage[] =
   "      --follow=beneath     look into backing files, as far as they are in\n"
   "                           the image's directory or below it\n"
   "      --follow=any         look into backing files, wherever they are\n"
+  "      --data-file=PATH     this is the image's external data file\n"
   "      --output=human|json  how to print that (human)\n"
   "  -U, --force-share        even if another process writes the image\n";
 
@@ -192,6 +197,7 @@ enum {
   OPT_MESSAGES,
   OPT_FOLLOW,
   OPT_BACKING_FORMAT,
+  OPT_DATA_FILE,
   OPT_HELP,
   OPT_VERSION,
 };
@@ -205,6 +211,7 @@ static const struct option long_options[] = {
   { "progress", no_argument, NULL, 'p' },
   { "follow", required_argument, NULL, OPT_FOLLOW },
   { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
+  { "data-file", required_argument, NULL, OPT_DATA_FILE },
   { "help", no_argument, NULL, OPT_HELP },
   { "version", no_argument, NULL, OPT_VERSION },
   { NULL, 0, NULL, 0 },
@@ -242,6 +249,9 @@ parse_option (struct tool_options *o, int option)
   case OPT_BACKING_FORMAT:
     parse_backing_format (o, optarg);
     break;
+  case OPT_DATA_FILE:
+    o->data_file = optarg;
+    break;
   case OPT_HELP:
     fputs (usage, stdout);
     exit (TOOL_OK);
@@ -265,6 +275,8 @@ check_options_of (const char *command, const struct tool_options *o)
     wrong (command, " does not take --follow: it looks at one file");
   if (check && o->nr_formats > 0)
     wrong (command, " does not take --backing-format: it looks at one file");
+  if (check && o->data_file != NULL)
+    wrong (command, " does not take --data-file: it looks at one file");
   if (o->repair && o->force_share)
     wrong ("--repair and --force-share ", "exclude each other");
 }

@@ -34,6 +34,14 @@ has_offset (const struct run *r)
     r->kind == RUN_COMPRESSED;
 }
 
+/* The file that an offset is in. */
+static const struct storage *
+file_of (const struct piece *p)
+{
+  return p->run.kind == RUN_DATA || p->run.kind == RUN_ZERO_ALLOC
+    ? p->owner->data : p->owner->tables;
+}
+
 static const char *
 kind_name (enum run_kind kind)
 {
@@ -79,7 +87,7 @@ print_human (const struct layer *top, const struct piece *p)
   else if (depth (top, p->owner) > 0)
     printf (" %14s ", "");
   if (has_offset (&p->run) || depth (top, p->owner) > 0)
-    tool_print_name (p->owner->tables->name);
+    tool_print_name (file_of (p)->name);
   putchar ('\n');
 }
 
@@ -176,6 +184,7 @@ tool_map (const struct tool_options *o)
     .chain = {
       .file = o->file,
       .follow = o->follow,
+      .data_file = o->data_file,
       .backing_format = o->formats[0],
       .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
       .force_share = o->force_share,

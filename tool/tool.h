@@ -29,6 +29,7 @@ struct tool_options {
   enum repair_mode mode;
   unsigned messages; /* check: to be printed */
   enum follow follow; /* info, map */
+  const char *data_file; /* info, map: NULL: what the image names */
 
   /* info, map: of the backing files from the first on down; NULL after the
    * last.

@@ -10,6 +10,8 @@
 
 enum advice {
   ADVICE_FOLLOW,         /* files that images name are not opened */
+  ADVICE_FOLLOW_DATA,    /* the same of a data file */
+  ADVICE_DATA_FILE,      /* nobody says where the image's data file is */
   ADVICE_BENEATH,        /* the named file is outside the allowed directory */
   ADVICE_BACKING_FORMAT, /* the format of a backing file is not recorded */
   ADVICE_SHARE,          /* another process writes the image */
