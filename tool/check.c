@@ -2,13 +2,17 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #include "base/error.h"
+#include "formats.h"
 #include "json.h"
 #include "qcow2/check/check.h"
+#include "qcow2/qcow2.h"
+#include "qed/qed.h"
 #include "tool.h"
 
 struct listener {
@@ -111,6 +115,8 @@ print_human (const struct tool_options *o, const struct repair_report *r)
 static int
 run (const struct tool_options *o, struct storage *s, struct repair_report *r)
 {
+  const struct format_ops *format =
+    format_recognize (all_formats, &qcow2_format, s);
   struct listener listener = { .options = o, .percent = 101 };
   const struct check_options options = {
     .messages = o->quiet ? 0 : o->messages,
@@ -119,6 +125,12 @@ run (const struct tool_options *o, struct storage *s, struct repair_report *r)
     .opaque = &listener,
   };
 
+  if (format == NULL || tool_check_format (o, format->name) == -1)
+    return -1;
+  if (format == &qed_format) {
+    error_set (ENOTSUP, "%s: QED images can't be checked", s->name);
+    return -1;
+  }
   if (o->repair)
     return repair_storage (s, o->mode, &options, r);
   *r = (struct repair_report) { 0 };

@@ -46,10 +46,18 @@ struct chain {
   struct layer *layer[CHAIN_MAX_DEPTH]; /* the image itself is the first */
 };
 
-/* Open an image of this format and its backing files, read-only, with the
- * locks that QEMU takes on them, so that no QEMU writes them meanwhile.
+/* The format whose magic a file begins with; if there is none, the other one,
+ * whose message will say what is wrong.  NULL: the error is set.
+ */
+extern const struct format_ops *
+format_recognize (const struct format_ops *const *formats,
+                  const struct format_ops *otherwise, struct storage *s);
+
+/* Open an image, of this format unless it is recognized as being of another
+ * one, and its backing files, read-only, with the locks that QEMU takes on them, so that no QEMU writes them meanwhile.
  * shared must outlive the chain.  Relative names are relative to the directory
- * of the file that they are in, as it was named.  Formats are never probed.
+ * of the file that they are in, as it was named.  Their formats are never
+ * probed.
  * Returns -1 with the error set, naming the file that it is about.
  */
 extern int chain_open (struct chain *c, const struct format_ops *format,
