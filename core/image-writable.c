@@ -204,8 +204,6 @@ image_look_ahead (struct image *im, enum image_repair mode,
   if (r == -1)
     return 0;
   r = im->kind->check (im, options, repaired, mode);
-  if (r == -1 && error_errno () == EROFS)
-    return 0;
   /* The repair may fix what is damaged. */
   return r == -1 && repaired && error_errno () != ENOTSUP ? 0 : r;
 }

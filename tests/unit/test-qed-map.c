@@ -105,7 +105,7 @@ test_limits (void)
   CHECK_EQ (qed_header_max_size (&h), INT64_MAX);
 }
 
-/* ------------------------------------------------------------- random images */
+/* ----------------------------------------------------------- random images */
 
 static struct qed_image
 random_image (uint64_t *state, bool damaged, const char *backing)
@@ -235,7 +235,8 @@ static void
 test_random (uint64_t seed)
 {
   uint64_t state = seed, backing_size;
-  const bool damaged = random_below (&state, 2), over = random_below (&state, 2);
+  const bool damaged = random_below (&state, 2);
+  const bool over = random_below (&state, 2);
   struct qed_image q = random_image (&state, damaged, over ? "base" : NULL);
   struct memory_control control = { .holes = random_below (&state, 2) };
   struct storage *s[2];
