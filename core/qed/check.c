@@ -222,7 +222,7 @@ checking_init (struct qed_checking *c, struct storage *s,
   check_findings_init (&c->findings, options);
   if (qed_read_header (s, &c->header) == -1)
     return -1;
-  c->nr = c->file_size >> c->header.cluster_bits;
+  c->nr = qed_file_end (&c->header, c->file_size) >> c->header.cluster_bits;
   if (c->nr > QED_CHECK_MAX_CLUSTERS) {
     error_set (ENOTSUP, "%s: its file of %" PRIu64 " clusters is too long to "
                "be checked", s->name, c->nr);

@@ -50,11 +50,13 @@ struct qed_header {
   char backing_name[QED_MAX_BACKING_NAME + 1]; /* "" without */
 };
 
-/* Where the file's last whole cluster ends: nothing is beyond that. */
+/* Where the file's last whole cluster ends: nothing is beyond that.  As for
+ * QEMU, a file consists of whole sectors.
+ */
 static inline uint64_t
 qed_file_end (const struct qed_header *h, uint64_t file_size)
 {
-  return file_size & -h->cluster_size;
+  return ((file_size + 511) & -UINT64_C (512)) & -h->cluster_size;
 }
 
 /* Whether bytes at this offset of a file may be clusters. */

@@ -118,8 +118,8 @@ extern int qed_writer_table (struct qed_writer *w, struct guest_off offset,
                              bool make, struct host_off *table);
 
 /* Set nr entries of an L2 table, which are within one slice, from that with
- * this index on: to consecutive clusters from host on, or all to QED_ZERO if that is
- * host.  ordered: W3.
+ * this index on: to consecutive clusters from host on, or all to QED_ZERO if
+ * that is host.  ordered: W3.
  */
 extern int qed_writer_set (struct qed_writer *w, struct host_off table,
                            uint64_t index, uint64_t nr, uint64_t host,

@@ -47,6 +47,13 @@ qed_image_grow (struct qed_image *q, uint64_t nr)
 }
 
 void
+qed_image_cut (struct qed_image *q, uint64_t bytes)
+{
+  q->size -= bytes;
+  memset (q->bytes + q->size, 0, bytes);
+}
+
+void
 qed_image_start (struct qed_image *q, uint64_t cluster_size,
                  uint32_t table_size, uint32_t header_size, uint64_t disk_size,
                  const char *backing)
@@ -126,7 +133,7 @@ layout_of (const uint8_t *bytes, uint64_t size)
   l.header = qed_image_get (bytes, 12, 4) * l.cluster;
   l.l1 = qed_image_get (bytes, 40, 8);
   l.disk = qed_image_get (bytes, 48, 8);
-  l.end = size / l.cluster * l.cluster;
+  l.end = (size + 511) / 512 * 512 / l.cluster * l.cluster;
   return l;
 }
 

@@ -27,6 +27,9 @@ extern void qed_image_start (struct qed_image *q, uint64_t cluster_size,
                              uint64_t disk_size, const char *backing);
 extern void qed_image_free (struct qed_image *q);
 
+/* Cut so many bytes off.  What is left of a sector stands for a whole one. */
+extern void qed_image_cut (struct qed_image *q, uint64_t bytes);
+
 /* Set and look at a field of the header, of 4 or 8 bytes. */
 extern void qed_image_put (struct qed_image *q, uint64_t at, unsigned bytes,
                            uint64_t value);

@@ -53,7 +53,8 @@ damaged_image (uint64_t *state)
     qed_image_put (&q, place, 8, value);
   }
   if (random_below (state, 6) == 0 && q.size > q.l1_offset + q.table_bytes)
-    q.size -= random_below (state, q.size - q.l1_offset - q.table_bytes);
+    qed_image_cut (&q, random_below (state, q.size - q.l1_offset -
+                                     q.table_bytes));
   return q;
 }
 
