@@ -10,9 +10,6 @@
 #include "formats.h"
 #include "image-parts.h"
 #include "qcow2/codec.h"
-#include "qcow2/qcow2.h"
-#include "qcow2/write/write.h"
-#include "qcow2/write/zero.h"
 #include "storage/open.h"
 
 void
@@ -59,15 +56,22 @@ image_new (uint64_t cache_size)
   return im;
 }
 
+/* The chain is open, unless r is -1: find out of what kind the image is.
+ * Returns NULL with the error set, and the image is gone.
+ */
 static struct image *
-read_snapshots (struct image *im)
+opened (struct image *im, int r)
 {
-  if (snapshots_read (&im->snapshots, &image_top (im)->header,
-                      image_top (im)->layer.tables) == -1) {
-    (void) image_close (im);
-    return NULL;
-  }
-  return im;
+  static const struct image_kind *const kinds[] = { &image_qcow2, &image_qed };
+  unsigned i;
+
+  for (i = 0; r == 0 && i < sizeof kinds / sizeof kinds[0]; ++i)
+    if (im->chain.layer[0]->format == kinds[i]->format)
+      im->kind = kinds[i];
+  if (r == 0 && im->kind->opened (im) == 0)
+    return im;
+  (void) image_close (im);
+  return NULL;
 }
 
 struct image *
@@ -79,12 +83,8 @@ image_open (const struct image_options *options)
     return NULL;
   if (options->check_memory != 0)
     im->check_memory = options->check_memory;
-  if (chain_open (&im->chain, &qcow2_format, &options->chain,
-                  &im->shared) == -1) {
-    (void) image_close (im);
-    return NULL;
-  }
-  return read_snapshots (im);
+  return opened (im, chain_open (&im->chain, image_qcow2.format,
+                                 &options->chain, &im->shared));
 }
 
 struct image *
@@ -99,12 +99,8 @@ image_open_storages (struct storage *const *storages, unsigned nr,
       storage_close (storages[i]);
     return NULL;
   }
-  if (chain_open_storages (&im->chain, &qcow2_format, storages, nr,
-                           &im->shared) == -1) {
-    (void) image_close (im);
-    return NULL;
-  }
-  return read_snapshots (im);
+  return opened (im, chain_open_storages (&im->chain, image_qcow2.format,
+                                          storages, nr, &im->shared));
 }
 
 struct image *
@@ -142,7 +138,7 @@ check_chain_is_not (const struct chain *c, const char *file)
 }
 
 static int
-qcow2_size (const struct chain_options *options, uint64_t *size)
+image_size (const struct chain_options *options, uint64_t *size)
 {
   const char *const *formats = options->lower_formats;
   const bool given = formats != NULL && formats[0] != NULL;
@@ -159,7 +155,7 @@ qcow2_size (const struct chain_options *options, uint64_t *size)
   int r = -1;
 
   if (im != NULL && check_chain_is_not (&im->chain, options->file) == 0) {
-    *size = image_top (im)->layer.size;
+    *size = im->chain.layer[0]->size;
     r = 0;
   }
   (void) image_close (im); /* it was only read */
@@ -184,19 +180,20 @@ int
 image_backing_size (const struct chain_options *options, uint64_t *size)
 {
   return strcmp (options->backing_format, "raw") == 0
-    ? raw_size (options, size) : qcow2_size (options, size);
+    ? raw_size (options, size) : image_size (options, size);
 }
 
 int
 image_close (struct image *im)
 {
-  int r;
+  bool no_leaks;
+  int r = 0;
 
   if (im == NULL)
     return 0;
-  if (leaks_stop (im->leaks))
-    writer_no_leaks (im->writer);
-  r = writer_close (im->writer);
+  no_leaks = leaks_stop (im->leaks);
+  if (im->writer != NULL)
+    r = im->kind->close_writer (im->writer, no_leaks);
   snapshots_free (&im->snapshots);
   chain_close (&im->chain);
   codec_pool_free (im->shared.codecs);
@@ -215,12 +212,6 @@ image_detect_zeroes (struct image *im, enum detect_zeroes detect)
   im->detect_zeroes = detect;
 }
 
-enum compression
-image_compression (const struct image *im)
-{
-  return image_top (im)->disk.compression;
-}
-
 /* Requests fail by the thousand once there is no space.  The first is logged,
  * and another only after a request that was given some has gone well: mere
  * overwriting goes well all the time.  full is 0, or one more than writer.taken
@@ -233,7 +224,7 @@ no_space_once (struct image *im, int r)
   const bool failed = r == -1 && error_errno () == ENOSPC;
 
   if (full != 0 || failed) {
-    const uint64_t now = atomic_load (&im->writer->taken) + 1;
+    const uint64_t now = im->kind->taken (im->writer) + 1;
 
     if (failed && atomic_exchange (&im->full, now) != 0)
       error_set_repeated ();
@@ -258,7 +249,7 @@ static uint64_t
 same_kind (const struct image *im, const uint8_t *p, uint64_t count,
            struct guest_off offset, bool *zero)
 {
-  const uint64_t mask = image_top (im)->header.cluster_size - 1;
+  const uint64_t mask = im->cluster_size - 1;
   uint64_t done, piece;
 
   for (done = 0; done < count; done += piece) {
@@ -284,10 +275,10 @@ write_or_zero (struct image *im, const uint8_t *p, uint64_t count,
     bool zero = false;
     const uint64_t n = same_kind (im, p, count, offset, &zero);
     const int r = zero
-      ? disk_zero (im->writer, n, offset,
-                   im->detect_zeroes == DETECT_ZEROES_UNMAP
-                   ? DISK_MAY_TRIM : 0)
-      : disk_write (im->writer, p, n, offset, 0);
+      ? im->kind->zero (im->writer, n, offset,
+                        im->detect_zeroes == DETECT_ZEROES_UNMAP
+                        ? IMAGE_MAY_TRIM : 0)
+      : im->kind->write (im->writer, p, n, offset, 0);
 
     if (r == -1)
       return -1;
@@ -298,23 +289,15 @@ write_or_zero (struct image *im, const uint8_t *p, uint64_t count,
   return 0;
 }
 
-static unsigned
-disk_flags (unsigned flags)
-{
-  return (flags & IMAGE_FUA ? DISK_FUA : 0) |
-    (flags & IMAGE_MAY_TRIM ? DISK_MAY_TRIM : 0) |
-    (flags & IMAGE_FAST ? DISK_FAST : 0);
-}
-
 static int
 write_request (struct image *im, const void *buf, uint64_t count,
                struct guest_off offset, unsigned flags)
 {
   if (im->detect_zeroes == DETECT_ZEROES_OFF)
-    return disk_write (im->writer, buf, count, offset, disk_flags (flags));
+    return im->kind->write (im->writer, buf, count, offset, flags);
   if (write_or_zero (im, buf, count, offset) == -1)
     return -1;
-  return flags & IMAGE_FUA ? writer_flush (im->writer) : 0;
+  return flags & IMAGE_FUA ? im->kind->flush (im->writer) : 0;
 }
 
 int
@@ -333,7 +316,7 @@ image_zero (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
   const unsigned token = gate_enter (&im->gate);
-  const int r = disk_zero (im->writer, count, offset, disk_flags (flags));
+  const int r = im->kind->zero (im->writer, count, offset, flags);
 
   gate_leave (&im->gate, token);
   return no_space_once (im, r);
@@ -344,7 +327,7 @@ image_trim (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
   const unsigned token = gate_enter (&im->gate);
-  const int r = disk_trim (im->writer, count, offset, disk_flags (flags));
+  const int r = im->kind->trim (im->writer, count, offset, flags);
 
   gate_leave (&im->gate, token);
   return no_space_once (im, r);
@@ -353,14 +336,14 @@ image_trim (struct image *im, uint64_t count, struct guest_off offset,
 int
 image_flush (struct image *im)
 {
-  struct writer *w = im->writer;
+  void *w = im->writer;
   unsigned token;
   int r;
 
   if (w == NULL)
     return 0;
   token = gate_enter (&im->gate);
-  r = writer_flush (w);
+  r = im->kind->flush (w);
   gate_leave (&im->gate, token);
   return no_space_once (im, r);
 }
@@ -368,5 +351,5 @@ image_flush (struct image *im)
 uint32_t
 image_preferred_size (const struct image *im)
 {
-  return image_top (im)->header.subcluster_size;
+  return im->preferred_size;
 }

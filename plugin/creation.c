@@ -19,6 +19,8 @@ static struct create_options options = CREATE_DEFAULTS;
 static bool wanted, overwrite;
 static bool has_size, has_compression;
 static const char *first_key; /* of a parameter that is only for creating */
+static const char *qcow2_key; /* of one that only qcow2 images have */
+static bool has_table_size;
 
 static char *recorded; /* the backing's name */
 static char *backing;  /* its path, if that is another */
@@ -60,6 +62,28 @@ static int
 set_cluster_size (const char *key, const char *value)
 {
   return value_parse_size (key, value, &options.cluster_size) == -1 ? -1 : 1;
+}
+
+static int
+set_format (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [CREATE_QCOW2] = "qcow2", [CREATE_QED] = "qed", NULL,
+  };
+  const int i = value_choose (key, value, words, "qcow2 or qed");
+
+  if (i == -1)
+    return -1;
+  options.format = i;
+  return 1;
+}
+
+static int
+set_table_size (const char *key, const char *value)
+{
+  has_table_size = true;
+  return nbdkit_parse_unsigned (key, value, &options.table_size) == -1
+    ? -1 : 1;
 }
 
 static int
@@ -134,17 +158,20 @@ creation_set (const char *key, const char *value)
   static const struct {
     const char *key;
     int (*set) (const char *key, const char *value);
+    bool qcow2; /* only for such images */
   } keys[] = {
-    { "create", set_create },
-    { "size", set_size },
-    { "cluster-size", set_cluster_size },
-    { "compat", set_compat },
-    { "refcount-bits", set_refcount_bits },
-    { "lazy-refcounts", set_lazy_refcounts },
-    { "extended-l2", set_extended_l2 },
-    { "compression-type", set_compression_type },
-    { "preallocation", set_preallocation },
-    { "data-file-raw", set_data_file_raw },
+    { "create", set_create, false },
+    { "size", set_size, false },
+    { "format", set_format, false },
+    { "cluster-size", set_cluster_size, false },
+    { "table-size", set_table_size, false },
+    { "compat", set_compat, true },
+    { "refcount-bits", set_refcount_bits, true },
+    { "lazy-refcounts", set_lazy_refcounts, true },
+    { "extended-l2", set_extended_l2, true },
+    { "compression-type", set_compression_type, true },
+    { "preallocation", set_preallocation, true },
+    { "data-file-raw", set_data_file_raw, true },
   };
   size_t i;
 
@@ -153,6 +180,8 @@ creation_set (const char *key, const char *value)
       continue;
     if (i > 0 && first_key == NULL)
       first_key = keys[i].key;
+    if (keys[i].qcow2 && qcow2_key == NULL)
+      qcow2_key = keys[i].key;
     return keys[i].set (key, value);
   }
   return 0;
@@ -258,17 +287,34 @@ complete_backing (struct chain_options *chain)
   return 0;
 }
 
+/* What a format does not have. */
+static int
+check_format (void)
+{
+  if (options.format == CREATE_QED && qcow2_key != NULL)
+    nbdkit_error ("%s= is not for format=qed", qcow2_key);
+  else if (options.format == CREATE_QED && recorded_data != NULL)
+    nbdkit_error ("data-file= is not for format=qed");
+  else if (options.format != CREATE_QED && has_table_size)
+    nbdkit_error ("table-size= is only for format=qed");
+  else
+    return 0;
+  return -1;
+}
+
 int
 creation_complete (struct chain_options *chain)
 {
   if (!wanted) {
     if (first_key == NULL)
       return 0;
-    nbdkit_error ("%s= is only for a new image: say create=true as well",
-                  first_key);
+    nbdkit_error ("%s= is only for a new image: say create=true as well%s",
+                  first_key, strcmp (first_key, "format") == 0
+                  ? "; others are recognized (nbdkit file serves raw disks)"
+                  : "");
     return -1;
   }
-  if (complete_data_file (chain) == -1)
+  if (check_format () == -1 || complete_data_file (chain) == -1)
     return -1;
   if (recorded != NULL)
     return complete_backing (chain);

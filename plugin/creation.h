@@ -44,7 +44,9 @@ extern void creation_free (void);
   "create=true|overwrite      Make the image first; overwrite: even over\n" \
   "                           what is there.\n"                           \
   "size=<SIZE>                Its disk's size; default: the backing's.\n" \
-  "cluster-size=<SIZE>        From 512 to 2M (default 64K).\n"            \
+  "format=qcow2|qed           Of the new image (default qcow2).\n"        \
+  "cluster-size=<SIZE>        From 512 to 2M (default 64K); QED: 4K to 64M.\n" \
+  "table-size=<N>             QED: clusters of each table (default 4).\n" \
   "compat=0.10|1.1            Version 2 or 3 (default) of the format.\n"  \
   "refcount-bits=<N>          From 1 to 64 (default 16).\n"               \
   "lazy-refcounts=<BOOL>      (default false)\n"                          \

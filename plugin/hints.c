@@ -40,8 +40,7 @@ static const struct {
   { "range", FILTER ("offset") },
   { "passphrase", FILTER ("luks") " (for LUKS inside the guest's disk; "
     "encrypted images are not supported)" },
-#define FORMAT "the image is always qcow2; nbdkit file serves raw disks"
-  { "format", FORMAT },
+#define FORMAT "qcow2 and QED are recognized; nbdkit file serves raw disks"
   { "fmt", FORMAT },
   { "driver", FORMAT },
 #define FILE_NAME "did you mean file= ?"

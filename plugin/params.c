@@ -77,8 +77,8 @@ set_follow (const char *key, const char *value)
 static int
 set_backing_format (const char *key, const char *value)
 {
-  static const char *const words[] = { "raw", "qcow2", NULL };
-  const int i = value_choose (key, value, words, "raw or qcow2");
+  static const char *const words[] = { "raw", "qcow2", "qed", NULL };
+  const int i = value_choose (key, value, words, "raw, qcow2 or qed");
 
   if (i == -1)
     return -1;
@@ -302,10 +302,16 @@ compression_name (enum compression c)
 int
 params_apply (struct image *im)
 {
-  if (compress && image_compression (im) != compression) {
+  enum compression of_image;
+
+  if (compress && !image_compression (im, &of_image)) {
+    nbdkit_error ("%s: compress=%s: images of this format have no compressed "
+                  "clusters", file, compression_name (compression));
+    return -1;
+  }
+  if (compress && of_image != compression) {
     nbdkit_error ("%s: compress=%s: this image's compression type is %s", file,
-                  compression_name (compression),
-                  compression_name (image_compression (im)));
+                  compression_name (compression), compression_name (of_image));
     return -1;
   }
   if (detect_zeroes == -1)

@@ -34,7 +34,7 @@ extern void params_free (void);
 
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
-  "file=<PATH>                The qcow2 image to serve (required).\n"     \
+  "file=<PATH>                The qcow2 or QED image to serve.\n"          \
   "follow=none|beneath|any    Which backing files and data files an image may\n" \
   "                           name: none (default), those in its own folder,\n" \
   "                           any.\n"                                    \
@@ -42,7 +42,7 @@ extern void params_free (void);
   "                           names.\n"                                   \
   "backing=<PATH>             Use this backing file, whatever the image\n" \
   "                           names.\n"                                   \
-  "backing-format=raw|qcow2   Its format; default: what the image records.\n" \
+  "backing-format=raw|qcow2|qed  Its format; default: what is recorded.\n" \
   "                           Again for each backing file below it.\n"    \
   "cache-size=<SIZE>          Size of the metadata cache (default 256M).\n" \
   "force-share=<BOOL>         Read even an image that another process\n"  \

@@ -95,7 +95,8 @@ qcow2_dump_plugin (void)
 
   printf ("qcow2_versions=2,3\n");
   printf ("qcow2_features=compression-type,extended-l2,snapshot-exports\n");
-  printf ("qcow2_backing_formats=raw,qcow2\n");
+  printf ("qcow2_formats=qcow2,qed\n");
+  printf ("qcow2_backing_formats=raw,qcow2,qed\n");
   printf ("qcow2_compression=deflate,zstd\n");
   printf ("qcow2_zlib=%s\n", codec_zlib_version ());
   printf ("qcow2_libdeflate=%s\n", libdeflate != NULL ? libdeflate : "no");

@@ -42,7 +42,6 @@ vdi a VDI image
 vpc a VHD image
 vhdx a VHDX image
 qcow a qcow image of version 1
-qed a QED image
 parallels a Parallels image
 FORMATS
 qemu-img create -q -f vmdk -o subformat=monolithicFlat flat.vmdk 1M

@@ -42,7 +42,6 @@ ro=1|nbdkit -r
 partition=1|nbdkit --filter=partition qcow2
 offset=512|nbdkit --filter=offset qcow2
 passphrase=x|--filter=luks
-format=qcow2|always qcow2
 image=other.qcow2|did you mean file= \?
 filename=other.qcow2|did you mean file= \?
 backing_file=base|did you mean backing= \?

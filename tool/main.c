@@ -20,14 +20,14 @@
 static const char usage[] =
   "Usage: " NAME " COMMAND [OPTION...] IMAGE\n"
   "\n"
-  "  check    find what is wrong with a qcow2 image, and repair it\n"
+  "  check    find what is wrong with an image, and repair it\n"
   "  info     print its header, snapshots, bitmaps and backing files\n"
   "  map      print what is where in it\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
   "  -q, --quiet              check: print errors of this program only\n"
-  "  -f qcow2                 the format, which is always qcow2\n"
+  "  -f qcow2|qed             the format, which is recognized without this\n"
   "  -r, --repair=leaks|all   check: repair the image\n"
   "      --messages=N         check: print at most N findings (100)\n"
   "  -p, --progress           check: print how far it is\n"
@@ -35,7 +35,7 @@ static const char usage[] =
   "                           info, map: which backing files and external\n"
   "                           data files to open (none)\n"
   "      --data-file=PATH     info, map: the image's external data file\n"
-  "      --backing-format=raw|qcow2\n"
+  "      --backing-format=raw|qcow2|qed\n"
   "                           info, map: the format of the backing file; again\n"
   "                           for each below it\n"
   "      --help, --version\n"
@@ -112,6 +112,16 @@ tool_failed (void)
   return TOOL_FAILED;
 }
 
+int
+tool_check_format (const struct tool_options *o, const char *format)
+{
+  if (o->format == NULL || strcmp (o->format, format) == 0)
+    return 0;
+  error_set (EINVAL, "%s: it is a %s image, and -f says %s", o->file, format,
+             o->format);
+  return -1;
+}
+
 struct storage *
 tool_open (const struct tool_options *o, bool write)
 {
@@ -170,8 +180,9 @@ parse_follow (struct tool_options *o, const char *value)
 static void
 parse_backing_format (struct tool_options *o, const char *value)
 {
-  if (strcmp (value, "raw") != 0 && strcmp (value, "qcow2") != 0)
-    wrong ("--backing-format must be ", "raw or qcow2");
+  if (strcmp (value, "raw") != 0 && strcmp (value, "qcow2") != 0 &&
+      strcmp (value, "qed") != 0)
+    wrong ("--backing-format must be ", "raw, qcow2 or qed");
   if (o->nr_formats == CHAIN_MAX_DEPTH - 1)
     wrong ("--backing-format was given more often than ",
            "any backing chain is deep");
@@ -240,8 +251,9 @@ parse_option (struct tool_options *o, int option)
     o->quiet = true;
     break;
   case 'f':
-    if (strcmp (optarg, "qcow2") != 0)
-      wrong ("-f must be qcow2: ", "other formats are not known here");
+    if (strcmp (optarg, "qcow2") != 0 && strcmp (optarg, "qed") != 0)
+      wrong ("-f must be qcow2 or qed: ", "other formats are not known here");
+    o->format = optarg;
     break;
   case OPT_FOLLOW:
     parse_follow (o, optarg);

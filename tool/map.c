@@ -198,7 +198,8 @@ tool_map (const struct tool_options *o)
   if (im == NULL)
     return tool_failed ();
   disk = image_open_disk (im, "");
-  if (disk == NULL) {
+  if (disk == NULL || tool_check_format (o, disk->format->name) == -1) {
+    image_close_disk (disk);
     image_close (im);
     return tool_failed ();
   }

@@ -178,7 +178,25 @@ check_depth (const struct chain *c, const struct storage *s)
   return -1;
 }
 
-/* Open the last file of the chain, in a storage that is owned from here on. */
+const struct format_ops *
+format_recognize (const struct format_ops *const *formats,
+                  const struct format_ops *otherwise, struct storage *s)
+{
+  char start[4];
+  unsigned i;
+
+  if (storage_read (s, start, sizeof start, (struct host_off) { 0 }) == -1)
+    return NULL;
+  for (i = 0; formats[i] != NULL; ++i)
+    if (formats[i]->magic != NULL &&
+        memcmp (start, formats[i]->magic, sizeof start) == 0)
+      return formats[i];
+  return otherwise;
+}
+
+/* Open the last file of the chain, in a storage that is owned from here on.  The
+ * format of the first may be another one, by its magic.
+ */
 static int
 add_layer (struct chain *c, struct storage *s, const struct format_ops *format,
            struct shared *shared)
@@ -187,8 +205,12 @@ add_layer (struct chain *c, struct storage *s, const struct format_ops *format,
 
   if (check_other_uses (c, s, false) == 0 &&
       lock (c, s, STORAGE_WRITE | STORAGE_RESIZE) == 0 &&
-      check_depth (c, s) == 0)
-    l = format->open (s, c->nr, shared);
+      check_depth (c, s) == 0) {
+    if (c->nr == 0)
+      format = format_recognize (shared->formats, format, s);
+    if (format != NULL)
+      l = format->open (s, c->nr, shared);
+  }
   if (l == NULL) {
     storage_close (s);
     return -1;

@@ -24,6 +24,11 @@ struct storage;
 struct format_ops {
   const char *name; /* as users and images give it */
 
+  /* The four bytes with which each image of it begins, and by which an image
+   * that is to be served is recognized; never a backing file.  NULL: none.
+   */
+  const char *magic;
+
   /* A new layer of the file in this storage, which stays the caller's and has
    * this id in the cache.  The header is read and checked.  All of the layer
    * is set but what lies below it.  Returns NULL with the error set.

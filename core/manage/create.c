@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "manage/create.h"
+#include "manage/create-parts.h"
 #include "qcow2/entry.h"
 
 /* Tables and zeros are written in pieces of at most this. */
@@ -428,6 +428,8 @@ create_image (struct storage *s, const struct create_options *o)
   uint64_t len;
   int r;
 
+  if (o->format == CREATE_QED)
+    return create_qed (s, o);
   if (make_header (&c) == -1 || plan (&c) == -1)
     return -1;
   len = c.h.cluster_size < HEADER_BYTES ? c.h.cluster_size : HEADER_BYTES;

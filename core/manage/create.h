@@ -25,7 +25,15 @@ enum preallocation {
   PREALLOCATION_FULL,     /* and they were written, as zeros */
 };
 
+enum create_format {
+  CREATE_QCOW2,
+  CREATE_QED, /* of the other fields, these are used: size, cluster_size,
+               * table_size, backing, backing_format, locking */
+};
+
 struct create_options {
+  enum create_format format;
+  unsigned table_size;      /* QED: of each table, in clusters */
   uint64_t size;            /* of the disk, in bytes; rounded up to 512 */
   unsigned version;         /* 2 or 3 */
   uint64_t cluster_size;    /* bytes */
@@ -48,7 +56,7 @@ struct create_options {
 
 /* As QEMU's: version 3, clusters of 64 KiB, refcounts of 16 bits. */
 #define CREATE_DEFAULTS \
-  { .version = 3, .cluster_size = 65536, .refcount_bits = 16 }
+  { .version = 3, .cluster_size = 65536, .refcount_bits = 16, .table_size = 4 }
 
 /* Make an image in a storage: a new file, which is empty and grows, or a block
  * device, whose contents are lost.  Durable on return.  Returns -1 with the

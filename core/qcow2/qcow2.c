@@ -143,6 +143,7 @@ qcow2_close (struct layer *layer)
 
 const struct format_ops qcow2_format = {
   .name = "qcow2",
+  .magic = "QFI\xfb",
   .open = qcow2_open,
   .lookup = qcow2_lookup,
   .read_compressed = compressed_read,

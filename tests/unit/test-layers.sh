@@ -20,8 +20,9 @@ qcow2/check: storage/storage.h
 qcow2/check: qcow2/codec.h qcow2/entry.h qcow2/foreign.h qcow2/format.h
 qcow2/check: qcow2/header.h
 qcow2/write: base storage cache qcow2 disk qcow2/check
-manage: base storage qcow2
-.: base storage cache disk raw qcow2 qcow2/check qcow2/write manage
+qed: base storage cache disk qcow2/check/report.h qcow2/check/repair.h
+manage: base storage qcow2 qed
+.: base storage cache disk raw qcow2 qcow2/check qcow2/write qed manage
 '
 
 cd "$core" || exit 1
