@@ -34,7 +34,7 @@ extern void params_free (void);
 
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
-  "file=<PATH>                The qcow2 or QED image to serve.\n"          \
+  "file=<PATH>                The image, qcow2 or QED (required).\n"       \
   "follow=none|beneath|any    Which backing files an image may name: none\n" \
   "                           (default), those in its own folder, any.\n" \
   "backing=<PATH>             Use this backing file, whatever the image\n" \
