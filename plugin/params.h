@@ -34,7 +34,7 @@ extern void params_free (void);
 
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
-  "file=<PATH>                The qcow2 or QED image to serve.\n"          \
+  "file=<PATH>                The image, qcow2 or QED (required).\n"       \
   "follow=none|beneath|any    Which backing files and data files an image may\n" \
   "                           name: none (default), those in its own folder,\n" \
   "                           any.\n"                                    \

@@ -10,8 +10,8 @@
 keys="$(sed -n 's/^\([a-z0-9-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
 want='backing backing-format bitmaps cache-size cluster-size compat '
 want+='compress compress-level compression-type create detect-zeroes discard '
-want+='extended-l2 file follow force-share lazy-refcounts locking '
-want+='preallocation refcount-bits repair size '
+want+='extended-l2 file follow force-share format lazy-refcounts locking '
+want+='preallocation refcount-bits repair size table-size '
 test "$keys" = "$want" || {
     cat "$tmp/help"
     die "the keys are: $keys"

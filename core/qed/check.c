@@ -306,19 +306,28 @@ qed_write_features (struct storage *s, uint64_t features, uint64_t autoclear)
   return storage_write (s, bytes, sizeof bytes, at);
 }
 
-/* The image is sound: cut off what is not in use, and say that it is sound.
- * Bits that are not known here may stand for something in those clusters.
+/* Cut off what is not in use.  Bits that are not known here may stand for
+ * something in those clusters; and a block device is as long as it is.
  */
+static int
+cut_leaks (struct storage *s, const struct qed_header *h, uint64_t end)
+{
+  if (end >= qed_file_end (h, s->size) || h->compatible != 0 ||
+      h->autoclear != 0)
+    return 0;
+  if (storage_resize (s, end) == -1)
+    return error_errno () == ENOSPC ? 0 : -1;
+  return storage_flush (s);
+}
+
+/* The image is sound: say so. */
 static int
 settle (struct storage *s, const struct check_report *report)
 {
   struct qed_header h;
 
-  if (qed_read_header (s, &h) == -1)
-    return -1;
-  if (report->image_end < qed_file_end (&h, s->size) && h.compatible == 0 &&
-      h.autoclear == 0 &&
-      (storage_resize (s, report->image_end) == -1 || storage_flush (s) == -1))
+  if (qed_read_header (s, &h) == -1 ||
+      cut_leaks (s, &h, report->image_end) == -1)
     return -1;
   if (!(h.features & QED_NEED_CHECK))
     return 0;
