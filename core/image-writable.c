@@ -341,8 +341,8 @@ image_look_ahead (struct image *im, enum image_repair mode,
   pthread_mutex_lock (&im->writer_lock);
   r = check_may_write (im);
   pthread_mutex_unlock (&im->writer_lock);
-  if (r == -1)
-    return 0;
+  if (r == -1) /* a server that can't flush has clients refused */
+    return error_errno () == ENOTSUP ? -1 : 0;
   if (repaired) {
     h.incompatible &= ~(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT);
     if (mode == IMAGE_REPAIR_ALL)

@@ -188,8 +188,9 @@ static int
 complete_backing (struct chain_options *chain)
 {
   const size_t n = strcspn (recorded, ":/");
+  const bool uri = storage_nbd_is_uri (recorded);
 
-  if (recorded[n] == ':') { /* QEMU would take it for a protocol */
+  if (recorded[n] == ':' && !uri) { /* QEMU would take it for a protocol */
     nbdkit_error ("backing=%s: a name with a colon must be recorded as a path, "
                   "such as ./%s", recorded, recorded);
     return -1;
@@ -199,7 +200,7 @@ complete_backing (struct chain_options *chain)
                   "of its backing file");
     return -1;
   }
-  backing = path_from (chain->file, recorded);
+  backing = uri ? strdup (recorded) : path_from (chain->file, recorded);
   if (backing == NULL) {
     nbdkit_error ("out of memory");
     return -1;
@@ -218,6 +219,10 @@ creation_complete (struct chain_options *chain)
       return 0;
     nbdkit_error ("%s= is only for a new image: say create=true as well",
                   first_key);
+    return -1;
+  }
+  if (storage_nbd_is_uri (chain->file)) {
+    nbdkit_error ("create= makes files, not images on NBD servers");
     return -1;
   }
   if (recorded != NULL)

@@ -7,6 +7,7 @@
 
 #include "creation.h"
 #include "image.h"
+#include "servers.h"
 
 /* nbdkit's .config: take one parameter.  Returns -1 with nbdkit_error called.
  */
@@ -34,7 +35,8 @@ extern void params_free (void);
 
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
-  "file=<PATH>                The qcow2 image to serve (required).\n"     \
+  "file=<PATH>                The qcow2 image to serve (this or uri= is\n" \
+  "                           required).\n"                               \
   "follow=none|beneath|any    Which backing files an image may name: none\n" \
   "                           (default), those in its own folder, any.\n" \
   "backing=<PATH>             Use this backing file, whatever the image\n" \
@@ -58,6 +60,7 @@ extern void params_free (void);
   "repair=none|leaks|all      Check an image before it is written, and\n" \
   "                           repair it; default: all that is wrong, if\n" \
   "                           it is marked as dirty.\n"              \
+  SERVERS_HELP                                                            \
   CREATION_HELP
 
 #endif /* QCOW2_PARAMS_H */

@@ -22,6 +22,7 @@ struct info {
   const struct tool_options *options;
   struct storage *storage;
   struct header header;
+  bool is_file;
   uint64_t actual_size; /* bytes of space that the file takes */
   struct snapshots snapshots;
   struct image *image;  /* to show backing files, else NULL */
@@ -138,7 +139,8 @@ print_header (const struct info *i)
   print_string (i, "filename", i->options->file);
   print_string (i, "format", "qcow2");
   print_size (i, "virtual-size", h->disk_size);
-  print_size (i, "actual-size", i->actual_size);
+  if (i->is_file)
+    print_size (i, "actual-size", i->actual_size);
   print_size (i, "file-size", i->storage->size);
   print_number (i, "version", h->version);
   print_number (i, "header-length", h->header_length);
@@ -281,6 +283,7 @@ open_chain (struct info *i)
   const struct tool_options *o = i->options;
   const struct image_options options = {
     .chain = {
+      .nbd = NBD_DEFAULTS,
       .file = o->file,
       .follow = o->follow,
       .backing_format = o->formats[0],
@@ -322,6 +325,9 @@ look_at_file (struct info *i)
 {
   struct stat st;
 
+  i->is_file = !storage_nbd_is_uri (i->options->file);
+  if (!i->is_file) /* a server does not tell how much space that takes */
+    return 0;
   if (stat (i->options->file, &st) == -1) {
     error_set (errno, "%s: %s", i->options->file, strerror (errno));
     return -1;

@@ -18,11 +18,11 @@
 #include "storage/open.h"
 
 /* Where names are looked up: a directory, and for FOLLOW_BENEATH what
- * is needed to stay below it.
+ * is needed to stay below it.  What an NBD server has is in no directory.
  */
 struct name_gate {
   enum follow follow;
-  char *root;      /* the directory, as the user named it */
+  char *root;      /* the directory, as the user named it, or NULL */
   char *root_real; /* its real path, FOLLOW_BENEATH only */
   int fd;          /* of root, FOLLOW_BENEATH only, else -1 */
 };
@@ -62,6 +62,8 @@ static int
 name_gate_open (struct name_gate *g, enum follow follow, const char *path)
 {
   *g = (struct name_gate) { .follow = follow, .fd = -1 };
+  if (storage_nbd_is_uri (path))
+    return 0;
   g->root = directory_of (path);
   if (g->root == NULL) {
     no_memory (path);
@@ -126,11 +128,11 @@ open_through (const struct name_gate *g, const char *path)
   else if (asprintf (&full, "%s/%s", g->root, path) == -1)
     full = NULL;
   if (full == NULL)
-    no_memory (g->root);
+    no_memory (path);
   else if (g->follow == FOLLOW_BENEATH)
     s = open_beneath (g, path, full);
   else
-    s = storage_open (full);
+    s = storage_open_path (full);
   free (full);
   return s;
 }
@@ -147,6 +149,19 @@ check_name (const struct name_gate *g, const struct layer *l,
   error_set (EACCES, "%s: its backing file is \"%s\", which was not allowed",
              l->tables->name, l->backing_name);
   advise (ADVICE_FOLLOW);
+  return -1;
+}
+
+/* Say no to a path, as it was resolved, that leads nowhere. */
+static int
+check_place (const struct name_gate *g, const struct layer *l,
+             const char *path)
+{
+  if (g->root != NULL || (path[0] == '/' && g->follow == FOLLOW_ANY))
+    return 0;
+  error_set (EACCES, "%s: its backing file is \"%s\", which can't be found "
+             "from an NBD server", l->tables->name, l->backing_name);
+  advise (ADVICE_BACKING);
   return -1;
 }
 
@@ -343,6 +358,8 @@ follow_name (struct chain *c, const struct name_gate *g,
   }
   free (*path);
   *path = next;
+  if (check_place (g, l, next) == -1)
+    return -1;
   s = open_through (g, next);
   if (s == NULL || add_layer (c, s, format, shared) == -1) {
     error_append (" (this is the backing file of %s)", l->tables->name);
@@ -354,7 +371,7 @@ follow_name (struct chain *c, const struct name_gate *g,
 /* Open the backing file that the user names. */
 static int
 follow_user (struct chain *c, const char *backing, const char *format_name,
-             struct shared *shared)
+             const struct nbd_options *nbd, struct shared *shared)
 {
   const struct format_ops *format =
     find_format (shared->formats, c->layer[0]->tables->name, format_name, 0);
@@ -362,7 +379,7 @@ follow_user (struct chain *c, const char *backing, const char *format_name,
 
   if (format == NULL)
     return -1;
-  s = storage_open (backing);
+  s = storage_open (backing, nbd);
   return s == NULL ? -1 : add_layer (c, s, format, shared);
 }
 
@@ -428,7 +445,7 @@ follow_all (struct chain *c, const struct chain_options *options,
     file = options->backing;
     if (follow_user (c, file, options->backing_format != NULL
                      ? options->backing_format : format_recorded (c->layer[0]),
-                     shared) == -1)
+                     &options->nbd, shared) == -1)
       return -1;
   }
   if (follow_names (c, options, file, shared) == -1)
@@ -440,7 +457,7 @@ follow_all (struct chain *c, const struct chain_options *options,
 static struct storage *
 open_image (const struct chain_options *o)
 {
-  struct storage *s = storage_open (o->file);
+  struct storage *s = storage_open (o->file, &o->nbd);
 
   if (s == NULL || o->made == NULL || storage_same (s, o->made))
     return s;

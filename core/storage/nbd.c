@@ -37,6 +37,7 @@ struct far {
   struct pool pool;
   uint64_t identity[2];
   _Atomic bool writable;
+  enum storage_locking locking;
 
   /* What the server last said, as long as nothing is written. */
   pthread_mutex_t known_lock;
@@ -417,16 +418,32 @@ far_check_writable (const struct storage *s)
   return 0;
 }
 
+static void
+far_set_locking (struct storage *s, enum storage_locking locking)
+{
+  far_of (s)->locking = locking;
+}
+
+static int
+far_lock (struct storage *s, unsigned uses, unsigned denies)
+{
+  (void) uses;
+  (void) denies;
+  if (far_of (s)->locking != STORAGE_LOCKING_ON)
+    return 0;
+  error_set (ENOLCK, "%s: NBD has no locks, and locking=on asks for them",
+             s->name);
+  return -1;
+}
+
 static int
 far_make_writable (struct storage *s, unsigned uses, unsigned denies)
 {
   struct far *f = far_of (s);
 
-  (void) uses; /* NBD has no locks */
-  (void) denies;
   if (atomic_load (&f->writable))
     return 0;
-  if (far_check_writable (s) == -1)
+  if (far_check_writable (s) == -1 || far_lock (s, uses, denies) == -1)
     return -1;
   if (pool_make_writable (&f->pool) == 0) {
     atomic_store (&f->writable, true);
@@ -473,6 +490,8 @@ static const struct storage_ops far_ops = {
   .allocate = far_allocate,
   .resize = far_resize,
   .stamp = far_stamp,
+  .set_locking = far_set_locking,
+  .lock = far_lock,
   .make_writable = far_make_writable,
   .check_writable = far_check_writable,
   .identify = far_identify,
