@@ -10,8 +10,10 @@
 #include "base/error.h"
 #include "storage/nbd-parts.h"
 
-/* N2: so much of the start is compared; the header of an image is in it. */
-#define START_BYTES 4096
+/* N2: so much of the start is compared; the header of an image is in it, most
+ * often in the cluster of it that is read.
+ */
+#define START_BYTES 65536
 
 /* One connection more is not worth a longer wait: some servers take a client,
  * and let it wait until another has left.
@@ -108,8 +110,6 @@ pool_init (struct pool *p, const char *uri, const char *name,
   p->max = p->server.multi_conn ? p->options.connections : 1;
   p->start_bytes = p->server.size < START_BYTES
     ? p->server.size & -(uint64_t) p->server.block : START_BYTES;
-  if (p->server.block > START_BYTES)
-    p->start_bytes = 0;
   if (read_start (p, c, p->start) == 0)
     return 0;
   error_set (EIO, "%s: reading %u bytes at offset 0x0: %s", name,
@@ -336,16 +336,62 @@ pool_cache (struct pool *p, uint64_t offset, uint64_t count)
 
 /* ----------------------------------------------------------------- writing */
 
-/* As many connections as there may be.  lock held, and released meanwhile. */
+/* A connection that is being made. */
+struct extra {
+  const struct pool *pool;
+  struct conn *conn;
+  pthread_t thread;
+  bool started;
+};
+
+static void *
+connect_extra (void *opaque)
+{
+  struct extra *e = opaque;
+
+  e->conn = conn_open (e->pool->uri, &e->pool->options, EXTRA_SECONDS,
+                       e->pool->name);
+  return NULL;
+}
+
+static void
+keep_extra (struct pool *p, struct conn *c)
+{
+  if (c == NULL)
+    return;
+  if (p->nr == 0 || p->nr == p->max || !servers_equal (&p->server, &c->server))
+    conn_close (c);
+  else
+    p->conn[p->nr++] = c;
+}
+
+/* As many connections as there may be, all at once: it takes many round trips
+ * to make one.  lock held, and released meanwhile.
+ */
 static void
 connect_all (struct pool *p)
 {
-  while (p->nr < p->max && p->nr > 0) {
-    if (p->connecting)
-      pthread_cond_wait (&p->changed, &p->lock);
-    else
-      add_connection (p);
+  struct extra extra[NBD_MAX_CONNECTIONS] = { { .pool = NULL } };
+  unsigned i, n;
+
+  while (p->connecting)
+    pthread_cond_wait (&p->changed, &p->lock);
+  n = p->nr > 0 ? p->max - p->nr : 0;
+  p->connecting = true;
+  pthread_mutex_unlock (&p->lock);
+  for (i = 0; i < n; ++i) {
+    extra[i].pool = p;
+    extra[i].started = pthread_create (&extra[i].thread, NULL, connect_extra,
+                                       &extra[i]) == 0;
   }
+  for (i = 0; i < n; ++i)
+    if (extra[i].started)
+      pthread_join (extra[i].thread, NULL);
+  pthread_mutex_lock (&p->lock);
+  p->connecting = false;
+  for (i = 0; i < n; ++i)
+    keep_extra (p, extra[i].conn);
+  pthread_cond_broadcast (&p->changed);
 }
 
 int

@@ -11,7 +11,7 @@
  * covers what was answered on any other has several, opened as they are
  * needed; any other server has one.
  *
- * No threads are started, and no locks of other programs are seen: NBD has
+ * No threads are left running, and no locks of other programs are seen: NBD has
  * none.
  */
 
