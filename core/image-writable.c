@@ -214,8 +214,8 @@ image_look_ahead (struct image *im, enum image_repair mode,
   pthread_mutex_lock (&im->writer_lock);
   r = image_check_may_write (im);
   pthread_mutex_unlock (&im->writer_lock);
-  if (r == -1)
-    return 0;
+  if (r == -1) /* a server that can't flush has clients refused */
+    return error_errno () == ENOTSUP ? -1 : 0;
   r = im->kind->check (im, options, repaired, mode);
   /* The repair may fix what is damaged. */
   return r == -1 && repaired && error_errno () != ENOTSUP ? 0 : r;

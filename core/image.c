@@ -113,9 +113,11 @@ image_open_storage (struct storage *s, uint64_t cache_size)
  * is made anew its data would be lost.  Returns -1 with the error set.
  */
 static int
-check_is_not (const struct storage *backing, const char *file)
+check_is_not (const struct storage *backing,
+              const struct chain_options *options)
 {
-  struct storage *s = storage_open (file);
+  const char *file = options->file;
+  struct storage *s = storage_open (file, &options->nbd);
   const bool same = s != NULL && storage_same (backing, s);
 
   storage_close (s);
@@ -125,13 +127,13 @@ check_is_not (const struct storage *backing, const char *file)
 }
 
 static int
-check_chain_is_not (const struct chain *c, const char *file)
+check_chain_is_not (const struct chain *c, const struct chain_options *options)
 {
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    if (check_is_not (c->layer[i]->tables, file) == -1 ||
-        check_is_not (c->layer[i]->data, file) == -1)
+    if (check_is_not (c->layer[i]->tables, options) == -1 ||
+        check_is_not (c->layer[i]->data, options) == -1)
       return -1;
   }
   return 0;
@@ -149,12 +151,13 @@ image_size (const struct chain_options *options, uint64_t *size)
     .chain.lower_formats = given ? formats + 1 : NULL,
     .chain.force_share = options->force_share,
     .chain.locking = options->locking,
+    .chain.nbd = options->nbd,
     .cache_size = CACHE_MIN_BYTES,
   };
   struct image *im = image_open (&backing);
   int r = -1;
 
-  if (im != NULL && check_chain_is_not (&im->chain, options->file) == 0) {
+  if (im != NULL && check_chain_is_not (&im->chain, options) == 0) {
     *size = im->chain.layer[0]->size;
     r = 0;
   }
@@ -165,10 +168,10 @@ image_size (const struct chain_options *options, uint64_t *size)
 static int
 raw_size (const struct chain_options *options, uint64_t *size)
 {
-  struct storage *s = storage_open (options->backing);
+  struct storage *s = storage_open (options->backing, &options->nbd);
   int r = -1;
 
-  if (s != NULL && check_is_not (s, options->file) == 0) {
+  if (s != NULL && check_is_not (s, options) == 0) {
     *size = (atomic_load (&s->size) + 511) & ~UINT64_C (511);
     r = 0;
   }

@@ -22,6 +22,9 @@ const char *const params_advice[ADVICE_NR] = {
   [ADVICE_READ_ONLY] = "nbdkit -r serves it as it is",
   [ADVICE_BITMAPS] = "bitmaps=invalidate gives them up; nbdkit -r serves it "
     "as it is",
+  [ADVICE_BACKING] = "backing=PATH or backing=NBD-URI says where it is",
+  [ADVICE_FLUSH] = "unsafe-no-flush=true writes it all the same; nbdkit -r "
+    "serves it as it is",
   [ADVICE_RAW] = "nbdkit file serves it (as a backing file it needs "
     "backing-format=raw)",
 };

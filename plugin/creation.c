@@ -269,14 +269,16 @@ complete_data_file (struct chain_options *chain)
 static int
 complete_backing (struct chain_options *chain)
 {
-  if (check_colon ("backing", recorded) == -1)
+  const bool uri = storage_nbd_is_uri (recorded);
+
+  if (!uri && check_colon ("backing", recorded) == -1)
     return -1;
   if (chain->backing_format == NULL) {
     nbdkit_error ("backing-format= is missing: a new image records the format "
                   "of its backing file");
     return -1;
   }
-  backing = path_from (chain->file, recorded);
+  backing = uri ? strdup (recorded) : path_from (chain->file, recorded);
   if (backing == NULL) {
     nbdkit_error ("out of memory");
     return -1;
@@ -312,6 +314,10 @@ creation_complete (struct chain_options *chain)
                   first_key, strcmp (first_key, "format") == 0
                   ? "; others are recognized (nbdkit file serves raw disks)"
                   : "");
+    return -1;
+  }
+  if (storage_nbd_is_uri (chain->file)) {
+    nbdkit_error ("create= makes files, not images on NBD servers");
     return -1;
   }
   if (check_format () == -1 || complete_data_file (chain) == -1)

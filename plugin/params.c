@@ -16,7 +16,8 @@
 /* A larger metadata cache is a typing error. */
 #define MAX_CACHE_SIZE (UINT64_C (1) << 40)
 
-static char *file;
+static char *file; /* or uri= */
+static const char *file_key;
 static char *backing;
 static char *data_file;
 
@@ -45,18 +46,32 @@ static int detect_zeroes = -1; /* default: off, or on with compress */
 static int
 set_path (const char *key, const char *value, char **path)
 {
-  if (*path != NULL && strcmp (key, "file") == 0) {
-    nbdkit_error ("two images: %s, and %s= was given twice (%s): one nbdkit "
-                  "serves one image, and parameters are KEY=VALUE", *path, key,
-                  value);
-    return -1;
-  }
-  if (*path != NULL) {
-    nbdkit_error ("%s= was given twice", key);
-    return -1;
-  }
   *path = nbdkit_absolute_path (value);
   return *path == NULL ? -1 : 0;
+}
+
+/* file= or uri=. */
+static int
+set_image (const char *key, const char *value)
+{
+  const bool uri = strcmp (key, "uri") == 0;
+
+  if (file != NULL && strcmp (file_key, key) != 0)
+    nbdkit_error ("two images: %s=%s and %s=%s: one nbdkit serves one image",
+                  file_key, file, key, value);
+  else if (file != NULL)
+    nbdkit_error ("two images: %s, and %s= was given twice (%s): one nbdkit "
+                  "serves one image, and parameters are KEY=VALUE", file, key,
+                  value);
+  else if (!uri && storage_nbd_is_uri (value))
+    nbdkit_error ("%s=%s: that is an NBD URI: say uri=%s (or file=./%s if it "
+                  "is a file)", key, value, value, value);
+  else {
+    file_key = uri ? "uri" : "file";
+    return uri ? servers_set_uri (key, value, &file)
+      : set_path (key, value, &file);
+  }
+  return -1;
 }
 
 static int
@@ -197,7 +212,15 @@ set_cache_size (const char *key, const char *value)
 static int
 set_backing (const char *key, const char *value)
 {
-  if (set_path (key, value, &backing) == -1)
+  int r;
+
+  if (backing != NULL) {
+    nbdkit_error ("%s= was given twice", key);
+    return -1;
+  }
+  r = storage_nbd_is_uri (value) ? servers_set_uri (key, value, &backing)
+    : set_path (key, value, &backing);
+  if (r == -1)
     return -1;
   return creation_set_backing (value);
 }
@@ -213,12 +236,14 @@ set_data_file (const char *key, const char *value)
 int
 params_set (const char *key, const char *value)
 {
-  const int r = creation_set (key, value);
+  int r = creation_set (key, value);
 
+  if (r == 0)
+    r = servers_set (key, value);
   if (r != 0)
     return r == -1 ? -1 : 0;
-  if (strcmp (key, "file") == 0)
-    return set_path (key, value, &file);
+  if (strcmp (key, "file") == 0 || strcmp (key, "uri") == 0)
+    return set_image (key, value);
   if (strcmp (key, "backing") == 0)
     return set_backing (key, value);
   if (strcmp (key, "data-file") == 0)
@@ -282,6 +307,11 @@ params_complete (void)
     nbdkit_error ("the image is missing: say nbdkit qcow2 [file=]PATH");
     return -1;
   }
+  if (servers_complete (storage_nbd_is_uri (file) ||
+                        (backing != NULL && storage_nbd_is_uri (backing))) ==
+      -1)
+    return -1;
+  options.chain.nbd = servers_options ();
   options.chain.file = file;
   options.chain.backing = backing;
   options.chain.data_file = data_file;

@@ -7,6 +7,7 @@
 
 #include "creation.h"
 #include "image.h"
+#include "servers.h"
 
 /* nbdkit's .config: take one parameter.  Returns -1 with nbdkit_error called.
  */
@@ -34,7 +35,8 @@ extern void params_free (void);
 
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
-  "file=<PATH>                The image, qcow2 or QED (required).\n"       \
+  "file=<PATH>                The image, qcow2 or QED (this or uri= is\n"   \
+  "                           required).\n"                               \
   "follow=none|beneath|any    Which backing files and data files an image may\n" \
   "                           name: none (default), those in its own folder,\n" \
   "                           any.\n"                                    \
@@ -61,6 +63,7 @@ extern void params_free (void);
   "repair=none|leaks|all      Check an image before it is written, and\n" \
   "                           repair it; default: all that is wrong, if\n" \
   "                           it is marked as dirty.\n"              \
+  SERVERS_HELP                                                            \
   CREATION_HELP
 
 #endif /* QCOW2_PARAMS_H */

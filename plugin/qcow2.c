@@ -24,6 +24,7 @@
 #include "params.h"
 #include "qcow2/codec.h"
 #include "signals.h"
+#include "storage/nbd.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -92,6 +93,7 @@ qcow2_dump_plugin (void)
 {
   const char *libdeflate = codec_libdeflate_version ();
   const char *isal = codec_isal_version ();
+  const char *libnbd = storage_nbd_library ();
 
   printf ("qcow2_versions=2,3\n");
   printf ("qcow2_features=compression-type,extended-l2,snapshot-exports\n");
@@ -102,6 +104,7 @@ qcow2_dump_plugin (void)
   printf ("qcow2_libdeflate=%s\n", libdeflate != NULL ? libdeflate : "no");
   printf ("qcow2_zstd=%s\n", codec_zstd_version ());
   printf ("qcow2_isal=%s\n", isal != NULL ? isal : "no");
+  printf ("qcow2_libnbd=%s\n", libnbd != NULL ? libnbd : "no");
 }
 
 /* Warn when the server starts if its first client will be refused.  That is no

@@ -9,14 +9,16 @@
 "$NBDKIT" "$PLUGIN" --help > "$tmp/help"
 keys="$(sed -n 's/^\([a-z0-9-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
 want='backing backing-format bitmaps cache-size cluster-size compat '
-want+='compress compress-level compression-type create detect-zeroes discard '
+want+='compress compress-level compression-type connections create '
+want+='detect-zeroes discard '
 want+='extended-l2 file follow force-share format lazy-refcounts locking '
-want+='preallocation refcount-bits repair size table-size '
+want+='preallocation refcount-bits repair retry size table-size timeout '
+want+='unsafe-no-flush uri '
 test "$keys" = "$want" || {
     cat "$tmp/help"
     die "the keys are: $keys"
 }
-grep -q '^file=.*required' "$tmp/help"
+grep -q '^file=.*' "$tmp/help"
 grep -q 'qcow2' "$tmp/help"
 
 # Each of them is known to the plugin: not one is "unknown parameter".

@@ -6,6 +6,8 @@ it is served again.  Arguments: which parts.
 
 QTEST_VOLUME multiplies how many requests are made; unless it is more than 1
 only every other image is served again.
+QTEST_EVERY is for fewer: only each so many-th is made.
+QTEST_FAR serves them from NBD servers: see qtest.py.
 QTEST_ROUNDS multiplies how many images are made, each time others.
 QTEST_ONLY takes a number that a failure named, and does that image alone."""
 
@@ -24,6 +26,7 @@ from qcow2make import Qcow2, Raw, fill, noise, text, COMPAT_LAZY
 ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))
 ONLY = os.environ.get("QTEST_ONLY")
 REQUESTS = qtest.volume(36)
+EVERY = int(os.environ.get("QTEST_EVERY", "1"))
 CANDIDATES = 100        # for the choice of an image
 
 UNKNOWN_EXT = (0x12345678, b"an extension that nobody knows")
@@ -392,7 +395,7 @@ def part_of(part):
             nr = "%s-%d-%d" % (part, turn, k)
             c = choose(cell, rnd, seen)
             turns[cell] = turns.get(cell, k) + 1
-            if ONLY in (None, nr):
+            if ONLY == nr or (ONLY is None and k % EVERY == turn % EVERY):
                 one(nr, c, qtest.every_other(turns[cell]))
 
 

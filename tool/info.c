@@ -27,6 +27,7 @@ struct info {
   struct qed_header qed; /* if so, else */
   struct header header;
   const char *backing_name, *backing_format;
+  bool is_file;
   uint64_t actual_size; /* bytes of space that the file takes */
   struct snapshots snapshots;
   struct image *image;  /* to show backing files, else NULL */
@@ -150,7 +151,8 @@ print_sizes (const struct info *i, const char *format, uint64_t disk_size)
   print_string (i, "filename", i->options->file);
   print_string (i, "format", format);
   print_size (i, "virtual-size", disk_size);
-  print_size (i, "actual-size", i->actual_size);
+  if (i->is_file)
+    print_size (i, "actual-size", i->actual_size);
   print_size (i, "file-size", i->storage->size);
 }
 
@@ -317,6 +319,7 @@ open_chain (struct info *i)
   const struct tool_options *o = i->options;
   const struct image_options options = {
     .chain = {
+      .nbd = NBD_DEFAULTS,
       .file = o->file,
       .follow = o->follow,
       .data_file = o->data_file,
@@ -374,6 +377,9 @@ look_at_file (struct info *i)
 {
   struct stat st;
 
+  i->is_file = !storage_nbd_is_uri (i->options->file);
+  if (!i->is_file) /* a server does not tell how much space that takes */
+    return 0;
   if (stat (i->options->file, &st) == -1) {
     error_set (errno, "%s: %s", i->options->file, strerror (errno));
     return -1;

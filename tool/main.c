@@ -127,7 +127,8 @@ tool_open (const struct tool_options *o, bool write)
 {
   const unsigned uses = STORAGE_CONSISTENT_READ;
   const unsigned writes = STORAGE_WRITE | STORAGE_RESIZE;
-  struct storage *s = storage_open (o->file);
+  const struct nbd_options nbd = NBD_DEFAULTS;
+  struct storage *s = storage_open (o->file, &nbd);
   int r;
 
   if (s == NULL)

@@ -182,6 +182,7 @@ tool_map (const struct tool_options *o)
 {
   const struct image_options options = {
     .chain = {
+      .nbd = NBD_DEFAULTS,
       .file = o->file,
       .follow = o->follow,
       .data_file = o->data_file,

@@ -19,6 +19,8 @@ enum advice {
   ADVICE_READ_ONLY,      /* the image can only be read */
   ADVICE_BITMAPS,        /* writing would make bitmaps wrong */
   ADVICE_RAW,            /* the file holds a disk without any image format */
+  ADVICE_BACKING,        /* what an image names can't be opened */
+  ADVICE_FLUSH,          /* an NBD server can't flush */
   ADVICE_NR,
 };
 

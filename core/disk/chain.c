@@ -37,6 +37,19 @@ check_name (const struct name_gate *g, const struct layer *l,
   return -1;
 }
 
+/* Say no to a path, as it was resolved, that leads nowhere. */
+static int
+check_place (const struct name_gate *g, const struct layer *l,
+             const char *what, const char *name, const char *path)
+{
+  if (g->root != NULL || (path[0] == '/' && g->follow == FOLLOW_ANY))
+    return 0;
+  error_set (EACCES, "%s: its %s is \"%s\", which can't be found from an NBD "
+             "server", l->tables->name, what, name);
+  advise (name == l->data_name ? ADVICE_DATA_FILE : ADVICE_BACKING);
+  return -1;
+}
+
 /* The format of a file's backing file is not known; there are so many files
  * above it, each of them qcow2.  Formats are given from the top down, since a
  * layer counts whether it records one or not: else a chain in which somebody
@@ -297,7 +310,7 @@ follow_data_name (struct chain *c, const struct name_gate *g, const char *path)
   full = resolve (path, name);
   if (full == NULL)
     no_memory (l->tables->name);
-  else
+  else if (check_place (g, l, "external data file", name, full) == 0)
     s = name_gate_open_path (g, full);
   free (full);
   if (s != NULL && set_data (c, s) == 0)
@@ -338,6 +351,8 @@ follow_name (struct chain *c, const struct name_gate *g,
   }
   free (*path);
   *path = next;
+  if (check_place (g, l, "backing file", l->backing_name, next) == -1)
+    return -1;
   s = name_gate_open_path (g, next);
   if (s == NULL || add_layer (c, s, format, shared) == -1) {
     error_append (" (this is the backing file of %s)", l->tables->name);
@@ -349,7 +364,7 @@ follow_name (struct chain *c, const struct name_gate *g,
 /* Open the backing file that the user names. */
 static int
 follow_user (struct chain *c, const char *backing, const char *format_name,
-             struct shared *shared)
+             const struct nbd_options *nbd, struct shared *shared)
 {
   const struct format_ops *format =
     find_format (shared->formats, c->layer[0]->tables->name, format_name, 0);
@@ -357,7 +372,7 @@ follow_user (struct chain *c, const char *backing, const char *format_name,
 
   if (format == NULL)
     return -1;
-  s = storage_open (backing);
+  s = storage_open (backing, nbd);
   return s == NULL ? -1 : add_layer (c, s, format, shared);
 }
 
@@ -426,7 +441,7 @@ open_data (struct chain *c, const struct chain_options *options)
                options->file, options->data_file);
     return -1;
   }
-  s = storage_open (options->data_file);
+  s = storage_open_path (options->data_file);
   return s == NULL ? -1 : set_data (c, s);
 }
 
@@ -461,7 +476,7 @@ follow_all (struct chain *c, const struct chain_options *options,
     file = options->backing;
     if (follow_user (c, file, options->backing_format != NULL
                      ? options->backing_format : format_recorded (c->layer[0]),
-                     shared) == -1 ||
+                     &options->nbd, shared) == -1 ||
         follow_data (c, options, file) == -1)
       return -1;
   }
@@ -474,7 +489,7 @@ follow_all (struct chain *c, const struct chain_options *options,
 static struct storage *
 open_image (const struct chain_options *o)
 {
-  struct storage *s = storage_open (o->file);
+  struct storage *s = storage_open (o->file, &o->nbd);
 
   if (s == NULL || o->made == NULL || storage_same (s, o->made))
     return s;

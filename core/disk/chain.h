@@ -11,6 +11,7 @@
 #include "cache/tables.h"
 #include "disk/layer.h"
 #include "disk/name-gate.h"
+#include "storage/nbd.h"
 
 /* Enough for any real chain; a chain costs a file descriptor a layer. */
 #define CHAIN_MAX_DEPTH 256
@@ -19,11 +20,12 @@ _Static_assert (CHAIN_MAX_DEPTH <= CACHE_MAX_STORAGES,
                 "each layer has an id in the cache");
 
 struct chain_options {
-  const char *file;           /* the image's path */
+  const char *file;           /* the image's path, or the URI of a server */
   const struct storage *made; /* it must be this one; NULL: any */
   enum follow follow;
   const char *data_file;      /* its data file, or NULL: what it names */
-  const char *backing;        /* its backing file, or NULL: what it names */
+  const char *backing;        /* path or URI of its backing file, or NULL: what
+                               * it names */
   const char *backing_format; /* its name, or NULL: what it says */
 
   /* The same for the backing file's own, and so on down the chain; NULL after
@@ -32,6 +34,7 @@ struct chain_options {
   const char *const *lower_formats;
   bool force_share;           /* read even what another process writes */
   enum storage_locking locking;
+  struct nbd_options nbd;
 };
 
 struct chain {

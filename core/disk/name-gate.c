@@ -47,6 +47,8 @@ int
 name_gate_open (struct name_gate *g, enum follow follow, const char *path)
 {
   *g = (struct name_gate) { .follow = follow, .fd = -1 };
+  if (storage_nbd_is_uri (path))
+    return 0;
   g->root = directory_of (path);
   if (g->root == NULL) {
     no_memory (path);
@@ -110,11 +112,11 @@ name_gate_open_path (const struct name_gate *g, const char *path)
   else if (asprintf (&full, "%s/%s", g->root, path) == -1)
     full = NULL;
   if (full == NULL)
-    no_memory (g->root);
+    no_memory (path);
   else if (g->follow == FOLLOW_BENEATH)
     s = open_beneath (g, path, full);
   else
-    s = storage_open (full);
+    s = storage_open_path (full);
   free (full);
   return s;
 }

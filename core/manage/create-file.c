@@ -34,7 +34,7 @@ system_error (const char *path, const char *what)
 static struct storage *
 open_alone (const char *path, const struct create_options *o)
 {
-  struct storage *s = storage_open (path);
+  struct storage *s = storage_open_path (path);
 
   if (s == NULL)
     return NULL;

@@ -24,10 +24,11 @@ struct slice {
 };
 
 /* Read the slice of a table that contains this offset.  The copy stays valid,
- * since only the holder of the lock changes refcounts.
+ * since only the holder of the lock changes refcounts.  ahead: see cache_get.
  */
 static int
-read_slice (struct refcounts *r, struct host_off offset, struct slice *s)
+read_slice (struct refcounts *r, struct host_off offset, uint64_t ahead,
+            struct slice *s)
 {
   struct writeback *c = r->writeback;
   struct cache_ref ref;
@@ -36,8 +37,8 @@ read_slice (struct refcounts *r, struct host_off offset, struct slice *s)
   s->at.v = offset.v / c->slice_bytes * c->slice_bytes;
   s->nr = c->slice_bytes / sizeof s->word[0];
   do {
-    if (cache_get (c->cache, c->tables, c->id, s->at, c->slice_bytes, 1,
-                   &ref) == -1)
+    if (cache_get (c->cache, c->tables, c->id, s->at, c->slice_bytes,
+                   ahead, &ref) == -1)
       return -1;
     for (i = 0; i < s->nr; ++i)
       s->word[i] = cache_word (&ref, i);
@@ -97,7 +98,7 @@ refcounts_init (struct refcounts *r, const struct header *h,
 {
   const uint64_t per_slice = writeback->slice_bytes / sizeof (uint64_t);
   struct slice s;
-  uint64_t index = 0, ask_from = 0;
+  uint64_t index = 0, ask_from;
   bool empty = false; /* the slice before was: a hole may follow */
   unsigned i;
 
@@ -115,6 +116,7 @@ refcounts_init (struct refcounts *r, const struct header *h,
   if (overlap_add (overlap, refcounts_storage (r)->name, r->table,
                    r->table_clusters, METADATA_REFCOUNT_TABLE) == -1)
     return -1;
+  ask_from = CACHE_MAX_AHEAD * per_slice; /* those are read together */
   while (index < refcounts_entries (r)) {
     const struct host_off at = { r->table.v + index * sizeof (uint64_t) };
     /* Nothing is in the cache yet that is not in the storage. */
@@ -126,8 +128,9 @@ refcounts_init (struct refcounts *r, const struct header *h,
       continue;
     }
     if (ask)
-      ask_from = index + 16 * per_slice;
-    if (read_slice (r, at, &s) == -1)
+      ask_from = index + CACHE_MAX_AHEAD * per_slice;
+    if (read_slice (r, at, (refcounts_entries (r) - index) / per_slice,
+                    &s) == -1)
       return -1;
     empty = true;
     for (i = 0; i < s.nr; ++i, ++index) {
@@ -170,7 +173,7 @@ read_refcounts (struct refcounts *r, struct host_off block, uint64_t cluster,
 
   *in_slice = (uint64_t) r->writeback->slice_bytes * 8 >> r->order;
   *i = in_block % *in_slice;
-  return read_slice (r, at, s);
+  return read_slice (r, at, 1, s);
 }
 
 int
