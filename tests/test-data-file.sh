@@ -195,4 +195,37 @@ assert i["data-file-opened"].endswith("i.data"), i' || die "$(cat said)"
 "$tool" map --follow=beneath i.qcow2 > said
 grep -q ' data .* 0x200000 .*i\.data$' said || die "$(cat said)"
 
+# --- Locks: while it is written others may read the data file, but neither use
+# it as theirs nor resize it; nor is it opened while a QEMU writes it.
+qemu-img create -q -f qcow2 -o data_file=i.data -u other.qcow2 5M 2> said ||
+    cp i.qcow2 other.qcow2
+cat > locks.sh <<'END'
+set -e
+"$PYTHON" -c 'import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"x" * 512, 0)
+h.flush()' "$1"
+qemu-img info -f raw i.data > /dev/null
+if qemu-img resize -q -f raw i.data 6M 2> locked; then exit 3; fi
+grep -q 'resize. lock' locked
+if qemu-io -f qcow2 -c 'write 0 512' other.qcow2 2> locked > /dev/null; then
+    exit 4
+fi
+grep -q 'resize. lock' locked
+END
+cp i.qcow2 other.qcow2
+"$NBDKIT" -U - "$PLUGIN" i.qcow2 follow=beneath \
+    --run 'bash locks.sh "$uri"' || die "locks: $? $(cat locked)"
+qemu-io -f qcow2 other.qcow2 <<< 'sleep 3000' > io 2>&1 &
+for _ in {1..200}; do
+    if ! "$NBDKIT" -U - -r "$PLUGIN" i.qcow2 follow=beneath --run true \
+        2> locked; then
+        break
+    fi
+    sleep 0.01
+done
+grep -q 'i\.data: .*another process' locked || die "$(cat locked)"
+wait
+
 echo "ok"

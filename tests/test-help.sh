@@ -9,8 +9,8 @@
 "$NBDKIT" "$PLUGIN" --help > "$tmp/help"
 keys="$(sed -n 's/^\([a-z0-9-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
 want='backing backing-format bitmaps cache-size cluster-size compat '
-want+='compress compress-level compression-type connections create '
-want+='detect-zeroes discard '
+want+='compress compress-level compression-type connections create data-file '
+want+='data-file-raw detect-zeroes discard '
 want+='extended-l2 file follow force-share format lazy-refcounts locking '
 want+='preallocation refcount-bits repair retry size table-size timeout '
 want+='unsafe-no-flush uri '

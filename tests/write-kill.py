@@ -18,7 +18,7 @@ import nbd
 import qtest
 import stamps
 from qtest import path, run, check, fail, Server, StartError
-from qcow2make import Qcow2, Raw, fill, noise, COMPAT_LAZY
+from qcow2make import EXT_DATAFILE, Qcow2, Raw, fill, noise, COMPAT_LAZY
 from stamps import Units, Load
 
 ONLY = os.environ.get("QTEST_ONLY")
@@ -194,7 +194,25 @@ def snapped(file, seed, clusters, cb=16, **kw):
     return img.write()
 
 
+def external(file, seed, clusters, cb=16, raw=False, **kw):
+    """With an external data file, which holds garbage unless it is raw."""
+    data = path("k.data")
+    with open(data, "wb") as f:
+        if raw:
+            f.truncate(clusters << cb)
+        else:
+            f.write(noise("garbage" + seed, clusters << cb))
+    return Qcow2(file, clusters << cb, cluster_bits=cb, seed=seed,
+                 incompat=4, autoclear=2 if raw else 0,
+                 exts=[(EXT_DATAFILE, data.encode())], **kw).write()
+
+
 EXERCISES = (
+    ("data-file", external, ("follow=beneath",), dict(clusters=8)),
+    ("data-file-extl2", external, ("follow=beneath",),
+     dict(clusters=8, extl2=True)),
+    ("raw-data-file", external, ("follow=beneath",),
+     dict(clusters=60, cb=12, raw=True)),
     ("plain", plain, (), dict(clusters=8)),
     ("small-clusters", plain, (), dict(clusters=500, cb=9)),
     ("small-cache", plain, ("cache-size=64K",), dict(clusters=4000, cb=9)),

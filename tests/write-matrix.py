@@ -66,7 +66,7 @@ def cells(part):
     if part == "data":
         return [(3, cb, 4, l2, raw) for raw in ("off", "on")
                 for cb, l2 in ((12, False), (16, False), (16, True),
-                               (21, False), (14, True), (9, False))] * 2
+                               (21, False), (14, True), (9, False))]
     raise ValueError(part)
 
 

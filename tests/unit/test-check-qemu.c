@@ -177,7 +177,7 @@ static enum reason
 why_incomplete (const struct answer *a, const struct verdict *v)
 {
   if (strstr (v->complained, "backing file") != NULL ||
-      strstr (v->complained, "data-file-raw") != NULL)
+      strstr (v->complained, "data-file") != NULL)
     return REASON_OTHER_FILES;
   if (a->report.bitmaps_damaged)
     return REASON_BITMAPS;

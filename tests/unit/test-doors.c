@@ -389,6 +389,42 @@ test_elsewhere (void)
   bare_write (&bare, &(struct writer_options) { 0 });
 }
 
+/* A data file without space fails the request, and nothing else; one that can't
+ * be flushed ends all writing (I10).
+ */
+static void
+test_failures (void)
+{
+  const uint64_t at = cluster (4);
+
+  if (!form->data_file)
+    return;
+  write_disk (0, cluster (1), 12, 0);
+  CHECK_OK (writer_flush (bare.writer));
+  memory_fail (&control[1], MEMORY_WRITE | MEMORY_ZERO, 1, ENOSPC);
+  if (!form->raw) {
+    CHECK (disk_write (bare.writer, content, SECTOR, (struct guest_off) { at },
+                       0) == -1);
+    CHECK_ERROR (ENOSPC, "data");
+    compare ();
+  }
+  memory_fail_no_more (&control[1]);
+  CHECK_OK (writer_flush (bare.writer));
+  write_disk (at, SECTOR, 13, 0);
+  memory_fail (&control[1], MEMORY_FLUSH, 1, EIO);
+  CHECK (writer_flush (bare.writer) == -1);
+  CHECK_ERROR (EIO, "data");
+  memory_fail_no_more (&control[1]);
+  CHECK (writer_flush (bare.writer) == -1);
+  CHECK (disk_write (bare.writer, content, SECTOR, (struct guest_off) { at },
+                     0) == -1);
+  CHECK_ERROR (EIO, "until it is opened anew");
+  CHECK (bare_close (&bare) == -1);
+  open_image ();
+  CHECK_OK (layer_read (bare.disk, content, size, (struct guest_off) { 0 }));
+  bare_write (&bare, &(struct writer_options) { 0 });
+}
+
 /* Many, at random: what was given up is had again, where that holds whatever
  * was in it.
  */
@@ -499,6 +535,14 @@ main (void)
     start (&forms[f]);
     test_random (f + 1);
     end ();
+    if (!form->data_file)
+      continue;
+    start (&forms[f]);
+    test_failures ();
+    CHECK_OK (bare_close (&bare)); /* there are leaks */
+    free (content);
+    memory_disk_free (&disk[0]);
+    memory_disk_free (&disk[1]);
   }
   return check_result ();
 }
