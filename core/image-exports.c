@@ -70,7 +70,7 @@ find_snapshot (const struct image *im, const char *export)
   if (sn != NULL)
     return sn;
   error_set (ENOENT, "%s: there is no export \"%.256s\"",
-             image_top (im)->layer.tables->name, export);
+             image_storage (im)->name, export);
   if (snapshots_find (&im->snapshots, export) != NULL)
     error_append (": that snapshot is \"" IMAGE_SNAPSHOT_PREFIX "%.256s\"",
                   export);
@@ -84,7 +84,7 @@ image_describe (const struct image *im, const char *export,
   const struct snapshot *sn;
 
   if (export[0] == '\0') {
-    snprintf (buf, len, "live disk, size %" PRIu64, image_top (im)->layer.size);
+    snprintf (buf, len, "live disk, size %" PRIu64, im->chain.layer[0]->size);
     return 0;
   }
   sn = find_snapshot (im, export);
@@ -97,40 +97,18 @@ image_describe (const struct image *im, const char *export,
 struct layer *
 image_open_disk (const struct image *im, const char *export)
 {
-  const struct qcow2_file *f = image_top (im);
   const struct snapshot *sn = NULL;
-  struct qcow2_disk *disk;
 
   if (export[0] != '\0') {
     sn = find_snapshot (im, export);
     if (sn == NULL)
       return NULL;
-    if (snapshot_check (sn, &f->header, f->layer.tables) == -1) {
-      const uint64_t index = sn - im->snapshots.snapshot;
-
-      /* Clients that list the exports try this one each time. */
-      if (!damage_is_new (f->layer.damage,
-                          f->header.snapshots_offset.v + index))
-        error_set_repeated ();
-      return NULL;
-    }
   }
-  disk = malloc (sizeof *disk);
-  if (disk == NULL) {
-    error_set (ENOMEM, "out of memory");
-    return NULL;
-  }
-  *disk = f->disk;
-  if (sn != NULL) {
-    disk->layer.size = sn->disk_size / 512 * 512;
-    disk->map.l1_offset = sn->l1_offset;
-    disk->map.l1_size = sn->l1_size;
-  }
-  return &disk->layer;
+  return im->kind->new_disk (im, sn);
 }
 
 void
 image_close_disk (struct layer *disk)
 {
-  free (disk); /* the first member of what image_open_disk made */
+  free (disk); /* the first member of what the kind made */
 }

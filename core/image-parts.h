@@ -5,16 +5,17 @@
  *
  *   image-writable.c   what is done before it is written, repair included
  *   image-exports.c    the live disk and snapshots, by their names
+ *   image-FORMAT.c     what an image of that format is, beside its layers
  */
 
 #ifndef CORE_IMAGE_PARTS_H
 #define CORE_IMAGE_PARTS_H
 
+#include "base/advice.h"
 #include "base/epoch.h"
 #include "base/gate.h"
 #include "disk/chain.h"
 #include "image.h"
-#include "qcow2/disk.h"
 #include "qcow2/snapshot.h"
 #include "qcow2/write/leaks.h"
 #include "qcow2/write/writer.h"
@@ -33,7 +34,90 @@ struct verdict {
   char message[1024];
 };
 
+struct image;
+struct repaired;
+
+/* An image of one format: what image*.c ask of it.  Beside struct format_ops,
+ * which is all that reading needs, since the files of a chain that are only
+ * read have none of this.  The functions that open and repair are called with
+ * writer_lock held, and no writer.
+ */
+struct image_kind {
+  const struct format_ops *format;
+
+  /* The chain is open: read what the image has beside its disk, and set
+   * cluster_size and preferred_size.  Returns -1 with the error set.
+   */
+  int (*opened) (struct image *im);
+
+  /* A copy of the live disk's layer, or that of a snapshot, which layer_close
+   * does not close: image_close_disk frees it.  NULL: the error is set.
+   */
+  struct layer *(*new_disk) (const struct image *im, const struct snapshot *sn);
+
+  /* Whether a repair in this mode has something to look at. */
+  bool (*is_to_be_repaired) (const struct image *im, enum image_repair mode);
+
+  /* As writer_check_header: of the image as it is or, if repaired is set, as it
+   * will be after a repair in this mode.
+   */
+  int (*check) (const struct image *im, const struct writer_options *options,
+                bool repaired, enum image_repair mode);
+
+  /* Whether all data is there, which nothing but writing needs.  Returns -1 with
+   * the error set if it is not.  May be NULL.
+   */
+  int (*check_data) (const struct image *im);
+
+  /* Repair, in a storage that is locked for writing, and read anew what may
+   * have changed.  Returns -1 with the error set if that was interrupted.
+   */
+  int (*repair) (struct image *im, enum image_repair mode, struct repaired *r);
+
+  /* What is mended without being asked for, at the first opening for writing.
+   * Returns -1 with the error set if that was interrupted.  May be NULL.
+   */
+  int (*mend) (struct image *im);
+
+  /* Start the search for leaks, or return without one.  May be NULL. */
+  struct leaks *(*find_leaks) (struct image *im);
+
+  /* The writer of an image that check has found to be writable; nothing is
+   * written yet.  Returns NULL with the error set.
+   */
+  void *(*open_writer) (struct image *im, const struct writer_options *options);
+
+  /* Requests to a writer, with flags of IMAGE_*: see image.h.  One of these
+   * calls is all that a request pays for there being several formats.
+   */
+  int (*write) (void *writer, const void *buf, uint64_t count,
+                struct guest_off offset, unsigned flags);
+  int (*zero) (void *writer, uint64_t count, struct guest_off offset,
+               unsigned flags);
+  int (*trim) (void *writer, uint64_t count, struct guest_off offset,
+               unsigned flags);
+  int (*flush) (void *writer);
+
+  /* How often something was given space by it. */
+  uint64_t (*taken) (void *writer);
+
+  /* As image_close; no_leaks: the search has found all that there were. */
+  int (*close_writer) (void *writer, bool no_leaks);
+};
+
+extern const struct image_kind image_qcow2, image_qed;
+
+/* What a repair has done. */
+struct repaired {
+  uint64_t errors, leaks;           /* that were found */
+  uint64_t errors_left, leaks_left;
+  bool marked;         /* the image was dirty, corrupt or cut off */
+  const char *why_not; /* NULL, or why errors are left */
+  enum advice advice;  /* if errors are left */
+};
+
 struct image {
+  const struct image_kind *kind; /* that of the chain's first layer */
   struct shared shared;
   struct epoch epoch;
   struct chain chain;
@@ -41,7 +125,9 @@ struct image {
 
   struct gate gate; /* of requests that change something, and of flushes */
   pthread_mutex_t writer_lock;
-  struct writer *_Atomic writer; /* NULL: not writable */
+  void *_Atomic writer;     /* of the kind; NULL: not writable */
+  uint64_t cluster_size;    /* bytes */
+  uint32_t preferred_size;  /* bytes */
   _Atomic uint64_t full; /* see no_space_once */
   struct leaks *leaks; /* writer_lock; NULL: none are looked for */
   bool leaks_begun;    /* writer_lock; or are not to be looked for */
@@ -53,10 +139,21 @@ struct image {
   struct verdict verdict; /* writer_lock */
 };
 
-static inline const struct qcow2_file *
-image_top (const struct image *im)
+static inline struct storage *
+image_storage (const struct image *im)
 {
-  return qcow2_file (im->chain.layer[0]);
+  return im->chain.layer[0]->tables;
 }
+
+/* Take a writer's file locks, and check that nothing forbids writing: as
+ * image_make_writable does.  writer_lock held.
+ */
+extern int image_check_may_write (const struct image *im);
+extern int image_lock_for_writing (struct image *im);
+
+/* Wait until all requests have ended that may have read what an image was
+ * before a repair, and forget it.
+ */
+extern void image_forget_tables (struct image *im, unsigned id);
 
 #endif /* CORE_IMAGE_PARTS_H */

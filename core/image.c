@@ -10,9 +10,6 @@
 #include "formats.h"
 #include "image-parts.h"
 #include "qcow2/codec.h"
-#include "qcow2/qcow2.h"
-#include "qcow2/write/write.h"
-#include "qcow2/write/zero.h"
 #include "storage/open.h"
 
 void
@@ -59,15 +56,23 @@ image_new (uint64_t cache_size)
   return im;
 }
 
+/* The chain is open, unless r is -1: find out of what kind the image is.
+ * Returns NULL with the error set, and the image is gone.
+ */
 static struct image *
-read_snapshots (struct image *im)
+opened (struct image *im, int r)
 {
-  if (snapshots_read (&im->snapshots, &image_top (im)->header,
-                      image_top (im)->layer.tables) == -1) {
-    (void) image_close (im);
-    return NULL;
-  }
-  return im;
+  static const struct image_kind *const kinds[] = { &image_qcow2, &image_qed };
+  unsigned i;
+
+  for (i = 0; r == 0 && i < sizeof kinds / sizeof kinds[0]; ++i)
+    if (strcmp (im->chain.layer[0]->format->name, kinds[i]->format->name) == 0)
+      im->kind = kinds[i];
+  im->shared.passphrases = NULL; /* they are wiped */
+  if (r == 0 && im->kind->opened (im) == 0)
+    return im;
+  (void) image_close (im);
+  return NULL;
 }
 
 struct image *
@@ -80,13 +85,8 @@ image_open (const struct image_options *options)
   if (options->check_memory != 0)
     im->check_memory = options->check_memory;
   im->shared.passphrases = options->passphrases;
-  if (chain_open (&im->chain, &qcow2_format, &options->chain,
-                  &im->shared) == -1) {
-    (void) image_close (im);
-    return NULL;
-  }
-  im->shared.passphrases = NULL; /* they are wiped */
-  return read_snapshots (im);
+  return opened (im, chain_open (&im->chain, image_qcow2.format,
+                                 &options->chain, &im->shared));
 }
 
 void
@@ -114,13 +114,8 @@ image_open_encrypted (struct storage *const *storages, unsigned nr,
     return NULL;
   }
   im->shared.passphrases = passphrases;
-  if (chain_open_storages (&im->chain, &qcow2_format, storages, nr,
-                           &im->shared) == -1) {
-    (void) image_close (im);
-    return NULL;
-  }
-  im->shared.passphrases = NULL;
-  return read_snapshots (im);
+  return opened (im, chain_open_storages (&im->chain, image_qcow2.format,
+                                          storages, nr, &im->shared));
 }
 
 struct image *
@@ -140,9 +135,11 @@ image_open_storage (struct storage *s, uint64_t cache_size)
  * is made anew its data would be lost.  Returns -1 with the error set.
  */
 static int
-check_is_not (const struct storage *backing, const char *file)
+check_is_not (const struct storage *backing,
+              const struct chain_options *options)
 {
-  struct storage *s = storage_open (file);
+  const char *file = options->file;
+  struct storage *s = storage_open (file, &options->nbd);
   const bool same = s != NULL && storage_same (backing, s);
 
   storage_close (s);
@@ -152,19 +149,20 @@ check_is_not (const struct storage *backing, const char *file)
 }
 
 static int
-check_chain_is_not (const struct chain *c, const char *file)
+check_chain_is_not (const struct chain *c, const struct chain_options *options)
 {
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    if (check_is_not (c->layer[i]->tables, file) == -1)
+    if (check_is_not (c->layer[i]->tables, options) == -1 ||
+        check_is_not (c->layer[i]->data, options) == -1)
       return -1;
   }
   return 0;
 }
 
 static int
-qcow2_size (const struct chain_options *options, uint64_t *size)
+image_size (const struct chain_options *options, uint64_t *size)
 {
   const char *const *formats = options->lower_formats;
   const bool given = formats != NULL && formats[0] != NULL;
@@ -177,13 +175,14 @@ qcow2_size (const struct chain_options *options, uint64_t *size)
     .chain.force_share = options->force_share,
     .chain.locking = options->locking,
     .passphrases = &locked, /* nothing is read but sizes */
+    .chain.nbd = options->nbd,
     .cache_size = CACHE_MIN_BYTES,
   };
   struct image *im = image_open (&backing);
   int r = -1;
 
-  if (im != NULL && check_chain_is_not (&im->chain, options->file) == 0) {
-    *size = image_top (im)->layer.size;
+  if (im != NULL && check_chain_is_not (&im->chain, options) == 0) {
+    *size = im->chain.layer[0]->size;
     r = 0;
   }
   (void) image_close (im); /* it was only read */
@@ -193,10 +192,10 @@ qcow2_size (const struct chain_options *options, uint64_t *size)
 static int
 raw_size (const struct chain_options *options, uint64_t *size)
 {
-  struct storage *s = storage_open (options->backing);
+  struct storage *s = storage_open (options->backing, &options->nbd);
   int r = -1;
 
-  if (s != NULL && check_is_not (s, options->file) == 0) {
+  if (s != NULL && check_is_not (s, options) == 0) {
     *size = (atomic_load (&s->size) + 511) & ~UINT64_C (511);
     r = 0;
   }
@@ -208,19 +207,20 @@ int
 image_backing_size (const struct chain_options *options, uint64_t *size)
 {
   return strcmp (options->backing_format, "raw") == 0
-    ? raw_size (options, size) : qcow2_size (options, size);
+    ? raw_size (options, size) : image_size (options, size);
 }
 
 int
 image_close (struct image *im)
 {
-  int r;
+  bool no_leaks;
+  int r = 0;
 
   if (im == NULL)
     return 0;
-  if (leaks_stop (im->leaks))
-    writer_no_leaks (im->writer);
-  r = writer_close (im->writer);
+  no_leaks = leaks_stop (im->leaks);
+  if (im->writer != NULL)
+    r = im->kind->close_writer (im->writer, no_leaks);
   snapshots_free (&im->snapshots);
   chain_close (&im->chain);
   codec_pool_free (im->shared.codecs);
@@ -239,12 +239,6 @@ image_detect_zeroes (struct image *im, enum detect_zeroes detect)
   im->detect_zeroes = detect;
 }
 
-enum compression
-image_compression (const struct image *im)
-{
-  return image_top (im)->disk.compression;
-}
-
 /* Requests fail by the thousand once there is no space.  The first is logged,
  * and another only after a request that was given some has gone well: mere
  * overwriting goes well all the time.  full is 0, or one more than writer.taken
@@ -257,7 +251,7 @@ no_space_once (struct image *im, int r)
   const bool failed = r == -1 && error_errno () == ENOSPC;
 
   if (full != 0 || failed) {
-    const uint64_t now = atomic_load (&im->writer->taken) + 1;
+    const uint64_t now = im->kind->taken (im->writer) + 1;
 
     if (failed && atomic_exchange (&im->full, now) != 0)
       error_set_repeated ();
@@ -282,7 +276,7 @@ static uint64_t
 same_kind (const struct image *im, const uint8_t *p, uint64_t count,
            struct guest_off offset, bool *zero)
 {
-  const uint64_t mask = image_top (im)->header.cluster_size - 1;
+  const uint64_t mask = im->cluster_size - 1;
   uint64_t done, piece;
 
   for (done = 0; done < count; done += piece) {
@@ -308,10 +302,10 @@ write_or_zero (struct image *im, const uint8_t *p, uint64_t count,
     bool zero = false;
     const uint64_t n = same_kind (im, p, count, offset, &zero);
     const int r = zero
-      ? disk_zero (im->writer, n, offset,
-                   im->detect_zeroes == DETECT_ZEROES_UNMAP
-                   ? DISK_MAY_TRIM : 0)
-      : disk_write (im->writer, p, n, offset, 0);
+      ? im->kind->zero (im->writer, n, offset,
+                        im->detect_zeroes == DETECT_ZEROES_UNMAP
+                        ? IMAGE_MAY_TRIM : 0)
+      : im->kind->write (im->writer, p, n, offset, 0);
 
     if (r == -1)
       return -1;
@@ -322,23 +316,15 @@ write_or_zero (struct image *im, const uint8_t *p, uint64_t count,
   return 0;
 }
 
-static unsigned
-disk_flags (unsigned flags)
-{
-  return (flags & IMAGE_FUA ? DISK_FUA : 0) |
-    (flags & IMAGE_MAY_TRIM ? DISK_MAY_TRIM : 0) |
-    (flags & IMAGE_FAST ? DISK_FAST : 0);
-}
-
 static int
 write_request (struct image *im, const void *buf, uint64_t count,
                struct guest_off offset, unsigned flags)
 {
   if (im->detect_zeroes == DETECT_ZEROES_OFF)
-    return disk_write (im->writer, buf, count, offset, disk_flags (flags));
+    return im->kind->write (im->writer, buf, count, offset, flags);
   if (write_or_zero (im, buf, count, offset) == -1)
     return -1;
-  return flags & IMAGE_FUA ? writer_flush (im->writer) : 0;
+  return flags & IMAGE_FUA ? im->kind->flush (im->writer) : 0;
 }
 
 int
@@ -357,7 +343,7 @@ image_zero (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
   const unsigned token = gate_enter (&im->gate);
-  const int r = disk_zero (im->writer, count, offset, disk_flags (flags));
+  const int r = im->kind->zero (im->writer, count, offset, flags);
 
   gate_leave (&im->gate, token);
   return no_space_once (im, r);
@@ -368,7 +354,7 @@ image_trim (struct image *im, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
   const unsigned token = gate_enter (&im->gate);
-  const int r = disk_trim (im->writer, count, offset, disk_flags (flags));
+  const int r = im->kind->trim (im->writer, count, offset, flags);
 
   gate_leave (&im->gate, token);
   return no_space_once (im, r);
@@ -377,14 +363,14 @@ image_trim (struct image *im, uint64_t count, struct guest_off offset,
 int
 image_flush (struct image *im)
 {
-  struct writer *w = im->writer;
+  void *w = im->writer;
   unsigned token;
   int r;
 
   if (w == NULL)
     return 0;
   token = gate_enter (&im->gate);
-  r = writer_flush (w);
+  r = im->kind->flush (w);
   gate_leave (&im->gate, token);
   return no_space_once (im, r);
 }
@@ -392,5 +378,5 @@ image_flush (struct image *im)
 uint32_t
 image_preferred_size (const struct image *im)
 {
-  return image_top (im)->header.subcluster_size;
+  return im->preferred_size;
 }

@@ -114,8 +114,11 @@ enum detect_zeroes {
 /* Choose how; to be called before the first write. */
 extern void image_detect_zeroes (struct image *im, enum detect_zeroes detect);
 
-/* The compression type that the image's header names. */
-extern enum compression image_compression (const struct image *im);
+/* The compression type that the image's header names.  False: its format has no
+ * compressed clusters, or none that are written here.
+ */
+extern bool image_compression (const struct image *im,
+                               enum compression *compression);
 
 /* When an image is checked and repaired before it is written. */
 enum image_repair {

@@ -19,12 +19,18 @@ static struct create_options options = CREATE_DEFAULTS;
 static bool wanted, overwrite;
 static bool has_size, has_compression;
 static const char *first_key; /* of a parameter that is only for creating */
+static const char *qcow2_key; /* of one that only qcow2 images have */
+static bool has_table_size;
 
 static char *recorded; /* the backing's name */
 static char *backing;  /* its path, if that is another */
 
+static char *recorded_data; /* the same of the data file */
+static char *data_file;
+
 /* The new image, until nbdkit has started; removed if it exits before that. */
 static struct created made = CREATED_NOTHING;
+static struct created made_data = CREATED_NOTHING; /* its data file */
 
 /* --------------------------------------------------------------- parameters */
 
@@ -59,6 +65,28 @@ set_cluster_size (const char *key, const char *value)
 }
 
 static int
+set_format (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [CREATE_QCOW2] = "qcow2", [CREATE_QED] = "qed", NULL,
+  };
+  const int i = value_choose (key, value, words, "qcow2 or qed");
+
+  if (i == -1)
+    return -1;
+  options.format = i;
+  return 1;
+}
+
+static int
+set_table_size (const char *key, const char *value)
+{
+  has_table_size = true;
+  return nbdkit_parse_unsigned (key, value, &options.table_size) == -1
+    ? -1 : 1;
+}
+
+static int
 set_compat (const char *key, const char *value)
 {
   static const char *const words[] = { "0.10", "1.1", "v2", "v3", NULL };
@@ -87,6 +115,12 @@ static int
 set_extended_l2 (const char *key, const char *value)
 {
   return set_bool (key, value, &options.extended_l2);
+}
+
+static int
+set_data_file_raw (const char *key, const char *value)
+{
+  return set_bool (key, value, &options.data_file_raw);
 }
 
 static int
@@ -124,16 +158,20 @@ creation_set (const char *key, const char *value)
   static const struct {
     const char *key;
     int (*set) (const char *key, const char *value);
+    bool qcow2; /* only for such images */
   } keys[] = {
-    { "create", set_create },
-    { "size", set_size },
-    { "cluster-size", set_cluster_size },
-    { "compat", set_compat },
-    { "refcount-bits", set_refcount_bits },
-    { "lazy-refcounts", set_lazy_refcounts },
-    { "extended-l2", set_extended_l2 },
-    { "compression-type", set_compression_type },
-    { "preallocation", set_preallocation },
+    { "create", set_create, false },
+    { "size", set_size, false },
+    { "format", set_format, false },
+    { "cluster-size", set_cluster_size, false },
+    { "table-size", set_table_size, false },
+    { "compat", set_compat, true },
+    { "refcount-bits", set_refcount_bits, true },
+    { "lazy-refcounts", set_lazy_refcounts, true },
+    { "extended-l2", set_extended_l2, true },
+    { "compression-type", set_compression_type, true },
+    { "preallocation", set_preallocation, true },
+    { "data-file-raw", set_data_file_raw, true },
   };
   size_t i;
 
@@ -142,6 +180,8 @@ creation_set (const char *key, const char *value)
       continue;
     if (i > 0 && first_key == NULL)
       first_key = keys[i].key;
+    if (keys[i].qcow2 && qcow2_key == NULL)
+      qcow2_key = keys[i].key;
     return keys[i].set (key, value);
   }
   return 0;
@@ -152,6 +192,16 @@ creation_set_backing (const char *value)
 {
   recorded = strdup (value);
   if (recorded != NULL)
+    return 0;
+  nbdkit_error ("out of memory");
+  return -1;
+}
+
+int
+creation_set_data_file (const char *value)
+{
+  recorded_data = strdup (value);
+  if (recorded_data != NULL)
     return 0;
   nbdkit_error ("out of memory");
   return -1;
@@ -184,22 +234,51 @@ path_from (const char *file, const char *name)
   return path;
 }
 
+/* QEMU would take it for a protocol. */
+static int
+check_colon (const char *key, const char *name)
+{
+  if (name[strcspn (name, ":/")] != ':')
+    return 0;
+  nbdkit_error ("%s=%s: a name with a colon must be recorded as a path, such as "
+                "./%s", key, name, name);
+  return -1;
+}
+
+static int
+complete_data_file (struct chain_options *chain)
+{
+  if (recorded_data == NULL && options.data_file_raw) {
+    nbdkit_error ("data-file-raw= without data-file=");
+    return -1;
+  }
+  if (recorded_data == NULL)
+    return 0;
+  if (check_colon ("data-file", recorded_data) == -1)
+    return -1;
+  data_file = path_from (chain->file, recorded_data);
+  if (data_file == NULL) {
+    nbdkit_error ("out of memory");
+    return -1;
+  }
+  chain->data_file = data_file;
+  options.data_file = recorded_data;
+  return 0;
+}
+
 static int
 complete_backing (struct chain_options *chain)
 {
-  const size_t n = strcspn (recorded, ":/");
+  const bool uri = storage_nbd_is_uri (recorded);
 
-  if (recorded[n] == ':') { /* QEMU would take it for a protocol */
-    nbdkit_error ("backing=%s: a name with a colon must be recorded as a path, "
-                  "such as ./%s", recorded, recorded);
+  if (!uri && check_colon ("backing", recorded) == -1)
     return -1;
-  }
   if (chain->backing_format == NULL) {
     nbdkit_error ("backing-format= is missing: a new image records the format "
                   "of its backing file");
     return -1;
   }
-  backing = path_from (chain->file, recorded);
+  backing = uri ? strdup (recorded) : path_from (chain->file, recorded);
   if (backing == NULL) {
     nbdkit_error ("out of memory");
     return -1;
@@ -210,16 +289,39 @@ complete_backing (struct chain_options *chain)
   return 0;
 }
 
+/* What a format does not have. */
+static int
+check_format (void)
+{
+  if (options.format == CREATE_QED && qcow2_key != NULL)
+    nbdkit_error ("%s= is not for format=qed", qcow2_key);
+  else if (options.format == CREATE_QED && recorded_data != NULL)
+    nbdkit_error ("data-file= is not for format=qed");
+  else if (options.format != CREATE_QED && has_table_size)
+    nbdkit_error ("table-size= is only for format=qed");
+  else
+    return 0;
+  return -1;
+}
+
 int
 creation_complete (struct chain_options *chain)
 {
   if (!wanted) {
     if (first_key == NULL)
       return 0;
-    nbdkit_error ("%s= is only for a new image: say create=true as well",
-                  first_key);
+    nbdkit_error ("%s= is only for a new image: say create=true as well%s",
+                  first_key, strcmp (first_key, "format") == 0
+                  ? "; others are recognized (nbdkit file serves raw disks)"
+                  : "");
     return -1;
   }
+  if (storage_nbd_is_uri (chain->file)) {
+    nbdkit_error ("create= makes files, not images on NBD servers");
+    return -1;
+  }
+  if (check_format () == -1 || complete_data_file (chain) == -1)
+    return -1;
   if (recorded != NULL)
     return complete_backing (chain);
   if (chain->backing_format != NULL) {
@@ -239,6 +341,7 @@ void
 creation_keep (void)
 {
   create_release (&made);
+  create_release (&made_data);
 }
 
 /* If nbdkit can't start, it exits without telling its plugins.  create_undo
@@ -248,6 +351,7 @@ static void __attribute__ ((destructor))
 remove_image (void)
 {
   create_undo (&made);
+  create_undo (&made_data);
 }
 
 static int
@@ -286,7 +390,9 @@ creation_run (struct chain_options *chain)
   if (options.backing != NULL && look_at_backing (chain) == -1)
     return -1;
   options.locking = chain->locking;
-  if (create_file (chain->file, overwrite, &options, &made) == -1) {
+  if ((data_file != NULL &&
+       create_data_file (data_file, &options, &made_data) == -1) ||
+      create_file (chain->file, overwrite, &options, &made) == -1) {
     nbdkit_error ("%s", error_message ());
     return -1;
   }
@@ -299,4 +405,6 @@ creation_free (void)
 {
   free (recorded);
   free (backing);
+  free (recorded_data);
+  free (data_file);
 }

@@ -38,8 +38,7 @@ static const struct {
   { "partition", FILTER ("partition") },
   { "offset", FILTER ("offset") },
   { "range", FILTER ("offset") },
-#define FORMAT "the image is always qcow2; nbdkit file serves raw disks"
-  { "format", FORMAT },
+#define FORMAT "qcow2 and QED are recognized; nbdkit file serves raw disks"
   { "fmt", FORMAT },
   { "driver", FORMAT },
 #define FILE_NAME "did you mean file= ?"
@@ -54,9 +53,9 @@ static const struct {
   { "compresslevels", "did you mean compress-level= ?" },
   { "cache", "did you mean cache-size= ?" },
   { "prealloc", "did you mean preallocation= ?" },
-  { "datafile", "external data files are not supported" },
   { "secret", "did you mean passphrase= ?" },
   { "password", "did you mean passphrase= ?" },
+  { "externaldatafile", "did you mean data-file= ?" },
   { "threads", "say nbdkit -t" },
   { "socket", "say nbdkit -U" },
   { "port", "say nbdkit -p" },

@@ -17,8 +17,10 @@
 /* A larger metadata cache is a typing error. */
 #define MAX_CACHE_SIZE (UINT64_C (1) << 40)
 
-static char *file;
+static char *file; /* or uri= */
+static const char *file_key;
 static char *backing;
+static char *data_file;
 
 /* Of the backing files from the first on down: constants. */
 static const char *formats[CHAIN_MAX_DEPTH];
@@ -45,18 +47,32 @@ static int detect_zeroes = -1; /* default: off, or on with compress */
 static int
 set_path (const char *key, const char *value, char **path)
 {
-  if (*path != NULL && strcmp (key, "file") == 0) {
-    nbdkit_error ("two images: %s, and %s= was given twice (%s): one nbdkit "
-                  "serves one image, and parameters are KEY=VALUE", *path, key,
-                  value);
-    return -1;
-  }
-  if (*path != NULL) {
-    nbdkit_error ("%s= was given twice", key);
-    return -1;
-  }
   *path = nbdkit_absolute_path (value);
   return *path == NULL ? -1 : 0;
+}
+
+/* file= or uri=. */
+static int
+set_image (const char *key, const char *value)
+{
+  const bool uri = strcmp (key, "uri") == 0;
+
+  if (file != NULL && strcmp (file_key, key) != 0)
+    nbdkit_error ("two images: %s=%s and %s=%s: one nbdkit serves one image",
+                  file_key, file, key, value);
+  else if (file != NULL)
+    nbdkit_error ("two images: %s, and %s= was given twice (%s): one nbdkit "
+                  "serves one image, and parameters are KEY=VALUE", file, key,
+                  value);
+  else if (!uri && storage_nbd_is_uri (value))
+    nbdkit_error ("%s=%s: that is an NBD URI: say uri=%s (or file=./%s if it "
+                  "is a file)", key, value, value, value);
+  else {
+    file_key = uri ? "uri" : "file";
+    return uri ? servers_set_uri (key, value, &file)
+      : set_path (key, value, &file);
+  }
+  return -1;
 }
 
 static int
@@ -77,8 +93,8 @@ set_follow (const char *key, const char *value)
 static int
 set_backing_format (const char *key, const char *value)
 {
-  static const char *const words[] = { "raw", "qcow2", NULL };
-  const int i = value_choose (key, value, words, "raw or qcow2");
+  static const char *const words[] = { "raw", "qcow2", "qed", NULL };
+  const int i = value_choose (key, value, words, "raw, qcow2 or qed");
 
   if (i == -1)
     return -1;
@@ -197,9 +213,25 @@ set_cache_size (const char *key, const char *value)
 static int
 set_backing (const char *key, const char *value)
 {
-  if (set_path (key, value, &backing) == -1)
+  int r;
+
+  if (backing != NULL) {
+    nbdkit_error ("%s= was given twice", key);
+    return -1;
+  }
+  r = storage_nbd_is_uri (value) ? servers_set_uri (key, value, &backing)
+    : set_path (key, value, &backing);
+  if (r == -1)
     return -1;
   return creation_set_backing (value);
+}
+
+static int
+set_data_file (const char *key, const char *value)
+{
+  if (set_path (key, value, &data_file) == -1)
+    return -1;
+  return creation_set_data_file (value);
 }
 
 int
@@ -209,12 +241,16 @@ params_set (const char *key, const char *value)
 
   if (r == 0)
     r = passphrase_set (key, value);
+  if (r == 0)
+    r = servers_set (key, value);
   if (r != 0)
     return r == -1 ? -1 : 0;
-  if (strcmp (key, "file") == 0)
-    return set_path (key, value, &file);
+  if (strcmp (key, "file") == 0 || strcmp (key, "uri") == 0)
+    return set_image (key, value);
   if (strcmp (key, "backing") == 0)
     return set_backing (key, value);
+  if (strcmp (key, "data-file") == 0)
+    return set_data_file (key, value);
   if (strcmp (key, "follow") == 0)
     return set_follow (key, value);
   if (strcmp (key, "backing-format") == 0)
@@ -258,6 +294,11 @@ complete_compress (void)
                   codec_max_level (compression));
     return -1;
   }
+  if (data_file != NULL) {
+    nbdkit_error ("compress= and data-file= exclude each other: clusters in an "
+                  "external data file are not compressed");
+    return -1;
+  }
   writer_options.compress_level = compress_level;
   return creation_set_compression (compression);
 }
@@ -270,8 +311,14 @@ params_complete (void)
     return -1;
   }
   options.passphrases = passphrases_given ();
+  if (servers_complete (storage_nbd_is_uri (file) ||
+                        (backing != NULL && storage_nbd_is_uri (backing))) ==
+      -1)
+    return -1;
+  options.chain.nbd = servers_options ();
   options.chain.file = file;
   options.chain.backing = backing;
+  options.chain.data_file = data_file;
   options.chain.backing_format = formats[0];
   if (nr_formats > 1)
     options.chain.lower_formats = formats + 1;
@@ -289,12 +336,18 @@ compression_name (enum compression c)
 int
 params_apply (struct image *im)
 {
+  enum compression of_image;
+
   if (passphrases_check (im, file) == -1)
     return -1;
-  if (compress && image_compression (im) != compression) {
+  if (compress && !image_compression (im, &of_image)) {
+    nbdkit_error ("%s: compress=%s: images of this format have no compressed "
+                  "clusters", file, compression_name (compression));
+    return -1;
+  }
+  if (compress && of_image != compression) {
     nbdkit_error ("%s: compress=%s: this image's compression type is %s", file,
-                  compression_name (compression),
-                  compression_name (image_compression (im)));
+                  compression_name (compression), compression_name (of_image));
     return -1;
   }
   if (detect_zeroes == -1)
@@ -327,5 +380,6 @@ params_free (void)
   passphrases_wipe ();
   free (file);
   free (backing);
+  free (data_file);
   creation_free ();
 }

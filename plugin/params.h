@@ -8,6 +8,7 @@
 #include "creation.h"
 #include "image.h"
 #include "passphrase.h"
+#include "servers.h"
 
 /* nbdkit's .config: take one parameter.  Returns -1 with nbdkit_error called.
  */
@@ -35,12 +36,16 @@ extern void params_free (void);
 
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
-  "file=<PATH>                The qcow2 image to serve (required).\n"     \
-  "follow=none|beneath|any    Which backing files an image may name: none\n" \
-  "                           (default), those in its own folder, any.\n" \
+  "file=<PATH>                The image, qcow2 or QED (this or uri= is\n"   \
+  "                           required).\n"                               \
+  "follow=none|beneath|any    Which backing files and data files an image may\n" \
+  "                           name: none (default), those in its own folder,\n" \
+  "                           any.\n"                                    \
+  "data-file=<PATH>           Use this external data file, whatever the image\n" \
+  "                           names.\n"                                   \
   "backing=<PATH>             Use this backing file, whatever the image\n" \
   "                           names.\n"                                   \
-  "backing-format=raw|qcow2   Its format; default: what the image records.\n" \
+  "backing-format=raw|qcow2|qed  Its format; default: what is recorded.\n" \
   "                           Again for each backing file below it.\n"    \
   "cache-size=<SIZE>          Size of the metadata cache (default 256M).\n" \
   "force-share=<BOOL>         Read even an image that another process\n"  \
@@ -60,6 +65,7 @@ extern void params_free (void);
   "                           repair it; default: all that is wrong, if\n" \
   "                           it is marked as dirty.\n"              \
   PASSPHRASE_HELP                                                       \
+  SERVERS_HELP                                                            \
   CREATION_HELP
 
 #endif /* QCOW2_PARAMS_H */

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -113,6 +114,68 @@ class StartError(Exception):
         self.log = log
 
 
+# Images are served from NBD servers instead of as files, if this is set: for
+# each in turn, what is put before nbdkit's plugin `file', and then after it.
+# The kinds are separated by |, and the two by ::.
+FAR = os.environ.get("QTEST_FAR")
+
+
+def backing_path(file):
+    """Of the image in a file; or None."""
+    with open(file, "rb") as f:
+        offset, length = struct.unpack(">QI", f.read(20)[8:])
+        f.seek(offset)
+        name = f.read(length).decode()
+    return os.path.join(os.path.dirname(os.path.abspath(file)), name) \
+        if offset else None
+
+
+class Far:
+    """nbdkit that serves a file as a device of fixed size, with room for the
+    image to grow."""
+    count = 0
+    grown = {}              # by path, how large a file was made
+    ROOM = 64 << 20
+
+    def __init__(self, file, kind=None):
+        kinds = (FAR or "::").split("|")
+        before, after = (kind or kinds[Far.count % len(kinds)]).split("::")
+        Far.count += 1
+        if self.grown.get(file) != os.path.getsize(file):
+            size = -(-os.path.getsize(file) // 4096) * 4096 + self.ROOM
+            os.truncate(file, size)
+            self.grown[file] = size
+        base = path("far%d-%d" % (os.getpid(), Far.count))
+        self.sock, pidfile = base + ".sock", base + ".pid"
+        with open(base + ".log", "wb") as log:
+            self.p = subprocess.Popen(
+                [NBDKIT, "--exit-with-parent", "-f", "-U", self.sock, "-P",
+                 pidfile] + before.split() + ["file", file] + after.split(),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        while not os.path.exists(pidfile):
+            if self.p.poll() is not None:
+                raise RuntimeError("the far server did not start")
+            time.sleep(0.002)
+        self.uri = "nbd+unix:///?socket=" + self.sock
+
+    def kill(self):
+        self.p.kill()
+        self.p.wait()
+
+
+def far_args(args):
+    """The same with a far server, and that."""
+    file = next((a[5:] for a in args if a.startswith("file=")), None)
+    if not FAR or file is None:
+        return args, None
+    far = Far(file)
+    args = ["uri=" + far.uri if a.startswith("file=") else a for a in args]
+    backing = backing_path(file)
+    if backing is not None and "follow=beneath" in args:
+        args.append("backing=" + backing)
+    return args, far
+
+
 class Server:
     """nbdkit with the plugin on a Unix socket, in the foreground."""
     count = 0
@@ -126,6 +189,7 @@ class Server:
                "-P", self.pidfile]
         if readonly:
             cmd.append("-r")
+        args, self.far = far_args(args)
         cmd += list(opts) + [PLUGIN] + list(args)
         self.cmd = cmd
         with open(self.logfile, "wb") as log:
@@ -192,6 +256,8 @@ class Server:
             self.p.wait()
         elif self.p.returncode is None:
             self.stop()
+        if self.far is not None:
+            self.far.kill()
 
 
 # ------------------------------------------------------------------ reading

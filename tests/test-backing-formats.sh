@@ -63,7 +63,7 @@ expect_refusal "/base\\.raw: it has no backing file for the $q that follows 1 " 
     "$PLUGIN" low.qcow2 follow=beneath $r $q
 expect_refusal "/base\\.raw: it has no backing file for the $r that follows 3 " \
     "$PLUGIN" top.qcow2 follow=beneath $q $q $r $r
-expect_refusal 'backing-format=vmdk: must be raw or qcow2' \
+expect_refusal 'backing-format=vmdk: must be raw, qcow2 or qed' \
     "$PLUGIN" mid.qcow2 follow=beneath $q backing-format=vmdk
 many="$("$PYTHON" -c 'print("backing-format=raw " * 256)')"
 expect_refusal 'more than 255 times' "$PLUGIN" low.qcow2 $many

@@ -24,17 +24,12 @@ unharmed ()
 # attack WHEN: start the attacker, until attack_ends.
 attack ()
 {
-    local n
     rm -f ../attack.out
     "$PYTHON" "$testsrc/create-race.py" "$1" new.qcow2 "$tmp/victim" \
         > ../attack.out &
     attacker=$!
     _pids+=("$attacker")
-    for (( n = 0; n < 500; n++ )); do
-        test -s ../attack.out && return 0
-        sleep 0.02
-    done
-    die 'no attacker'
+    wait_until -p "$attacker" test -s ../attack.out || die 'no attacker'
 }
 attack_ends ()
 {

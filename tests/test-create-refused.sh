@@ -84,7 +84,7 @@ refused 'backing-format= is missing' create=true backing=../base.qcow2
 refused 'backing-format= is missing' create=true size=1M backing=../base.raw
 refused 'backing-format= without backing=' create=true size=1M \
     backing-format=raw
-refused 'backing-format=vmdk: must be raw or qcow2' create=true \
+refused 'backing-format=vmdk: must be raw, qcow2 or qed' create=true \
     backing=../base.raw backing-format=vmdk
 for format in raw qcow2; do
     refused '/missing: No such file' create=true backing=missing \

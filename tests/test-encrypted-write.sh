@@ -50,6 +50,7 @@ judge ()
 }
 
 images=0
+again=0
 # kind NAME IMAGE CLUSTER GRANULE OPTS [PARAMETER...]: raw has its disk.
 kind ()
 {
@@ -57,12 +58,16 @@ kind ()
     shift 5
     start_nbdkit -t 4 "$PLUGIN" "$image" passphrase=+secret "$@"
     "$PYTHON" "$testsrc/diskclient.py" "$sock" raw "$name" connections=3 \
-        cluster=$cluster granule=$granule requests=$(volume 60) ||
+        cluster=$cluster granule=$granule requests=$(volume 35) ||
         die "$name"
     end_process "$pid"
     ! grep -q "$words" "$log" || die "$name: the log has the passphrase"
     judge "$image" "$backing"
-    # QEMU writes, and reads what it finds.
+    images=$(( images + 1 ))
+    # QEMU writes, and reads what it finds: with each cipher, or always.
+    case $name in xts | v2-essiv | AES) ;; *)
+        test "$(volume 1)" -gt 1 || return 0 ;;
+    esac
     qemu-io $secret --image-opts "$(opts "$image" "$backing")" \
         -c 'write -P 5 70001 9000' -c 'write -z 200k 64k' > /dev/null
     qemu-io -f raw raw -c 'write -P 5 70001 9000' -c 'write -z 200k 64k' \
@@ -70,10 +75,10 @@ kind ()
     start_nbdkit -t 4 "$PLUGIN" "$image" passphrase=+secret "$@"
     "$PYTHON" "$testsrc/diskclient.py" "$sock" raw "$name again" \
         connections=2 cluster=$cluster granule=$granule \
-        requests=$(volume 20) || die "$name again"
+        requests=$(volume 15) || die "$name again"
     end_process "$pid"
     judge "$image" "$backing"
-    images=$(( images + 1 ))
+    again=$(( again + 1 ))
 }
 
 luks=encrypt.format=luks,encrypt.iter-time=10
@@ -86,21 +91,21 @@ kind xts xts.qcow2 65536 65536 ""
 cp empty.qcow2 packed.qcow2
 new
 kind compressed packed.qcow2 65536 65536 "" compress=zlib
-make essiv.qcow2 "$luks,cluster_size=4k,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256"
-new
-kind essiv essiv.qcow2 4096 4096 ""
+# Each of LUKS that QEMU makes takes it seconds (see test-encrypted.sh).
 make sub.qcow2 "$luks,extended_l2=on"
 new
 kind subclusters sub.qcow2 65536 2048 ""
-make old.qcow2 "$luks,cluster_size=512,compat=0.10"
+make old.qcow2 "$luks,cluster_size=512,compat=0.10,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256"
 new
-kind v2 old.qcow2 512 512 ""
+kind v2-essiv old.qcow2 512 512 ""
 make aes.qcow2 encrypt.format=aes
 new
 kind AES aes.qcow2 65536 65536 ""
-make aes-sub.qcow2 encrypt.format=aes,extended_l2=on
-new
-kind AES-subclusters aes-sub.qcow2 65536 2048 ""
+if test "$(volume 1)" -gt 1; then
+    make aes-sub.qcow2 encrypt.format=aes,extended_l2=on
+    new
+    kind AES-subclusters aes-sub.qcow2 65536 2048 ""
+fi
 cp aes.qcow2 base.qcow2
 make aes-over.qcow2 encrypt.format=aes,cluster_size=8k -b base.qcow2 -F qcow2
 qemu-img convert $secret --image-opts "$(opts base.qcow2)" -O raw raw
@@ -119,7 +124,7 @@ kind over over.qcow2 65536 65536 ,backing.encrypt.key-secret=s follow=beneath
 known=PLAINTEXT-THAT-NOBODY-SHOULD-SEE
 "$PYTHON" -c "print('$known' * 20000)" > text
 cp empty.qcow2 image.qcow2
-start_nbdkit "$PLUGIN" image.qcow2 passphrase=+secret
+start_nbdkit -t 2 "$PLUGIN" image.qcow2 passphrase=+secret cache-size=1M
 qemu-img convert -n -f raw -O raw text "nbd:unix:$sock" 2> /dev/null ||
     "$PYTHON" - "$sock" <<'EOF'
 import sys
@@ -172,4 +177,4 @@ forget "$pid"
     --run 'nbdinfo --size "$uri"' > /dev/null
 qemu-img compare -q $secret --image-opts "$(opts image.qcow2)" \
     driver=raw,file.filename=raw
-echo "$images images, each written twice, compared four times: 0 differences"
+echo "$images images, $again of them written by QEMU and again: 0 differences"

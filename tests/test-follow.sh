@@ -217,7 +217,7 @@ for format in vmdk QCOW2 '"' qcow; do
 from qcow2make import Qcow2
 Qcow2(sys.argv[1], 1 << 20, backing_name="base.raw",
       backing_format=sys.argv[2]).write()' d/strange.qcow2 "$format"
-    refused "strange\.qcow2.*\"$format\".*only raw and qcow2" \
+    refused "strange\.qcow2.*\"$format\".*only raw, qcow2 and qed" \
         d/strange.qcow2 follow=beneath
     served d/base.raw d/strange.qcow2 follow=beneath backing-format=raw
     refused "backing-format=$format" d/rel.qcow2 follow=beneath \

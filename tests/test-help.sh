@@ -8,16 +8,17 @@
 
 "$NBDKIT" "$PLUGIN" --help > "$tmp/help"
 keys="$(sed -n 's/^\([a-z0-9-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
-want='backing backing-format backing-passphrase bitmaps cache-size '
-want+='cluster-size compat '
-want+='compress compress-level compression-type create detect-zeroes discard '
-want+='extended-l2 file follow force-share lazy-refcounts locking '
-want+='passphrase preallocation refcount-bits repair size '
+want='backing backing-format backing-passphrase bitmaps cache-size cluster-size '
+want+='compat compress compress-level compression-type connections create '
+want+='data-file data-file-raw detect-zeroes discard '
+want+='extended-l2 file follow force-share format lazy-refcounts locking '
+want+='passphrase preallocation refcount-bits repair retry size table-size '
+want+='timeout unsafe-no-flush uri '
 test "$keys" = "$want" || {
     cat "$tmp/help"
     die "the keys are: $keys"
 }
-grep -q '^file=.*required' "$tmp/help"
+grep -q '^file=.*' "$tmp/help"
 grep -q 'qcow2' "$tmp/help"
 
 # Each of them is known to the plugin: not one is "unknown parameter".

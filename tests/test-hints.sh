@@ -42,13 +42,12 @@ ro=1|nbdkit -r
 partition=1|nbdkit --filter=partition qcow2
 offset=512|nbdkit --filter=offset qcow2
 secret=x|passphrase=
-format=qcow2|always qcow2
 image=other.qcow2|did you mean file= \?
 filename=other.qcow2|did you mean file= \?
 backing_file=base|did you mean backing= \?
 backing_fmt=raw|did you mean backing-format= \?
 cache=none|did you mean cache-size= \?
-data_file=x|external data files are not supported
+data_file=x|did you mean data-file= \?
 nosuchkey=1|see
 HINTS
 

@@ -36,13 +36,11 @@ cd "$tmp"
 # These happened, with the error.
 happened ()
 {
-    local call n
+    local call
     for call; do
-        for (( n = 0; n < 200; n++ )); do # strace ends last
-            grep -q "$call(.*INJECTED" "$TRACE" && break
-            sleep 0.02
-        done
-        grep -q "$call(.*INJECTED" "$TRACE" || die "$call was not called"
+        # strace ends last
+        wait_until -t 10 grep -q "$call(.*INJECTED" "$TRACE" ||
+            die "$call was not called"
     done
 }
 

@@ -62,10 +62,7 @@ PY
     "$PLUGIN" "$tmp/disk.qcow2" > activate.log 2>&1 &
 server=$!
 _pids+=("$server")
-for (( n = 0; n < 500; n++ )); do
-    test -S disk.sock && break
-    sleep 0.02
-done
+wait_until -p "$server" test -S disk.sock || die "the server did not start"
 timeout 60 "$PYTHON" - "$tmp/disk.sock" <<'PY'
 import sys
 import nbd

@@ -63,7 +63,7 @@ for arg in follow= follow=all follow=NONE 'follow=any ' follow=true; do
         "$PLUGIN" image.qcow2 "$arg"
 done
 for arg in backing-format= backing-format=vmdk backing-format=RAW; do
-    expect_refusal 'backing-format=.*raw or qcow2' \
+    expect_refusal 'backing-format=.*raw, qcow2 or qed' \
         "$PLUGIN" image.qcow2 "$arg"
 done
 for arg in force-share=maybe force-share=2; do

@@ -55,7 +55,7 @@ says 1 - "no such command 'convert'" convert
 says 1 - 'check: an image is wanted' check
 says 1 - 'check: one image at a time' check big.qcow2 image.qcow2
 says 1 - 'info: one image at a time' info big.qcow2 image.qcow2
-says 1 - '-f must be qcow2' check -f raw big.qcow2
+says 1 - '-f must be qcow2 or qed' check -f raw big.qcow2
 
 # --- Options of qemu-img.
 for command in check info map; do

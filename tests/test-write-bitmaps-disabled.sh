@@ -34,11 +34,8 @@ dirty ()
     qemu-nbd -r -f qcow2 -k "$tmp/bitmap.sock" -B "$1" "$image" &
     holder=$!
     _pids+=("$holder")
-    for (( n = 0; n < 500; n++ )); do
-        test -S "$tmp/bitmap.sock" && break
-        kill -0 "$holder" 2>/dev/null || die "qemu-nbd -B $1 refuses"
-        sleep 0.02
-    done
+    wait_until -p "$holder" test -S "$tmp/bitmap.sock" ||
+        die "qemu-nbd -B $1 refuses"
     "$PYTHON" - "$tmp/bitmap.sock" "$1" <<'PY'
 import sys
 import nbd

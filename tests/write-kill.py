@@ -8,17 +8,22 @@ QTEST_KILLS is how often it is killed; as a default, each kind of image has its
 turn, QTEST_VOLUME times.
 QTEST_ONLY takes a seed that a failure named, and does that alone."""
 
+import errno
 import os
 import random
 import time
 
+import nbd
+
 import qtest
 import stamps
 from qtest import path, run, check, fail, Server, StartError
-from qcow2make import Qcow2, Raw, fill, noise, COMPAT_LAZY
+from qcow2make import EXT_DATAFILE, Qcow2, Raw, fill, noise, COMPAT_LAZY
 from stamps import Units, Load
 
 ONLY = os.environ.get("QTEST_ONLY")
+# With QTEST_FAR the server that has the image can be killed instead.
+KILL_FAR = "QTEST_KILL_FAR" in os.environ
 KILLS_OF_IMAGE = 4
 
 kills = 0
@@ -54,16 +59,33 @@ class Killed:
             load = Load(self.seed, srv, self.units, self.rnd, connections, 8,
                         img.cs, img.cs // 32 if img.extl2 else img.cs,
                         trims=img.version >= 3 or img.backing is None,
-                        compressed=self.comp, serial=self.serial)
+                        compressed=self.comp, serial=self.serial,
+                        may_fail=(errno.EIO,) if KILL_FAR else ())
             ok = load.run(5000, self.rnd.randrange(1, 700))
             if self.rnd.random() < 0.5:     # while it works on the rest
                 time.sleep(self.rnd.random() / 1000)
             under_way += sum(map(len, load.flights))
+            if KILL_FAR:
+                ok = self.far_killed(srv, load) and ok
             srv.p.kill()
             srv.p.wait()
         kills += 1
         self.serial = load.serial
         return ok
+
+    def far_killed(self, srv, load):
+        """Each request is answered, and none goes well any more that would
+        have to reach the image."""
+        srv.far.kill()
+        ok = load.run(0)
+        h = srv.connect()
+        try:
+            h.pwrite(bytes(512), 0)
+            return check(False, "%s: a write goes well without a far server" %
+                         self.seed)
+        except nbd.Error as e:
+            return check(e.errnum == errno.EIO,
+                         "%s: %s" % (self.seed, e)) and ok
 
     def checked(self):
         file = self.img.path
@@ -172,7 +194,25 @@ def snapped(file, seed, clusters, cb=16, **kw):
     return img.write()
 
 
+def external(file, seed, clusters, cb=16, raw=False, **kw):
+    """With an external data file, which holds garbage unless it is raw."""
+    data = path("k.data")
+    with open(data, "wb") as f:
+        if raw:
+            f.truncate(clusters << cb)
+        else:
+            f.write(noise("garbage" + seed, clusters << cb))
+    return Qcow2(file, clusters << cb, cluster_bits=cb, seed=seed,
+                 incompat=4, autoclear=2 if raw else 0,
+                 exts=[(EXT_DATAFILE, data.encode())], **kw).write()
+
+
 EXERCISES = (
+    ("data-file", external, ("follow=beneath",), dict(clusters=8)),
+    ("data-file-extl2", external, ("follow=beneath",),
+     dict(clusters=8, extl2=True)),
+    ("raw-data-file", external, ("follow=beneath",),
+     dict(clusters=60, cb=12, raw=True)),
     ("plain", plain, (), dict(clusters=8)),
     ("small-clusters", plain, (), dict(clusters=500, cb=9)),
     ("small-cache", plain, ("cache-size=64K",), dict(clusters=4000, cb=9)),

@@ -6,6 +6,8 @@ it is served again.  Arguments: which parts.
 
 QTEST_VOLUME multiplies how many requests are made; unless it is more than 1
 only every other image is served again.
+QTEST_EVERY is for fewer: only each so many-th is made.
+QTEST_FAR serves them from NBD servers: see qtest.py.
 QTEST_ROUNDS multiplies how many images are made, each time others.
 QTEST_ONLY takes a number that a failure named, and does that image alone."""
 
@@ -24,6 +26,7 @@ from qcow2make import Qcow2, Raw, fill, noise, text, COMPAT_LAZY
 ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))
 ONLY = os.environ.get("QTEST_ONLY")
 REQUESTS = qtest.volume(36)
+EVERY = int(os.environ.get("QTEST_EVERY", "1"))
 CANDIDATES = 100        # for the choice of an image
 
 UNKNOWN_EXT = (0x12345678, b"an extension that nobody knows")
@@ -47,7 +50,8 @@ CHOICES = {
 
 
 def cells(part):
-    """(version, cluster bits, refcount order, extended L2)"""
+    """(version, cluster bits, refcount order, extended L2); and of those with
+    an external data file, whether it is a raw image."""
     if part == "v2":
         return [(2, cb, 4, False) for cb in (9, 10, 12, 16, 21)] * 10
     if part == "small":
@@ -59,6 +63,10 @@ def cells(part):
     if part == "extl2":
         return [(3, cb, o, True) for cb in (14, 16, 17, 21)
                 for o in range(7)] * 2
+    if part == "data":
+        return [(3, cb, 4, l2, raw) for raw in ("off", "on")
+                for cb, l2 in ((12, False), (16, False), (16, True),
+                               (21, False), (14, True), (9, False))]
     raise ValueError(part)
 
 
@@ -67,6 +75,11 @@ def valid(c):
         return False
     if c["source"] == "prealloc" and (c["below"] != "none" or c["snaps"]):
         return False
+    if c["data"] is not None:
+        if c["source"] not in ("fresh", "prealloc") or c["snaps"]:
+            return False
+        if c["data"] == "on" and c["below"] != "none":
+            return False
     # Each snapshot counts, and so does the disk.
     return c["snaps"] + 1 < 1 << (1 << c["order"])
 
@@ -76,7 +89,8 @@ def choose(cell, rnd, seen):
     best, most = None, -1
     while best is None:
         for _ in range(CANDIDATES):
-            c = dict(zip(("version", "cb", "order", "extl2"), cell))
+            c = {"data": None}
+            c.update(zip(("version", "cb", "order", "extl2", "data"), cell))
             c.update((k, rnd.choice(v)) for k, v in CHOICES.items())
             if not valid(c):
                 continue
@@ -106,6 +120,7 @@ class Image:
             0, 512, self.cs - 512, 1024 % self.cs, self.cs // 2)[c["tail"]]
         self.snapshots = []         # (name, content)
         self.compressed = set()
+        self.data = None            # an external data file
         self.files = []
         self.below = self.backing()
         self.sums = [self.sum(f) for f in self.files]
@@ -215,6 +230,9 @@ class Image:
             o += ["refcount_bits=%d" % (1 << c["order"]),
                   "extended_l2=%s" % ("on" if c["extl2"] else "off"),
                   "lazy_refcounts=%s" % ("on" if c["lazy"] else "off")]
+        if c["data"] is not None:
+            self.data = path("w.data")
+            o += ["data_file=" + self.data, "data_file_raw=" + c["data"]]
         if c["source"] == "prealloc":
             o.append("preallocation=%s" % self.rnd.choice(
                 ("metadata", "falloc", "full")))
@@ -287,7 +305,7 @@ def dirty(file):
 
 def session(im, disk, n):
     args = ["file=" + im.file] + list(im.c["args"])
-    if im.below is not None:
+    if im.below is not None or im.data is not None:
         args.append("follow=beneath")
     before = header(im.file)
     try:
@@ -331,6 +349,11 @@ def check_image(im, disk, when, last=True):
         run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-l",
             "snapshot.name=" + name, im.file, out)
         qtest.file_equal(out, want, "%s: %s: snapshot %s" % (im, when, name))
+    if im.c["data"] == "on":
+        # QEMU makes it longer, up to a whole cluster.
+        with open(im.data, "rb") as f:
+            equal(f.read(disk.size), bytes(disk.store.get(0, disk.size)),
+                  "%s: %s: the raw data file" % (im, when))
     for f, s in zip(im.files, im.sums):
         check(im.sum(f) == s, "%s: %s: %s was changed" % (im, when, f))
     return len(qtest.failures) == bad
@@ -343,7 +366,8 @@ def one(nr, c, twice):
     disk = diskmodel.Disk(
         str(im), im.content, random.Random("requests-%s" % nr),
         cluster=im.cs, granule=im.cs // 32 if c["extl2"] else im.cs,
-        trims=c["version"] == 3 or im.below is None,
+        trims=(c["version"] == 3 or im.below is None) and
+        not (c["data"] == "on" and "discard=keep" in c["args"]),
         compressed=im.compressed)
     if session(im, disk, REQUESTS) and \
        check_image(im, disk, "written", not twice) and twice:
@@ -371,7 +395,7 @@ def part_of(part):
             nr = "%s-%d-%d" % (part, turn, k)
             c = choose(cell, rnd, seen)
             turns[cell] = turns.get(cell, k) + 1
-            if ONLY in (None, nr):
+            if ONLY == nr or (ONLY is None and k % EVERY == turn % EVERY):
                 one(nr, c, qtest.every_other(turns[cell]))
 
 

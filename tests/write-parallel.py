@@ -18,7 +18,7 @@ import nbd
 import qtest
 import stamps
 from qtest import path, run, check, equal, fail, Server, StartError
-from qcow2make import Qcow2, Raw, fill, noise
+from qcow2make import EXT_DATAFILE, Qcow2, Raw, fill, noise
 from stamps import Units, Load
 
 ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))
@@ -52,6 +52,21 @@ def over(name, clusters, cb=16, **kw):
                  backing=low, backing_format="raw", **kw).write()
 
 
+def external(name, clusters, cb=16, raw=False, **kw):
+    """With an external data file, which holds garbage unless it is raw."""
+    data = path(name + ".data")
+    with open(data, "wb") as f:
+        if raw:
+            f.truncate(clusters << cb)
+        else:
+            f.write(noise("garbage" + name, clusters << cb))
+    img = Qcow2(path(name), clusters << cb, cluster_bits=cb, seed=name,
+                incompat=4, autoclear=2 if raw else 0,
+                exts=[(EXT_DATAFILE, data.encode())], **kw).write()
+    img.raw_data = data if raw else None
+    return img
+
+
 def snapped(name, clusters, cb=16, **kw):
     img = filled(name, clusters, cb, **kw)
     for k in range(2):
@@ -67,6 +82,8 @@ def check_image(name, img, content):
     out = path("p.out")
     run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", img.path, out)
     qtest.file_equal(out, content, "%s: qemu-img convert" % name)
+    if getattr(img, "raw_data", None):
+        qtest.file_equal(img.raw_data, content, "%s: the raw file" % name)
     for s in img.snapshots:
         run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-l",
             "snapshot.name=" + s.name.decode(), img.path, out)
@@ -239,7 +256,24 @@ def pieces():
              cb=12)
 
 
-PARTS = {"basic": basic, "kinds": kinds, "layers": layers, "pieces": pieces}
+def data():
+    few = dict(loads=((8, 16),), rounds=2)
+    follow = "follow=beneath"
+    exercise("data file", external, follow, clusters=6, **few)
+    exercise("data file, extended L2", external, follow, clusters=5,
+             extl2=True, **few)
+    exercise("data file, 512-byte clusters", external, follow, SMALL,
+             clusters=300, cb=9, **few)
+    exercise("data file, parts of sectors", external, follow, unit=32,
+             clusters=40, cb=9, **few)
+    exercise("raw data file", external, follow, clusters=90, cb=12, raw=True,
+             **few)
+    exercise("raw data file, extended L2", external, follow, clusters=5,
+             extl2=True, raw=True, **few)
+
+
+PARTS = {"basic": basic, "kinds": kinds, "layers": layers, "pieces": pieces,
+         "data": data}
 
 for part in sys.argv[1:]:
     PARTS[part]()

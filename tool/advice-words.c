@@ -10,6 +10,11 @@ const char *const tool_advice[ADVICE_NR] = {
   [ADVICE_FOLLOW] = ("refused by --follow=none, the default; --follow=beneath "
                      "allows files under the image's directory, and "
                      "--follow=any any file"),
+  [ADVICE_FOLLOW_DATA] = ("refused by --follow=none, the default; "
+                          "--follow=beneath allows files under the image's "
+                          "directory, --follow=any any file, and "
+                          "--data-file=PATH allows PATH"),
+  [ADVICE_DATA_FILE] = "say --data-file=PATH",
   [ADVICE_BENEATH] = "refused by --follow=beneath",
   [ADVICE_BACKING_FORMAT] = "record it with qemu-img rebase -u",
   [ADVICE_SHARE] = "-U reads it all the same",

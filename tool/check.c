@@ -2,13 +2,18 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #include "base/error.h"
+#include "formats.h"
 #include "json.h"
 #include "qcow2/check/check.h"
+#include "qcow2/qcow2.h"
+#include "qed/check.h"
+#include "qed/qed.h"
 #include "tool.h"
 
 struct listener {
@@ -52,13 +57,14 @@ fixed (uint64_t before, uint64_t after)
 }
 
 static void
-print_json (const struct tool_options *o, const struct repair_report *r)
+print_json (const struct tool_options *o, const char *format,
+            const struct repair_report *r)
 {
   const struct check_report *c = &r->after;
 
   json_open (NULL, '{');
   json_string ("filename", o->file);
-  json_string ("format", "qcow2");
+  json_string ("format", format);
   json_number ("check-errors", c->check_errors);
   json_number ("corruptions", c->corruptions);
   json_number ("leaks", c->leaks);
@@ -109,8 +115,11 @@ print_human (const struct tool_options *o, const struct repair_report *r)
 }
 
 static int
-run (const struct tool_options *o, struct storage *s, struct repair_report *r)
+run (const struct tool_options *o, struct storage *s, struct repair_report *r,
+     const char **name)
 {
+  const struct format_ops *format =
+    format_recognize (all_formats, &qcow2_format, s);
   struct listener listener = { .options = o, .percent = 101 };
   const struct check_options options = {
     .messages = o->quiet ? 0 : o->messages,
@@ -119,29 +128,35 @@ run (const struct tool_options *o, struct storage *s, struct repair_report *r)
     .opaque = &listener,
   };
 
-  if (o->repair)
-    return repair_storage (s, o->mode, &options, r);
+  if (format == NULL || tool_check_format (o, format->name) == -1)
+    return -1;
+  *name = format->name;
   *r = (struct repair_report) { 0 };
-  return check_storage (s, &options, &r->after);
+  if (format == &qed_format)
+    return o->repair ? qed_repair_storage (s, o->mode, &options, r)
+      : qed_check_storage (s, &options, &r->after);
+  return o->repair ? repair_storage (s, o->mode, &options, r)
+    : check_storage (s, &options, &r->after);
 }
 
 int
 tool_check (const struct tool_options *o)
 {
   struct storage *s = tool_open (o, o->repair);
+  const char *format;
   struct repair_report r;
   int ret;
 
   if (s == NULL)
     return tool_failed ();
-  ret = run (o, s, &r);
+  ret = run (o, s, &r, &format);
   storage_close (s);
   if (ret == -1)
     return tool_failed ();
   if (o->quiet)
     ;
   else if (o->json)
-    print_json (o, &r);
+    print_json (o, format, &r);
   else
     print_human (o, &r);
   if (o->repair && r.why_not != NULL) {

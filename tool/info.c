@@ -10,18 +10,24 @@
 #include <time.h>
 
 #include "base/error.h"
+#include "formats.h"
 #include "image.h"
 #include "json.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/qcow2.h"
 #include "qcow2/snapshot.h"
+#include "qed/qed.h"
 #include "tool.h"
 
 /* All of it is read before anything is printed. */
 struct info {
   const struct tool_options *options;
   struct storage *storage;
+  bool is_qed;           /* it has no snapshots and no bitmaps */
+  struct qed_header qed; /* if so, else */
   struct header header;
+  const char *backing_name, *backing_format;
+  bool is_file;
   uint64_t actual_size; /* bytes of space that the file takes */
   struct snapshots snapshots;
   struct image *image;  /* to show backing files, else NULL */
@@ -86,6 +92,7 @@ struct feature {
 static const struct feature incompatible[] = {
   { QCOW2_INCOMPAT_DIRTY, "dirty" },
   { QCOW2_INCOMPAT_CORRUPT, "corrupt" },
+  { QCOW2_INCOMPAT_DATA_FILE, "external-data-file" },
   { QCOW2_INCOMPAT_COMPRESSION, "compression-type" },
   { QCOW2_INCOMPAT_EXTENDED_L2, "extended-l2" },
   { 0, NULL },
@@ -99,6 +106,14 @@ static const struct feature autoclear[] = {
   { QCOW2_AUTOCLEAR_RAW_DATA_FILE, "raw-external-data" },
   { 0, NULL },
 };
+
+static const struct feature qed_features[] = {
+  { QED_BACKING_FILE, "backing-file" },
+  { QED_NEED_CHECK, "need-check" },
+  { QED_BACKING_NO_PROBE, "backing-format-no-probe" },
+  { 0, NULL },
+};
+static const struct feature qed_unknown[] = { { 0, NULL } };
 
 static void
 print_features (const struct info *i, const char *name, uint64_t bits,
@@ -131,15 +146,38 @@ print_features (const struct info *i, const char *name, uint64_t bits,
 }
 
 static void
+print_sizes (const struct info *i, const char *format, uint64_t disk_size)
+{
+  print_string (i, "filename", i->options->file);
+  print_string (i, "format", format);
+  print_size (i, "virtual-size", disk_size);
+  if (i->is_file)
+    print_size (i, "actual-size", i->actual_size);
+  print_size (i, "file-size", i->storage->size);
+}
+
+static void
+print_qed_header (const struct info *i)
+{
+  const struct qed_header *h = &i->qed;
+
+  print_sizes (i, "qed", h->disk_size);
+  print_size (i, "cluster-size", h->cluster_size);
+  print_number (i, "table-size", h->table_bytes / h->cluster_size);
+  print_number (i, "header-size", h->header_bytes / h->cluster_size);
+  print_features (i, "incompatible", h->features, qed_features);
+  print_features (i, "compatible", h->compatible, qed_unknown);
+  print_features (i, "autoclear", h->autoclear, qed_unknown);
+  print_offset (i, "l1-offset", h->l1_offset.v);
+  print_number (i, "l1-entries", h->table_entries);
+}
+
+static void
 print_header (const struct info *i)
 {
   const struct header *h = &i->header;
 
-  print_string (i, "filename", i->options->file);
-  print_string (i, "format", "qcow2");
-  print_size (i, "virtual-size", h->disk_size);
-  print_size (i, "actual-size", i->actual_size);
-  print_size (i, "file-size", i->storage->size);
+  print_sizes (i, "qcow2", h->disk_size);
   print_number (i, "version", h->version);
   print_number (i, "header-length", h->header_length);
   print_size (i, "cluster-size", h->cluster_size);
@@ -289,8 +327,10 @@ open_chain (struct info *i)
   const struct tool_options *o = i->options;
   const struct image_options options = {
     .chain = {
+      .nbd = NBD_DEFAULTS,
       .file = o->file,
       .follow = o->follow,
+      .data_file = o->data_file,
       .backing_format = o->formats[0],
       .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
       .force_share = o->force_share,
@@ -299,7 +339,8 @@ open_chain (struct info *i)
     .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,
   };
 
-  if (i->header.backing_name[0] == '\0' || o->follow == FOLLOW_NONE)
+  if ((i->backing_name[0] == '\0' && !i->header.has_data_file) ||
+      (o->follow == FOLLOW_NONE && o->data_file == NULL))
     return 0;
   i->image = image_open (&options);
   if (i->image != NULL)
@@ -308,15 +349,29 @@ open_chain (struct info *i)
 }
 
 static void
+print_data_file (const struct info *i)
+{
+  if (!i->header.has_data_file)
+    return;
+  print_string (i, "data-file", i->header.data_file_name);
+  if (i->options->json)
+    json_bool ("data-file-raw", i->header.raw_data);
+  else
+    print_string (i, "data-file-raw", i->header.raw_data ? "yes" : "no");
+  if (i->disk != NULL)
+    print_string (i, "data-file-opened", i->disk->data->name);
+}
+
+static void
 print_backing (const struct info *i)
 {
   const struct layer *l;
 
-  if (i->header.backing_name[0] == '\0')
+  if (i->backing_name[0] == '\0')
     return;
-  print_string (i, "backing-filename", i->header.backing_name);
-  print_string (i, "backing-format", i->header.backing_format);
-  if (i->disk == NULL)
+  print_string (i, "backing-filename", i->backing_name);
+  print_string (i, "backing-format", i->backing_format);
+  if (i->disk == NULL || i->disk->backing == NULL)
     return;
   begin_list (i, "backing-chain");
   for (l = i->disk->backing; l != NULL; l = l->backing)
@@ -331,6 +386,9 @@ look_at_file (struct info *i)
 {
   struct stat st;
 
+  i->is_file = !storage_nbd_is_uri (i->options->file);
+  if (!i->is_file) /* a server does not tell how much space that takes */
+    return 0;
   if (stat (i->options->file, &st) == -1) {
     error_set (errno, "%s: %s", i->options->file, strerror (errno));
     return -1;
@@ -340,8 +398,29 @@ look_at_file (struct info *i)
 }
 
 static int
+read_qed (struct info *i)
+{
+  if (qed_read_header (i->storage, &i->qed) == -1 || look_at_file (i) == -1)
+    return -1;
+  i->backing_name = i->qed.backing_name;
+  i->backing_format = i->qed.features & QED_BACKING_NO_PROBE ? "raw" : "";
+  return open_chain (i);
+}
+
+static int
 read_all (struct info *i)
 {
+  const struct format_ops *format =
+    format_recognize (all_formats, &qcow2_format, i->storage);
+
+  if (format == NULL ||
+      tool_check_format (i->options, format->name) == -1)
+    return -1;
+  i->is_qed = format == &qed_format;
+  if (i->is_qed)
+    return read_qed (i);
+  i->backing_name = i->header.backing_name;
+  i->backing_format = i->header.backing_format;
   if (qcow2_read_header (i->storage, &i->header) == -1 ||
       look_at_file (i) == -1 ||
       snapshots_read (&i->snapshots, &i->header, i->storage) == -1 ||
@@ -353,14 +432,21 @@ read_all (struct info *i)
 static int
 print_info (const struct info *i)
 {
-  int r;
+  int r = 0;
 
   if (i->options->json)
     json_open (NULL, '{');
-  print_header (i);
+  if (i->is_qed)
+    print_qed_header (i);
+  else {
+    print_header (i);
+    print_data_file (i);
+  }
   print_backing (i);
-  print_snapshots (i);
-  r = print_bitmaps (i);
+  if (!i->is_qed) {
+    print_snapshots (i);
+    r = print_bitmaps (i);
+  }
   if (i->options->json)
     json_close ('}');
   return r;

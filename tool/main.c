@@ -20,20 +20,22 @@
 static const char usage[] =
   "Usage: " NAME " COMMAND [OPTION...] IMAGE\n"
   "\n"
-  "  check    find what is wrong with a qcow2 image, and repair it\n"
+  "  check    find what is wrong with an image, and repair it\n"
   "  info     print its header, snapshots, bitmaps and backing files\n"
   "  map      print what is where in it\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
   "  -q, --quiet              check: print errors of this program only\n"
-  "  -f qcow2                 the format, which is always qcow2\n"
+  "  -f qcow2|qed             the format, which is recognized without this\n"
   "  -r, --repair=leaks|all   check: repair the image\n"
   "      --messages=N         check: print at most N findings (100)\n"
   "  -p, --progress           check: print how far it is\n"
   "      --follow=none|beneath|any\n"
-  "                           info, map: which backing files to open (none)\n"
-  "      --backing-format=raw|qcow2\n"
+  "                           info, map: which backing files and external\n"
+  "                           data files to open (none)\n"
+  "      --data-file=PATH     info, map: the image's external data file\n"
+  "      --backing-format=raw|qcow2|qed\n"
   "                           info, map: the format of the backing file; again\n"
   "                           for each below it\n"
   "      --help, --version\n"
@@ -69,11 +71,13 @@ static const char check_usage[] =
 static const char info_usage[] =
   "Usage: " NAME " info [OPTION...] IMAGE\n"
   "\n"
-  "Prints the header, snapshots, bitmaps and the backing file's name.\n"
+  "Prints the header, snapshots, bitmaps and the names of the backing file and\n"
+  "the external data file.\n"
   "\n"
   "      --follow=beneath     the backing files, too, as far as they are in\n"
   "                           the image's directory or below it\n"
   "      --follow=any         the backing files, wherever they are\n"
+  "      --data-file=PATH     for --follow: the image's external data file\n"
   "      --output=human|json  how to print that (human)\n"
   "  -U, --force-share        even if another process writes the image\n";
 
@@ -85,6 +89,7 @@ static const char map_usage[] =
   "      --follow=beneath     look into backing files, as far as they are in\n"
   "                           the image's directory or below it\n"
   "      --follow=any         look into backing files, wherever they are\n"
+  "      --data-file=PATH     this is the image's external data file\n"
   "      --output=human|json  how to print that (human)\n"
   "  -U, --force-share        even if another process writes the image\n";
 
@@ -107,12 +112,23 @@ tool_failed (void)
   return TOOL_FAILED;
 }
 
+int
+tool_check_format (const struct tool_options *o, const char *format)
+{
+  if (o->format == NULL || strcmp (o->format, format) == 0)
+    return 0;
+  error_set (EINVAL, "%s: it is a %s image, and -f says %s", o->file, format,
+             o->format);
+  return -1;
+}
+
 struct storage *
 tool_open (const struct tool_options *o, bool write)
 {
   const unsigned uses = STORAGE_CONSISTENT_READ;
   const unsigned writes = STORAGE_WRITE | STORAGE_RESIZE;
-  struct storage *s = storage_open (o->file);
+  const struct nbd_options nbd = NBD_DEFAULTS;
+  struct storage *s = storage_open (o->file, &nbd);
   int r;
 
   if (s == NULL)
@@ -165,8 +181,9 @@ parse_follow (struct tool_options *o, const char *value)
 static void
 parse_backing_format (struct tool_options *o, const char *value)
 {
-  if (strcmp (value, "raw") != 0 && strcmp (value, "qcow2") != 0)
-    wrong ("--backing-format must be ", "raw or qcow2");
+  if (strcmp (value, "raw") != 0 && strcmp (value, "qcow2") != 0 &&
+      strcmp (value, "qed") != 0)
+    wrong ("--backing-format must be ", "raw, qcow2 or qed");
   if (o->nr_formats == CHAIN_MAX_DEPTH - 1)
     wrong ("--backing-format was given more often than ",
            "any backing chain is deep");
@@ -192,6 +209,7 @@ enum {
   OPT_MESSAGES,
   OPT_FOLLOW,
   OPT_BACKING_FORMAT,
+  OPT_DATA_FILE,
   OPT_HELP,
   OPT_VERSION,
 };
@@ -205,6 +223,7 @@ static const struct option long_options[] = {
   { "progress", no_argument, NULL, 'p' },
   { "follow", required_argument, NULL, OPT_FOLLOW },
   { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
+  { "data-file", required_argument, NULL, OPT_DATA_FILE },
   { "help", no_argument, NULL, OPT_HELP },
   { "version", no_argument, NULL, OPT_VERSION },
   { NULL, 0, NULL, 0 },
@@ -233,14 +252,18 @@ parse_option (struct tool_options *o, int option)
     o->quiet = true;
     break;
   case 'f':
-    if (strcmp (optarg, "qcow2") != 0)
-      wrong ("-f must be qcow2: ", "other formats are not known here");
+    if (strcmp (optarg, "qcow2") != 0 && strcmp (optarg, "qed") != 0)
+      wrong ("-f must be qcow2 or qed: ", "other formats are not known here");
+    o->format = optarg;
     break;
   case OPT_FOLLOW:
     parse_follow (o, optarg);
     break;
   case OPT_BACKING_FORMAT:
     parse_backing_format (o, optarg);
+    break;
+  case OPT_DATA_FILE:
+    o->data_file = optarg;
     break;
   case OPT_HELP:
     fputs (usage, stdout);
@@ -265,6 +288,8 @@ check_options_of (const char *command, const struct tool_options *o)
     wrong (command, " does not take --follow: it looks at one file");
   if (check && o->nr_formats > 0)
     wrong (command, " does not take --backing-format: it looks at one file");
+  if (check && o->data_file != NULL)
+    wrong (command, " does not take --data-file: it looks at one file");
   if (o->repair && o->force_share)
     wrong ("--repair and --force-share ", "exclude each other");
 }

@@ -34,6 +34,14 @@ has_offset (const struct run *r)
     r->kind == RUN_COMPRESSED;
 }
 
+/* The file that an offset is in. */
+static const struct storage *
+file_of (const struct piece *p)
+{
+  return p->run.kind == RUN_DATA || p->run.kind == RUN_ZERO_ALLOC
+    ? p->owner->data : p->owner->tables;
+}
+
 static const char *
 kind_name (enum run_kind kind)
 {
@@ -79,7 +87,7 @@ print_human (const struct layer *top, const struct piece *p)
   else if (depth (top, p->owner) > 0)
     printf (" %14s ", "");
   if (has_offset (&p->run) || depth (top, p->owner) > 0)
-    tool_print_name (p->owner->tables->name);
+    tool_print_name (file_of (p)->name);
   putchar ('\n');
 }
 
@@ -177,8 +185,10 @@ tool_map (const struct tool_options *o)
   static const struct passphrases locked = { .locked = true };
   const struct image_options options = {
     .chain = {
+      .nbd = NBD_DEFAULTS,
       .file = o->file,
       .follow = o->follow,
+      .data_file = o->data_file,
       .backing_format = o->formats[0],
       .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
       .force_share = o->force_share,
@@ -193,7 +203,8 @@ tool_map (const struct tool_options *o)
   if (im == NULL)
     return tool_failed ();
   disk = image_open_disk (im, "");
-  if (disk == NULL) {
+  if (disk == NULL || tool_check_format (o, disk->format->name) == -1) {
+    image_close_disk (disk);
     image_close (im);
     return tool_failed ();
   }

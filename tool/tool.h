@@ -21,6 +21,7 @@ enum {
 
 struct tool_options {
   const char *file;
+  const char *format; /* that it must be of; NULL: any that is known */
   bool json;
   bool force_share;
   bool progress;
@@ -29,6 +30,7 @@ struct tool_options {
   enum repair_mode mode;
   unsigned messages; /* check: to be printed */
   enum follow follow; /* info, map */
+  const char *data_file; /* info, map: NULL: what the image names */
 
   /* info, map: of the backing files from the first on down; NULL after the
    * last.
@@ -49,6 +51,12 @@ extern void tool_print_name (const char *name);
 
 /* Say why core/ failed, on stderr.  Returns TOOL_FAILED. */
 extern int tool_failed (void);
+
+/* Whether an image of this format is what was asked for.  Returns -1 with the
+ * error set.
+ */
+extern int tool_check_format (const struct tool_options *o,
+                              const char *format);
 
 /* Open only the image, with QEMU's locks for reading or writing.  Returns NULL
  * with the error set.

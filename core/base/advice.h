@@ -10,6 +10,8 @@
 
 enum advice {
   ADVICE_FOLLOW,         /* files that images name are not opened */
+  ADVICE_FOLLOW_DATA,    /* the same of a data file */
+  ADVICE_DATA_FILE,      /* nobody says where the image's data file is */
   ADVICE_BENEATH,        /* the named file is outside the allowed directory */
   ADVICE_BACKING_FORMAT, /* the format of a backing file is not recorded */
   ADVICE_SHARE,          /* another process writes the image */
@@ -18,6 +20,8 @@ enum advice {
   ADVICE_BITMAPS,        /* writing would make bitmaps wrong */
   ADVICE_RAW,            /* the file holds a disk without any image format */
   ADVICE_PASSPHRASE,     /* an encrypted image is to be read */
+  ADVICE_BACKING,        /* what an image names can't be opened */
+  ADVICE_FLUSH,          /* an NBD server can't flush */
   ADVICE_NR,
 };
 

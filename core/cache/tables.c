@@ -404,6 +404,15 @@ cache_get (struct cache *c, struct storage *s, unsigned id,
   return load (c, s, tag, offset, slice_bytes, ahead, ref);
 }
 
+bool
+cache_find (struct cache *c, unsigned id, struct host_off offset,
+            struct cache_ref *ref)
+{
+  const uint64_t tag = offset.v | id;
+
+  return lookup (c, find_set (c, tag), tag, ref);
+}
+
 /* The slot that holds this slice, or WAYS.  Lock held. */
 static unsigned
 find_slot (const struct set *set, uint64_t tag)

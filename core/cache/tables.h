@@ -72,6 +72,13 @@ extern int cache_get (struct cache *c, struct storage *s, unsigned id,
                       struct host_off offset, uint32_t slice_bytes,
                       uint64_t ahead, struct cache_ref *ref);
 
+/* The same for a slice that is in the cache.  False: it is not, and has no
+ * changes that are not on the storage (C5).  Takes no lock, reads nothing, and
+ * waits for nobody.
+ */
+extern bool cache_find (struct cache *c, unsigned id, struct host_off offset,
+                        struct cache_ref *ref);
+
 /* The acquire order keeps the check in cache_still_valid after this load. */
 static inline uint64_t
 cache_word (const struct cache_ref *ref, unsigned i)

@@ -3,136 +3,23 @@
 #include <config.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/advice.h"
 #include "base/error.h"
 #include "disk/backing-name.h"
 #include "disk/chain.h"
+#include "disk/name-gate.h"
 #include "storage/open.h"
-
-/* Where names are looked up: a directory, and for FOLLOW_BENEATH what
- * is needed to stay below it.
- */
-struct name_gate {
-  enum follow follow;
-  char *root;      /* the directory, as the user named it */
-  char *root_real; /* its real path, FOLLOW_BENEATH only */
-  int fd;          /* of root, FOLLOW_BENEATH only, else -1 */
-};
 
 static void *
 no_memory (const char *name)
 {
   error_set (ENOMEM, "%s: out of memory", name);
   return NULL;
-}
-
-/* A copy of dir's part of path, with `.' for none. */
-static char *
-directory_of (const char *path)
-{
-  const char *slash = strrchr (path, '/');
-
-  if (slash == NULL)
-    return strdup (".");
-  if (slash == path)
-    return strdup ("/");
-  return strndup (path, slash - path);
-}
-
-static void
-name_gate_close (struct name_gate *g)
-{
-  free (g->root);
-  free (g->root_real);
-  if (g->fd != -1)
-    close (g->fd);
-  *g = (struct name_gate) { .fd = -1 };
-}
-
-/* Open the gate at the directory of this path. */
-static int
-name_gate_open (struct name_gate *g, enum follow follow, const char *path)
-{
-  *g = (struct name_gate) { .follow = follow, .fd = -1 };
-  g->root = directory_of (path);
-  if (g->root == NULL) {
-    no_memory (path);
-    return -1;
-  }
-  if (follow != FOLLOW_BENEATH)
-    return 0;
-  g->root_real = realpath (g->root, NULL);
-  if (g->root_real != NULL)
-    g->fd = open (g->root, O_PATH | O_DIRECTORY | O_CLOEXEC);
-  if (g->fd == -1) {
-    error_set (errno, "%s: opening the directory: %s", g->root,
-               strerror (errno));
-    name_gate_close (g);
-    return -1;
-  }
-  return 0;
-}
-
-/* The part of an absolute path that is below the gate's directory, or NULL. */
-static const char *
-below_root (const struct name_gate *g, const char *path)
-{
-  const size_t len = strlen (g->root_real);
-
-  while (path[1] == '/') /* as in file:///path */
-    path++;
-  if (strcmp (g->root_real, "/") == 0)
-    return path + 1;
-  if (strncmp (path, g->root_real, len) == 0 && path[len] == '/')
-    return path + len + 1;
-  return NULL;
-}
-
-static struct storage *
-open_beneath (const struct name_gate *g, const char *path, const char *name)
-{
-  const char *below = path[0] == '/' ? below_root (g, path) : path;
-  struct storage *s = NULL;
-
-  if (below != NULL) {
-    while (*below == '/')
-      below++;
-    s = storage_open_beneath (g->fd, below, name);
-  }
-  if (s == NULL && (below == NULL || error_errno () == EXDEV)) {
-    error_set (EACCES, "%s: not beneath the directory %s", name, g->root);
-    advise (ADVICE_BENEATH);
-  }
-  return s;
-}
-
-/* Open a path that is relative to the gate's directory, or absolute. */
-static struct storage *
-open_through (const struct name_gate *g, const char *path)
-{
-  struct storage *s = NULL;
-  char *full;
-
-  if (path[0] == '/')
-    full = strdup (path);
-  else if (asprintf (&full, "%s/%s", g->root, path) == -1)
-    full = NULL;
-  if (full == NULL)
-    no_memory (g->root);
-  else if (g->follow == FOLLOW_BENEATH)
-    s = open_beneath (g, path, full);
-  else
-    s = storage_open (full);
-  free (full);
-  return s;
 }
 
 /* Say no to a name that must not be followed. */
@@ -147,6 +34,19 @@ check_name (const struct name_gate *g, const struct layer *l,
   error_set (EACCES, "%s: its backing file is \"%s\", which was not allowed",
              l->tables->name, l->backing_name);
   advise (ADVICE_FOLLOW);
+  return -1;
+}
+
+/* Say no to a path, as it was resolved, that leads nowhere. */
+static int
+check_place (const struct name_gate *g, const struct layer *l,
+             const char *what, const char *name, const char *path)
+{
+  if (g->root != NULL || (path[0] == '/' && g->follow == FOLLOW_ANY))
+    return 0;
+  error_set (EACCES, "%s: its %s is \"%s\", which can't be found from an NBD "
+             "server", l->tables->name, what, name);
+  advise (name == l->data_name ? ADVICE_DATA_FILE : ADVICE_BACKING);
   return -1;
 }
 
@@ -242,27 +142,40 @@ format_recorded (const struct layer *l)
   return l->backing_format != NULL ? l->backing_format : "";
 }
 
+/* A file has one use only: one that is another one's data would change with
+ * that.
+ */
 static int
-check_loop (const struct chain *c, const struct storage *s)
+check_other_uses (const struct chain *c, const struct storage *s, bool is_data)
 {
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    if (storage_same (c->layer[i]->tables, s)) {
+    const struct layer *l = c->layer[i];
+    const char *name = l->tables->name;
+
+    if (!l->encrypted && l->data != l->tables && storage_same (l->data, s))
+      error_set (EINVAL, "%s: it is the external data file of %s already",
+                 s->name, name);
+    else if (!storage_same (l->tables, s))
+      continue;
+    else if (is_data)
+      error_set (EINVAL, "%s: it can't be an external data file, since it is "
+                 "the image %s", s->name, name);
+    else
       error_set (EINVAL, "%s: the backing chain is a loop: it comes back to "
-                 "%s", s->name, c->layer[i]->tables->name);
-      return -1;
-    }
+                 "%s", s->name, name);
+    return -1;
   }
   return 0;
 }
 
-/* The permissions that QEMU takes on an image it reads, too. */
+/* The permissions that QEMU takes on a file it reads, too.  Of those on an image
+ * it denies more than of those on a data file, which it lets others write.
+ */
 static int
-lock (const struct chain *c, struct storage *s)
+lock (const struct chain *c, struct storage *s, unsigned denies)
 {
-  const unsigned denies = STORAGE_WRITE | STORAGE_RESIZE;
-
   storage_set_locking (s, c->locking);
   return storage_lock (s, STORAGE_CONSISTENT_READ,
                        c->force_share ? 0 : denies);
@@ -278,15 +191,39 @@ check_depth (const struct chain *c, const struct storage *s)
   return -1;
 }
 
-/* Open the last file of the chain, in a storage that is owned from here on. */
+const struct format_ops *
+format_recognize (const struct format_ops *const *formats,
+                  const struct format_ops *otherwise, struct storage *s)
+{
+  char start[4];
+  unsigned i;
+
+  if (storage_read (s, start, sizeof start, (struct host_off) { 0 }) == -1)
+    return NULL;
+  for (i = 0; formats[i] != NULL; ++i)
+    if (formats[i]->magic != NULL &&
+        memcmp (start, formats[i]->magic, sizeof start) == 0)
+      return formats[i];
+  return otherwise;
+}
+
+/* Open the last file of the chain, in a storage that is owned from here on.  The
+ * format of the first may be another one, by its magic.
+ */
 static int
 add_layer (struct chain *c, struct storage *s, const struct format_ops *format,
            struct shared *shared)
 {
   struct layer *l = NULL;
 
-  if (check_loop (c, s) == 0 && lock (c, s) == 0 && check_depth (c, s) == 0)
-    l = format->open (s, c->nr, shared);
+  if (check_other_uses (c, s, false) == 0 &&
+      lock (c, s, STORAGE_WRITE | STORAGE_RESIZE) == 0 &&
+      check_depth (c, s) == 0) {
+    if (c->nr == 0)
+      format = format_recognize (shared->formats, format, s);
+    if (format != NULL)
+      l = format->open (s, c->nr, shared);
+  }
   if (l == NULL) {
     storage_close (s);
     return -1;
@@ -294,6 +231,21 @@ add_layer (struct chain *c, struct storage *s, const struct format_ops *format,
   if (c->nr > 0)
     last (c)->backing = l;
   c->layer[c->nr++] = l;
+  return 0;
+}
+
+/* The last file's data is in this storage, which is owned from here on. */
+static int
+set_data (struct chain *c, struct storage *s)
+{
+  struct layer *l = last (c);
+
+  if (check_other_uses (c, s, true) == -1 ||
+      lock (c, s, STORAGE_RESIZE) == -1) {
+    storage_close (s);
+    return -1;
+  }
+  l->format->set_data (l, s);
   return 0;
 }
 
@@ -309,6 +261,62 @@ resolve (const char *path, const char *name)
   if (asprintf (&r, "%.*s/%s", (int) (slash - path), path, name) == -1)
     return NULL;
   return r;
+}
+
+/* The path within a name for a data file.  Returns NULL with the error set if it
+ * must not be followed.  Unlike that of a backing file, QEMU never records one
+ * as json:.
+ */
+static const char *
+data_path (const struct name_gate *g, const struct layer *l)
+{
+  const char *file = l->tables->name, *name = l->data_name;
+  const char *path = strncmp (name, "file:", 5) == 0 ? name + 5 : name;
+
+  if (path[0] == '\0') {
+    error_set (EINVAL, "%s: its external data file is not named in it", file);
+    advise (ADVICE_DATA_FILE);
+  }
+  else if (path == name && name[strcspn (name, ":/")] == ':')
+    error_set (EACCES, "%s: its external data file is \"%s\": only plain paths "
+               "are ever followed, be they in file:, not protocols or json:",
+               file, name);
+  else if (g->follow == FOLLOW_NONE) {
+    error_set (EACCES, "%s: its external data file is \"%s\", which was not "
+               "allowed", file, name);
+    advise (ADVICE_FOLLOW_DATA);
+  }
+  else
+    return path;
+  return NULL;
+}
+
+/* Open the data file that the last file of the chain names, if it has one.  path
+ * is that file's.
+ */
+static int
+follow_data_name (struct chain *c, const struct name_gate *g, const char *path)
+{
+  const struct layer *l = last (c);
+  struct storage *s = NULL;
+  const char *name;
+  char *full;
+
+  if (l->data_name == NULL)
+    return 0;
+  name = data_path (g, l);
+  if (name == NULL)
+    return -1;
+  full = resolve (path, name);
+  if (full == NULL)
+    no_memory (l->tables->name);
+  else if (check_place (g, l, "external data file", name, full) == 0)
+    s = name_gate_open_path (g, full);
+  free (full);
+  if (s != NULL && set_data (c, s) == 0)
+    return 0;
+  error_append (" (this is the external data file of %s)", l->tables->name);
+  return -1;
 }
 
 /* Open the backing file that the last file of the chain names.  *path is
@@ -343,18 +351,20 @@ follow_name (struct chain *c, const struct name_gate *g,
   }
   free (*path);
   *path = next;
-  s = open_through (g, next);
+  if (check_place (g, l, "backing file", l->backing_name, next) == -1)
+    return -1;
+  s = name_gate_open_path (g, next);
   if (s == NULL || add_layer (c, s, format, shared) == -1) {
     error_append (" (this is the backing file of %s)", l->tables->name);
     return -1;
   }
-  return 0;
+  return follow_data_name (c, g, next);
 }
 
 /* Open the backing file that the user names. */
 static int
 follow_user (struct chain *c, const char *backing, const char *format_name,
-             struct shared *shared)
+             const struct nbd_options *nbd, struct shared *shared)
 {
   const struct format_ops *format =
     find_format (shared->formats, c->layer[0]->tables->name, format_name, 0);
@@ -362,7 +372,7 @@ follow_user (struct chain *c, const char *backing, const char *format_name,
 
   if (format == NULL)
     return -1;
-  s = storage_open (backing);
+  s = storage_open (backing, nbd);
   return s == NULL ? -1 : add_layer (c, s, format, shared);
 }
 
@@ -399,6 +409,42 @@ follow_names (struct chain *c, const struct chain_options *options,
   return r;
 }
 
+/* The same for the data file of the last file, which is at this path and was not
+ * named by another one.
+ */
+static int
+follow_data (struct chain *c, const struct chain_options *options,
+             const char *file)
+{
+  struct name_gate g;
+  int r;
+
+  if (last (c)->data_name == NULL)
+    return 0;
+  if (name_gate_open (&g, options->follow, file) == -1)
+    return -1;
+  r = follow_data_name (c, &g, base_name (file));
+  name_gate_close (&g);
+  return r;
+}
+
+/* The data file of the image itself. */
+static int
+open_data (struct chain *c, const struct chain_options *options)
+{
+  struct storage *s;
+
+  if (options->data_file == NULL)
+    return follow_data (c, options, options->file);
+  if (last (c)->data_name == NULL) {
+    error_set (EINVAL, "%s: it has no external data file that %s could be",
+               options->file, options->data_file);
+    return -1;
+  }
+  s = storage_open_path (options->data_file);
+  return s == NULL ? -1 : set_data (c, s);
+}
+
 /* A format for what isn't there: the user thinks of another chain. */
 static int
 check_formats (const struct chain *c, const struct chain_options *options)
@@ -424,11 +470,14 @@ follow_all (struct chain *c, const struct chain_options *options,
 {
   const char *file = options->file;
 
+  if (open_data (c, options) == -1)
+    return -1;
   if (options->backing != NULL) {
     file = options->backing;
     if (follow_user (c, file, options->backing_format != NULL
                      ? options->backing_format : format_recorded (c->layer[0]),
-                     shared) == -1)
+                     &options->nbd, shared) == -1 ||
+        follow_data (c, options, file) == -1)
       return -1;
   }
   if (follow_names (c, options, file, shared) == -1)
@@ -440,7 +489,7 @@ follow_all (struct chain *c, const struct chain_options *options,
 static struct storage *
 open_image (const struct chain_options *o)
 {
-  struct storage *s = storage_open (o->file);
+  struct storage *s = storage_open (o->file, &o->nbd);
 
   if (s == NULL || o->made == NULL || storage_same (s, o->made))
     return s;
@@ -470,26 +519,51 @@ chain_open (struct chain *c, const struct format_ops *format,
   return 0;
 }
 
-/* Add layers of these storages.  Returns how many of them are owned now: where
- * the chain has fewer layers than there are storages, the error is set.
+/* Add a layer of the first of these storages, and its data of the second one if
+ * it has such.  *taken: how many of them are owned now.
  */
-static unsigned
+static int
+add_storage (struct chain *c, const struct format_ops *format,
+             struct storage *const *storages, unsigned nr, unsigned *taken,
+             struct shared *shared)
+{
+  *taken = 1;
+  if (add_layer (c, storages[0], format, shared) == -1)
+    return -1;
+  if (last (c)->data_name == NULL)
+    return 0;
+  if (nr == 1) {
+    error_set (EINVAL, "%s: its external data file is missing",
+               storages[0]->name);
+    return -1;
+  }
+  *taken = 2;
+  return set_data (c, storages[1]);
+}
+
+/* Add layers of all of these storages.  *taken is the same. */
+static int
 add_storages (struct chain *c, const struct format_ops *format,
-              struct storage *const *storages, unsigned nr,
+              struct storage *const *storages, unsigned nr, unsigned *taken,
               struct shared *shared)
 {
-  unsigned i;
+  unsigned n;
 
-  for (i = 0; i < nr; ++i) {
-    if (i > 0)
-      format = find_format (shared->formats, storages[i - 1]->name,
-                            format_recorded (last (c)), i - 1);
+  for (*taken = 0; *taken < nr; *taken += n) {
+    int r;
+
+    if (c->nr > 0)
+      format = find_format (shared->formats, last (c)->tables->name,
+                            format_recorded (last (c)), c->nr - 1);
     if (format == NULL)
-      return i;
-    if (add_layer (c, storages[i], format, shared) == -1)
-      return i + 1;
+      return -1;
+    r = add_storage (c, format, storages + *taken, nr - *taken, &n, shared);
+    if (r == -1) {
+      *taken += n;
+      return -1;
+    }
   }
-  return nr;
+  return 0;
 }
 
 int
@@ -501,9 +575,8 @@ chain_open_storages (struct chain *c, const struct format_ops *format,
   unsigned taken, i;
 
   memset (c, 0, sizeof *c);
-  taken = add_storages (c, format, storages, nr, shared);
-  if (c->nr == nr &&
-      follow_names (c, &nothing, storages[nr - 1]->name, shared) == 0)
+  if (add_storages (c, format, storages, nr, &taken, shared) == 0 &&
+      follow_names (c, &nothing, last (c)->tables->name, shared) == 0)
     return 0;
   for (i = taken; i < nr; ++i)
     storage_close (storages[i]);
@@ -517,10 +590,13 @@ chain_close (struct chain *c)
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    struct storage *s = c->layer[i]->tables;
+    struct storage *tables = c->layer[i]->tables;
+    struct storage *data = c->layer[i]->data;
 
     c->layer[i]->format->close (c->layer[i]);
-    storage_close (s);
+    if (data != tables)
+      storage_close (data);
+    storage_close (tables);
   }
   memset (c, 0, sizeof *c);
 }

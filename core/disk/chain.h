@@ -10,6 +10,8 @@
 
 #include "cache/tables.h"
 #include "disk/layer.h"
+#include "disk/name-gate.h"
+#include "storage/nbd.h"
 
 /* Enough for any real chain; a chain costs a file descriptor a layer. */
 #define CHAIN_MAX_DEPTH 256
@@ -17,18 +19,13 @@
 _Static_assert (CHAIN_MAX_DEPTH <= CACHE_MAX_STORAGES,
                 "each layer has an id in the cache");
 
-/* Which files an image may make us open. */
-enum follow {
-  FOLLOW_NONE,
-  FOLLOW_BENEATH, /* those under its own directory */
-  FOLLOW_ANY,     /* any path on the host: see disk/backing-name.h */
-};
-
 struct chain_options {
-  const char *file;           /* the image's path */
+  const char *file;           /* the image's path, or the URI of a server */
   const struct storage *made; /* it must be this one; NULL: any */
   enum follow follow;
-  const char *backing;        /* its backing file, or NULL: what it names */
+  const char *data_file;      /* its data file, or NULL: what it names */
+  const char *backing;        /* path or URI of its backing file, or NULL: what
+                               * it names */
   const char *backing_format; /* its name, or NULL: what it says */
 
   /* The same for the backing file's own, and so on down the chain; NULL after
@@ -37,6 +34,7 @@ struct chain_options {
   const char *const *lower_formats;
   bool force_share;           /* read even what another process writes */
   enum storage_locking locking;
+  struct nbd_options nbd;
 };
 
 struct chain {
@@ -46,19 +44,29 @@ struct chain {
   struct layer *layer[CHAIN_MAX_DEPTH]; /* the image itself is the first */
 };
 
-/* Open an image of this format and its backing files, read-only, with the
- * locks that QEMU takes on them, so that no QEMU writes them meanwhile.
- * shared must outlive the chain.  Relative names are relative to the directory
- * of the file that they are in, as it was named.  Formats are never probed.
- * Returns -1 with the error set, naming the file that it is about.
+/* The format whose magic a file begins with; if there is none, the other one,
+ * whose message will say what is wrong.  NULL: the error is set.
+ */
+extern const struct format_ops *
+format_recognize (const struct format_ops *const *formats,
+                  const struct format_ops *otherwise, struct storage *s);
+
+/* Open an image, of this format unless it is recognized as being of another
+ * one, its backing files, and the data files that any of these have, read-only,
+ * with the locks that QEMU takes on them, so that no QEMU writes them meanwhile.
+ * No file may have two uses.  shared must outlive the chain.  Relative names are
+ * relative to the directory of the file that they are in, as it was named.
+ * Formats of backing files are never probed.  Returns -1 with the error set,
+ * naming the file that it is about.
  */
 extern int chain_open (struct chain *c, const struct format_ops *format,
                        const struct chain_options *options,
                        struct shared *shared);
 
 /* The same for an image on the first of these storages and its backing files
- * on the others, all of which are owned from here on, even after an error.
- * The last one must not have a backing file.
+ * on the others, each of them followed by its data file if it has one.  All of
+ * them are owned from here on, even after an error.  The last image must not
+ * have a backing file.
  */
 extern int chain_open_storages (struct chain *c,
                                 const struct format_ops *format,

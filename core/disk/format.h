@@ -24,9 +24,16 @@ struct storage;
 struct format_ops {
   const char *name; /* as users and images give it */
 
+  /* The four bytes with which each image of it begins, and by which an image
+   * that is to be served is recognized; never a backing file.  NULL: none.
+   */
+  const char *magic;
+
   /* A new layer of the file in this storage, which stays the caller's and has
    * this id in the cache.  The header is read and checked.  All of the layer
-   * is set but what lies below it.  Returns NULL with the error set.
+   * is set but what lies below it; its data may be in a new storage on that one,
+   * which is the caller's, too, and closed before it.  Returns NULL with the
+   * error set.
    */
   struct layer *(*open) (struct storage *storage, unsigned id,
                          struct shared *shared);
@@ -55,13 +62,18 @@ struct format_ops {
    */
   int (*find_hole) (const struct layer *layer, struct run *run, bool *hole);
 
+  /* The data of a layer with a data_name is in this storage, which stays the
+   * caller's.  NULL: there are no such layers.
+   */
+  void (*set_data) (struct layer *layer, struct storage *data);
+
   /* Write to text what the file's owner should know, though the disk can be
    * read.  False: there is nothing.  May be NULL.  This and close want a layer
    * as it was opened, not a copy of it.
    */
   bool (*warning) (const struct layer *layer, char *text, size_t len);
 
-  /* Free the layer, but not its storage. */
+  /* Free the layer, but not its storages. */
   void (*close) (struct layer *layer);
 };
 

@@ -50,6 +50,12 @@ struct layer {
    * doesn't say, NULL if the format has no such thing.
    */
   const char *backing_name, *backing_format;
+
+  /* What it calls the file that its data is in; empty if it doesn't say, NULL if
+   * it has none.  Until format_ops.set_data was told of that file, nothing can
+   * be looked up.
+   */
+  const char *data_name;
 };
 
 /* Find the run at offset of the disk whose top layer this is, in the

@@ -26,8 +26,8 @@ enum run_kind {
 struct run {
   enum run_kind kind;
   uint64_t length; /* in bytes of the guest's disk */
-  /* DATA and GUEST_DATA: of the first byte; COMPRESSED: of the compressed data; DAMAGED: of
-   * the entry that is.
+  /* DATA and GUEST_DATA: of the first byte; COMPRESSED: of the compressed data;
+   * DAMAGED: of the entry that is.
    */
   struct host_off host;
   uint32_t compressed_size; /* COMPRESSED: bytes at most */

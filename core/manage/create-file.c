@@ -34,7 +34,7 @@ system_error (const char *path, const char *what)
 static struct storage *
 open_alone (const char *path, const struct create_options *o)
 {
-  struct storage *s = storage_open (path);
+  struct storage *s = storage_open_path (path);
 
   if (s == NULL)
     return NULL;
@@ -394,6 +394,68 @@ create_file (const char *path, bool overwrite, const struct create_options *o,
 {
   *made = (struct created) CREATED_NOTHING;
   if (create_or_overwrite (made, path, overwrite, o) == 0)
+    return 0;
+  create_release (made);
+  return -1;
+}
+
+/* ------------------------------------------------------------ the data file */
+
+static int
+fill_data (struct storage *s, const struct create_options *o)
+{
+  const uint64_t size = (o->size + 511) & ~UINT64_C (511);
+  const struct host_off start = { 0 };
+  bool done; /* or as well as the storage can */
+
+  storage_set_locking (s, o->locking);
+  if (storage_lock (s, ALL, ALL) == -1 || storage_resize (s, size) == -1)
+    return -1;
+  if (size > 0 && o->preallocation == PREALLOCATION_FALLOC &&
+      storage_allocate (s, start, size, &done) == -1)
+    return -1;
+  if (size > 0 && o->preallocation == PREALLOCATION_FULL &&
+      create_zeros (s, start, size) == -1)
+    return -1;
+  storage_unlock (s);
+  return storage_flush (s);
+}
+
+static int
+make_data_file (struct created *c, const char *path,
+                const struct create_options *o)
+{
+  int fd;
+
+  c->dir = open_directory (path);
+  if (c->dir == -1)
+    return -1;
+  fd = openat (c->dir, base_name (path), O_RDWR | O_CREAT | O_EXCL |
+               O_NOFOLLOW | O_CLOEXEC, 0666);
+  if (fd == -1) {
+    system_error (path, "making the external data file, which must be new");
+    return -1;
+  }
+  c->storage = adopt (fd, c->dir, base_name (path), path);
+  c->name = strdup (base_name (path));
+  if (c->storage == NULL)
+    return -1;
+  if (c->name != NULL && fill_data (c->storage, o) == 0 &&
+      sync_directory (path, c->dir) == 0)
+    return 0;
+  remove_name (c->storage, c->dir, base_name (path));
+  return c->name == NULL ? system_error (path, "making it") : -1;
+}
+
+int
+create_data_file (const char *path, const struct create_options *o,
+                  struct created *made)
+{
+  *made = (struct created) CREATED_NOTHING;
+  if (o->size > INT64_MAX - 511)
+    error_set (EINVAL, "%s: disk size %" PRIu64 ": the limit is 2^63 - 512",
+               path, o->size);
+  else if (make_data_file (made, path, o) == 0)
     return 0;
   create_release (made);
   return -1;

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "manage/create.h"
+#include "manage/create-parts.h"
 #include "qcow2/entry.h"
 
 /* Tables and zeros are written in pieces of at most this. */
@@ -37,6 +37,7 @@ struct creation {
   const struct create_options *options;
   struct header h;
   struct layout layout;
+  uint64_t mapped; /* clusters of the guest that tables map from the start */
   uint8_t *buf; /* PIECE_BYTES */
 };
 
@@ -107,13 +108,36 @@ check_backing (const char *name, const struct create_options *o)
 }
 
 static int
+check_data_file (const char *name, const struct create_options *o)
+{
+  if (o->data_file == NULL && !o->data_file_raw)
+    return 0;
+  if (o->data_file == NULL)
+    error_set (EINVAL, "%s: which external data file shall be raw is not said",
+               name);
+  else if (o->version < 3)
+    error_set (EINVAL, "%s: an external data file needs version 3 (compat=1.1)",
+               name);
+  else if (strlen (o->data_file) > QCOW2_MAX_DATA_FILE_NAME)
+    error_set (EINVAL, "%s: a data file name of %zu bytes: the limit is %d",
+               name, strlen (o->data_file), QCOW2_MAX_DATA_FILE_NAME);
+  else if (o->data_file_raw && o->backing != NULL)
+    error_set (EINVAL, "%s: a raw external data file and a backing file exclude "
+               "each other", name);
+  else
+    return 0;
+  return -1;
+}
+
+static int
 make_header (struct creation *c)
 {
   const struct create_options *o = c->options;
   const char *name = c->storage->name;
   struct header *h = &c->h;
 
-  if (check_format (name, o) == -1 || check_backing (name, o) == -1)
+  if (check_format (name, o) == -1 || check_backing (name, o) == -1 ||
+      check_data_file (name, o) == -1)
     return -1;
   if (o->size > INT64_MAX - 511) {
     error_set (EINVAL, "%s: disk size %" PRIu64 ": the limit is 2^63 - 512",
@@ -131,6 +155,15 @@ make_header (struct creation *c)
     h->incompatible |= QCOW2_INCOMPAT_EXTENDED_L2;
   if (o->compression != COMPRESSION_DEFLATE)
     h->incompatible |= QCOW2_INCOMPAT_COMPRESSION;
+  if (o->data_file != NULL) {
+    h->has_data_file = true;
+    h->incompatible |= QCOW2_INCOMPAT_DATA_FILE;
+    snprintf (h->data_file_name, sizeof h->data_file_name, "%s", o->data_file);
+  }
+  if (o->data_file_raw) {
+    h->raw_data = true;
+    h->autoclear |= QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+  }
   if (o->lazy_refcounts)
     h->compatible |= QCOW2_COMPAT_LAZY_REFCOUNTS;
   if (o->backing != NULL) {
@@ -213,8 +246,9 @@ plan (struct creation *c)
   if (h->l1_size > QCOW2_MAX_L1_BYTES / sizeof (uint64_t))
     return too_large (c, "L1 table", QCOW2_MAX_L1_BYTES);
   l->l1 = divide_up (h->l1_size * sizeof (uint64_t), h->cluster_size);
-  if (c->options->preallocation != PREALLOCATION_OFF) {
-    l->data = clusters;
+  if (c->options->preallocation != PREALLOCATION_OFF || h->raw_data) {
+    c->mapped = clusters;
+    l->data = h->has_data_file ? 0 : clusters;
     l->l2 = h->l1_size;
   }
   plan_refcounts (c);
@@ -281,12 +315,14 @@ l1_word (const struct creation *c, uint64_t i)
 static uint64_t
 l2_word (const struct creation *c, uint64_t i)
 {
-  const uint64_t data = first_data (&c->layout);
+  const uint64_t data = c->h.has_data_file ? 0 : first_data (&c->layout);
 
   if (!c->h.extended_l2)
     return cluster_offset (c, data + i).v | QCOW2_ENTRY_COPIED;
-  /* No subcluster is allocated: they read as zeros, or as the backing file. */
-  return i % 2 != 0 ? 0
+  /* No subcluster is allocated: they read as zeros, or as the backing file.  But
+   * what a raw data file has is the disk's.
+   */
+  return i % 2 != 0 ? (c->h.raw_data ? UINT32_MAX : 0)
     : cluster_offset (c, data + i / 2).v | QCOW2_ENTRY_COPIED;
 }
 
@@ -305,18 +341,18 @@ write_tables (struct creation *c)
     return 0;
   if (write_words (c, first_l1 (l), c->h.l1_size, l1_word) == -1)
     return -1;
-  return write_words (c, first_l2 (l), l->data * l2_words, l2_word);
+  return write_words (c, first_l2 (l), c->mapped * l2_words, l2_word);
 }
 
-/* Zeros that take space: neither a hole nor merely allocated space. */
-static int
-write_zeros (struct creation *c, struct host_off at, uint64_t count)
+int
+create_zeros (struct storage *s, struct host_off at, uint64_t count)
 {
-  memset (c->buf, 0, PIECE_BYTES);
-  while (count > 0) {
-    const uint64_t n = count < PIECE_BYTES ? count : PIECE_BYTES;
+  static const uint8_t zeros[1 << 16];
 
-    if (storage_write (c->storage, c->buf, n, at) == -1)
+  while (count > 0) {
+    const uint64_t n = count < sizeof zeros ? count : sizeof zeros;
+
+    if (storage_write (s, zeros, n, at) == -1)
       return -1;
     at.v += n;
     count -= n;
@@ -331,6 +367,8 @@ preallocate (struct creation *c)
   const uint64_t bytes = c->layout.data << c->h.cluster_bits;
   bool done; /* or as well as the storage can */
 
+  if (bytes == 0)
+    return 0;
   switch (c->options->preallocation) {
   case PREALLOCATION_OFF:
   case PREALLOCATION_METADATA:
@@ -338,7 +376,7 @@ preallocate (struct creation *c)
   case PREALLOCATION_FALLOC:
     return storage_allocate (c->storage, at, bytes, &done);
   case PREALLOCATION_FULL:
-    return write_zeros (c, at, bytes);
+    return create_zeros (c->storage, at, bytes);
   }
   return 0;
 }
@@ -390,6 +428,8 @@ create_image (struct storage *s, const struct create_options *o)
   uint64_t len;
   int r;
 
+  if (o->format == CREATE_QED)
+    return create_qed (s, o);
   if (make_header (&c) == -1 || plan (&c) == -1)
     return -1;
   len = c.h.cluster_size < HEADER_BYTES ? c.h.cluster_size : HEADER_BYTES;

@@ -25,7 +25,15 @@ enum preallocation {
   PREALLOCATION_FULL,     /* and they were written, as zeros */
 };
 
+enum create_format {
+  CREATE_QCOW2,
+  CREATE_QED, /* of the other fields, these are used: size, cluster_size,
+               * table_size, backing, backing_format, locking */
+};
+
 struct create_options {
+  enum create_format format;
+  unsigned table_size;      /* QED: of each table, in clusters */
   uint64_t size;            /* of the disk, in bytes; rounded up to 512 */
   unsigned version;         /* 2 or 3 */
   uint64_t cluster_size;    /* bytes */
@@ -37,11 +45,18 @@ struct create_options {
   const char *backing;        /* the name to be recorded, or NULL */
   const char *backing_format; /* "raw", "qcow2"; NULL without backing */
   enum storage_locking locking; /* for create_file */
+
+  /* Guest data is to be in a file of its own, which create_data_file makes: the
+   * name to be recorded, or NULL.  raw: as a raw image of the disk.  Then all
+   * clusters are mapped from the start, as QEMU has it.
+   */
+  const char *data_file;
+  bool data_file_raw;
 };
 
 /* As QEMU's: version 3, clusters of 64 KiB, refcounts of 16 bits. */
 #define CREATE_DEFAULTS \
-  { .version = 3, .cluster_size = 65536, .refcount_bits = 16 }
+  { .version = 3, .cluster_size = 65536, .refcount_bits = 16, .table_size = 4 }
 
 /* Make an image in a storage: a new file, which is empty and grows, or a block
  * device, whose contents are lost.  Durable on return.  Returns -1 with the
@@ -50,6 +65,11 @@ struct create_options {
  * mapping.
  */
 extern int create_image (struct storage *s, const struct create_options *o);
+
+/* Write zeros that take space: neither a hole nor merely allocated space.
+ * Returns -1 with the error set.
+ */
+extern int create_zeros (struct storage *s, struct host_off at, uint64_t count);
 
 /* The file of an image that was made at a path. */
 struct created {
@@ -72,6 +92,14 @@ struct created {
  */
 extern int create_file (const char *path, bool overwrite,
                         const struct create_options *o, struct created *made);
+
+/* Make the external data file of an image that is to be made with these options:
+ * a new file at a path, as large as the disk, which reads as zeros; durable on
+ * return.  Returns -1 with the error set: EEXIST if there is anything at that
+ * path, whatever create_file may do.  Release it as an image.
+ */
+extern int create_data_file (const char *path, const struct create_options *o,
+                             struct created *made);
 
 /* The image stays.  Does nothing if nothing was made. */
 extern void create_release (struct created *made);

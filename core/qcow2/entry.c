@@ -10,13 +10,18 @@ is_aligned (const struct entry_format *f, uint64_t offset)
   return (offset & ((UINT64_C (1) << f->cluster_bits) - 1)) == 0;
 }
 
-/* The cluster that an entry's first word points to, aligned or not. */
+/* The cluster that an entry's first word points to, aligned or not.  A file of
+ * data has a first cluster, whose entry tells by COPIED that it is there.  Spec:
+ * Standard Cluster Descriptor.
+ */
 static inline struct host_off
-cluster_of (uint64_t word)
+cluster_of (const struct entry_format *f, uint64_t word)
 {
   const struct host_off host = { word & QCOW2_ENTRY_OFFSET_MASK };
 
-  return host.v != 0 ? host : HOST_NONE;
+  if (host.v != 0)
+    return host;
+  return f->data_file && (word & QCOW2_ENTRY_COPIED) ? host : HOST_NONE;
 }
 
 /* Spec: Compressed Clusters Descriptor.  Its last bits below 62 count
@@ -38,7 +43,7 @@ decode_compressed (const struct entry_format *f, uint64_t word)
     (word >> offset_bits & ((UINT64_C (1) << size_bits) - 1)) + 1;
   struct l2_entry e = { .kind = CLUSTER_COMPRESSED, .host = HOST_NONE };
 
-  if (offset >> 56 != 0 || offset == 0) {
+  if (offset >> 56 != 0 || offset == 0 || f->data_file) {
     e.kind = CLUSTER_INVALID;
     return e;
   }
@@ -53,7 +58,7 @@ decode_extended (const struct entry_format *f, uint64_t word, uint64_t bitmap)
 {
   struct l2_entry e = {
     .kind = CLUSTER_SUBCLUSTERS,
-    .host = cluster_of (word),
+    .host = cluster_of (f, word),
     .allocated = bitmap & UINT32_MAX,
     .zero = bitmap >> 32,
     .copied = (word & QCOW2_ENTRY_COPIED) != 0,
@@ -81,7 +86,7 @@ entry_decode_l2 (const struct entry_format *f, uint64_t word, uint64_t bitmap)
   if (f->extended_l2)
     return decode_extended (f, word, bitmap);
 
-  e.host = cluster_of (word);
+  e.host = cluster_of (f, word);
   e.copied = (word & QCOW2_ENTRY_COPIED) != 0;
   if (!is_aligned (f, word & QCOW2_ENTRY_OFFSET_MASK))
     e.kind = CLUSTER_INVALID;
@@ -98,6 +103,8 @@ entry_why (const struct entry_format *f, uint64_t word, uint64_t bitmap)
 {
   const uint64_t offset = word & QCOW2_ENTRY_OFFSET_MASK;
 
+  if ((word & QCOW2_L2_COMPRESSED) && f->data_file)
+    return "the cluster is compressed, which an external data file excludes";
   if (word & QCOW2_L2_COMPRESSED)
     return "the offset of the compressed data is 0 or needs more than 56 bits";
   if (!is_aligned (f, offset))

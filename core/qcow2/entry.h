@@ -18,6 +18,9 @@ struct entry_format {
   unsigned version;
   unsigned cluster_bits;
   bool extended_l2;
+  bool data_file; /* clusters are in a file of their own, at the guest's
+                   * offsets */
+  bool raw_data;  /* and that is the whole disk */
 };
 
 enum cluster_kind {

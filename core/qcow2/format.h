@@ -41,6 +41,7 @@
 #define QCOW2_EXT_BITMAPS_BYTES 24
 #define QCOW2_EXT_CRYPTO UINT32_C (0x0537be77)
 #define QCOW2_EXT_CRYPTO_BYTES 16
+#define QCOW2_EXT_DATA_FILE UINT32_C (0x44415441) /* "DATA" */
 
 /* Our own, in new images: one byte, nonzero from before a writer's first
  * change until it has closed the image without leaks.  It is only a hint:
@@ -67,6 +68,7 @@
 #define QCOW2_MAX_REFCOUNT_TABLE_BYTES (UINT64_C (8) << 20)
 #define QCOW2_MAX_BACKING_NAME 1023
 #define QCOW2_MAX_BACKING_FORMAT 15
+#define QCOW2_MAX_DATA_FILE_NAME 1023
 #define QCOW2_MAX_SNAPSHOTS 65536
 #define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (UINT64_C (64) << 20)
 #define QCOW2_MAX_SNAPSHOT_EXTRA 1024

@@ -174,16 +174,20 @@ refuse_incompatible (const char *name, uint64_t unknown,
              "are not supported: %s", name, unknown, FIELD_INCOMPATIBLE, list);
 }
 
-/* An unknown field that is 0 is unused. */
+/* An unknown field that is 0 is unused.  Nor does anybody know what an image
+ * without a data file means by saying that its data file is raw.
+ */
 static void
 note_unknown_fields (const uint8_t *buf, struct header *h)
 {
+  const uint64_t autoclear = QCOW2_AUTOCLEAR_BITMAPS |
+    (h->raw_data ? QCOW2_AUTOCLEAR_RAW_DATA_FILE : 0);
   uint32_t i;
 
   for (i = FIELD_COMPRESSION_TYPE + 1; i < h->header_length; ++i)
     h->has_unknown |= buf[i] != 0;
   h->has_unknown |= (h->compatible & ~QCOW2_COMPAT_LAZY_REFCOUNTS) != 0 ||
-    (h->autoclear & ~QCOW2_AUTOCLEAR_BITMAPS) != 0;
+    (h->autoclear & ~autoclear) != 0;
 }
 
 static int
@@ -193,6 +197,9 @@ decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
 
   h->compatible = get_be64 (buf + FIELD_COMPATIBLE);
   h->autoclear = get_be64 (buf + FIELD_AUTOCLEAR);
+  h->has_data_file = (h->incompatible & QCOW2_INCOMPAT_DATA_FILE) != 0;
+  h->raw_data = h->has_data_file &&
+    (h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA_FILE);
   h->refcount_order = get_be32 (buf + FIELD_REFCOUNT_ORDER);
   if (h->refcount_order > QCOW2_MAX_REFCOUNT_ORDER) {
     error_set (EINVAL, "%s: refcount_order %u at offset %d: must be at most "
@@ -261,6 +268,21 @@ decode_crypto (const char *name, const uint8_t *data, size_t at, uint32_t len,
   return -1;
 }
 
+/* A file name or the like: at most max bytes, to be copied to name. */
+static int
+decode_name (const char *file, const char *what, const uint8_t *data, size_t at,
+             uint32_t len, uint32_t max, char *name)
+{
+  if (len > max) {
+    error_set (EINVAL, "%s: %s name at offset %zu: its length %" PRIu32
+               " is more than %" PRIu32, file, what, at, len, max);
+    return -1;
+  }
+  memcpy (name, data, len);
+  name[len] = '\0';
+  return 0;
+}
+
 /* Walk the extensions between start and end, where the backing file's name or
  * the second cluster begins.  An extension that is cut off there is an error,
  * as in QEMU.  Looks for the feature name table if feature_names is not NULL.
@@ -295,14 +317,14 @@ decode_extensions (const char *name, const uint8_t *buf, size_t start,
       return 0;
     switch (type) {
     case QCOW2_EXT_BACKING_FORMAT:
-      if (len > QCOW2_MAX_BACKING_FORMAT) {
-        error_set (EINVAL, "%s: backing format name at offset %zu: its length "
-                   "%" PRIu32 " is more than %d", name, at, len,
-                   QCOW2_MAX_BACKING_FORMAT);
+      if (decode_name (name, "backing format", data, at, len,
+                       QCOW2_MAX_BACKING_FORMAT, h->backing_format) == -1)
         return -1;
-      }
-      memcpy (h->backing_format, data, len);
-      h->backing_format[len] = '\0';
+      break;
+    case QCOW2_EXT_DATA_FILE:
+      if (decode_name (name, "external data file", data, at, len,
+                       QCOW2_MAX_DATA_FILE_NAME, h->data_file_name) == -1)
+        return -1;
       break;
     case QCOW2_EXT_FEATURE_NAMES:
       if (feature_names != NULL) {
@@ -521,17 +543,36 @@ decode_snapshot_fields (const char *name, const uint8_t *buf,
                              QCOW2_MAX_SNAPSHOT_TABLE_BYTES);
 }
 
+/* What a data file excludes: Spec: Header, on both of these feature bits; and
+ * what is not done here.
+ */
+static int
+check_data_file (const char *name, const struct header *h)
+{
+  if (h->has_data_file && h->nr_snapshots > 0)
+    error_set (EINVAL, "%s: %" PRIu32 " internal snapshots at offset %d: they "
+               "and an external data file (incompatible feature bit 2) exclude "
+               "each other", name, h->nr_snapshots, FIELD_NB_SNAPSHOTS);
+  else if (h->has_data_file && h->encryption != ENCRYPTION_NONE)
+    error_set (ENOTSUP, "%s: encrypted, method %d (%s) at offset %d, in an "
+               "external data file (incompatible feature bit 2): encrypted "
+               "data files are not supported; qemu-img convert makes an image "
+               "of it without", name, h->encryption,
+               h->encryption == ENCRYPTION_AES ? "AES" : "LUKS",
+               FIELD_CRYPT_METHOD);
+  else if (h->raw_data && h->backing_name[0] != '\0')
+    error_set (EINVAL, "%s: a backing file at offset %d: that and a raw "
+               "external data file (autoclear feature bit 1) exclude each "
+               "other", name, FIELD_BACKING_OFFSET);
+  else
+    return 0;
+  return -1;
+}
+
 /* What depends on the feature bits, all of which are known by now. */
 static int
 decode_features (const char *name, struct header *h)
 {
-  if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE) {
-    error_set (ENOTSUP, "%s: incompatible feature bit 2 (external data file) "
-               "at offset %d is not supported here; qemu-nbd serves it, and "
-               "qemu-img convert makes one file of it", name,
-               FIELD_INCOMPATIBLE);
-    return -1;
-  }
   h->extended_l2 = (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2) != 0;
   if (h->extended_l2 &&
       h->cluster_bits < QCOW2_MIN_CLUSTER_BITS_EXTENDED_L2) {
@@ -570,7 +611,8 @@ header_decode (const char *name, const uint8_t *buf, size_t len,
       decode_features (name, h) == -1 ||
       decode_disk (name, buf, file_size, h) == -1 ||
       decode_refcount_table (name, buf, file_size, h) == -1 ||
-      decode_snapshot_fields (name, buf, file_size, h) == -1)
+      decode_snapshot_fields (name, buf, file_size, h) == -1 ||
+      check_data_file (name, h) == -1)
     return -1;
   return check_crypto (name, file_size, h);
 }
@@ -678,21 +720,28 @@ header_encode (const char *name, const struct header *h, uint8_t *buf,
 {
   const size_t name_len = strlen (h->backing_name);
   const size_t format_len = strlen (h->backing_format);
+  const size_t data_len = strlen (h->data_file_name);
   size_t at = h->version >= 3 ? QCOW2_HEADER_LENGTH_NEW
     : QCOW2_HEADER_LENGTH_V2;
   size_t needed = at + extension_bytes (0) + name_len;
 
   if (format_len > 0)
     needed += extension_bytes (format_len);
+  if (data_len > 0)
+    needed += extension_bytes (data_len);
   if (needed > len) {
-    error_set (EINVAL, "%s: a backing file name of %zu bytes has no room in "
-               "the first cluster, of %zu bytes", name, name_len, len);
+    error_set (EINVAL, "%s: a %s name of %zu bytes has no room in the first "
+               "cluster, of %zu bytes", name, name_len > 0 ? "backing file"
+               : "data file", name_len > 0 ? name_len : data_len, len);
     return -1;
   }
   encode_fields (h, buf);
   if (format_len > 0)
     memcpy (encode_extension (buf, &at, QCOW2_EXT_BACKING_FORMAT, format_len),
             h->backing_format, format_len);
+  if (data_len > 0)
+    memcpy (encode_extension (buf, &at, QCOW2_EXT_DATA_FILE, data_len),
+            h->data_file_name, data_len);
   /* Left out if it doesn't fit: it only helps readers. */
   if (h->version >= 3 &&
       needed + extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE) <=

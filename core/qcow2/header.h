@@ -75,6 +75,14 @@ struct header {
   /* Empty strings where the image has none. */
   char backing_name[QCOW2_MAX_BACKING_NAME + 1];
   char backing_format[QCOW2_MAX_BACKING_FORMAT + 1];
+
+  /* Guest data is in a file of its own (incompatible bit 2), at the guest's
+   * offsets; then there are neither compressed clusters nor snapshots.
+   * raw_data: that file is the disk as a raw image (autoclear bit 1); then
+   * there is no backing file.
+   */
+  bool has_data_file, raw_data;
+  char data_file_name[QCOW2_MAX_DATA_FILE_NAME + 1]; /* may be empty */
 };
 
 /* How many bytes from the start of the file header_decode needs: the first

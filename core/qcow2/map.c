@@ -16,6 +16,10 @@ static const char unaligned_table[] =
 static const char table_beyond[] =
   "the L2 table is beyond the end of the file";
 static const char cluster_beyond[] = "it points beyond the end of the file";
+static const char data_beyond[] =
+  "it points beyond the end of the external data file";
+static const char data_elsewhere[] = "it points into the external data file at "
+  "an offset that is not the guest's";
 
 void
 map_init (struct map *m, const struct header *h, struct storage *storage,
@@ -24,12 +28,16 @@ map_init (struct map *m, const struct header *h, struct storage *storage,
 {
   *m = (struct map) {
     .tables = storage,
+    .data = storage,
+    .accepted = &storage->size,
     .id = id,
     .cache = cache,
     .format = {
       .version = h->version,
       .cluster_bits = h->cluster_bits,
       .extended_l2 = h->extended_l2,
+      .data_file = h->has_data_file,
+      .raw_data = h->raw_data,
     },
     .cluster_size = h->cluster_size,
     .subcluster_bits = h->cluster_bits - (h->extended_l2 ? 5 : 0),
@@ -40,6 +48,15 @@ map_init (struct map *m, const struct header *h, struct storage *storage,
     .l1_offset = l1_offset,
     .l1_size = l1_size,
   };
+}
+
+void
+map_set_data (struct map *m, struct storage *data)
+{
+  static const _Atomic uint64_t none;
+
+  m->data = data;
+  m->accepted = &none;
 }
 
 /* Whether a run may go on with what follows it.  If not, that must not even
@@ -80,6 +97,30 @@ damaged (const struct map *m, const char *table, struct host_off place,
   run->host = place;
   error_set (EIO, "%s: damaged: %s entry 0x%016" PRIx64 " at offset 0x%" PRIx64
              ": %s", m->tables->name, table, word, place.v, why);
+}
+
+/* Whether this size, rounded up to a cluster, is below a host offset. */
+static inline bool
+is_behind (const struct map *m, const _Atomic uint64_t *size,
+           struct host_off host)
+{
+  return host.v >= ((atomic_load_explicit (size, memory_order_acquire) +
+                     m->cluster_size - 1) & -m->cluster_size);
+}
+
+/* What is wrong with data at this host offset, which is not simply accepted, of
+ * what the guest has at that one; NULL: nothing.  used: the host has more than
+ * room for it.
+ */
+static const char * __attribute__ ((__noinline__))
+why_not_there (const struct map *m, struct host_off host, uint64_t guest,
+               bool used)
+{
+  if (!m->format.data_file)
+    return cluster_beyond;
+  if (host.v != guest)
+    return data_elsewhere;
+  return used && is_behind (m, &m->data->size, host) ? data_beyond : NULL;
 }
 
 /* The run that a plain cluster kind makes, from byte `in' of the cluster. */
@@ -154,9 +195,17 @@ piece_of_entry (const struct map *m, uint64_t word, uint64_t bitmap,
     damaged (m, "L2", place, word, entry_why (&m->format, word, bitmap), run);
     return;
   }
-  if ((run->kind == RUN_DATA || run->kind == RUN_COMPRESSED) &&
-      map_is_beyond (m, e.host))
-    damaged (m, "L2", place, word, cluster_beyond, run);
+}
+
+/* Judge where a piece of what the guest has at this offset is on the host. */
+static void __attribute__ ((__noinline__))
+look_closer (const struct map *m, uint64_t word, struct host_off place,
+             uint64_t guest, struct run *piece)
+{
+  const char *why = why_not_there (m, piece->host, guest, true);
+
+  if (why != NULL)
+    damaged (m, "L2", place, word, why, piece);
 }
 
 /* From entry i of a slice of nr on, how many are all zeros: unallocated in
@@ -176,15 +225,16 @@ count_empty (const struct map *m, const struct cache_ref *ref,
   return (w - start) >> m->l2_word_bits;
 }
 
-/* Find the run at byte `in' of the cluster of entry i, as far as this slice
+/* Find the run at offset, of whose cluster this is entry i, as far as this slice
  * of nr entries reaches.
  */
 static void
 scan_slice (const struct map *m, const struct cache_ref *ref,
-            struct host_off slice, unsigned i, unsigned nr, uint64_t in,
-            uint64_t max, struct run *run)
+            struct host_off slice, unsigned i, unsigned nr,
+            struct guest_off offset, uint64_t max, struct run *run)
 {
   const unsigned empty = count_empty (m, ref, i, nr);
+  uint64_t in = offset.v & (m->cluster_size - 1);
 
   if (empty > 0) {
     run->kind = RUN_UNALLOCATED;
@@ -201,6 +251,10 @@ scan_slice (const struct map *m, const struct cache_ref *ref,
     piece_of_entry (m, cache_word (ref, w),
                     m->format.extended_l2 ? cache_word (ref, w + 1) : 0,
                     place, in, &piece);
+    if ((piece.kind == RUN_DATA || piece.kind == RUN_COMPRESSED) &&
+        is_behind (m, m->accepted, piece.host))
+      look_closer (m, cache_word (ref, w), place, offset.v + run->length,
+                   &piece);
     if (run->length == 0)
       *run = piece;
     else if (can_join (run, &piece))
@@ -277,8 +331,7 @@ lookup_l2 (const struct map *m, struct host_off table, struct guest_off offset,
     if (cache_get (m->cache, m->tables, m->id, slice, m->slice_bytes,
                    ahead, &ref) == -1)
       return -1;
-    scan_slice (m, &ref, slice, index & (nr - 1), nr,
-                offset.v & (m->cluster_size - 1), max, run);
+    scan_slice (m, &ref, slice, index & (nr - 1), nr, offset, max, run);
   } while (!cache_still_valid (&ref));
   return 0;
 }
@@ -336,7 +389,7 @@ lookup_slice (const struct map *m, struct guest_off offset, uint64_t max,
   run->length = length;
   if (!entry_decode_l1 (&m->format, word, &table))
     damaged (m, "L1", place, word, unaligned_table, run);
-  else if (map_is_beyond (m, table))
+  else if (is_behind (m, &m->tables->size, table))
     damaged (m, "L1", place, word, table_beyond, run);
   else if (table.v == 0)
     run->kind = RUN_UNALLOCATED;
@@ -404,7 +457,7 @@ map_l1_entry (const struct map *m, struct guest_off offset, struct map_l1 *l1)
     damaged (m, "L1", l1->place, l1->word, unaligned_table, &run);
     return -1;
   }
-  if (map_is_beyond (m, l1->table)) {
+  if (is_behind (m, &m->tables->size, l1->table)) {
     damaged (m, "L1", l1->place, l1->word, table_beyond, &run);
     return -1;
   }
@@ -430,6 +483,7 @@ map_l2_entries (const struct map *m, struct host_off table,
   unsigned i;
 
   assert (index % per_slice + nr <= per_slice);
+  l2->cluster = offset.v & -m->cluster_size;
   l2->slice.v = table.v + index / per_slice * m->slice_bytes;
   l2->first_word = index % per_slice << m->l2_word_bits;
   l2->nr_words = nr << m->l2_word_bits;
@@ -453,6 +507,8 @@ map_l2_decode (const struct map *m, const struct map_l2 *l2, unsigned i,
   const struct host_off place = {
     l2->slice.v + (l2->first_word + w) * sizeof (uint64_t)
   };
+  const uint64_t guest = l2->cluster + i * m->cluster_size;
+  const char *why = NULL;
   struct run run;
 
   *e = entry_decode_l2 (&m->format, word, bitmap);
@@ -460,9 +516,11 @@ map_l2_decode (const struct map *m, const struct map_l2 *l2, unsigned i,
     damaged (m, "L2", place, word, entry_why (&m->format, word, bitmap), &run);
     return -1;
   }
-  if (!host_is_none (e->host) && map_is_beyond (m, e->host)) {
-    damaged (m, "L2", place, word, cluster_beyond, &run);
-    return -1;
-  }
-  return 0;
+  if (!host_is_none (e->host) && is_behind (m, m->accepted, e->host))
+    why = why_not_there (m, e->host, guest, e->kind == CLUSTER_STANDARD ||
+                         e->allocated != 0);
+  if (why == NULL)
+    return 0;
+  damaged (m, "L2", place, word, why, &run);
+  return -1;
 }

@@ -7,7 +7,8 @@
  *
  *  M1  A run lies within what was asked for and is at least a byte long.
  *  M2  A DATA run is contiguous on the host; its first byte lies within the
- *      file, rounded up to a cluster.
+ *      file, rounded up to a cluster; in an external data file it lies where
+ *      the guest has it.
  *  M3  Nothing of an entry is used before qcow2/entry.h has decoded it.
  *  M4  No lock is taken by a lookup of cached tables (I12).
  *  M5  in_place is only said of clusters which the entries of both the L1
@@ -28,6 +29,13 @@
 /* One mapping of a qcow2 file: that of the live disk or of a snapshot. */
 struct map {
   struct storage *tables;
+  struct storage *data; /* what is not compressed; the same, or another one */
+
+  /* Clusters of data that begin below this, rounded up to a cluster, are where
+   * they may be: it is the file's size, or a 0 where all are looked at more
+   * closely, since data is in a file of its own.
+   */
+  const _Atomic uint64_t *accepted;
   unsigned id; /* of the storage, in the cache */
   struct cache *cache;
 
@@ -49,17 +57,8 @@ extern void map_init (struct map *m, const struct header *h,
                       struct cache *cache, struct host_off l1_offset,
                       uint64_t l1_size);
 
-/* Whether a host offset lies past the end of the file, rounded up to a
- * cluster.  The file may grow meanwhile.
- */
-static inline bool
-map_is_beyond (const struct map *m, struct host_off host)
-{
-  const uint64_t size = atomic_load_explicit (&m->tables->size,
-                                              memory_order_acquire);
-
-  return host.v >= ((size + m->cluster_size - 1) & -m->cluster_size);
-}
+/* Data is in this file of its own, at the guest's offsets: format.data_file. */
+extern void map_set_data (struct map *m, struct storage *data);
 
 /* Find the run at offset, of at most max (> 0) bytes.  It may be shorter
  * than what is contiguous; the next lookup goes on.  A damaged entry makes
@@ -87,6 +86,7 @@ extern int map_l1_entry (const struct map *m, struct guest_off offset,
 #define MAP_MAX_WORDS (CACHE_SLOT_BYTES / 8)
 
 struct map_l2 {
+  uint64_t cluster;      /* the guest offset of the first entry's */
   struct host_off slice; /* where it is */
   unsigned first_word;   /* of the first entry in it */
   unsigned nr_words;

@@ -55,9 +55,11 @@ static void
 debug_header (const struct storage *s, const struct header *h)
 {
   debug_message ("%s: qcow2 version %" PRIu32 ", disk %" PRIu64 " bytes, "
-                 "clusters of %" PRIu64 " bytes%s%s%s%s, %" PRIu32
+                 "clusters of %" PRIu64 " bytes%s%s%s%s%s, %" PRIu32
                  " snapshots%s", s->name, h->version, h->disk_size,
                  h->cluster_size, h->extended_l2 ? ", extended L2" : "",
+                 h->raw_data ? ", raw data file" :
+                 h->has_data_file ? ", data file" : "",
                  h->compression == COMPRESSION_ZSTD ? ", zstd" : "",
                  h->incompatible & QCOW2_INCOMPAT_DIRTY ? ", dirty" : "",
                  h->incompatible & QCOW2_INCOMPAT_CORRUPT ? ", corrupt" : "",
@@ -100,6 +102,7 @@ qcow2_open (struct storage *storage, unsigned id, struct shared *shared)
   f->layer.damage = &f->damage;
   f->layer.backing_name = h->backing_name;
   f->layer.backing_format = h->backing_format;
+  f->layer.data_name = h->has_data_file ? h->data_file_name : NULL;
   f->disk.compression = h->compression;
   map_init (&f->disk.map, h, storage, id, shared->cache, h->l1_offset,
             h->l1_size);
@@ -112,6 +115,23 @@ qcow2_lookup (const struct layer *layer, struct guest_off offset, uint64_t max,
               struct run *run)
 {
   return map_lookup (qcow2_map (layer), offset, max, run);
+}
+
+static void
+qcow2_set_data (struct layer *layer, struct storage *data)
+{
+  layer->data = data;
+  map_set_data (&qcow2_file (layer)->disk.map, data);
+}
+
+/* A data file may have its own holes: a raw one has all clusters mapped. */
+static int
+qcow2_find_hole (const struct layer *layer, struct run *run, bool *hole)
+{
+  *hole = false;
+  return qcow2_map (layer)->format.data_file
+    ? storage_extent (layer->data, run->host, run->length, hole, &run->length)
+    : 0;
 }
 
 static bool
@@ -133,16 +153,17 @@ qcow2_close (struct layer *layer)
   struct qcow2_file *f = qcow2_file (layer);
 
   pthread_mutex_destroy (&f->damage.lock);
-  if (layer->encrypted)
-    storage_close (layer->data);
   free (f);
 }
 
 const struct format_ops qcow2_format = {
   .name = "qcow2",
+  .magic = "QFI\xfb",
   .open = qcow2_open,
   .lookup = qcow2_lookup,
   .read_compressed = compressed_read,
+  .find_hole = qcow2_find_hole,
+  .set_data = qcow2_set_data,
   .warning = qcow2_warning,
   .close = qcow2_close,
 };

@@ -8,9 +8,16 @@
 #include "storage/open.h"
 
 struct storage *
-storage_open (const char *name)
+storage_open (const char *name, const struct nbd_options *nbd)
 {
-  return storage_file_open (AT_FDCWD, name, false, name);
+  return storage_nbd_is_uri (name) ? storage_nbd_open (name, nbd, name)
+    : storage_open_path (name);
+}
+
+struct storage *
+storage_open_path (const char *path)
+{
+  return storage_file_open (AT_FDCWD, path, false, path);
 }
 
 struct storage *

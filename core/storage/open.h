@@ -1,16 +1,23 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* From a name to a storage.  All names are of files as yet. */
+/* From a name to a storage. */
 
 #ifndef CORE_STORAGE_OPEN_H
 #define CORE_STORAGE_OPEN_H
 
+#include "storage/nbd.h"
 #include "storage/storage.h"
 
-/* Open what a user calls by this name, read-only.  Returns NULL with the error
- * set.
+/* Open what a user calls by this name, read-only: a path, or the URI of an NBD
+ * server.  Returns NULL with the error set.
  */
-extern struct storage *storage_open (const char *name);
+extern struct storage *storage_open (const char *name,
+                                     const struct nbd_options *nbd);
+
+/* The same for a path, whatever it looks like: a name from an image never
+ * leads to a server.
+ */
+extern struct storage *storage_open_path (const char *path);
 
 /* The same for a path within a directory that is open.  Where it leads out of
  * that, the error is EXDEV.  name is for messages.

@@ -113,6 +113,41 @@ storage_write (struct storage *s, const void *buf, size_t count,
   return storage_writev (s, &iov, 1, offset, false);
 }
 
+static uint64_t
+run_end (const struct storage_run *r)
+{
+  uint64_t end = r->offset.v;
+  int i;
+
+  for (i = 0; i < r->nr; ++i)
+    end += r->iov[i].iov_len;
+  return end;
+}
+
+int
+storage_write_many (struct storage *s, struct storage_run *runs, unsigned nr)
+{
+  unsigned i;
+
+  if (s->ops->pwrite_many != NULL && nr > 1) {
+    if (s->ops->pwrite_many (s, runs, nr) == -1) {
+      error_set (write_errno (errno), "%s: writing %u ranges from offset 0x%"
+                 PRIx64 " on: %s", s->name, nr, runs[0].offset.v,
+                 strerror (errno));
+      return -1;
+    }
+    for (i = 0; i < nr; ++i)
+      note_size (s, run_end (&runs[i]));
+    return 0;
+  }
+  for (i = 0; i < nr; ++i) {
+    if (storage_writev (s, runs[i].iov, runs[i].nr, runs[i].offset,
+                        false) == -1)
+      return -1;
+  }
+  return 0;
+}
+
 int
 storage_flush (struct storage *s)
 {

@@ -57,6 +57,13 @@ struct storage_identity {
   uint64_t number[2];
 };
 
+/* Pieces of memory for contiguous bytes. */
+struct storage_run {
+  struct iovec *iov;
+  int nr;
+  struct host_off offset;
+};
+
 struct storage_ops {
   /* As pread(2): may be short, 0 at the end; -1 sets errno.  It is
    * called again for what is missing.
@@ -88,6 +95,13 @@ struct storage_ops {
    */
   ssize_t (*pwritev) (struct storage *, const struct iovec *iov, int nr,
                       uint64_t offset, bool durable);
+
+  /* Write all of nr runs (at most STORAGE_MAX_RUNS), which don't overlap, in
+   * any order.  -1 sets errno.  May be NULL where one after the other is as
+   * fast.
+   */
+  int (*pwrite_many) (struct storage *, const struct storage_run *runs,
+                      unsigned nr);
 
   /* Whatever was written, zeroed or resized before this call survives a
    * power loss once it returns 0.  -1 sets errno.
@@ -196,6 +210,14 @@ extern int storage_write (struct storage *s, const void *buf, size_t count,
 #define STORAGE_MAX_IOV 64
 extern int storage_writev (struct storage *s, struct iovec *iov, int nr,
                            struct host_off offset, bool durable);
+
+/* Write runs that don't overlap, in any order; their pieces are changed.  Where
+ * each write waits for an answer from afar, all wait together.  Errors as with
+ * storage_write.
+ */
+#define STORAGE_MAX_RUNS 64
+extern int storage_write_many (struct storage *s, struct storage_run *runs,
+                               unsigned nr);
 
 /* See storage_ops.flush.  After an error nobody knows what is on the disk
  * (I10).  Returns -1 with the error set to EIO.

@@ -178,6 +178,7 @@ begin_op (struct crash_disk *d, struct crash_op op)
   }
   op.size = d->size;
   op.end = UINT64_MAX;
+  op.moment = d->clock != NULL ? atomic_fetch_add (d->clock, 1) : d->nr;
   d->op[d->nr] = op;
   return d->nr++;
 }

@@ -32,6 +32,7 @@ struct crash_op {
   uint64_t size;   /* of the storage after it */
   uint8_t *data;   /* WRITE */
   uint64_t end;    /* how many calls were in the log when it returned */
+  uint64_t moment; /* when it began, by crash_disk.clock */
 };
 
 /* Which kinds of calls there are for faults. */
@@ -62,6 +63,7 @@ struct crash_disk {
   uint64_t capacity; /* zeros follow the size */
 
   bool logging; /* initially set */
+  _Atomic uint64_t *clock; /* counts the calls of several disks; NULL: none */
   _Atomic bool dawdle; /* calls take their time, so that others run meanwhile */
   bool no_zero; /* it can't zero, punch or allocate */
   struct crash_op *op;

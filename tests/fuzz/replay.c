@@ -29,7 +29,12 @@ static const struct target *const targets[] = {
 };
 #define NR_TARGETS (sizeof targets / sizeof targets[0])
 
+/* Sanitizers see many more of them in the fuzzers. */
+#if defined __SANITIZE_ADDRESS__
+static unsigned nr_mutations = 6;
+#else
 static unsigned nr_mutations = 20;
+#endif
 static unsigned nr_files, nr_inputs;
 
 /* What is being done, to find again what aborts or hangs. */

@@ -53,7 +53,8 @@ header_length (const struct input *in)
 
 #define KNOWN_INCOMPATIBLE                                      \
   (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT |              \
-   QCOW2_INCOMPAT_COMPRESSION | QCOW2_INCOMPAT_EXTENDED_L2)
+   QCOW2_INCOMPAT_DATA_FILE | QCOW2_INCOMPAT_COMPRESSION |      \
+   QCOW2_INCOMPAT_EXTENDED_L2)
 
 /* Spec: Header. */
 static bool
@@ -96,13 +97,28 @@ extensions_are_fine (const struct input *in, uint64_t end)
       return false;
     len = field32 (in, at + 4);
     if (len > end - at - 8 ||
-        (field32 (in, at) == QCOW2_EXT_BACKING_FORMAT && len > 15))
+        (field32 (in, at) == QCOW2_EXT_BACKING_FORMAT && len > 15) ||
+        (field32 (in, at) == QCOW2_EXT_DATA_FILE && len > 1023))
       return false;
     if (field32 (in, at) == QCOW2_EXT_END)
       return true;
     at += 8 + (len + 7) / 8 * 8;
   }
   return true;
+}
+
+/* Snapshots, and a backing file beside a raw data file. */
+static bool
+data_file_is_fine (const struct input *in)
+{
+  const uint64_t name = field64 (in, 8);
+  const bool has_backing = name != 0 && field32 (in, 16) > 0 &&
+    in->cluster[name] != 0;
+
+  if (!is_v3 (in) || !(field64 (in, 72) & QCOW2_INCOMPAT_DATA_FILE))
+    return true;
+  return field32 (in, 60) == 0 &&
+    !((field64 (in, 88) & QCOW2_AUTOCLEAR_RAW_DATA_FILE) && has_backing);
 }
 
 static bool
@@ -160,7 +176,7 @@ should_be_accepted (const struct input *in)
 
   return (!is_v3 (in) || features_are_fine (in)) &&
     backing_is_fine (in, &end) && extensions_are_fine (in, end) &&
-    field32 (in, 32) == 0 && tables_are_fine (in);
+    field32 (in, 32) == 0 && tables_are_fine (in) && data_file_is_fine (in);
 }
 
 /* -------------------------------------------------------- what was decoded */
@@ -170,7 +186,7 @@ static void
 check_refusal (const struct input *in)
 {
   const uint64_t unknown = is_v3 (in)
-    ? field64 (in, 72) & ~(KNOWN_INCOMPATIBLE | QCOW2_INCOMPAT_DATA_FILE) : 0;
+    ? field64 (in, 72) & ~KNOWN_INCOMPATIBLE : 0;
   char bit[16];
 
   expect_error ();

@@ -108,6 +108,11 @@ build () {
     mkdir "$work"/{core,unit,crash,programs} || exit 2
     (cd "$top/core" && find . -name '*.[ch]' -exec cp --parents -t "$work/core" {} +) ||
         exit 2
+    # One or the other, as in core/Makefile.am.
+    case ${LIBS-} in
+        *-lnbd*) rm "$work"/core/storage/nbd-absent.c ;;
+        *)       rm "$work"/core/storage/nbd{,-conn,-pool}.c ;;
+    esac
     for folder in unit crash; do
         cp "$top/tests/$folder"/*.[ch] "$work/$folder" || exit 2
     done

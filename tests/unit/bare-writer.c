@@ -18,7 +18,9 @@ void
 bare_open (struct bare_writer *b, struct storage *tables, struct storage *base,
            struct storage *data)
 {
-  struct storage *storages[] = { tables, base };
+  struct storage *storages[3] = { tables };
+  unsigned nr = 1;
+  struct header h;
 
   memset (b, 0, sizeof *b);
   epoch_init (&b->epoch);
@@ -29,13 +31,16 @@ bare_open (struct bare_writer *b, struct storage *tables, struct storage *base,
     .clusters = must_have (cluster_cache_new ()),
     .codecs = must_have (codec_pool_new ()),
   };
-  if (chain_open_storages (&b->chain, &qcow2_format, storages,
-                           base != NULL ? 2 : 1, &b->shared) == -1) {
+  if (qcow2_read_header (tables, &h) == 0 && h.has_data_file)
+    storages[nr++] = data;
+  if (base != NULL)
+    storages[nr++] = base;
+  if (chain_open_storages (&b->chain, &qcow2_format, storages, nr,
+                           &b->shared) == -1) {
     fprintf (stderr, "%s\n", error_message ());
     abort ();
   }
   b->disk = b->chain.layer[0];
-  b->data = data;
   if (data != NULL)
     b->disk->data = data;
 }
@@ -54,7 +59,6 @@ bare_close (struct bare_writer *b)
 {
   const int r = writer_close (b->writer);
 
-  storage_close (b->data);
   chain_close (&b->chain);
   codec_pool_free (b->shared.codecs);
   cluster_cache_free (b->shared.clusters);

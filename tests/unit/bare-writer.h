@@ -15,12 +15,12 @@ struct bare_writer {
   struct shared shared;
   struct chain chain;
   struct layer *disk;
-  struct storage *data;  /* if it is another one than that of tables */
   struct writer *writer; /* NULL: the disk is only read */
 };
 
 /* Open the image in the storage tables; its backing file is base, its data is
- * in data, both of which may be NULL.  All are owned from here on.  Aborts if
+ * in data, both of which may be NULL; data is its external data file if it has
+ * one, and a second door of an ordinary image if not.  All are owned from here on.  Aborts if
  * that fails.
  */
 extern void bare_open (struct bare_writer *b, struct storage *tables,

@@ -22,6 +22,7 @@ struct img {
   unsigned bits; /* of a cluster */
   uint64_t cluster_size;
   bool extended;
+  bool external; /* data is in a file of its own */
   unsigned order;
   uint64_t l1_offset;
   uint32_t l1_size;
@@ -79,6 +80,8 @@ parse (const uint8_t *data, uint64_t size)
   m.cluster_size = UINT64_C (1) << m.bits;
   m.extended = m.version >= 3 &&
     (word64 (&m, 72) & QCOW2_INCOMPAT_EXTENDED_L2) != 0;
+  m.external = m.version >= 3 &&
+    (word64 (&m, 72) & QCOW2_INCOMPAT_DATA_FILE) != 0;
   return m;
 }
 
@@ -166,7 +169,7 @@ refer_l1 (struct image_refs *r, const struct img *m, uint64_t l1,
       continue;
     r->steps += m->cluster_size / entry_bytes (m);
     refer (r, m, table, m->cluster_size, IS_TABLE);
-    for (j = 0; j < m->cluster_size; j += entry_bytes (m))
+    for (j = 0; !m->external && j < m->cluster_size; j += entry_bytes (m))
       refer_entry (r, m, word64 (m, table + j));
   }
 }
@@ -450,8 +453,24 @@ check_host (struct checking *c, uint64_t place, uint64_t word)
            host == 0 ? 0 : c->refs.count[host >> m->bits]);
 }
 
+/* Data in a file of its own is where the guest has it, at this offset, and has
+ * no refcount.
+ */
 static void
-check_l2_entry (struct checking *c, uint64_t place)
+check_external (struct checking *c, uint64_t place, uint64_t word,
+                uint64_t bitmap, uint64_t guest)
+{
+  const bool is_there = (word & QCOW2_ENTRY_COPIED) != 0;
+
+  if ((word & QCOW2_L2_COMPRESSED) ||
+      (word & QCOW2_ENTRY_OFFSET_MASK) != (is_there ? guest : 0) ||
+      ((bitmap & UINT32_MAX) != 0 && !is_there))
+    wrong (c, "entry 0x%016" PRIx64 " at 0x%" PRIx64 ", of the guest's 0x%"
+           PRIx64, word, place, guest);
+}
+
+static void
+check_l2_entry (struct checking *c, uint64_t place, uint64_t guest)
 {
   const struct img *m = &c->m;
   const uint64_t word = word64 (m, place);
@@ -468,11 +487,22 @@ check_l2_entry (struct checking *c, uint64_t place)
   if (word & ~(QCOW2_ENTRY_OFFSET_MASK | QCOW2_ENTRY_COPIED | zero_flag))
     wrong (c, "entry 0x%016" PRIx64 " at 0x%" PRIx64 ": reserved bits", word,
            place);
+  if (m->external) {
+    check_external (c, place, word, bitmap, guest);
+    return;
+  }
   if ((bitmap >> 32 & bitmap) != 0 ||
       ((bitmap & UINT32_MAX) != 0 && !(word & QCOW2_ENTRY_OFFSET_MASK)))
     wrong (c, "entry 0x%016" PRIx64 " at 0x%" PRIx64 ": bitmap 0x%016" PRIx64,
            word, place, bitmap);
   check_host (c, place, word);
+}
+
+/* The cluster of the guest that entry j / entry_bytes of the i-th table is for. */
+static uint64_t
+guest_of (const struct img *m, uint64_t i, uint64_t j)
+{
+  return (i * m->cluster_size + j) / entry_bytes (m) << m->bits;
 }
 
 static void
@@ -491,7 +521,7 @@ check_disk (struct checking *c)
              word, place);
     check_host (c, place, word);
     for (j = 0; table != 0 && j < m->cluster_size; j += entry_bytes (m))
-      check_l2_entry (c, table + j);
+      check_l2_entry (c, table + j, guest_of (m, i, j));
   }
 }
 

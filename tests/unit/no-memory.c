@@ -29,6 +29,11 @@ must_fail (void)
   return true;
 }
 
+/* Visible: the linker wants that where a library that is linked in uses one of
+ * these functions, too.
+ */
+#pragma GCC visibility push(default)
+
 #define WRAP(type, name, parameters, arguments, failed) \
   extern type __real_##name parameters;                 \
   extern type __wrap_##name parameters;                 \

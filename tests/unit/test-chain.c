@@ -152,12 +152,12 @@ test_faults (bool ever_after)
       break;
     }
   }
-  /* Two calls read the header.  Two more read the snapshot table and what
+  /* One call recognizes the format, two read the header.  Two more read the snapshot table and what
    * follows it, up to the end of the file: one that fails alone does no harm,
    * since then the table is read without what follows.
    */
-  CHECK_EQ (calls_at_open, 4);
-  CHECK_EQ (nr_failed_opens, ever_after ? 4 : 2);
+  CHECK_EQ (calls_at_open, 5);
+  CHECK_EQ (nr_failed_opens, ever_after ? 5 : 3);
   CHECK (call > calls_at_open + 10);
   build_free (&b);
 }

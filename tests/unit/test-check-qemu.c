@@ -86,15 +86,33 @@ read_text (FILE *f, char *text, size_t size)
   text[f != NULL ? fread (text, 1, size - 1, f) : 0] = '\0';
 }
 
+/* No data is read, so that any passphrase does.  qemu-img must be given one for
+ * an encrypted image, and only for such a one.
+ */
+static const char *
+passphrase_arguments (const char *path)
+{
+  uint8_t start[QCOW2_HEADER_LENGTH_V2] = { 0 };
+  FILE *f = fopen (path, "rb");
+  const bool known = f != NULL && fread (start, 1, sizeof start, f) > 0;
+
+  if (f != NULL)
+    fclose (f);
+  return known && get_be32 (start + 32) == ENCRYPTION_AES
+    ? "--object secret,id=s,data=secret --image-opts driver=qcow2,"
+      "encrypt.format=aes,encrypt.key-secret=s,file.filename="
+    : "-f qcow2 ";
+}
+
 static void
 ask_qemu_img (const char *path, struct verdict *v)
 {
-  char command[256], errors[64];
+  char command[512], errors[64];
   FILE *p;
 
   snprintf (errors, sizeof errors, "%s/stderr", directory);
-  snprintf (command, sizeof command, "qemu-img check -f qcow2 --output=json %s "
-            "2>%s", path, errors);
+  snprintf (command, sizeof command, "qemu-img check --output=json %s%s 2>%s",
+            passphrase_arguments (path), path, errors);
   p = popen (command, "r");
   if (p == NULL)
     abort ();
@@ -177,7 +195,7 @@ static enum reason
 why_incomplete (const struct answer *a, const struct verdict *v)
 {
   if (strstr (v->complained, "backing file") != NULL ||
-      strstr (v->complained, "data-file-raw") != NULL)
+      strstr (v->complained, "data-file") != NULL)
     return REASON_OTHER_FILES;
   if (a->report.bitmaps_damaged)
     return REASON_BITMAPS;

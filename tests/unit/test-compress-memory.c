@@ -64,9 +64,11 @@ __wrap_ZSTD_compressCCtx (ZSTD_CCtx *c, void *out, size_t out_len,
 extern int __real_deflateInit2_ (z_streamp z, int level, int method, int bits,
                                  int memory, int strategy, const char *version,
                                  int size);
+/* Visible, since libraries that are linked in have a use for it, too. */
 extern int __wrap_deflateInit2_ (z_streamp z, int level, int method, int bits,
                                  int memory, int strategy, const char *version,
-                                 int size);
+                                 int size)
+  __attribute__ ((__visibility__ ("default")));
 int
 __wrap_deflateInit2_ (z_streamp z, int level, int method, int bits, int memory,
                       int strategy, const char *version, int size)

@@ -7,6 +7,7 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,6 +31,7 @@ struct form {
   unsigned version, bits;
   bool extended, backing, garbage;
   unsigned compress_level;
+  bool data_file, raw; /* an external one, and it is a raw image */
 };
 
 static const struct form forms[] = {
@@ -40,6 +42,12 @@ static const struct form forms[] = {
   { "v2 over a base, garbage", 2, 12, false, true, true, 0 },
   { "extended, garbage", 3, 16, true, true, true, 0 },
   { "compressed, garbage", 3, 16, false, false, true, 1 },
+  { "data file, garbage", 3, 16, false, false, true, 0, true },
+  { "data file, empty", 3, 16, false, false, false, 0, true },
+  { "data file over a base, garbage", 3, 12, false, true, true, 0, true },
+  { "data file, extended, garbage", 3, 16, true, true, true, 0, true },
+  { "raw data file", 3, 16, false, false, false, 0, true, true },
+  { "raw data file, extended", 3, 14, true, false, false, 0, true, true },
 };
 #define NR_FORMS (sizeof forms / sizeof forms[0])
 #define CLUSTERS 40
@@ -117,6 +125,31 @@ check_doors (void)
   }
 }
 
+/* A raw data file is the disk, byte by byte; any data file holds what is mapped
+ * where the guest has it, and is not made larger than the disk.
+ */
+static void
+check_data_file (void)
+{
+  const uint64_t data_size = atomic_load (&disk[1].size);
+  struct guest_off at = { 0 };
+  struct run run;
+
+  if (!form->data_file)
+    return;
+  CHECK (data_size <= (form->garbage ? DATA_BYTES : size));
+  if (form->raw && data_size > 0)
+    CHECK (data_size == size && memcmp (disk[1].data, content, size) == 0);
+  for (; at.v < size; at.v += run.length) {
+    CHECK_OK (map_lookup (qcow2_map (bare.disk), at, size - at.v, &run));
+    if (run.kind != RUN_DATA)
+      continue;
+    CHECK_EQ (run.host.v, at.v);
+    if (at.v + run.length <= data_size)
+      CHECK (memcmp (disk[1].data + at.v, content + at.v, run.length) == 0);
+  }
+}
+
 static void
 compare (void)
 {
@@ -141,7 +174,7 @@ open_image (void)
 {
   struct storage *data = memory_disk_open (&disk[1], "data", &control[1]);
 
-  data->holes_not_zero = form->garbage;
+  data->holes_not_zero = form->garbage && !form->data_file;
   bare_open (&bare, memory_disk_open (&disk[0], "tables", &control[0]),
              form->backing
              ? memory_storage_new ("base", base, sizeof base, NULL) : NULL,
@@ -156,16 +189,21 @@ init_disks (void)
   unsigned i;
 
   build_start (&b, form->version, form->bits, form->extended,
-               COMPRESSION_DEFLATE, CLUSTERS << form->bits);
+               COMPRESSION_DEFLATE, (CLUSTERS << form->bits) - 3 * SECTOR);
   build_l2_place (&b, 0);
   if (form->backing)
     build_backing (&b, "raw");
   build_finish (&b);
+  if (form->data_file)
+    put_be64 (b.data + 72, get_be64 (b.data + 72) | QCOW2_INCOMPAT_DATA_FILE);
+  if (form->raw)
+    put_be64 (b.data + 88, QCOW2_AUTOCLEAR_RAW_DATA_FILE);
   size = b.disk_size;
   memory_disk_init (&disk[0], b.data, b.size);
   build_free (&b);
-  memset (garbage, GARBAGE, DATA_BYTES);
-  memory_disk_init (&disk[1], garbage, form->garbage ? DATA_BYTES : 0);
+  memset (garbage, form->garbage ? GARBAGE : 0, DATA_BYTES);
+  memory_disk_init (&disk[1], garbage, form->garbage ? DATA_BYTES
+                    : form->raw && form->extended ? size : 0);
   free (garbage);
   for (i = 0; i < 2; ++i)
     control[i] = (struct memory_control) {
@@ -260,6 +298,131 @@ test_requests (void)
   compare ();
   CHECK_OK (writer_flush (bare.writer));
   check_doors ();
+  check_data_file ();
+}
+
+/* What the disk's end cuts off of its last cluster is zeros, as far as the data
+ * file reaches, which it does not because of that.
+ */
+static void
+test_tail (void)
+{
+  const uint64_t before = atomic_load (&disk[1].size);
+  unsigned i;
+
+  if (!form->data_file)
+    return;
+  write_disk (size - SECTOR, SECTOR, 10, 0);
+  check_data_file ();
+  for (i = 0; before > size && i < 3 * SECTOR; ++i)
+    CHECK (disk[1].data[size + i] == 0);
+  zero_disk (size - 5 * SECTOR, 5 * SECTOR, DISK_MAY_TRIM);
+  check_data_file ();
+}
+
+/* Where the entry of the first cluster is. */
+static uint64_t
+first_entry (void)
+{
+  struct map_l1 l1;
+
+  CHECK_OK (map_l1_entry (qcow2_map (bare.disk), (struct guest_off) { 0 },
+                          &l1));
+  return l1.table.v;
+}
+
+/* What a raw data file has is mapped, durably, before it is written; and what it
+ * is mapped with is zeros, whatever was there.
+ */
+static void
+test_raw_order (void)
+{
+  const uint64_t at = cluster (20) + SECTOR;
+  bool unflushed = false; /* tables */
+  size_t i;
+
+  if (!form->raw || atomic_load (&disk[1].size) == 0)
+    return;
+  memset (disk[1].data + cluster (20), GARBAGE, cluster (1));
+  nr_events = 0;
+  write_disk (at, SECTOR, 11, 0);
+  for (i = 0; i < nr_events; ++i) {
+    const struct event *e = &event[i];
+
+    if (e->call.kind == MEMORY_WRITE && e->data && e->call.offset == at)
+      break;
+    if (!e->data)
+      unflushed = e->call.kind != MEMORY_FLUSH;
+  }
+  CHECK (i < nr_events && i > 0 && !unflushed);
+  check_data_file ();
+}
+
+/* An entry that points elsewhere into the data file is damage: neither read nor
+ * written.
+ */
+static void
+test_elsewhere (void)
+{
+  const uint64_t entry = first_entry ();
+  uint8_t buf[SECTOR];
+
+  if (!form->data_file)
+    return;
+  CHECK_OK (bare_close (&bare));
+  put_be64 (disk[0].data + entry, cluster (2) | QCOW2_ENTRY_COPIED);
+  if (form->extended)
+    put_be64 (disk[0].data + entry + 8, UINT32_MAX);
+  open_image ();
+  bare_write (&bare, &(struct writer_options) { 0 });
+  CHECK (layer_read (bare.disk, buf, SECTOR, (struct guest_off) { 0 }) == -1);
+  CHECK_ERROR (EIO, "not the guest's");
+  CHECK (disk_write (bare.writer, buf, SECTOR, (struct guest_off) { 0 },
+                     0) == -1);
+  CHECK_ERROR (EIO, "not the guest's");
+  CHECK_OK (bare_close (&bare));
+  put_be64 (disk[0].data + entry, 0);
+  if (form->extended)
+    put_be64 (disk[0].data + entry + 8, 0);
+  open_image ();
+  CHECK_OK (layer_read (bare.disk, content, size, (struct guest_off) { 0 }));
+  bare_write (&bare, &(struct writer_options) { 0 });
+}
+
+/* A data file without space fails the request, and nothing else; one that can't
+ * be flushed ends all writing (I10).
+ */
+static void
+test_failures (void)
+{
+  const uint64_t at = cluster (4);
+
+  if (!form->data_file)
+    return;
+  write_disk (0, cluster (1), 12, 0);
+  CHECK_OK (writer_flush (bare.writer));
+  memory_fail (&control[1], MEMORY_WRITE | MEMORY_ZERO, 1, ENOSPC);
+  if (!form->raw) {
+    CHECK (disk_write (bare.writer, content, SECTOR, (struct guest_off) { at },
+                       0) == -1);
+    CHECK_ERROR (ENOSPC, "data");
+    compare ();
+  }
+  memory_fail_no_more (&control[1]);
+  CHECK_OK (writer_flush (bare.writer));
+  write_disk (at, SECTOR, 13, 0);
+  memory_fail (&control[1], MEMORY_FLUSH, 1, EIO);
+  CHECK (writer_flush (bare.writer) == -1);
+  CHECK_ERROR (EIO, "data");
+  memory_fail_no_more (&control[1]);
+  CHECK (writer_flush (bare.writer) == -1);
+  CHECK (disk_write (bare.writer, content, SECTOR, (struct guest_off) { at },
+                     0) == -1);
+  CHECK_ERROR (EIO, "until it is opened anew");
+  CHECK (bare_close (&bare) == -1);
+  open_image ();
+  CHECK_OK (layer_read (bare.disk, content, size, (struct guest_off) { 0 }));
+  bare_write (&bare, &(struct writer_options) { 0 });
 }
 
 /* Many, at random: what was given up is had again, where that holds whatever
@@ -296,6 +459,7 @@ test_random (uint64_t seed)
     }
   }
   check_doors ();
+  check_data_file ();
 }
 
 /* Clusters that are stored compressed are among the tables. */
@@ -311,17 +475,6 @@ test_compressed (void)
   write_disk (cluster (9), SECTOR, 8, 0);
   CHECK (event[nr_events - 1].data);
   compare ();
-}
-
-/* Where the entry of the first cluster is. */
-static uint64_t
-first_entry (void)
-{
-  struct map_l1 l1;
-
-  CHECK_OK (map_l1_entry (qcow2_map (bare.disk), (struct guest_off) { 0 },
-                          &l1));
-  return l1.table.v;
 }
 
 /* Before the mapping is written, refcounts are durable, and so are data if what
@@ -371,10 +524,25 @@ main (void)
     end ();
     start (&forms[f]);
     test_requests ();
+    test_tail ();
+    end ();
+    start (&forms[f]);
+    test_raw_order ();
+    end ();
+    start (&forms[f]);
+    test_elsewhere ();
     end ();
     start (&forms[f]);
     test_random (f + 1);
     end ();
+    if (!form->data_file)
+      continue;
+    start (&forms[f]);
+    test_failures ();
+    CHECK_OK (bare_close (&bare)); /* there are leaks */
+    free (content);
+    memory_disk_free (&disk[0]);
+    memory_disk_free (&disk[1]);
   }
   return check_result ();
 }

@@ -166,7 +166,7 @@ static const struct change changes[] = {
   { T, 3, 16, 72, 8, 1, 0, NULL, NULL },
   { T, 3, 16, 72, 8, 2, 0, NULL, NULL },
   { T, 3, 16, 72, 8, 3, 0, NULL, NULL },
-  { T, 3, 16, 72, 8, 4, ENOTSUP, "external data file", "offset 72" },
+  { T, 3, 16, 72, 8, 4, 0, NULL, NULL },
   { T, 3, 16, 72, 8, 8, EINVAL, "compression type 0", "bit 3" },
   { T, 3, 16, 72, 8, 16, 0, NULL, NULL },
   { T, 3, 14, 72, 8, 16, 0, NULL, NULL },
@@ -403,6 +403,26 @@ test_compression_type (void)
   put (104, 4, 0x01020304);
   CHECK_OK (decode (&h));
   CHECK_EQ (h.compression, COMPRESSION_DEFLATE);
+}
+
+/* Both are known, but not together. */
+static void
+test_encrypted_data_file (void)
+{
+  struct header h;
+  unsigned method;
+
+  for (method = ENCRYPTION_AES; method <= ENCRYPTION_LUKS; ++method) {
+    make (3, 16);
+    put (32, 4, method);
+    put (72, 8, QCOW2_INCOMPAT_DATA_FILE);
+    CHECK_EQ (decode (&h), (uint64_t) -1);
+    CHECK_ERROR (ENOTSUP, "img: encrypted, method ");
+    CHECK_HAS (error_message (),
+               method == ENCRYPTION_AES ? "1 (AES) at offset 32"
+               : "2 (LUKS) at offset 32");
+    CHECK_HAS (error_message (), "encrypted data files are not supported");
+  }
 }
 
 static unsigned
@@ -677,7 +697,7 @@ test_random (void)
     CHECK (h.nr_snapshots == 0 ||
            (h.snapshots_offset.v > 0 &&
             h.snapshots_offset.v + 40 * h.nr_snapshots <= file_size));
-    CHECK ((h.incompatible & ~UINT64_C (0x1b)) == 0);
+    CHECK ((h.incompatible & ~UINT64_C (0x1f)) == 0);
   }
   CHECK (accepted > 10000);
 }
@@ -747,6 +767,7 @@ main (void)
   test_disk_size ();
   test_file_size ();
   test_compression_type ();
+  test_encrypted_data_file ();
   test_extensions ();
   test_backing_name ();
   test_feature_names ();

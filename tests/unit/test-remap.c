@@ -287,6 +287,53 @@ test_given_back (void)
   end ();
 }
 
+/* ------------------------------------------------------- tables to be copied */
+
+/* Have the L1 entry look as if a snapshot had the table as well. */
+static void
+share_table (void)
+{
+  const struct map *m = qcow2_map (bare.disk);
+  struct map_l1 l1;
+  struct change ch = { .nr = 1, .order = CACHE_SECOND };
+  uint64_t word;
+
+  CHECK_OK (map_l1_entry (m, (struct guest_off) { 0 }, &l1));
+  word = l1.word & ~QCOW2_ENTRY_COPIED;
+  ch.slice.v = l1.place.v / m->slice_bytes * m->slice_bytes;
+  ch.first = l1.place.v % m->slice_bytes / sizeof word;
+  ch.words = &word;
+  CHECK_OK (writeback_change (&bare.writer->writeback, &ch, NULL));
+}
+
+/* A table is copied as it is now, with changes that are not on the disk yet, and
+ * slices that are not in the cache.
+ */
+static void
+test_table_copied (void)
+{
+  const struct map *m;
+  struct map_l1 before, after;
+
+  start (16, false);
+  m = qcow2_map (bare.disk);
+  set_zero (700);
+  CHECK_OK (writer_flush (bare.writer));
+  cache_forget_storage (m->cache, m->id);
+  set_zero (2);
+  share_table ();
+  CHECK_OK (map_l1_entry (m, (struct guest_off) { 0 }, &before));
+  set_zero (600);
+  CHECK_OK (map_l1_entry (m, (struct guest_off) { 0 }, &after));
+  CHECK (after.copied && after.table.v != before.table.v);
+  CHECK_EQ (look_up (0).host.v, data_host);
+  CHECK_EQ (look_up (2).kind, RUN_ZERO_PLAIN);
+  CHECK_EQ (look_up (3).host.v, data_host + cluster (3));
+  CHECK_EQ (look_up (600).kind, RUN_ZERO_PLAIN);
+  CHECK_EQ (look_up (700).kind, RUN_ZERO_PLAIN);
+  end ();
+}
+
 int
 main (void)
 {
@@ -295,6 +342,7 @@ main (void)
   test_freed ();
   test_bounds ();
   test_given_back ();
+  test_table_copied ();
   test_metadata ();
   test_corrupt_after_failure ();
   return check_result ();

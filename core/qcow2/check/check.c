@@ -25,7 +25,10 @@
  * more than 2^31 clusters      not checked             checked
  * extra data of a snapshot of  can't be checked, only  corruption
  * more than 1024 bytes         repaired
- * encryption, data files       checked                 not supported
+ * encryption with a data file  checked                 not supported
+ * data file, and an entry of   nothing, and a read     corruption
+ * a cluster elsewhere in it    fails
+ * data file and snapshots      corruption              can't be checked
  * an offset of 2^63 and more   some are an error of    beyond the end of the
  * in the snapshot table        the check itself        file
  */
@@ -46,6 +49,7 @@
 /* An L2 table that is being looked at. */
 struct table {
   struct check *c;
+  struct host_off table;
   struct check_paths paths;
   uint64_t judged;   /* paths for which COPIED flags are judged */
   bool first;        /* judge everything else, too */
@@ -75,6 +79,13 @@ count_compressed (struct table *t, struct host_off place, uint64_t word,
     check_found (&c->findings, CHECK_COMPRESSED, t->paths.all, "L2 entry at "
                  "0x%" PRIx64 " (0x%016" PRIx64 "): compressed, and has "
                  "subclusters", place.v, word);
+  if (c->format.data_file) {
+    if (t->first)
+      check_found (&c->findings, CHECK_COMPRESSED, t->paths.all, "L2 entry at "
+                   "0x%" PRIx64 " (0x%016" PRIx64 "): compressed, and the "
+                   "data are in an external file", place.v, word);
+    return 0;
+  }
   if (t->first && bitmap == 0) {
     r->allocated_clusters += t->paths.active;
     r->compressed_clusters += t->paths.active;
@@ -118,6 +129,8 @@ count_standard (struct table *t, struct host_off place, uint64_t word,
 
   if (t->first)
     judge_standard (t, place, word, bitmap, offset);
+  if (c->format.data_file)
+    return 0;
   if (offset % c->h.cluster_size == 0 && offset < c->file_size) {
     if (check_refer_cluster (c, USE_DATA, cluster, t->paths.all,
                              &chunk) == -1)
@@ -134,6 +147,37 @@ count_standard (struct table *t, struct host_off place, uint64_t word,
   return check_copied (c, place, word, cluster, chunk, r == 0, t->judged);
 }
 
+/* Data in a file of its own has no refcounts; where it is, and that nothing else
+ * refers to it, is known.
+ */
+static void
+judge_external (struct table *t, struct host_off place, uint64_t word)
+{
+  const uint64_t offset = word & QCOW2_ENTRY_OFFSET_MASK;
+  struct check *c = t->c;
+
+  if (offset != check_guest_of (c, t->table, place))
+    check_found (&c->findings, CHECK_EXTERNAL, t->paths.all, "L2 entry at 0x%"
+                 PRIx64 " (0x%016" PRIx64 "): the offset in the external data "
+                 "file is not the guest's", place.v, word);
+  if (!(word & QCOW2_ENTRY_COPIED) && t->judged > 0)
+    check_found (&c->findings, CHECK_COPIED, t->judged, "entry at 0x%" PRIx64
+                 " (0x%016" PRIx64 "): COPIED is not set, and the data are in "
+                 "an external file", place.v, word);
+}
+
+/* The first cluster of an external data file is at 0.  That of a preallocated
+ * cluster is not judged, as by QEMU.
+ */
+static bool
+refers_to_cluster (const struct check *c, uint64_t word)
+{
+  if ((word & QCOW2_ENTRY_OFFSET_MASK) != 0)
+    return true;
+  return c->format.data_file && (word & QCOW2_ENTRY_COPIED) &&
+    (c->h.extended_l2 || !(word & QCOW2_L2_ZERO));
+}
+
 static void
 judge_bits (struct table *t, struct host_off place, uint64_t word,
             uint64_t bitmap)
@@ -148,7 +192,7 @@ judge_bits (struct table *t, struct host_off place, uint64_t word,
     check_found (&c->findings, CHECK_UNREADABLE, t->paths.all, "L2 entry at "
                  "0x%" PRIx64 " (0x%016" PRIx64 "): the zero flag is set in "
                  "version 2", place.v, word);
-  if ((word & QCOW2_ENTRY_OFFSET_MASK) == 0 && (bitmap & UINT32_MAX) != 0)
+  if (!refers_to_cluster (c, word) && (bitmap & UINT32_MAX) != 0)
     check_found (&c->findings, CHECK_SUBCLUSTERS, t->paths.all, "L2 entry at "
                  "0x%" PRIx64 " (0x%016" PRIx64 "): subclusters are allocated "
                  "without a cluster", place.v, word);
@@ -163,7 +207,8 @@ count_entry (struct table *t, struct host_off place, uint64_t word,
   if (c->fixed_up) {
     uint64_t words[2] = { word, bitmap };
 
-    check_fix_l2 (&c->format, c->file_size, words);
+    check_fix_l2 (&c->format, c->file_size,
+                   check_guest_of (c, t->table, place), words);
     word = words[0];
     bitmap = words[1];
   }
@@ -171,8 +216,10 @@ count_entry (struct table *t, struct host_off place, uint64_t word,
     return count_compressed (t, place, word, bitmap);
   if (t->first)
     judge_bits (t, place, word, bitmap);
-  if ((word & QCOW2_ENTRY_OFFSET_MASK) == 0)
+  if (!refers_to_cluster (c, word))
     return 0;
+  if (t->first && c->format.data_file)
+    judge_external (t, place, word);
   return count_standard (t, place, word, bitmap);
 }
 
@@ -187,6 +234,7 @@ count_l2 (struct check *c, void *opaque, struct host_off table,
   const bool goes_on = part->table == table.v && place.v >= part->end;
   struct table t = {
     .c = c,
+    .table = table,
     .paths = paths,
     .judged = paths.active,
     .first = check_is_first (c),

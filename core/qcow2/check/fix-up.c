@@ -76,12 +76,12 @@ fix_compressed (const struct entry_format *f, uint64_t file_size,
 }
 
 static void
-fix_subclusters (uint64_t offset, uint64_t words[2])
+fix_subclusters (bool has_cluster, uint64_t words[2])
 {
   uint64_t allocated = words[1] & UINT32_MAX;
   uint64_t zero = words[1] >> 32;
 
-  if (offset == 0) {
+  if (!has_cluster) {
     zero |= allocated;
     allocated = 0;
   }
@@ -105,16 +105,61 @@ fix_standard (const struct entry_format *f, uint64_t file_size,
   if (offset == 0)
     words[0] &= ~QCOW2_ENTRY_COPIED;
   if (f->extended_l2)
-    fix_subclusters (offset, words);
+    fix_subclusters (offset != 0, words);
+}
+
+/* The guest has what is at this offset of the external data file, in any case.
+ */
+static void
+put_right (const struct entry_format *f, uint64_t guest, uint64_t words[2])
+{
+  words[0] = guest | QCOW2_ENTRY_COPIED;
+  words[1] = f->extended_l2 ? UINT32_MAX : 0;
+}
+
+static void
+drop_external (const struct entry_format *f, uint64_t guest, uint64_t words[2])
+{
+  if (f->raw_data && (guest & ~QCOW2_ENTRY_OFFSET_MASK) == 0)
+    put_right (f, guest, words);
+  else
+    drop (f, words);
+}
+
+/* An entry of an image with an external data file. */
+static void
+fix_external (const struct entry_format *f, uint64_t guest, uint64_t words[2])
+{
+  const uint64_t offset = words[0] & QCOW2_ENTRY_OFFSET_MASK;
+  bool is_there;
+
+  if (words[0] & QCOW2_L2_COMPRESSED) {
+    drop_external (f, guest, words);
+    return;
+  }
+  words[0] &= ~L2_RESERVED;
+  if (f->extended_l2)
+    words[0] &= ~QCOW2_L2_ZERO;
+  is_there = offset != 0 || (words[0] & QCOW2_ENTRY_COPIED);
+  if (is_there && offset != guest) {
+    drop_external (f, guest, words);
+    return;
+  }
+  if (is_there)
+    words[0] |= QCOW2_ENTRY_COPIED;
+  if (f->extended_l2)
+    fix_subclusters (is_there, words);
 }
 
 bool
 check_fix_l2 (const struct entry_format *f, uint64_t file_size,
-               uint64_t words[2])
+               uint64_t guest, uint64_t words[2])
 {
   const uint64_t was[2] = { words[0], words[1] };
 
-  if (words[0] & QCOW2_L2_COMPRESSED)
+  if (f->data_file)
+    fix_external (f, guest, words);
+  else if (words[0] & QCOW2_L2_COMPRESSED)
     fix_compressed (f, file_size, words);
   else
     fix_standard (f, file_size, words);

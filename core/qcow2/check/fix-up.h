@@ -10,6 +10,11 @@
  * can't express that, it becomes unallocated.  A dropped L2 table leaves its
  * part of the disk unallocated.
  *
+ * With an external data file a reference can't be followed if it is not where
+ * the guest has it, or to compressed data.  If that file is a raw image then
+ * what it holds there is what the guest had, and the reference is put right.
+ * COPIED is set, as nothing else can refer to data.
+ *
  * A subcluster marked as both allocated and zero becomes zero: its bytes in
  * the host cluster could be anything (I2).
  */
@@ -29,9 +34,12 @@
 extern uint64_t check_fix_l1 (const struct entry_format *f,
                                uint64_t file_size, uint64_t word);
 
-/* words[1] is 0 without extended L2.  Returns true if they were changed. */
+/* words[1] is 0 without extended L2; guest is the offset of the cluster whose
+ * entry it is, CHECK_NO_GUEST if there are several.  Returns true if they were
+ * changed.
+ */
 extern bool check_fix_l2 (const struct entry_format *f, uint64_t file_size,
-                           uint64_t words[2]);
+                           uint64_t guest, uint64_t words[2]);
 
 /* The bytes of the file that a compressed cluster takes according to its
  * entry, which is not validated.  Spec: Compressed Clusters Descriptor.

@@ -87,7 +87,6 @@ fix_l2 (struct check *c, void *opaque, struct host_off table,
   uint64_t nr = 0;
   size_t i;
 
-  (void) table;
   (void) paths;
   memcpy (p->old, words, bytes);
   for (i = 0; i < bytes; i += entry_size) {
@@ -95,7 +94,9 @@ fix_l2 (struct check *c, void *opaque, struct host_off table,
 
     if (c->h.extended_l2)
       entry[1] = get_be64 (words + i + 8);
-    if (!check_fix_l2 (&c->format, c->file_size, entry))
+    if (!check_fix_l2 (&c->format, c->file_size,
+                        check_guest_of (c, table, (struct host_off) {
+                            place.v + i }), entry))
       continue;
     nr++;
     put_be64 (words + i, entry[0]);
@@ -180,7 +181,9 @@ flag_l2 (struct check *c, void *opaque, struct host_off table,
   size_t i;
 
   (void) table;
-  if (paths.active == 0 || !repair_may_write (p->repair, place))
+  /* References to an external data file are right since repair_fix_entries. */
+  if (paths.active == 0 || c->format.data_file ||
+      !repair_may_write (p->repair, place))
     return 0;
   memcpy (p->old, words, bytes);
   for (i = 0; i < bytes; i += entry_size) {

@@ -26,12 +26,13 @@ enum check_kind {
   /* Corruptions that it does not look for. */
   CHECK_OVERLAP,    /* metadata has another use as well */
   CHECK_UNREADABLE, /* an entry that readers refuse */
+  CHECK_EXTERNAL,   /* data in an external file is not where the guest has it */
 
   CHECK_LEAK,      /* a refcount is higher than the references */
   CHECK_NO_ANSWER, /* a refcount that can't be looked up */
 };
 #define CHECK_KINDS (CHECK_NO_ANSWER + 1)
-#define CHECK_CORRUPTIONS (CHECK_UNREADABLE + 1) /* kinds below are these */
+#define CHECK_CORRUPTIONS (CHECK_EXTERNAL + 1) /* kinds below are these */
 
 struct check_report {
   /* As in qemu-img's output, which counts an entry once for each table that

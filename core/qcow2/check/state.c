@@ -77,6 +77,8 @@ check_start (struct check *c, struct storage *storage,
     .version = c->h.version,
     .cluster_bits = c->h.cluster_bits,
     .extended_l2 = c->h.extended_l2,
+    .data_file = c->h.has_data_file,
+    .raw_data = c->h.raw_data,
   };
   c->nr = (c->file_size + c->h.cluster_size - 1) >> c->h.cluster_bits;
   check_findings_init (&c->findings, options);

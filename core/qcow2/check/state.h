@@ -42,12 +42,30 @@ struct check {
   void (*referred) (void *opaque, uint64_t offset, uint64_t bytes);
   void *opaque;
 
+  /* The guest's offset of the L2 table that is visited: of its first entry's
+   * cluster.  CHECK_NO_GUEST if it is part of the disk in several places.
+   */
+  uint64_t guest;
+
   uint64_t next; /* the first cluster after the window that has references */
 
   struct check_holes holes;
   uint64_t claimed; /* clusters that references to tables have claimed so far */
   uint8_t *words;   /* buffer of check_scan */
 };
+
+#define CHECK_NO_GUEST UINT64_MAX
+
+/* Of an entry of that table, at this place; CHECK_NO_GUEST as well. */
+static inline uint64_t
+check_guest_of (const struct check *c, struct host_off table,
+                struct host_off place)
+{
+  const unsigned entry_bits = c->h.extended_l2 ? 4 : 3;
+
+  return c->guest == CHECK_NO_GUEST ? CHECK_NO_GUEST
+    : c->guest + ((place.v - table.v) >> entry_bits << c->h.cluster_bits);
+}
 
 /* Snapshot table and bitmap directory entries can claim tables in parts of the
  * file that were never written.  Beyond what the file holds and this, it is no

@@ -20,6 +20,7 @@
 
 struct l2_table {
   uint64_t offset;
+  uint64_t guest; /* see struct check */
   struct check_paths paths;
 };
 
@@ -75,6 +76,8 @@ sort (struct tables *t)
   qsort (t->table, t->nr, sizeof *t->table, compare_tables);
   for (i = 1; i < t->nr; ++i) {
     if (t->table[i].offset == t->table[to].offset) {
+      if (t->table[to].guest != t->table[i].guest)
+        t->table[to].guest = CHECK_NO_GUEST;
       t->table[to].paths.all += t->table[i].paths.all;
       t->table[to].paths.active += t->table[i].paths.active;
     }
@@ -111,6 +114,7 @@ visit_piece (struct walk *w, const struct l2_table *t, uint64_t at,
     n = size - (at + done) % size;
     if (n > bytes - done)
       n = bytes - done;
+    w->c->guest = table->guest;
     if (w->visitor->l2 (w->c, w->visitor->opaque,
                         (struct host_off) { table->offset },
                         (struct host_off) { t->offset + at + done },
@@ -202,7 +206,7 @@ make_room (struct walk *w)
 }
 
 static int
-add_table (struct walk *w, uint64_t offset)
+add_table (struct walk *w, uint64_t offset, uint64_t guest)
 {
   if (offset % w->c->h.cluster_size != 0 &&
       (w->unaligned >= MAX_UNALIGNED ||
@@ -212,11 +216,23 @@ add_table (struct walk *w, uint64_t offset)
     return -1;
   w->total++;
   w->tables.table[w->tables.nr++] =
-    (struct l2_table) { .offset = offset, .paths = w->paths };
+    (struct l2_table) { offset, guest, w->paths };
   return 0;
 }
 
 /* ---------------------------------------------------------------- L1 tables */
+
+/* The guest's offset of the table that this entry of the active L1 table refers
+ * to.  Other L1 tables are of no interest, as images with data files have none.
+ */
+static uint64_t
+guest_of_l1 (const struct check *c, uint64_t place)
+{
+  const uint64_t start = c->h.l1_offset.v;
+
+  return place < start || (place - start) / 8 >= c->h.l1_size
+    ? CHECK_NO_GUEST : (place - start) / 8 << header_l1_shift (&c->h);
+}
 
 static int
 visit_l1_words (struct check *c, void *opaque, struct host_off place,
@@ -231,7 +247,8 @@ visit_l1_words (struct check *c, void *opaque, struct host_off place,
   for (i = 0; i < bytes; i += 8) {
     const uint64_t word = get_be64 (words + i);
 
-    if (word != 0 && add_table (w, word & QCOW2_ENTRY_OFFSET_MASK) == -1)
+    if (word != 0 && add_table (w, word & QCOW2_ENTRY_OFFSET_MASK,
+                                guest_of_l1 (c, place.v + i)) == -1)
       return -1;
   }
   return 0;

@@ -99,24 +99,32 @@ make_zero (struct alloc *s, uint64_t first, uint64_t nr, uint64_t old_size)
     storage_punch (alloc_storage (s), host, nr << s->cluster_bits);
 }
 
+/* P1: metadata with a refcount of 0 is damage. */
+static int
+check_free (struct alloc *s, const struct alloc_run *r)
+{
+  const struct host_off host = alloc_offset (s, r->first);
+  const enum metadata kind = overlap_find (s->overlap, host,
+                                           r->nr << s->cluster_bits);
+
+  if (kind == METADATA_NONE)
+    return 0;
+  error_set (EIO, "%s: damaged: the refcount of a cluster from offset 0x%"
+             PRIx64 " on is 0, but it holds %s", alloc_storage (s)->name,
+             host.v, overlap_name (kind));
+  writeback_fail_corrupt (s->writeback);
+  return -1;
+}
+
 /* Reserve up to max contiguous clusters.  refcounts_lock held. */
 static int
 reserve_run (struct alloc *s, uint64_t max, struct alloc_run *r)
 {
   const uint64_t old_size = atomic_load (&alloc_storage (s)->size);
-  enum metadata kind;
 
-  if (refcount_find_free (&s->refcounts, max, &r->first, &r->nr) == -1)
+  if (refcount_find_free (&s->refcounts, max, &r->first, &r->nr) == -1 ||
+      check_free (s, r) == -1)
     return -1;
-  kind = overlap_find (s->overlap, alloc_offset (s, r->first),
-                       r->nr << s->cluster_bits);
-  if (kind != METADATA_NONE) { /* P1 */
-    error_set (EIO, "%s: damaged: the refcount of a cluster from offset 0x%"
-               PRIx64 " on is 0, but it holds %s", alloc_storage (s)->name,
-               alloc_offset (s, r->first).v, overlap_name (kind));
-    writeback_fail_corrupt (s->writeback);
-    return -1;
-  }
   r->nr = reach (s, r->first, r->nr);
   if (r->nr == 0)
     return -1;
@@ -221,21 +229,27 @@ is_empty (struct alloc *s)
   return empty;
 }
 
+static void
+close_windows (struct alloc *s)
+{
+  unsigned i;
+
+  pthread_mutex_lock (&s->lock);
+  for (i = 0; i < ALLOC_WINDOWS; ++i)
+    reserve_close_window (s, &s->window[i]);
+  pthread_mutex_unlock (&s->lock);
+}
+
 /* Refill; if nothing is free, with what windows and the ballast have.
  * refcounts_lock held.
  */
 int
 alloc_refill (struct alloc *s)
 {
-  unsigned i;
-
   if (refill (s) == 0)
     return 0;
   if (error_errno () == ENOSPC) {
-    pthread_mutex_lock (&s->lock);
-    for (i = 0; i < ALLOC_WINDOWS; ++i)
-      reserve_close_window (s, &s->window[i]);
-    pthread_mutex_unlock (&s->lock);
+    close_windows (s);
     give_up_ballast (s);
   }
   return is_empty (s) ? -1 : 0;
@@ -257,6 +271,18 @@ refill_empty (struct alloc *s)
   }
   pthread_mutex_unlock (&s->refcounts_lock);
   return r;
+}
+
+static void
+describe (const struct alloc *s, const struct alloc_run *r,
+          struct alloc_clusters *out)
+{
+  *out = (struct alloc_clusters) {
+    .host = alloc_offset (s, r->first),
+    .nr = r->nr,
+    .zero = r->zero,
+    .durable = writeback_is_durable (s->writeback, r->batch),
+  };
 }
 
 int
@@ -282,12 +308,7 @@ alloc_take (struct alloc *s, uint64_t guest, uint64_t nr,
     keep_ballast (s);
     pthread_mutex_unlock (&s->refcounts_lock);
   }
-  *out = (struct alloc_clusters) {
-    .host = alloc_offset (s, r.first),
-    .nr = r.nr,
-    .zero = r.zero,
-    .durable = writeback_is_durable (s->writeback, r.batch),
-  };
+  describe (s, &r, out);
   return 0;
 }
 
@@ -310,6 +331,73 @@ alloc_give_back (struct alloc *s, struct host_off host, uint64_t nr)
   pthread_mutex_unlock (&s->lock);
   if (!added)
     (void) writeback_free (s->writeback, &lost, 1);
+}
+
+/* -------------------------------------------------------------- contiguous */
+
+/* A run of the reserve; nr is 0 if that is empty. */
+static struct alloc_run
+take_any_run (struct alloc *s)
+{
+  struct alloc_run r = { 0 };
+
+  pthread_mutex_lock (&s->lock);
+  if (s->nr_runs > 0)
+    r = reserve_take_run (s, UINT64_MAX);
+  pthread_mutex_unlock (&s->lock);
+  return r;
+}
+
+/* Give up the reserve.  refcounts_lock held. */
+static int
+return_reserve (struct alloc *s)
+{
+  struct alloc_run r;
+
+  pack_stop (s);
+  give_up_ballast (s);
+  close_windows (s);
+  while ((r = take_any_run (s)).nr > 0) {
+    if (refcount_set (&s->refcounts, r.first, r.nr, 0, NULL) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* Reserve exactly nr contiguous clusters.  refcounts_lock held. */
+static int
+reserve_contiguous (struct alloc *s, uint64_t nr, struct alloc_run *r)
+{
+  const uint64_t old_size = atomic_load (&alloc_storage (s)->size);
+
+  r->nr = nr;
+  if (refcount_find_contiguous (&s->refcounts, nr, &r->first) == -1 ||
+      check_free (s, r) == -1)
+    return -1;
+  if (alloc_offset (s, r->first + nr).v > old_size &&
+      storage_resize (alloc_storage (s),
+                      alloc_offset (s, r->first + nr).v) == -1)
+    return -1;
+  r->zero = make_zero (s, r->first, nr, old_size);
+  return refcount_set (&s->refcounts, r->first, nr, 1, &r->batch);
+}
+
+int
+alloc_take_contiguous (struct alloc *s, uint64_t nr,
+                       struct alloc_clusters *out)
+{
+  struct alloc_run run;
+  int r;
+
+  pthread_mutex_lock (&s->refcounts_lock);
+  r = reserve_contiguous (s, nr, &run);
+  /* What is in reserve may lie where they would fit. */
+  if (r == -1 && error_errno () == ENOSPC && return_reserve (s) == 0)
+    r = reserve_contiguous (s, nr, &run);
+  pthread_mutex_unlock (&s->refcounts_lock);
+  if (r == 0)
+    describe (s, &run, out);
+  return r;
 }
 
 /* ------------------------------------------------------------------- leaks */
@@ -347,25 +435,6 @@ alloc_next_block (struct alloc *s, uint64_t *cluster, struct host_off *block)
 }
 
 /* ----------------------------------------------------------------- closing */
-
-/* Give up the reserve.  refcounts_lock held. */
-static int
-return_reserve (struct alloc *s)
-{
-  unsigned i;
-
-  pack_stop (s);
-  give_up_ballast (s);
-  for (i = 0; i < ALLOC_WINDOWS; ++i)
-    reserve_close_window (s, &s->window[i]);
-  while (s->nr_runs > 0) {
-    const struct alloc_run r = reserve_take_run (s, UINT64_MAX);
-
-    if (refcount_set (&s->refcounts, r.first, r.nr, 0, NULL) == -1)
-      return -1;
-  }
-  return 0;
-}
 
 /* The file has grown for the reserve: cut off what is free at its end.  All
  * refcounts are durable.  refcounts_lock held.

@@ -114,6 +114,13 @@ struct alloc_clusters {
 extern int alloc_take (struct alloc *s, uint64_t guest, uint64_t nr,
                        struct alloc_clusters *out);
 
+/* Hand out exactly nr (> 0) contiguous clusters for a table or the like.  They
+ * are taken back by writeback_free.  Takes both locks.  Errors as with
+ * alloc_take; on ENOSPC nothing was taken.
+ */
+extern int alloc_take_contiguous (struct alloc *s, uint64_t nr,
+                                  struct alloc_clusters *out);
+
 /* Hand out space for compressed data of this many bytes (a cluster at most),
  * with one reference to each cluster that it touches.  writeback_free takes
  * them back.  Takes both locks.  Errors as with alloc_take.

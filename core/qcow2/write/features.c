@@ -41,6 +41,17 @@ write_hint (struct writer *w, uint8_t value)
   return 0;
 }
 
+/* A raw data file is as large as the disk. */
+static int
+grow_raw_data (struct writer *w)
+{
+  struct storage *data = w->disk->data;
+
+  return atomic_load (&data->size) >= w->disk->size ? 0
+    : storage_resize (data, w->disk->size) == -1 ? -1
+    : storage_flush (data);
+}
+
 /* What must be true before anything is changed: what nobody keeps up to date
  * from here on is not to be believed (I8), and with lazy refcounts the image
  * is dirty.  The bitmaps' own bit stays: they remain well-formed, and those
@@ -51,10 +62,13 @@ features_begin (struct writer *w)
 {
   struct header *h = &w->header;
   const bool lazy = h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
-  const uint64_t autoclear = writer_has_bitmaps (h)
-    ? QCOW2_AUTOCLEAR_BITMAPS : 0;
+  const uint64_t autoclear =
+    (writer_has_bitmaps (h) ? QCOW2_AUTOCLEAR_BITMAPS : 0) |
+    (h->raw_data ? QCOW2_AUTOCLEAR_RAW_DATA_FILE : 0);
   bool written;
 
+  if (h->raw_data && grow_raw_data (w) == -1)
+    return -1;
   if (write_hint (w, HEADER_HINT_SET) == -1)
     return -1;
   if (h->version < 3)

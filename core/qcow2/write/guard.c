@@ -67,7 +67,7 @@ writer_found_corrupt (struct writer *w, const char *what, enum metadata kind,
 int
 writer_check_overlap (struct writer *w, struct host_off offset, uint64_t bytes)
 {
-  const enum metadata kind = overlap_find (&w->overlap, offset, bytes);
+  const enum metadata kind = overlap_find (w->forbidden, offset, bytes);
 
   if (kind == METADATA_NONE)
     return 0;

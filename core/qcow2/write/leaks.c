@@ -267,17 +267,18 @@ look_at_l2 (struct check *c, void *opaque, struct host_off table,
   const size_t step = c->h.extended_l2 ? 16 : 8;
   size_t i;
 
-  (void) table;
   (void) paths;
   for (i = 0; i < bytes; i += step) {
+    const struct host_off at = { place.v + i };
     uint64_t entry[2] = {
       get_be64 (words + i), step == 16 ? get_be64 (words + i + 8) : 0
     };
 
     if ((entry[0] | entry[1]) != 0 &&
-        (check_fix_l2 (&c->format, size, entry) ||
+        (check_fix_l2 (&c->format, size, check_guest_of (c, table, at),
+                       entry) ||
          !suspects_clear_entry (l->suspects, &c->format, entry[0], entry[1])))
-      return damaged (l, (struct host_off) { place.v + i });
+      return damaged (l, at);
   }
   return check_stop (l);
 }

@@ -43,3 +43,49 @@ alloc_placement_init (struct alloc_placement *p, struct alloc *alloc,
     .scattered = scattered,
   };
 }
+
+static int
+take_identical (struct placement *p, uint64_t guest, uint64_t nr,
+                struct placed *out)
+{
+  const struct identity_placement *ip = (struct identity_placement *) p;
+
+  *out = (struct placed) {
+    .host.v = guest << ip->cluster_bits, .nr = nr,
+  };
+  return 0;
+}
+
+static void
+give_back_identical (struct placement *p, struct host_off host, uint64_t nr)
+{
+  (void) p;
+  (void) host;
+  (void) nr;
+}
+
+/* A hole that can't be punched is only space that is not had again. */
+static void
+release_identical (struct placement *p, struct host_off host, uint64_t nr)
+{
+  const struct identity_placement *ip = (struct identity_placement *) p;
+
+  if (!ip->keep_discarded)
+    (void) storage_punch (ip->data, host, nr << ip->cluster_bits);
+}
+
+void
+identity_placement_init (struct identity_placement *p, struct storage *data,
+                         unsigned cluster_bits, bool keep_discarded)
+{
+  *p = (struct identity_placement) {
+    .placement = {
+      .take = take_identical,
+      .give_back = give_back_identical,
+      .release = release_identical,
+    },
+    .data = data,
+    .cluster_bits = cluster_bits,
+    .keep_discarded = keep_discarded,
+  };
+}

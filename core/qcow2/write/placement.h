@@ -38,6 +38,12 @@ struct placement {
    * the epoch in which it took them.
    */
   void (*give_back) (struct placement *p, struct host_off host, uint64_t nr);
+
+  /* Clusters of the guest are not mapped any more, by a change that was made
+   * but may not be durable.  The caller has entered their range.  NULL: they
+   * are given up by the change itself (qcow2/write/writeback.h).
+   */
+  void (*release) (struct placement *p, struct host_off host, uint64_t nr);
 };
 
 /* By the allocator.  What that knows to be holes of the storage of tables must
@@ -53,5 +59,25 @@ struct alloc_placement {
 extern void alloc_placement_init (struct alloc_placement *p,
                                   struct alloc *alloc,
                                   const struct storage *data, bool scattered);
+
+/* Where the guest has them, in a file of their own.  That has no refcounts, and
+ * no cluster there is anybody else's.  It may hold anything where nothing is
+ * mapped, and what is put there is not durable.
+ *
+ * What is released is punched at once: it reads as zeros then as it does by the
+ * change, or by that of the request that comes after it.  Later would be too
+ * late: the next request maps the same place.
+ */
+struct identity_placement {
+  struct placement placement;
+  struct storage *data;
+  unsigned cluster_bits;
+  bool keep_discarded; /* punch no holes */
+};
+
+extern void identity_placement_init (struct identity_placement *p,
+                                     struct storage *data,
+                                     unsigned cluster_bits,
+                                     bool keep_discarded);
 
 #endif /* CORE_QCOW2_WRITE_PLACEMENT_H */

@@ -65,4 +65,12 @@ extern int refcount_next_block (struct refcounts *r, uint64_t *cluster,
 extern int refcount_find_free (struct refcounts *r, uint64_t max,
                                uint64_t *cluster, uint64_t *nr);
 
+/* Find exactly nr (> 0) contiguous free clusters, and make sure that they have
+ * refcount blocks, wherever those have to lie.  They may lie beyond the end of
+ * the file.  May write back and flush.  Returns -1 with the error set: ENOSPC,
+ * EIO, ENOMEM.
+ */
+extern int refcount_find_contiguous (struct refcounts *r, uint64_t nr,
+                                     uint64_t *cluster);
+
 #endif /* CORE_QCOW2_WRITE_REFCOUNT_H */

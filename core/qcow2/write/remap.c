@@ -153,8 +153,17 @@ free_old (struct remap *r, const struct l2_entry *old)
   const struct map *m = remapped_map (r);
   const struct freed f = old->kind == CLUSTER_COMPRESSED
     ? references_to (m, old->host, old->compressed_size, false)
-    : references_to (m, old->host, m->cluster_size, !old->copied);
+    : references_to (m, old->host, m->cluster_size,
+                     !old->copied && !m->format.data_file);
+  struct freed *last = r->nr_freed > 0 ? &r->freed[r->nr_freed - 1] : NULL;
 
+  if (last != NULL && m->format.data_file &&
+      last->host.v + last->bytes == f.host.v) { /* one hole */
+    last->nr++;
+    last->bytes += m->cluster_size;
+    r->bytes_freed += m->cluster_size;
+    return;
+  }
   r->freed[r->nr_freed++] = f;
   r->bytes_freed += f.bytes;
 }
@@ -209,7 +218,7 @@ check_freed (struct remap *r)
   for (i = 0; i < r->nr_freed; ++i) {
     const struct freed *f = &r->freed[i];
     const uint64_t bytes = f->nr << remapped_map (r)->format.cluster_bits;
-    const enum metadata kind = overlap_find (&r->w->overlap, f->host, bytes);
+    const enum metadata kind = overlap_find (r->w->forbidden, f->host, bytes);
 
     if (kind != METADATA_NONE)
       return writer_found_corrupt (r->w, "data would be taken away that is",
@@ -221,6 +230,7 @@ check_freed (struct remap *r)
 static int
 change_entries (struct remap *r, bool ordered)
 {
+  const bool by_change = r->w->placement->release == NULL;
   const struct change ch = {
     .slice = r->l2.slice,
     .first = r->l2.first_word,
@@ -229,10 +239,20 @@ change_entries (struct remap *r, bool ordered)
     .order = CACHE_SECOND,
     .ordered = ordered,
     .freed = r->freed,
-    .nr_freed = r->nr_freed,
+    .nr_freed = by_change ? r->nr_freed : 0,
   };
 
   return writeback_change (&r->w->writeback, &ch, NULL);
+}
+
+static void
+release_freed (struct remap *r)
+{
+  struct placement *p = r->w->placement;
+  unsigned i;
+
+  for (i = 0; p->release != NULL && i < r->nr_freed; ++i)
+    p->release (p, r->freed[i].host, r->freed[i].nr);
 }
 
 int
@@ -244,6 +264,21 @@ remap_end (struct remap *r, bool ordered)
     remap_abort (r);
     return nothing ? 0 : -1;
   }
+  release_freed (r);
   leave_step (r);
   return 0;
+}
+
+int
+remap_end_durably (struct remap *r)
+{
+  int ret;
+
+  if (check_freed (r) == -1 || change_entries (r, true) == -1) {
+    remap_abort (r);
+    return -1;
+  }
+  ret = writeback_flush (&r->w->writeback);
+  leave_step (r);
+  return ret;
 }

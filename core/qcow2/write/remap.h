@@ -16,7 +16,8 @@
  *  R2  What an entry referred to is given up, once, by the change that unlinks
  *      it, and by nothing else; what the new entry refers to as well is kept.
  *      qcow2/write/writeback.h holds it back until that change is durable and
- *      nobody can see what was before (I4, I6).
+ *      nobody can see what was before (I4, I6).  In an external data file it is
+ *      nobody else's, and is released before the step ends.
  *  R3  Nothing is given up where metadata is: then nothing is changed, and the
  *      image is corrupt (I7).
  *  R4  An entry is changed after the host was handed what the guest sees there
@@ -113,6 +114,11 @@ remap_is_full (const struct remap *r)
  * same as remap_abort; after an error, too.  Returns -1 with the error set.
  */
 extern int remap_end (struct remap *r, bool ordered);
+
+/* The same, ordered, and durable before the range is left: nobody else sees to
+ * it meanwhile.
+ */
+extern int remap_end_durably (struct remap *r);
 
 /* Leave without a change. */
 extern void remap_abort (struct remap *r);

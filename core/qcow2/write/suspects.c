@@ -138,7 +138,7 @@ suspects_clear_entry (struct suspects *s, const struct entry_format *f,
   case CLUSTER_ZERO_ALLOC:
   case CLUSTER_STANDARD:
   case CLUSTER_SUBCLUSTERS:
-    if (!host_is_none (e.host))
+    if (!host_is_none (e.host) && !f->data_file)
       suspects_clear (s, e.host.v >> s->cluster_bits, 1);
     return true;
   case CLUSTER_COMPRESSED:

@@ -22,6 +22,7 @@
 #include "base/error.h"
 #include "disk/read.h"
 #include "qcow2/write/compress.h"
+#include "qcow2/write/raw-data.h"
 #include "qcow2/write/remap.h"
 #include "qcow2/write/steps.h"
 #include "qcow2/write/write.h"
@@ -251,6 +252,21 @@ struct fill {
   uint64_t from, to;
 };
 
+/* An external data file need not be larger than the disk, and a block device may
+ * not be: what the disk's end cuts off of its last cluster is zeros, in case it
+ * grows, as far as the file reaches; and beyond that anyway.
+ */
+static void
+clip_fill (const struct write_step *s, struct fill *f)
+{
+  const struct layer *disk = s->w->disk;
+  const uint64_t size = atomic_load (&disk->data->size);
+  const uint64_t end = size > disk->size ? size : disk->size;
+
+  if (f->to > end)
+    f->to = end;
+}
+
 static struct fill
 plan_fill (const struct write_step *s)
 {
@@ -269,6 +285,8 @@ plan_fill (const struct write_step *s)
     f.from = s->start.v & -size;
   if (!s->keep || !(s->target[last].allocated >> last_bit & 1))
     f.to = (s->end + size - 1) & -size;
+  if (m->format.data_file)
+    clip_fill (s, &f);
   return f;
 }
 
@@ -452,6 +470,10 @@ write_elsewhere (struct writer *w, const uint8_t *buf, uint64_t count,
   bool mapped;
   int r;
 
+  if (w->header.raw_data) { /* then it can be written in place */
+    *done = 0;
+    return raw_data_map (w, offset);
+  }
   if (remap_begin (&remap, w, offset, offset.v + count) == -1)
     return -1;
   s.end = remap.to;
@@ -513,9 +535,8 @@ is_in_place (const struct run *run)
   return run->kind == RUN_DATA && run->in_place;
 }
 
-/* The same in turns: while others may compress what is there
- * (qcow2/write/compress.h), and with AES.  *done is 0 if one has changed the
- * mapping before.
+/* The same in turns with others (see struct writer).  *done is 0 if one has
+ * changed the mapping before.
  */
 static int
 write_in_turn (struct writer *w, const uint8_t *buf, uint64_t count,
@@ -552,7 +573,7 @@ write_at_once (struct writer *w, const uint8_t *buf, uint64_t count,
   *done = 0;
   if (r == 0 && run->kind == RUN_DAMAGED)
     r = layer_damaged (w->disk, run->host);
-  if (r == 0 && is_in_place (run) && !w->in_turn) {
+  if (r == 0 && is_in_place (run) && w->in_turn == 0) {
     r = write_in_place (w, w->disk->data, buf, run, flags);
     *done = run->length;
   }

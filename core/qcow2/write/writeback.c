@@ -343,13 +343,16 @@ writeback_check (struct writeback *c)
 
 /* ----------------------------------------------------------------- batches */
 
-/* Write the contiguous sectors that start at s, nr at most, in one call.
- * Returns how many, or 0 with the error set.
+/* So many sectors are written together at most. */
+#define SECTORS_AT_ONCE 256
+
+/* Make a run of the contiguous sectors that start at s, nr at most.  Returns
+ * how many.
  */
 static size_t
-write_run (struct writeback *c, struct cache_sector *s, size_t nr)
+make_run (struct cache_sector *s, size_t nr, struct iovec *iov,
+          struct storage_run *run)
 {
-  struct iovec iov[STORAGE_MAX_IOV];
   size_t i;
 
   for (i = 0; i < nr && i < STORAGE_MAX_IOV; ++i) {
@@ -358,14 +361,35 @@ write_run (struct writeback *c, struct cache_sector *s, size_t nr)
     iov[i].iov_base = s[i].data;
     iov[i].iov_len = CACHE_SECTOR;
   }
-  return storage_writev (c->tables, iov, i, s[0].offset, false) == -1 ? 0 : i;
+  *run = (struct storage_run) {
+    .iov = iov, .nr = i, .offset = s[0].offset,
+  };
+  return i;
+}
+
+/* Write the first of these sectors, as many as go together.  Returns how many,
+ * or 0 with the error set.
+ */
+static size_t
+write_some_sectors (struct writeback *c, struct cache_sector *s, size_t nr)
+{
+  struct storage_run runs[STORAGE_MAX_RUNS];
+  struct iovec iov[SECTORS_AT_ONCE];
+  size_t done = 0;
+  unsigned n = 0;
+
+  if (nr > SECTORS_AT_ONCE)
+    nr = SECTORS_AT_ONCE;
+  while (done < nr && n < STORAGE_MAX_RUNS)
+    done += make_run (s + done, nr - done, iov + done, &runs[n++]);
+  return storage_write_many (c->tables, runs, n) == -1 ? 0 : done;
 }
 
 static int
 write_sectors (struct writeback *c, struct cache_sector *s, size_t nr)
 {
   while (nr > 0) {
-    const size_t done = write_run (c, s, nr);
+    const size_t done = write_some_sectors (c, s, nr);
 
     if (done == 0) {
       if (error_errno () != ENOSPC) /* T3 */

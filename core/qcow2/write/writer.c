@@ -37,6 +37,9 @@ writer_check_header (struct storage *s, const struct header *h,
                "bit 0), so that its refcounts may be wrong", s->name);
     advise (ADVICE_REPAIR);
   }
+  else if (h->has_data_file && options->compress_level != 0)
+    error_set (ENOTSUP, "%s: it has an external data file (incompatible "
+               "feature bit 2), which excludes compressed clusters", s->name);
   else if (must_follow && !options->invalidate_bitmaps) {
     error_set (ENOTSUP, "%s: it has persistent bitmaps that are enabled, which "
                "writing would make wrong", s->name);
@@ -194,9 +197,27 @@ writer_free (struct writer *w)
   coalesce_destroy (&w->coalesce);
   inflight_destroy (&w->inflight);
   overlap_destroy (&w->overlap);
+  overlap_destroy (&w->nothing);
   pthread_mutex_destroy (&w->tables);
   pthread_mutex_destroy (&w->begin_lock);
   free (w);
+}
+
+static void
+choose_placement (struct writer *w, const struct writer_options *options)
+{
+  if (w->header.has_data_file) {
+    identity_placement_init (&w->places.identical, w->disk->data,
+                             w->header.cluster_bits, options->keep_discarded);
+    w->placement = &w->places.identical.placement;
+    w->forbidden = &w->nothing;
+    return;
+  }
+  /* While clusters are compressed most of what is written goes elsewhere. */
+  alloc_placement_init (&w->places.allocated, &w->alloc, w->disk->data,
+                        w->compress_level != 0);
+  w->placement = &w->places.allocated.placement;
+  w->forbidden = &w->overlap;
 }
 
 struct writer *
@@ -220,6 +241,7 @@ writer_open (const struct layer *disk, const struct header *h,
   inflight_init (&w->inflight);
   coalesce_init (&w->coalesce, h->cluster_bits);
   overlap_init (&w->overlap, h->cluster_bits);
+  overlap_init (&w->nothing, h->cluster_bits);
   if (add_ranges (w, snapshots) == -1 ||
       writeback_init (&w->writeback, disk->tables, disk->data, m->cache, m->id,
                       m->slice_bytes, h->cluster_bits,
@@ -232,10 +254,7 @@ writer_open (const struct layer *disk, const struct header *h,
   w->alloc.clusters = disk->shared->clusters;
   w->compress_level = options->compress_level;
   w->in_turn = w->compress_level != 0 || h->encryption == ENCRYPTION_AES;
-  /* While clusters are compressed most of what is written goes elsewhere. */
-  alloc_placement_init (&w->alloc_placement, &w->alloc, disk->data,
-                        w->compress_level != 0);
-  w->placement = &w->alloc_placement.placement;
+  choose_placement (w, options);
   if (add_l2_tables (w) == -1)
     goto fail_l2;
   return w;

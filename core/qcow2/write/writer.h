@@ -46,13 +46,27 @@ struct writer {
   struct writeback writeback;
   struct overlap overlap;
   struct alloc alloc;
-  struct alloc_placement alloc_placement;
-  struct placement *placement; /* of the guest's clusters */
+  union {
+    struct alloc_placement allocated;
+    struct identity_placement identical; /* with an external data file */
+  } places;
+  struct placement *placement; /* of the guest's clusters: one of these */
+
+  /* Which clusters are metadata, of the file that data is in: overlap, or
+   * nothing if that is a file of its own.
+   */
+  struct overlap *forbidden;
+  struct overlap nothing;
   struct inflight inflight; /* in clusters of the guest */
   unsigned compress_level;  /* 0: clusters are not compressed */
-  bool in_turn;             /* writes in place have their clusters to themselves:
-                             * others may compress them, or it is AES */
   struct coalesce coalesce;     /* of what is to be compressed */
+
+  /* Writes in place take turns with other requests: always while clusters are
+   * compressed (qcow2/write/compress.h) and with AES, where a view of the data
+   * is wanted; and with a raw data file while something is about to be mapped
+   * (qcow2/write/raw-data.h).
+   */
+  _Atomic unsigned in_turn;
   _Atomic uint64_t taken;   /* how often host clusters were handed out */
   pthread_mutex_t tables;   /* of changes to the L1 table */
 

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "qcow2/write/compress.h"
+#include "qcow2/write/raw-zero.h"
 #include "qcow2/write/remap.h"
 #include "qcow2/write/steps.h"
 #include "qcow2/write/zero.h"
@@ -462,6 +463,8 @@ disk_zero (struct writer *w, uint64_t count, struct guest_off offset,
 
   if (writeback_check (&w->writeback) == -1)
     return writer_failed (w);
+  if (w->header.raw_data)
+    return raw_zero (w, count, offset, flags);
   if (((flags & DISK_FAST) && check_fast (&z, &p) == -1) ||
       writer_begin (w, offset, count) == -1 ||
       zero_part (&z, p.from, p.whole_from) == -1 ||
@@ -480,6 +483,8 @@ disk_trim (struct writer *w, uint64_t count, struct guest_off offset,
   const struct parts p = split (&z, offset.v, offset.v + count);
   const struct guest_off whole = { p.whole_from };
 
+  if (w->header.raw_data)
+    return raw_trim (w, count, offset, flags);
   if (writer_begin (w, whole, p.whole_to - p.whole_from) == -1 ||
       zero_granules (&z, p.whole_from, p.whole_to) == -1)
     return -1;

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The gate through which files are opened that an image names, for its backing
+ * file or its data file.
+ */
+
+#ifndef CORE_DISK_NAME_GATE_H
+#define CORE_DISK_NAME_GATE_H
+
+#include "storage/storage.h"
+
+/* Which files an image may make us open: backing files, and data files. */
+enum follow {
+  FOLLOW_NONE,
+  FOLLOW_BENEATH, /* those under its own directory */
+  FOLLOW_ANY,     /* any path on the host: see disk/backing-name.h */
+};
+
+/* Where names are looked up: a directory, and for FOLLOW_BENEATH what
+ * is needed to stay below it.
+ */
+struct name_gate {
+  enum follow follow;
+  char *root;      /* the directory, as the user named it */
+  char *root_real; /* its real path, FOLLOW_BENEATH only */
+  int fd;          /* of root, FOLLOW_BENEATH only, else -1 */
+};
+
+/* Open the gate at the directory of this path.  Returns -1 with the error set.
+ */
+extern int name_gate_open (struct name_gate *g, enum follow follow,
+                           const char *path);
+extern void name_gate_close (struct name_gate *g);
+
+/* Open a path that is relative to the gate's directory, or absolute.  Returns
+ * NULL with the error set: EACCES if FOLLOW_BENEATH forbids it.  Whether names
+ * may be followed at all is the caller's to see to.
+ */
+extern struct storage *name_gate_open_path (const struct name_gate *g,
+                                            const char *path);
+
+#endif /* CORE_DISK_NAME_GATE_H */

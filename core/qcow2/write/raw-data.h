@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Mapping clusters of a disk whose external data file is a raw image of it
+ * (Spec: Header, autoclear feature bit 1).  That file must be what the guest
+ * sees, even after a crash.  So
+ *
+ *  D1  What is mapped stays mapped: zeros are written there, or punched.
+ *  D2  What is not mapped is zeros in the data file.
+ *  D3  To map a cluster changes nothing, thus: it is zeros, durably, before it is
+ *      mapped, and mapped, durably, before anything is written to it.  Writes
+ *      in place wait until it is (struct writer, in_turn).
+ *
+ * Mostly all clusters are mapped: as QEMU and manage/create.h make such images.
+ */
+
+#ifndef CORE_QCOW2_WRITE_RAW_DATA_H
+#define CORE_QCOW2_WRITE_RAW_DATA_H
+
+#include "qcow2/write/writer.h"
+
+/* Map the cluster at this offset, and those behind it as far as a step goes.
+ * The caller holds nothing.  Returns -1 with the error set.
+ */
+extern int raw_data_map (struct writer *w, struct guest_off offset);
+
+#endif /* CORE_QCOW2_WRITE_RAW_DATA_H */

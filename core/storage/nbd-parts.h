@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* What the parts of storage on NBD have in common: nbd.c, the storage, and
+ *
+ *   nbd-conn.c   one connection: requests, and the wait for their answers
+ *   nbd-pool.c   the connections to one server; what becomes of lost ones
+ *   nbd-name.c   names of servers
+ */
+
+#ifndef CORE_STORAGE_NBD_PARTS_H
+#define CORE_STORAGE_NBD_PARTS_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "storage/nbd.h"
+
+struct nbd_handle; /* libnbd's */
+
+/* What a server is and can do. */
+struct far_server {
+  uint64_t size;
+  uint32_t block;  /* at least so many bytes for a request; a power of 2 */
+  uint32_t most;   /* and at most, of data */
+  bool read_only, flush, fua, trim, zero, fast_zero, cache, extents;
+  bool multi_conn;
+};
+
+/* What a server says about a range, from start on. */
+#define FAR_EXTENTS 1024
+struct far_extents {
+  uint64_t start;
+  unsigned nr;
+  struct {
+    uint64_t end;
+    bool zero;
+  } extent[FAR_EXTENTS]; /* neighbours differ in zero */
+};
+
+enum conn_kind {
+  CONN_READ,
+  CONN_WRITE,   /* buf is not changed */
+  CONN_FLUSH,   /* without a range */
+  CONN_TRIM,
+  CONN_ZERO,
+  CONN_EXTENTS, /* into extents, as far as that has room */
+};
+
+struct conn_command {
+  enum conn_kind kind;
+  uint32_t flags; /* LIBNBD_CMD_FLAG_* */
+  void *buf;
+  uint64_t offset, count;
+  struct far_extents *extents;
+};
+
+/* ---------------------------------------------------------------- nbd-conn.c
+ *
+ * There is no thread that polls: of those that wait for answers one does, for
+ * all, until it has its own.  Then it passes that on to another.
+ */
+
+/* A thread that waits for the answers to its commands. */
+struct conn_wait {
+  struct conn *conn;
+  unsigned left;    /* commands without an answer; conn.lock */
+  int err;          /* conn.lock; the first that failed; 0: none */
+  uint64_t since;   /* when they were sent, in milliseconds */
+  pthread_cond_t changed;
+  struct conn_wait *prev, *next; /* conn.lock; by since */
+};
+
+struct conn {
+  struct nbd_handle *nbd;
+  struct far_server server;
+  int wake;          /* an eventfd: the one that polls has to look again */
+  uint64_t patience; /* in milliseconds: see nbd_options.timeout */
+  unsigned users;    /* pool.lock */
+  _Atomic bool timed_out; /* before it is lost */
+
+  pthread_mutex_t lock; /* taken within libnbd's, so never around its calls */
+  bool polled;
+  struct conn_wait *first, *last;
+  uint64_t heard;    /* when something arrived last, in milliseconds */
+  unsigned caching;  /* CACHE commands without an answer */
+};
+
+/* Connect, and wait for that so many seconds at most.  options->timeout holds
+ * from then on.  Returns NULL with the error set.
+ */
+extern struct conn *conn_open (const char *uri,
+                               const struct nbd_options *options,
+                               unsigned seconds, const char *name);
+
+/* Nobody may be using it.  An answer that is outstanding is not waited for. */
+extern void conn_close (struct conn *c);
+
+extern bool conn_is_lost (const struct conn *c);
+
+/* Send these commands together, and wait for all answers.  Returns -1 with
+ * errno set if one of them failed.  After that, nothing touches their memory.
+ */
+extern int conn_run (struct conn *c, const struct conn_command *commands,
+                     unsigned nr);
+
+/* Have the server read a range into its cache, without waiting; at times
+ * nothing is done.
+ */
+extern void conn_cache (struct conn *c, uint64_t offset, uint64_t count);
+
+/* ---------------------------------------------------------------- nbd-pool.c
+ *
+ *  N1  Once the pool is made writable, no connection is added, and when one is
+ *      lost nothing is written, zeroed or flushed any more: what was answered
+ *      on it and not flushed may be lost (I10).
+ *  N2  Before that, a connection that takes the place of all lost ones must
+ *      lead to what was there before: it has the same size, and begins with
+ *      the same bytes.
+ */
+
+struct pool {
+  char *uri;
+  const char *name;  /* the storage's */
+  struct nbd_options options;
+  struct far_server server;
+
+  pthread_mutex_t lock;
+  pthread_cond_t changed;  /* connecting is over */
+  struct conn *conn[NBD_MAX_CONNECTIONS];
+  unsigned nr, max; /* max: at most; 1 at least */
+  bool connecting;
+  bool replaced; /* N2 failed, for good */
+  bool writable; /* N1 */
+  _Atomic bool lost; /* N1 */
+
+  uint8_t *start;     /* N2: the first bytes */
+  uint32_t start_bytes;
+};
+
+/* Connect.  Returns -1 with the error set, and nothing is to be freed. */
+extern int pool_init (struct pool *p, const char *uri, const char *name,
+                      const struct nbd_options *options);
+extern void pool_destroy (struct pool *p);
+
+/* Have these commands done, by one connection, as conn_run; those that only
+ * read by another one if it is lost.  Returns -1 with errno set: ENOTCONN or
+ * ETIMEDOUT after a loss, ESTALE where N2 failed.
+ */
+extern int pool_run (struct pool *p, const struct conn_command *commands,
+                     unsigned nr);
+
+extern void pool_cache (struct pool *p, uint64_t offset, uint64_t count);
+
+/* See N1.  Returns -1 with errno set: the server can't be reached any more, or
+ * what it has begins differently than when it was opened.
+ */
+extern int pool_make_writable (struct pool *p);
+
+#endif /* CORE_STORAGE_NBD_PARTS_H */

@@ -1,0 +1,424 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/error.h"
+#include "storage/nbd-parts.h"
+
+/* N2: so much of the start is compared; the header of an image is in it, most
+ * often in the cluster of it that is read.
+ */
+#define START_BYTES 65536
+
+/* One connection more is not worth a longer wait: some servers take a client,
+ * and let it wait until another has left.
+ */
+#define EXTRA_SECONDS 2
+
+/* -------------------------------------------------------------- connecting */
+
+/* Try several times.  Returns NULL with the error set. */
+static struct conn *
+connect_patiently (const struct pool *p, unsigned retries)
+{
+  const struct timespec second = { .tv_sec = 1 };
+  struct conn *c;
+
+  while ((c = conn_open (p->uri, &p->options, p->options.timeout,
+                         p->name)) == NULL && retries-- > 0)
+    nanosleep (&second, NULL);
+  return c;
+}
+
+/* Read the start of what the server has.  Returns -1 with errno set. */
+static int
+read_start (const struct pool *p, struct conn *c, uint8_t *buf)
+{
+  const struct conn_command read = {
+    .kind = CONN_READ, .buf = buf, .count = p->start_bytes,
+  };
+
+  return p->start_bytes == 0 ? 0 : conn_run (c, &read, 1);
+}
+
+static bool
+servers_equal (const struct far_server *a, const struct far_server *b)
+{
+  return a->size == b->size && a->block == b->block &&
+    a->read_only == b->read_only && a->flush == b->flush && a->fua == b->fua &&
+    a->trim == b->trim && a->zero == b->zero &&
+    a->fast_zero == b->fast_zero && a->cache == b->cache &&
+    a->extents == b->extents && a->multi_conn == b->multi_conn;
+}
+
+/* Whether a connection leads to what was there when the storage was opened.
+ * Returns -1 with errno set, ESTALE if not.
+ */
+static int
+compare_start (const struct pool *p, struct conn *c)
+{
+  uint8_t *buf;
+  int r = 0, err;
+
+  if (!servers_equal (&p->server, &c->server)) {
+    errno = ESTALE;
+    return -1;
+  }
+  buf = malloc (p->start_bytes + 1); /* it may be empty */
+  if (buf == NULL)
+    return -1;
+  r = read_start (p, c, buf);
+  err = errno;
+  if (r == 0 && memcmp (buf, p->start, p->start_bytes) != 0) {
+    r = -1;
+    err = ESTALE;
+  }
+  free (buf);
+  errno = err;
+  return r;
+}
+
+int
+pool_init (struct pool *p, const char *uri, const char *name,
+           const struct nbd_options *options)
+{
+  struct conn *c;
+
+  *p = (struct pool) { .name = name, .options = *options };
+  if (p->options.connections == 0)
+    p->options.connections = NBD_CONNECTIONS;
+  if (p->options.timeout == 0)
+    p->options.timeout = NBD_TIMEOUT;
+  pthread_mutex_init (&p->lock, NULL);
+  pthread_cond_init (&p->changed, NULL);
+  p->uri = strdup (uri);
+  p->start = malloc (START_BYTES);
+  if (p->uri == NULL || p->start == NULL) {
+    error_set (ENOMEM, "%s: out of memory", name);
+    goto failed;
+  }
+  c = connect_patiently (p, options->opening_retries);
+  if (c == NULL)
+    goto failed;
+  p->conn[p->nr++] = c;
+  p->server = c->server;
+  p->max = p->server.multi_conn ? p->options.connections : 1;
+  p->start_bytes = p->server.size < START_BYTES
+    ? p->server.size & -(uint64_t) p->server.block : START_BYTES;
+  if (read_start (p, c, p->start) == 0)
+    return 0;
+  error_set (EIO, "%s: reading %u bytes at offset 0x0: %s", name,
+             p->start_bytes, strerror (errno));
+ failed:
+  pool_destroy (p);
+  return -1;
+}
+
+void
+pool_destroy (struct pool *p)
+{
+  while (p->nr > 0)
+    conn_close (p->conn[--p->nr]);
+  free (p->start);
+  free (p->uri);
+  pthread_cond_destroy (&p->changed);
+  pthread_mutex_destroy (&p->lock);
+}
+
+/* ------------------------------------------------------------- connections */
+
+/* The connection with the fewest users, or NULL.  lock held. */
+static struct conn *
+least_used (const struct pool *p)
+{
+  struct conn *c = NULL;
+  unsigned i;
+
+  for (i = 0; i < p->nr; ++i)
+    if (c == NULL || p->conn[i]->users < c->users)
+      c = p->conn[i];
+  return c;
+}
+
+/* A connection more, while others are in use.  Without it they have to do.
+ * lock held, and released meanwhile.
+ */
+static void
+add_connection (struct pool *p)
+{
+  struct conn *c;
+
+  p->connecting = true;
+  pthread_mutex_unlock (&p->lock);
+  c = conn_open (p->uri, &p->options, EXTRA_SECONDS, p->name);
+  if (c != NULL && !servers_equal (&p->server, &c->server)) {
+    conn_close (c);
+    c = NULL;
+  }
+  pthread_mutex_lock (&p->lock);
+  p->connecting = false;
+  if (c != NULL)
+    p->conn[p->nr++] = c;
+  else
+    p->max = p->nr > 0 ? p->nr : 1; /* it does not want that many */
+  pthread_cond_broadcast (&p->changed);
+}
+
+/* All connections are lost: make one, if it leads to the same (N2).  lock held,
+ * and released meanwhile.  Returns -1 with errno set.
+ */
+static int
+connect_again (struct pool *p)
+{
+  struct conn *c;
+  int err = ENOTCONN;
+
+  p->connecting = true;
+  pthread_mutex_unlock (&p->lock);
+  c = connect_patiently (p, p->options.retries);
+  if (c != NULL && compare_start (p, c) == -1) {
+    err = errno;
+    conn_close (c);
+    c = NULL;
+  }
+  pthread_mutex_lock (&p->lock);
+  p->connecting = false;
+  p->replaced |= err == ESTALE;
+  if (c != NULL)
+    p->conn[p->nr++] = c;
+  pthread_cond_broadcast (&p->changed);
+  if (c != NULL)
+    return 0;
+  errno = err;
+  return -1;
+}
+
+/* A connection to use until leave, or NULL with errno set. */
+static struct conn *
+enter (struct pool *p)
+{
+  struct conn *c = NULL;
+  int err = 0;
+
+  pthread_mutex_lock (&p->lock);
+  while (c == NULL && err == 0) {
+    c = least_used (p);
+    if (c != NULL && (c->users == 0 || p->nr >= p->max || p->connecting ||
+                      p->writable))
+      break;
+    if (c != NULL)
+      add_connection (p);
+    else if (p->replaced)
+      err = ESTALE;
+    else if (p->writable) /* N1 */
+      err = ENOTCONN;
+    else if (p->connecting)
+      pthread_cond_wait (&p->changed, &p->lock);
+    else if (connect_again (p) == -1)
+      err = errno;
+    c = NULL; /* look again */
+  }
+  if (c != NULL)
+    c->users++;
+  pthread_mutex_unlock (&p->lock);
+  errno = err;
+  return c;
+}
+
+/* Nobody is to use a lost connection any more.  lock held. */
+static void
+drop (struct pool *p, const struct conn *c)
+{
+  unsigned i;
+
+  for (i = 0; i < p->nr; ++i)
+    if (p->conn[i] == c) {
+      p->conn[i] = p->conn[--p->nr];
+      if (p->writable) /* N1 */
+        atomic_store (&p->lost, true);
+      debug_message ("%s: a connection was lost", p->name);
+    }
+}
+
+static void
+leave (struct pool *p, struct conn *c)
+{
+  const bool lost = conn_is_lost (c);
+  bool last;
+
+  pthread_mutex_lock (&p->lock);
+  if (lost)
+    drop (p, c);
+  c->users--;
+  last = lost && c->users == 0;
+  pthread_mutex_unlock (&p->lock);
+  if (last)
+    conn_close (c);
+}
+
+/* ---------------------------------------------------------------- commands */
+
+static bool
+only_reads (const struct conn_command *commands, unsigned nr)
+{
+  unsigned i;
+
+  for (i = 0; i < nr; ++i)
+    if (commands[i].kind != CONN_READ && commands[i].kind != CONN_EXTENTS)
+      return false;
+  return true;
+}
+
+/* *again: the connection was lost. */
+static int
+run_once (struct pool *p, const struct conn_command *commands, unsigned nr,
+          bool *again)
+{
+  struct conn *c = enter (p);
+  int r, err;
+
+  *again = false;
+  if (c == NULL)
+    return -1;
+  r = conn_run (c, commands, nr);
+  err = errno;
+  *again = r == -1 && conn_is_lost (c);
+  leave (p, c);
+  errno = err;
+  return r;
+}
+
+int
+pool_run (struct pool *p, const struct conn_command *commands, unsigned nr)
+{
+  const bool reads = only_reads (commands, nr);
+  unsigned losses = 0;
+  bool again;
+  int r;
+
+  do {
+    if (!reads && atomic_load (&p->lost)) { /* N1 */
+      errno = ENOTCONN;
+      return -1;
+    }
+    r = run_once (p, commands, nr, &again);
+    /* Each of the others may be lost as well, and a new one once more. */
+  } while (r == -1 && again && reads && losses++ <= p->max);
+  /* An answered flush never lies. */
+  if (r == 0 && !reads && atomic_load (&p->lost)) {
+    errno = ENOTCONN;
+    r = -1;
+  }
+  return r;
+}
+
+void
+pool_cache (struct pool *p, uint64_t offset, uint64_t count)
+{
+  struct conn *c;
+
+  /* Nothing is worth a new connection here. */
+  pthread_mutex_lock (&p->lock);
+  c = least_used (p);
+  if (c != NULL)
+    c->users++;
+  pthread_mutex_unlock (&p->lock);
+  if (c == NULL)
+    return;
+  conn_cache (c, offset, count);
+  leave (p, c);
+}
+
+/* ----------------------------------------------------------------- writing */
+
+/* A connection that is being made. */
+struct extra {
+  const struct pool *pool;
+  struct conn *conn;
+  pthread_t thread;
+  bool started;
+};
+
+static void *
+connect_extra (void *opaque)
+{
+  struct extra *e = opaque;
+
+  e->conn = conn_open (e->pool->uri, &e->pool->options, EXTRA_SECONDS,
+                       e->pool->name);
+  return NULL;
+}
+
+static void
+keep_extra (struct pool *p, struct conn *c)
+{
+  if (c == NULL)
+    return;
+  if (p->nr == 0 || p->nr == p->max || !servers_equal (&p->server, &c->server))
+    conn_close (c);
+  else
+    p->conn[p->nr++] = c;
+}
+
+/* As many connections as there may be, all at once: it takes many round trips
+ * to make one.  lock held, and released meanwhile.
+ */
+static void
+connect_all (struct pool *p)
+{
+  struct extra extra[NBD_MAX_CONNECTIONS] = { { .pool = NULL } };
+  unsigned i, n;
+
+  while (p->connecting)
+    pthread_cond_wait (&p->changed, &p->lock);
+  n = p->nr > 0 ? p->max - p->nr : 0;
+  p->connecting = true;
+  pthread_mutex_unlock (&p->lock);
+  for (i = 0; i < n; ++i) {
+    extra[i].pool = p;
+    extra[i].started = pthread_create (&extra[i].thread, NULL, connect_extra,
+                                       &extra[i]) == 0;
+  }
+  for (i = 0; i < n; ++i)
+    if (extra[i].started)
+      pthread_join (extra[i].thread, NULL);
+  pthread_mutex_lock (&p->lock);
+  p->connecting = false;
+  for (i = 0; i < n; ++i)
+    keep_extra (p, extra[i].conn);
+  pthread_cond_broadcast (&p->changed);
+}
+
+int
+pool_make_writable (struct pool *p)
+{
+  struct conn *c = NULL;
+  bool again = true;
+  unsigned losses;
+  int r = -1, err = ENOTCONN;
+
+  for (losses = 0; r == -1 && again && losses <= p->max; ++losses) {
+    c = enter (p);
+    again = false;
+    if (c == NULL)
+      return -1;
+    r = compare_start (p, c);
+    err = errno;
+    again = r == -1 && conn_is_lost (c);
+    leave (p, c);
+  }
+  if (r == -1) {
+    errno = err;
+    return -1;
+  }
+  pthread_mutex_lock (&p->lock);
+  connect_all (p);
+  p->writable = true;
+  pthread_mutex_unlock (&p->lock);
+  return 0;
+}

@@ -1,0 +1,231 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# External data files: which of them are opened, what is refused and how, and
+# what is served of images that QEMU made.
+
+. ./functions.sh
+
+requires_python_nbd
+requires_qemu
+requires nbdcopy --version
+requires nbdinfo --version
+
+export PYTHON
+tool="$abs_top_builddir/tool/nbdkit-qcow2-tool"
+cd "$tmp"
+mkdir d out
+
+# image FILE DATA [OPTION...]: with an external data file.
+image ()
+{
+    local file="$1" data="$2" option options
+    shift 2
+    options="data_file=$data"
+    for option in "$@"; do
+        options="$options,$option"
+    done
+    qemu-img create -q -f qcow2 -o "$options" "$file" 5M
+}
+
+# fill FILE: requests of all kinds.
+fill ()
+{
+    qemu-io -f qcow2 -c 'write -P 1 0 100k' -c 'write -P 2 2M 1M' \
+        -c 'write -P 3 5119k 1k' -c 'write -z -u 2200k 300k' \
+        -c 'write -z 2600k 70k' -c 'discard 0 8k' "$1" > io ||
+        die "$(cat io)"
+}
+
+# served FILE NBDKIT-ARG...: its disk is what QEMU sees, and so are its extents.
+served ()
+{
+    local file="$1"
+    shift
+    qemu-img convert -f qcow2 -O raw "$file" expected
+    rm -f copy
+    timeout -k 10 60 "$NBDKIT" -r -U - "$PLUGIN" "$file" "$@" \
+        --run 'nbdcopy "$uri" copy; nbdinfo --map "$uri" > extents' ||
+        die "not served: $file $*"
+    cmp copy expected || die "wrong data: $file $*"
+    "$tool" check "$file" > found || die "$(cat found)"
+}
+
+# --- What QEMU makes.
+for raw in off on; do
+    for cs in 4k 64k 2M; do
+        for l2 in off on; do
+            if test $cs = 4k && test $l2 = on; then
+                continue
+            fi
+            rm -f d/*
+            # QEMU takes a relative name from its own directory.
+            (cd d; image i.qcow2 i.data "data_file_raw=$raw" \
+                "cluster_size=$cs" "extended_l2=$l2"; fill i.qcow2)
+            (cd d; served i.qcow2 follow=beneath)
+            mv d/i.data out/elsewhere
+            (cd d; served_data ()
+             {
+                 qemu-img convert --image-opts \
+                     "driver=qcow2,file.filename=i.qcow2,data-file.driver=file,data-file.filename=../out/elsewhere" \
+                     -O raw expected
+                 "$NBDKIT" -r -U - "$PLUGIN" i.qcow2 data-file=../out/elsewhere \
+                     --run 'nbdcopy "$uri" copy2' || die "data-file="
+                 cmp copy2 expected || die "wrong data by data-file="
+             }
+             served_data)
+            if test $raw = on; then
+                cmp -n 5242880 d/copy2 out/elsewhere ||
+                    die "the raw file is not the disk"
+            fi
+        done
+    done
+done
+
+# --- With a backing file, which has a data file as well.
+rm -f ./*.qcow2 ./*.data d/* out/*
+image base.qcow2 base.data
+qemu-io -f qcow2 -c 'write -P 7 0 5M' base.qcow2 > io
+qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 \
+    -o data_file=top.data top.qcow2
+fill top.qcow2
+served top.qcow2 follow=beneath
+served top.qcow2 follow=beneath data-file=top.data
+served top.qcow2 follow=any backing=base.qcow2
+
+# --- By default no file is followed; and what is not there is said.
+image i.qcow2 i.data
+fill i.qcow2
+for word in follow=beneath follow=any data-file=; do
+    expect_refusal "i\.qcow2: its external data file is .i\.data.*$word" \
+        "$PLUGIN" i.qcow2
+done
+mv i.data gone
+expect_refusal 'i\.data: .*No such file.*external data file of.*i\.qcow2' \
+    "$PLUGIN" i.qcow2 follow=beneath
+expect_refusal 'nowhere: .*No such file' "$PLUGIN" i.qcow2 data-file=nowhere
+mkdir i.data
+expect_refusal 'i\.data' "$PLUGIN" i.qcow2 follow=beneath
+rmdir i.data
+mv gone out/i.data
+ln -s out/../../etc/passwd i.data
+expect_refusal 'i\.data' "$PLUGIN" i.qcow2 follow=beneath
+rm i.data
+qemu-img create -q -f qcow2 plain.qcow2 1M
+expect_refusal 'plain\.qcow2: it has no external data file that .*i\.data could be' \
+    "$PLUGIN" plain.qcow2 data-file=out/i.data
+mv out/i.data i.data
+
+# name NAME: i.qcow2 names this data file, or none.
+name ()
+{
+    "$PYTHON" -c 'import sys
+from qcow2make import EXT_DATAFILE, Qcow2
+exts = [(EXT_DATAFILE, sys.argv[1].encode())] if sys.argv[1] else []
+Qcow2("named.qcow2", 1 << 20, incompat=4, exts=exts).write()' "$1"
+}
+
+name ''
+expect_refusal 'named\.qcow2: its external data file is not named in it: say data-file=' \
+    "$PLUGIN" named.qcow2 follow=any
+for bad in 'json:{"driver":"file","filename":"i.data"}' nbd:unix:/x \
+           ssh://host/x; do
+    name "$bad"
+    expect_refusal 'named\.qcow2: its external data file is .*only plain paths' \
+        "$PLUGIN" named.qcow2 follow=any
+done
+name "file:$tmp/i.data"
+"$NBDKIT" -r -U - "$PLUGIN" named.qcow2 follow=any --run 'nbdinfo "$uri"' \
+    > /dev/null || die "file:"
+
+# --- No file has two uses.
+name named.qcow2
+expect_refusal 'named\.qcow2: it can.t be an external data file, since it is the image' \
+    "$PLUGIN" named.qcow2 follow=beneath
+ln i.qcow2 same
+expect_refusal 'same: it can.t be an external data file' \
+    "$PLUGIN" i.qcow2 data-file=same
+expect_refusal 'base.data: it is the external data file of .*top\.qcow2 already' \
+    "$PLUGIN" top.qcow2 follow=beneath data-file=base.data
+expect_refusal 'i\.data: it is the external data file of .*i\.qcow2 already' \
+    "$PLUGIN" i.qcow2 data-file=i.data backing=i.data backing-format=raw
+
+# --- What a data file excludes.
+"$PYTHON" - <<'END'
+from qcow2make import EXT_DATAFILE, Qcow2
+name = [(EXT_DATAFILE, b"i.data")]
+Qcow2("raw-backing.qcow2", 1 << 20, incompat=4, autoclear=2, exts=name,
+      backing_name="plain.qcow2").write()
+END
+expect_refusal 'raw-backing\.qcow2: a backing file.*raw external data file.*exclude' \
+    "$PLUGIN" raw-backing.qcow2 follow=any
+qemu-img create -q -f qcow2 snap.qcow2 1M
+qemu-img snapshot -c s snap.qcow2
+printf '\4' | dd of=snap.qcow2 bs=1 seek=79 conv=notrunc status=none
+expect_refusal 'snap\.qcow2: 1 internal snapshots.*external data file.*exclude' \
+    "$PLUGIN" snap.qcow2 data-file=i.data
+
+# --- A data file that is too short: what is missing is no zeros.
+cp i.data short.data
+truncate -s 2200k short.data
+cat > short.py <<'END'
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+assert h.pread(100 << 10, 2 << 20) == bytes([2]) * (100 << 10)
+try:
+    h.pread(512, 3000 << 10)
+    sys.exit("it was read")
+except nbd.Error as e:
+    assert e.errno == "EIO", e
+END
+"$NBDKIT" -r -U - "$PLUGIN" i.qcow2 data-file=short.data \
+    --run '"$PYTHON" short.py "$uri"' 2> log || die "$(cat log)"
+grep -q 'i\.qcow2: damaged: L2 entry.*beyond the end of the external data file' \
+    log || die "$(cat log)"
+
+# --- The tool names it.
+"$tool" info i.qcow2 > said
+grep -q '^data-file  *i\.data$' said || die "$(cat said)"
+"$tool" info --output=json --follow=beneath i.qcow2 > said
+"$PYTHON" -c 'import json, sys
+i = json.load(open("said"))
+assert i["data-file"] == "i.data" and not i["data-file-raw"], i
+assert i["data-file-opened"].endswith("i.data"), i' || die "$(cat said)"
+"$tool" map --follow=beneath i.qcow2 > said
+grep -q ' data .* 0x200000 .*i\.data$' said || die "$(cat said)"
+
+# --- Locks: while it is written others may read the data file, but neither use
+# it as theirs nor resize it; nor is it opened while a QEMU writes it.
+qemu-img create -q -f qcow2 -o data_file=i.data -u other.qcow2 5M 2> said ||
+    cp i.qcow2 other.qcow2
+cat > locks.sh <<'END'
+set -e
+"$PYTHON" -c 'import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"x" * 512, 0)
+h.flush()' "$1"
+qemu-img info -f raw i.data > /dev/null
+if qemu-img resize -q -f raw i.data 6M 2> locked; then exit 3; fi
+grep -q 'resize. lock' locked
+if qemu-io -f qcow2 -c 'write 0 512' other.qcow2 2> locked > /dev/null; then
+    exit 4
+fi
+grep -q 'resize. lock' locked
+END
+cp i.qcow2 other.qcow2
+"$NBDKIT" -U - "$PLUGIN" i.qcow2 follow=beneath \
+    --run 'bash locks.sh "$uri"' || die "locks: $? $(cat locked)"
+qemu-io -f qcow2 other.qcow2 <<< 'sleep 3000' > io 2>&1 &
+for _ in {1..200}; do
+    if ! "$NBDKIT" -U - -r "$PLUGIN" i.qcow2 follow=beneath --run true \
+        2> locked; then
+        break
+    fi
+    sleep 0.01
+done
+grep -q 'i\.data: .*another process' locked || die "$(cat locked)"
+wait
+
+echo "ok"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Random writes, zeroes and trims to images with an external data file, which is
+# a raw image of the disk or not.
+
+. ./functions.sh
+
+requires_python_nbd
+requires_qemu
+
+"$PYTHON" "$testsrc/write-matrix.py" data
