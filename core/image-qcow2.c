@@ -267,31 +267,60 @@ qcow2_check (const struct image *im, const struct writer_options *options,
 }
 
 /* A data file that lacks data must not grow: what is missing would seem to be
- * zeros then.
+ * zeros then.  One that is raw is only written where all of it is mapped: else
+ * it might have data where the image says that there are none, and which of the
+ * two is right is not known.
+ */
+static int
+check_run (const struct layer *l, bool raw, struct guest_off at,
+           const struct run *run)
+{
+  const char *image = l->tables->name, *data = l->data->name;
+
+  if (run->kind == RUN_DAMAGED)
+    error_append (" (%s has %" PRIu64 " bytes; if that is too short, what it "
+                  "lacks is zeros once it is enlarged)", data,
+                  atomic_load (&l->data->size));
+  else if (raw && (run->kind != RUN_DATA || !run->in_place))
+    error_set (ENOTSUP, "%s: the raw data file %s is not mapped at offset 0x%"
+               PRIx64 " of the disk, so that it can only be read", image, data,
+               at.v);
+  else
+    return 0;
+  advise (ADVICE_READ_ONLY);
+  return -1;
+}
+
+/* No more runs than entries that the file can have are looked up: tables that
+ * have several uses could make them very many.
  */
 static int
 qcow2_check_data (const struct image *im)
 {
   const struct layer *l = &image_top (im)->layer;
   const struct map *m = qcow2_map (l);
+  const bool raw = image_top (im)->header.raw_data;
   const uint64_t size = atomic_load (&l->data->size);
-  struct guest_off at = { (size + m->cluster_size - 1) & -m->cluster_size };
+  uint64_t left = atomic_load (&l->tables->size) / 8;
+  struct guest_off at = { 0 };
   struct run run;
   int r = 0;
 
   if (!m->format.data_file)
     return 0;
+  if (!raw)
+    at.v = (size + m->cluster_size - 1) & -m->cluster_size;
   for (; r == 0 && at.v < l->size; at.v += run.length) {
     const unsigned token = epoch_enter (l->shared->epoch);
 
     r = map_lookup (m, at, l->size - at.v, &run);
-    if (r == 0 && run.kind == RUN_DAMAGED)
-      r = -1;
+    if (r == 0)
+      r = check_run (l, raw, at, &run);
     epoch_leave (l->shared->epoch, token);
-    if (r == -1) {
-      error_append (" (%s has %" PRIu64 " bytes; what it lacks is zeros if it "
-                    "is enlarged)", l->data->name, size);
-      advise (ADVICE_READ_ONLY);
+    if (r == 0 && left-- == 0) {
+      error_set (EIO, "%s: its tables have more than one use", l->tables->name);
+      advise (ADVICE_REPAIR);
+      r = -1;
     }
   }
   return r;

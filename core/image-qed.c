@@ -13,6 +13,8 @@
 #include "qed/qed.h"
 #include "qed/write.h"
 
+#define MAX_PREFERRED (2 << 20)
+
 static inline const struct qed_file *
 qed_top (const struct image *im)
 {
@@ -22,7 +24,10 @@ qed_top (const struct image *im)
 static int
 qed_opened (struct image *im)
 {
-  im->cluster_size = im->preferred_size = qed_top (im)->header.cluster_size;
+  im->cluster_size = qed_top (im)->header.cluster_size;
+  /* nbdkit takes no more than 32 MiB, and clients' buffers would be as large. */
+  im->preferred_size = im->cluster_size < MAX_PREFERRED ? im->cluster_size
+    : MAX_PREFERRED;
   return 0;
 }
 

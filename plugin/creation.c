@@ -397,6 +397,7 @@ creation_run (struct chain_options *chain)
     return -1;
   }
   chain->made = made.storage;
+  chain->made_data = made_data.storage;
   return keep_when_forked (chain->file);
 }
 

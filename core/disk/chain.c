@@ -216,7 +216,10 @@ add_layer (struct chain *c, struct storage *s, const struct format_ops *format,
 {
   struct layer *l = NULL;
 
-  if (check_other_uses (c, s, false) == 0 &&
+  if (c->nr > 0 && last (c)->excludes_backing)
+    error_set (EINVAL, "%s: its external data file is raw, which excludes a "
+               "backing file", last (c)->tables->name);
+  else if (check_other_uses (c, s, false) == 0 &&
       lock (c, s, STORAGE_WRITE | STORAGE_RESIZE) == 0 &&
       check_depth (c, s) == 0) {
     if (c->nr == 0)
@@ -442,7 +445,15 @@ open_data (struct chain *c, const struct chain_options *options)
     return -1;
   }
   s = storage_open_path (options->data_file);
-  return s == NULL ? -1 : set_data (c, s);
+  if (s == NULL)
+    return -1;
+  if (options->made_data != NULL && !storage_same (s, options->made_data)) {
+    error_set (EEXIST, "%s: it was replaced by another file since it was made",
+               options->data_file);
+    storage_close (s);
+    return -1;
+  }
+  return set_data (c, s);
 }
 
 /* A format for what isn't there: the user thinks of another chain. */

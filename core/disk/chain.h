@@ -22,6 +22,7 @@ _Static_assert (CHAIN_MAX_DEPTH <= CACHE_MAX_STORAGES,
 struct chain_options {
   const char *file;           /* the image's path, or the URI of a server */
   const struct storage *made; /* it must be this one; NULL: any */
+  const struct storage *made_data; /* the same of its data file */
   enum follow follow;
   const char *data_file;      /* its data file, or NULL: what it names */
   const char *backing;        /* path or URI of its backing file, or NULL: what

@@ -56,6 +56,8 @@ struct layer {
    * be looked up.
    */
   const char *data_name;
+
+  bool excludes_backing; /* a backing file can't be: its data are all there is */
 };
 
 /* Find the run at offset of the disk whose top layer this is, in the

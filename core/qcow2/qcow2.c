@@ -103,6 +103,7 @@ qcow2_open (struct storage *storage, unsigned id, struct shared *shared)
   f->layer.backing_name = h->backing_name;
   f->layer.backing_format = h->backing_format;
   f->layer.data_name = h->has_data_file ? h->data_file_name : NULL;
+  f->layer.excludes_backing = h->raw_data;
   f->disk.compression = h->compression;
   map_init (&f->disk.map, h, storage, id, shared->cache, h->l1_offset,
             h->l1_size);

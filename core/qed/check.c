@@ -335,6 +335,21 @@ settle (struct storage *s, const struct check_report *report)
                              h.autoclear) == -1 ? -1 : storage_flush (s);
 }
 
+/* Tables are about to be changed: bits that are not known here don't hold any more
+ * (I8).
+ */
+static int
+clear_autoclear (struct storage *s)
+{
+  struct qed_header h;
+
+  if (qed_read_header (s, &h) == -1)
+    return -1;
+  if (h.autoclear == 0)
+    return 0;
+  return qed_write_features (s, h.features, 0) == -1 ? -1 : storage_flush (s);
+}
+
 int
 qed_repair_storage (struct storage *s, enum repair_mode mode,
                     const struct check_options *options,
@@ -347,9 +362,11 @@ qed_repair_storage (struct storage *s, enum repair_mode mode,
   if (qed_check_storage (s, options, &r->before) == -1)
     return -1;
   r->after = r->before;
-  if (mode == REPAIR_ALL &&
+  /* What has two uses may be data that an L1 entry calls a table. */
+  if (mode == REPAIR_ALL && r->before.found[CHECK_OVERLAP] == 0 &&
       r->before.found[CHECK_UNALIGNED] + r->before.found[CHECK_BEYOND] > 0) {
-    if (run_check (s, &silent, true, &r->after, &fixed) == -1 ||
+    if (clear_autoclear (s) == -1 ||
+        run_check (s, &silent, true, &r->after, &fixed) == -1 ||
         storage_flush (s) == -1 ||
         qed_check_storage (s, &silent, &r->after) == -1)
       return -1;

@@ -307,15 +307,20 @@ write_elsewhere (struct qed_writer *w, const void *data,
   return r;
 }
 
+/* Write durably: its failure sticks, like a flush's, since it may stand for data
+ * of other requests; but for a lack of space that a plain write meets as well.
+ */
 static int
-write_in_place (struct qed_writer *w, const void *data, const struct run *run,
-                bool durable)
+write_durably (struct qed_writer *w, const void *data, const struct run *run)
 {
   struct iovec iov = { (void *) data, run->length };
 
-  return durable
-    ? storage_writev (w->storage, &iov, 1, run->host, true)
-    : storage_write (w->storage, data, run->length, run->host);
+  if (storage_writev (w->storage, &iov, 1, run->host, true) == 0)
+    return 0;
+  if (error_errno () != ENOSPC ||
+      storage_write (w->storage, data, run->length, run->host) == 0)
+    qed_writer_fail (w);
+  return -1;
 }
 
 int
@@ -341,9 +346,10 @@ qed_disk_write (struct qed_writer *w, const void *buf, uint64_t count,
       const bool all = (flags & QED_FUA) && done == count &&
         qed_writer_is_clean (w);
 
-      r = write_in_place (w, p, &run, all);
-      if (r == 0 && all)
-        return 0;
+      r = all ? write_durably (w, p, &run)
+        : storage_write (w->storage, p, run.length, run.host);
+      if (r == 0 && all) /* a flush may have failed meanwhile (I10) */
+        return qed_writer_check (w);
     }
     else
       r = write_elsewhere (w, p, offset, end, &done);

@@ -17,8 +17,8 @@
 
 /* ----------------------------------------------------------------- failing */
 
-static int
-check_failed_before (const struct qed_writer *w)
+int
+qed_writer_check (const struct qed_writer *w)
 {
   if (!atomic_load_explicit (&w->failed, memory_order_acquire))
     return 0;
@@ -27,12 +27,18 @@ check_failed_before (const struct qed_writer *w)
   return -1;
 }
 
+void
+qed_writer_fail (struct qed_writer *w)
+{
+  atomic_store (&w->failed, true);
+}
+
 /* The error is set: it sticks, but for a lack of space (I10). */
 static int
 has_failed (struct qed_writer *w)
 {
   if (error_errno () != ENOSPC)
-    atomic_store (&w->failed, true);
+    qed_writer_fail (w);
   return -1;
 }
 
@@ -41,7 +47,7 @@ flush_storage (struct qed_writer *w)
 {
   if (storage_flush (w->storage) == 0)
     return 0;
-  atomic_store (&w->failed, true);
+  qed_writer_fail (w);
   return -1;
 }
 
@@ -111,8 +117,10 @@ qed_writer_begin (struct qed_writer *w)
 {
   int r = 0;
 
-  if (check_failed_before (w) == -1)
+  if (qed_writer_check (w) == -1)
     return -1;
+  if (!atomic_load_explicit (&w->used, memory_order_relaxed))
+    atomic_store (&w->used, true);
   if (atomic_load_explicit (&w->begun, memory_order_acquire))
     return 0;
   pthread_mutex_lock (&w->grow);
@@ -167,11 +175,11 @@ grow_file (struct qed_writer *w, uint64_t bytes)
   /* What is behind the last whole cluster would not be zeros. */
   if (qed_map_file_size (w->map) > w->end &&
       storage_resize (w->storage, w->end) == -1)
-    return -1;
+    return has_failed (w);
   if (storage_resize (w->storage, end) == -1) {
     end = w->next + bytes;
     if (storage_resize (w->storage, end) == -1)
-      return -1;
+      return has_failed (w);
   }
   if (flush_storage (w) == -1)
     return -1;
@@ -269,7 +277,7 @@ allocate_space (struct qed_writer *w, struct host_off slice, unsigned first,
   if (r == 0 && lacking != 0)
     cache_note_space (cache, w->map->id, slice, lacking);
   pthread_mutex_unlock (&w->space);
-  return r;
+  return r == -1 ? has_failed (w) : 0;
 }
 
 static int
@@ -415,7 +423,7 @@ commit_once (struct qed_writer *w)
   bool ordered;
   int r;
 
-  if (check_failed_before (w) == -1)
+  if (qed_writer_check (w) == -1)
     return -1;
   pthread_mutex_lock (&w->changes);
   r = cache_take_batch (w->map->cache, w->map->id, &w->batch);
@@ -466,10 +474,13 @@ commit (struct qed_writer *w)
   return r;
 }
 
+/* Another thread's flush, of the file's length, may have been told of the failure
+ * that this one is about.
+ */
 int
 qed_writer_flush (struct qed_writer *w)
 {
-  return commit (w);
+  return commit (w) == -1 ? -1 : qed_writer_check (w);
 }
 
 /* ----------------------------------------------------------------- closing */
@@ -509,8 +520,7 @@ qed_writer_close (struct qed_writer *w)
 {
   int r;
 
-  r = w->marked || !qed_writer_is_clean (w) ? commit (w)
-    : check_failed_before (w);
+  r = atomic_load (&w->used) ? qed_writer_flush (w) : 0;
   if (r == 0) {
     trim_end (w);
     r = settle_file (w);

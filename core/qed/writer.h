@@ -59,6 +59,7 @@ struct qed_writer {
   bool keep_discarded;
   struct inflight inflight; /* in clusters of the guest */
   _Atomic bool failed;      /* nothing may be written any more (I10) */
+  _Atomic bool used;        /* a request may have changed something */
   _Atomic uint64_t taken;   /* how often clusters were handed out */
 
   pthread_mutex_t tables;
@@ -94,6 +95,12 @@ extern struct qed_writer *qed_writer_open (const struct layer *disk,
  * Returns -1 with the error set; the writer is gone all the same.
  */
 extern int qed_writer_close (struct qed_writer *w);
+
+/* After a failure that sticks (I10): nothing is written any more. */
+extern void qed_writer_fail (struct qed_writer *w);
+
+/* Returns -1 with the error set after such a failure. */
+extern int qed_writer_check (const struct qed_writer *w);
 
 /* To be called before anything is changed.  Returns -1 with the error set if
  * nothing may be written.

@@ -53,6 +53,17 @@ walk (struct repair *r, struct check_visitor v, bool set)
 
 /* --------------------------------------------------------------- fixing up */
 
+/* With an external data file each entry says by itself where it belongs, and
+ * the data may be there whatever it says: then nothing is guessed, and only
+ * COPIED is put right.
+ */
+static bool
+may_fix (const struct pass *p, uint64_t word, uint64_t fixed)
+{
+  return !p->repair->c.format.data_file ||
+    ((word ^ fixed) & ~QCOW2_ENTRY_COPIED) == 0;
+}
+
 /* Entries that can't be written are followed as if they were fixed up. */
 static int
 fix_l1 (struct check *c, void *opaque, struct host_off place,
@@ -69,7 +80,8 @@ fix_l1 (struct check *c, void *opaque, struct host_off place,
 
     put_be64 (p->old + i, word);
     put_be64 (words + i, fixed);
-    if (fixed != word && !repair_may_write (p->repair, at)) {
+    if (fixed != word && (!may_fix (p, word, fixed) ||
+                          !repair_may_write (p->repair, at))) {
       put_be64 (p->old + i, fixed);
       p->repair->not_fixed++;
     }
@@ -98,7 +110,16 @@ fix_l2 (struct check *c, void *opaque, struct host_off table,
                         check_guest_of (c, table, (struct host_off) {
                             place.v + i }), entry))
       continue;
-    nr++;
+    if (!may_fix (p, get_be64 (words + i), entry[0]) ||
+        (c->h.extended_l2 &&
+         !may_fix (p, get_be64 (words + i + 8), entry[1]))) {
+      p->repair->not_fixed++;
+      put_be64 (p->old + i, entry[0]);
+      if (c->h.extended_l2)
+        put_be64 (p->old + i + 8, entry[1]);
+    }
+    else
+      nr++;
     put_be64 (words + i, entry[0]);
     if (c->h.extended_l2)
       put_be64 (words + i + 8, entry[1]);

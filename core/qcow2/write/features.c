@@ -47,9 +47,14 @@ grow_raw_data (struct writer *w)
 {
   struct storage *data = w->disk->data;
 
-  return atomic_load (&data->size) >= w->disk->size ? 0
-    : storage_resize (data, w->disk->size) == -1 ? -1
-    : storage_flush (data);
+  if (atomic_load (&data->size) >= w->disk->size)
+    return 0;
+  if (storage_resize (data, w->disk->size) == -1)
+    return -1;
+  if (storage_flush (data) == 0)
+    return 0;
+  writeback_fail (&w->writeback);
+  return -1;
 }
 
 /* What must be true before anything is changed: what nobody keeps up to date

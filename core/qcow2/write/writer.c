@@ -37,6 +37,10 @@ writer_check_header (struct storage *s, const struct header *h,
                "bit 0), so that its refcounts may be wrong", s->name);
     advise (ADVICE_REPAIR);
   }
+  else if (h->has_data_file && h->disk_size > QCOW2_ENTRY_OFFSET_MASK)
+    error_set (ENOTSUP, "%s: a disk of %" PRIu64 " bytes has places in its "
+               "external data file that no entry can name", s->name,
+               h->disk_size);
   else if (h->has_data_file && options->compress_level != 0)
     error_set (ENOTSUP, "%s: it has an external data file (incompatible "
                "feature bit 2), which excludes compressed clusters", s->name);
