@@ -266,25 +266,44 @@ qcow2_check (const struct image *im, const struct writer_options *options,
   return writer_check_header (image_storage (im), &h, options);
 }
 
+/* Whether a data file reads as zeros where a run says so. */
+static int
+is_zero_there (const struct layer *l, struct guest_off at,
+               const struct run *run, bool *zero)
+{
+  const uint64_t size = atomic_load (&l->data->size);
+  uint64_t bytes = run->length;
+
+  *zero = at.v >= size;
+  if (*zero)
+    return 0;
+  if (bytes > size - at.v)
+    bytes = size - at.v;
+  return storage_is_zero (l->data, (struct host_off) { at.v }, bytes, zero);
+}
+
 /* A data file that lacks data must not grow: what is missing would seem to be
- * zeros then.  One that is raw is only written where all of it is mapped: else
- * it might have data where the image says that there are none, and which of the
- * two is right is not known.
+ * zeros then.  One that is raw is not written if it has data where the image
+ * says that there are zeros: which of the two is right is not known.
  */
 static int
 check_run (const struct layer *l, bool raw, struct guest_off at,
            const struct run *run)
 {
   const char *image = l->tables->name, *data = l->data->name;
+  bool zero = true;
 
+  if (raw && run->kind != RUN_DATA && run->kind != RUN_DAMAGED &&
+      is_zero_there (l, at, run, &zero) == -1)
+    return -1;
   if (run->kind == RUN_DAMAGED)
     error_append (" (%s has %" PRIu64 " bytes; if that is too short, what it "
                   "lacks is zeros once it is enlarged)", data,
                   atomic_load (&l->data->size));
-  else if (raw && (run->kind != RUN_DATA || !run->in_place))
-    error_set (ENOTSUP, "%s: the raw data file %s is not mapped at offset 0x%"
-               PRIx64 " of the disk, so that it can only be read", image, data,
-               at.v);
+  else if (!zero)
+    error_set (ENOTSUP, "%s: the raw data file %s has data from offset 0x%"
+               PRIx64 " on, where zeros should be, so that it can only be read",
+               image, data, at.v);
   else
     return 0;
   advise (ADVICE_READ_ONLY);

@@ -101,7 +101,7 @@ map_step (struct writer *w, struct guest_off offset)
   result = map_entries (&r, &changed);
   if (result == -1 || !changed) {
     remap_abort (&r);
-    return result;
+    return result == -1 ? -1 : writeback_check (&w->writeback);
   }
   writeback_note_data (&w->writeback);
   return remap_end_durably (&r);

@@ -278,7 +278,10 @@ remap_end_durably (struct remap *r)
     remap_abort (r);
     return -1;
   }
+  /* It must not be used before it is durable, and can be seen already. */
   ret = writeback_flush (&r->w->writeback);
+  if (ret == -1)
+    writeback_fail (&r->w->writeback);
   leave_step (r);
   return ret;
 }
