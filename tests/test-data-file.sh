@@ -217,15 +217,11 @@ END
 cp i.qcow2 other.qcow2
 "$NBDKIT" -U - "$PLUGIN" i.qcow2 follow=beneath \
     --run 'bash locks.sh "$uri"' || die "locks: $? $(cat locked)"
-qemu-io -f qcow2 other.qcow2 <<< 'sleep 3000' > io 2>&1 &
-for _ in {1..200}; do
-    if ! "$NBDKIT" -U - -r "$PLUGIN" i.qcow2 follow=beneath --run true \
-        2> locked; then
-        break
-    fi
-    sleep 0.01
-done
+qemu_holds other.qcow2
+if "$NBDKIT" -U - -r "$PLUGIN" i.qcow2 follow=beneath --run true 2> locked; then
+    die "it is opened while QEMU writes its data file"
+fi
 grep -q 'i\.data: .*another process' locked || die "$(cat locked)"
-wait
+qemu_lets_go
 
 echo "ok"
