@@ -2,6 +2,7 @@
 
 #include <config.h>
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
@@ -163,14 +164,13 @@ answered (void *opaque, int *error)
   struct conn_wait *w = opaque;
   struct conn *c = w->conn;
 
+  (void) error; /* see collect */
   pthread_mutex_lock (&c->lock);
-  if (*error != 0 && w->err == 0)
-    w->err = *error;
   w->left--;
   if (w->left == 0)
     pthread_cond_signal (&w->changed); /* w ends once the lock is free */
   pthread_mutex_unlock (&c->lock);
-  return 1; /* libnbd may forget it */
+  return 0; /* libnbd keeps the result */
 }
 
 static int
@@ -245,25 +245,48 @@ tell_poller (struct conn *c)
     (void) !write (c->wake, &one, sizeof one); /* it can only be full: fine */
 }
 
+/* Note an error of libnbd's.  ENOSPC only stays if there is no other one: after
+ * that, a caller may go on.
+ */
+static void
+note_error (int *err)
+{
+  const int e = nbd_get_errno ();
+
+  if (*err == 0 || *err == ENOSPC)
+    *err = e != 0 ? e : EIO;
+}
+
+/* cookies: what libnbd calls each command; -1: it was not sent. */
 static void
 send_all (struct conn *c, const struct conn_command *commands, unsigned nr,
-          struct conn_wait *w)
+          struct conn_wait *w, int64_t *cookies, int *err)
 {
   unsigned i;
 
   for (i = 0; i < nr; ++i) {
-    int err;
-
-    if (send_command (c, &commands[i], w) != -1)
+    cookies[i] = send_command (c, &commands[i], w);
+    if (cookies[i] != -1)
       continue;
-    err = nbd_get_errno ();
+    note_error (err);
     pthread_mutex_lock (&c->lock);
     w->left--;
-    if (w->err == 0)
-      w->err = err != 0 ? err : EIO;
     pthread_mutex_unlock (&c->lock);
   }
   tell_poller (c);
+}
+
+/* All commands have their answers: have libnbd forget them.  Only here does it
+ * find that a read got fewer bytes than were asked for.
+ */
+static void
+collect (struct conn *c, const int64_t *cookies, unsigned nr, int *err)
+{
+  unsigned i;
+
+  for (i = 0; i < nr; ++i)
+    if (cookies[i] != -1 && nbd_aio_command_completed (c->nbd, cookies[i]) != 1)
+      note_error (err);
 }
 
 /* ----------------------------------------------------------------- waiting */
@@ -409,9 +432,12 @@ conn_run (struct conn *c, const struct conn_command *commands, unsigned nr)
   struct conn_wait w = {
     .conn = c, .left = nr, .changed = PTHREAD_COND_INITIALIZER,
   };
+  int64_t cookies[CONN_MAX_COMMANDS];
+  int err = 0;
 
+  assert (nr <= CONN_MAX_COMMANDS);
   link_wait (c, &w);
-  send_all (c, commands, nr, &w);
+  send_all (c, commands, nr, &w, cookies, &err);
   pthread_mutex_lock (&c->lock);
   while (w.left > 0) {
     if (c->polled) {
@@ -429,9 +455,10 @@ conn_run (struct conn *c, const struct conn_command *commands, unsigned nr)
     pass_on (c);
   pthread_mutex_unlock (&c->lock);
   pthread_cond_destroy (&w.changed);
-  if (w.err == 0)
+  collect (c, cookies, nr, &err);
+  if (err == 0)
     return 0;
-  errno = c->timed_out ? ETIMEDOUT : w.err;
+  errno = c->timed_out ? ETIMEDOUT : err;
   return -1;
 }
 

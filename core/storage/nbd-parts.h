@@ -65,7 +65,6 @@ struct conn_command {
 struct conn_wait {
   struct conn *conn;
   unsigned left;    /* commands without an answer; conn.lock */
-  int err;          /* conn.lock; the first that failed; 0: none */
   uint64_t since;   /* when they were sent, in milliseconds */
   pthread_cond_t changed;
   struct conn_wait *prev, *next; /* conn.lock; by since */
@@ -99,8 +98,10 @@ extern void conn_close (struct conn *c);
 extern bool conn_is_lost (const struct conn *c);
 
 /* Send these commands together, and wait for all answers.  Returns -1 with
- * errno set if one of them failed.  After that, nothing touches their memory.
+ * errno set if one of them failed: ENOSPC only if none failed otherwise.  After
+ * that, nothing touches their memory.
  */
+#define CONN_MAX_COMMANDS 64
 extern int conn_run (struct conn *c, const struct conn_command *commands,
                      unsigned nr);
 

@@ -25,12 +25,6 @@
 /* Pieces up to so many bytes are copied and sent as one. */
 #define SMALL_BYTES 65536
 
-/* As many commands are sent together at most. */
-#define MOST_COMMANDS 64
-
-/* With so few writes each is made durable by itself, beside the flush. */
-#define FEW_WRITES 2
-
 struct far {
   struct storage storage;
   struct storage_ops ops;
@@ -200,12 +194,13 @@ far_hole (struct storage *s, uint64_t offset)
 static unsigned
 command_pieces (const struct far *f, const struct iovec *iov, int nr,
                 uint64_t offset, uint32_t flags,
-                struct conn_command commands[MOST_COMMANDS], uint64_t *bytes)
+                struct conn_command commands[CONN_MAX_COMMANDS],
+                uint64_t *bytes)
 {
   unsigned n = 0;
 
   *bytes = 0;
-  for (; nr > 0 && n < MOST_COMMANDS; ++iov, --nr) {
+  for (; nr > 0 && n < CONN_MAX_COMMANDS; ++iov, --nr) {
     const size_t count = iov->iov_len < f->pool.server.most
       ? iov->iov_len : f->pool.server.most;
 
@@ -265,7 +260,7 @@ static ssize_t
 far_write (struct far *f, const struct iovec *iov, int nr, uint64_t offset,
            uint32_t flags)
 {
-  struct conn_command commands[MOST_COMMANDS];
+  struct conn_command commands[CONN_MAX_COMMANDS];
   const uint64_t count = count_pieces (iov, nr);
   uint64_t bytes;
   unsigned n;
