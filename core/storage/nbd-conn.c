@@ -72,6 +72,15 @@ ask_server (struct nbd_handle *nbd, struct far_server *s, const char *name)
                " bytes, and a request %" PRIi64 " at most", name, block, most);
     return -1;
   }
+  /* A last block that is not whole could not be read. */
+  if (s->size % s->block != 0) {
+    error_set (EINVAL, "%s: the server says that it has %" PRIu64 " bytes, "
+               "which are not whole blocks of %" PRIu32, name, s->size,
+               s->block);
+    return -1;
+  }
+  /* Requests are whole blocks. */
+  s->most -= s->most % s->block;
   return 0;
 }
 

@@ -39,17 +39,25 @@ connect_patiently (const struct pool *p, unsigned retries)
 static int
 read_start (const struct pool *p, struct conn *c, uint8_t *buf)
 {
-  const struct conn_command read = {
-    .kind = CONN_READ, .buf = buf, .count = p->start_bytes,
-  };
+  uint32_t at;
+  int r = 0;
 
-  return p->start_bytes == 0 ? 0 : conn_run (c, &read, 1);
+  for (at = 0; r == 0 && at < p->start_bytes; at += c->server.most) {
+    const uint32_t left = p->start_bytes - at;
+    const struct conn_command read = {
+      .kind = CONN_READ, .buf = buf + at, .offset = at,
+      .count = left < c->server.most ? left : c->server.most,
+    };
+
+    r = conn_run (c, &read, 1);
+  }
+  return r;
 }
 
 static bool
 servers_equal (const struct far_server *a, const struct far_server *b)
 {
-  return a->size == b->size && a->block == b->block &&
+  return a->size == b->size && a->block == b->block && a->most == b->most &&
     a->read_only == b->read_only && a->flush == b->flush && a->fua == b->fua &&
     a->trim == b->trim && a->zero == b->zero &&
     a->fast_zero == b->fast_zero && a->cache == b->cache &&

@@ -225,6 +225,9 @@ test_end (void)
   CHECK_ERROR (ENOSPC, "far: writing at offset 0x270f");
   CHECK_EQ (storage_resize (s, 10001), -1);
   CHECK_ERROR (ENOSPC, "far: resizing to 10001 bytes");
+  CHECK_EQ (storage_resize (s, 9000), -1); /* nothing would be cut off */
+  CHECK_ERROR (ENOSPC, "far: resizing to 9000 bytes");
+  CHECK_OK (storage_resize (s, 10000));
   CHECK_OK (storage_extent (s, at (10000), 5, &hole, &length));
   CHECK (hole && length == 5);
   CHECK_EQ (atomic_load (&s->size), 10000);
@@ -255,6 +258,47 @@ test_trim_proves_nothing (void)
   CHECK_OK (storage_read (s, buf, sizeof buf, at (0)));
   CHECK (buf[0] == 0 && buf[65535] == 0);
   storage_close (s);
+  far_end (&server);
+}
+
+/* Requests of less than what is read at opening, and written together. */
+static void
+test_small_requests (void)
+{
+  static uint8_t data[2][60000], back[60000];
+  struct iovec iov[2] = { { data[0], 60000 }, { data[1], 60000 } };
+  struct storage_run runs[2] = {
+    { &iov[0], 1, { 0 } }, { &iov[1], 1, { 70000 } },
+  };
+  struct far_nbdkit server;
+  struct storage *s;
+
+  far_start (&server, "--filter=blocksize-policy memory 1M "
+             "blocksize-minimum=1 blocksize-preferred=4096 "
+             "blocksize-maximum=16384 blocksize-error-policy=error");
+  s = open_to_write (&server, defaults);
+  memset (data[0], 1, sizeof data[0]);
+  memset (data[1], 2, sizeof data[1]);
+  CHECK_OK (storage_write_many (s, runs, 2));
+  CHECK_OK (storage_read (s, back, sizeof back, at (0)));
+  CHECK (memcmp (back, data[0], sizeof back) == 0);
+  CHECK_OK (storage_read (s, back, sizeof back, at (70000)));
+  CHECK (memcmp (back, data[1], sizeof back) == 0);
+  storage_close (s);
+  far_end (&server);
+}
+
+/* Blocks that the end of the device cuts off can't be asked for. */
+static void
+test_part_of_a_block (void)
+{
+  struct far_nbdkit server;
+
+  far_start (&server, "--filter=blocksize-policy memory 1000001 "
+             "blocksize-minimum=512 blocksize-preferred=4096 "
+             "blocksize-error-policy=error");
+  CHECK (storage_nbd_open (server.uri, &defaults, "far") == NULL);
+  CHECK_ERROR (EINVAL, "not whole blocks of 512");
   far_end (&server);
 }
 
@@ -721,6 +765,8 @@ main (void)
   test_servers ();
   test_end ();
   test_trim_proves_nothing ();
+  test_small_requests ();
+  test_part_of_a_block ();
   test_no_server ();
   test_no_flush ();
   test_lost_reading ();
