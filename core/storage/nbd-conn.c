@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -127,6 +128,7 @@ conn_open (const char *uri, const struct nbd_options *options,
   }
   pthread_mutex_init (&c->lock, NULL);
   c->patience = UINT64_C (1000) * options->timeout;
+  c->fd = -1;
   c->wake = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (c->wake == -1)
     error_set (errno, "%s: making an eventfd: %s", name, strerror (errno));
@@ -137,6 +139,12 @@ conn_open (const char *uri, const struct nbd_options *options,
   if (c->nbd == NULL ||
       connect_to (c->nbd, uri, seconds, name) == -1 ||
       ask_server (c->nbd, &c->server, name) == -1) {
+    conn_close (c);
+    return NULL;
+  }
+  c->fd = fcntl (nbd_aio_get_fd (c->nbd), F_DUPFD_CLOEXEC, 0);
+  if (c->fd == -1) {
+    error_set (errno, "%s: connecting: %s", name, strerror (errno));
     conn_close (c);
     return NULL;
   }
@@ -152,6 +160,8 @@ conn_close (struct conn *c)
       (void) nbd_aio_disconnect (c->nbd, 0);
     nbd_close (c->nbd);
   }
+  if (c->fd != -1)
+    close (c->fd);
   if (c->wake != -1)
     close (c->wake);
   pthread_mutex_destroy (&c->lock);
@@ -324,11 +334,8 @@ patience_left (struct conn *c, uint64_t now)
 static void
 give_up (struct conn *c)
 {
-  const int fd = nbd_aio_get_fd (c->nbd);
-
   c->timed_out = true;
-  if (fd != -1)
-    (void) shutdown (fd, SHUT_RDWR);
+  (void) shutdown (c->fd, SHUT_RDWR);
 }
 
 /* Something happened to the socket: only libnbd knows what to do. */
@@ -380,9 +387,11 @@ poll_once (struct conn *c)
     (void) !read (c->wake, &value, sizeof value);
   if (fds[0].revents == 0)
     return;
-  pthread_mutex_lock (&c->lock);
-  c->heard = milliseconds ();
-  pthread_mutex_unlock (&c->lock);
+  if (fds[0].revents & POLLIN) { /* not if something could be sent */
+    pthread_mutex_lock (&c->lock);
+    c->heard = milliseconds ();
+    pthread_mutex_unlock (&c->lock);
+  }
   notify (c, fds[0].revents);
 }
 

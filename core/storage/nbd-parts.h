@@ -73,6 +73,7 @@ struct conn_wait {
 struct conn {
   struct nbd_handle *nbd;
   struct far_server server;
+  int fd;            /* the socket; libnbd may close its own descriptor */
   int wake;          /* an eventfd: the one that polls has to look again */
   uint64_t patience; /* in milliseconds: see nbd_options.timeout */
   unsigned users;    /* pool.lock */

@@ -22,6 +22,15 @@
 
 /* -------------------------------------------------------------- connecting */
 
+static time_t
+seconds_now (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_MONOTONIC, &t);
+  return t.tv_sec;
+}
+
 /* Try several times.  Returns NULL with the error set. */
 static struct conn *
 connect_patiently (const struct pool *p, unsigned retries)
@@ -32,6 +41,27 @@ connect_patiently (const struct pool *p, unsigned retries)
   while ((c = conn_open (p->uri, &p->options, p->options.timeout,
                          p->name)) == NULL && retries-- > 0)
     nanosleep (&second, NULL);
+  return c;
+}
+
+/* The same for no longer than one answer may take: clients wait, and so does
+ * the end of this process.
+ */
+static struct conn *
+connect_in_time (const struct pool *p, unsigned retries)
+{
+  const struct timespec second = { .tv_sec = 1 };
+  const time_t end = seconds_now () + p->options.timeout;
+  time_t now = end - p->options.timeout;
+  struct conn *c;
+
+  while ((c = conn_open (p->uri, &p->options, end - now, p->name)) == NULL &&
+         retries-- > 0) {
+    nanosleep (&second, NULL);
+    now = seconds_now ();
+    if (now >= end)
+      break;
+  }
   return c;
 }
 
@@ -153,6 +183,19 @@ least_used (const struct pool *p)
   return c;
 }
 
+/* One connection more, if it leads to the same (N2), else NULL. */
+static struct conn *
+open_extra (const struct pool *p)
+{
+  struct conn *c = conn_open (p->uri, &p->options, EXTRA_SECONDS, p->name);
+
+  if (c != NULL && compare_start (p, c) == -1) {
+    conn_close (c);
+    c = NULL;
+  }
+  return c;
+}
+
 /* A connection more, while others are in use.  Without it they have to do.
  * lock held, and released meanwhile.
  */
@@ -163,11 +206,7 @@ add_connection (struct pool *p)
 
   p->connecting = true;
   pthread_mutex_unlock (&p->lock);
-  c = conn_open (p->uri, &p->options, EXTRA_SECONDS, p->name);
-  if (c != NULL && !servers_equal (&p->server, &c->server)) {
-    conn_close (c);
-    c = NULL;
-  }
+  c = open_extra (p);
   pthread_mutex_lock (&p->lock);
   p->connecting = false;
   if (c != NULL)
@@ -188,7 +227,7 @@ connect_again (struct pool *p)
 
   p->connecting = true;
   pthread_mutex_unlock (&p->lock);
-  c = connect_patiently (p, p->options.retries);
+  c = connect_in_time (p, p->options.retries);
   if (c != NULL && compare_start (p, c) == -1) {
     err = errno;
     conn_close (c);
@@ -238,6 +277,18 @@ enter (struct pool *p)
   return c;
 }
 
+/* Whether it may still be handed out.  lock held. */
+static bool
+is_in_pool (const struct pool *p, const struct conn *c)
+{
+  unsigned i;
+
+  for (i = 0; i < p->nr; ++i)
+    if (p->conn[i] == c)
+      return true;
+  return false;
+}
+
 /* Nobody is to use a lost connection any more.  lock held. */
 static void
 drop (struct pool *p, const struct conn *c)
@@ -263,7 +314,8 @@ leave (struct pool *p, struct conn *c)
   if (lost)
     drop (p, c);
   c->users--;
-  last = lost && c->users == 0;
+  /* Another thread may have found it lost, and this one not yet. */
+  last = c->users == 0 && !is_in_pool (p, c);
   pthread_mutex_unlock (&p->lock);
   if (last)
     conn_close (c);
@@ -357,8 +409,7 @@ connect_extra (void *opaque)
 {
   struct extra *e = opaque;
 
-  e->conn = conn_open (e->pool->uri, &e->pool->options, EXTRA_SECONDS,
-                       e->pool->name);
+  e->conn = open_extra (e->pool);
   return NULL;
 }
 
@@ -367,7 +418,7 @@ keep_extra (struct pool *p, struct conn *c)
 {
   if (c == NULL)
     return;
-  if (p->nr == 0 || p->nr == p->max || !servers_equal (&p->server, &c->server))
+  if (p->nr == 0 || p->nr == p->max)
     conn_close (c);
   else
     p->conn[p->nr++] = c;
