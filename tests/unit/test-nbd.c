@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -466,6 +467,31 @@ test_silence (void)
   far_end (&server);
 }
 
+/* Connecting again takes one timeout in all, whatever the retries. */
+static void
+test_silence_again (void)
+{
+  const struct nbd_options options = { .timeout = 2, .retries = 1000 };
+  struct timespec before, after;
+  struct far_nbdkit server;
+  struct storage *s;
+  uint8_t buf[512];
+
+  far_start (&server, "pattern 1M");
+  s = storage_nbd_open (server.uri, &options, "far");
+  CHECK (s != NULL);
+  far_kill (&server);
+  far_start_again (&server, "pattern 1M");
+  far_stop (&server);
+  clock_gettime (CLOCK_MONOTONIC, &before);
+  CHECK_EQ (storage_read (s, buf, sizeof buf, at (131072)), -1);
+  clock_gettime (CLOCK_MONOTONIC, &after);
+  CHECK (after.tv_sec - before.tv_sec < 20); /* of a busy machine */
+  far_go_on (&server);
+  storage_close (s);
+  far_end (&server);
+}
+
 /* ------------------------------------------------- servers that misbehave */
 
 #define ODD_SIZE (UINT64_C (1) << 20)
@@ -774,6 +800,7 @@ main (void)
   test_lost_writing ("--filter=multi-conn memory 1M multi-conn-mode=disable");
   test_changed_before ();
   test_silence ();
+  test_silence_again ();
   test_short_answers ();
   test_worst_error ();
   test_threads ("memory 1M", 4, false);
