@@ -116,7 +116,7 @@ extern void conn_cache (struct conn *c, uint64_t offset, uint64_t count);
  *  N1  Once the pool is made writable, no connection is added, and when one is
  *      lost nothing is written, zeroed or flushed any more: what was answered
  *      on it and not flushed may be lost (I10).
- *  N2  Before that, a connection that takes the place of all lost ones must
+ *  N2  A connection that is added, or takes the place of all lost ones, must
  *      lead to what was there before: it has the same size, and begins with
  *      the same bytes.
  */
