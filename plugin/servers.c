@@ -76,23 +76,30 @@ servers_set (const char *key, const char *value)
   return 0;
 }
 
-/* The path of a Unix socket must be absolute: nbdkit changes its directory, and
- * connects again later.
+/* Paths in a URI must be absolute: nbdkit changes its directory, and connects
+ * again later.
  */
 static int
-check_socket (const char *key, const char *value)
+check_paths (const char *key, const char *value)
 {
+  static const char *const names[] = {
+    "socket=", "tls-certificates=", "tls-psk-file=",
+  };
   const char *p = strchr (value, '?');
+  size_t i;
 
-  for (; p != NULL; p = strchr (p, '&')) {
+  for (; p != NULL; p = strpbrk (p, "&;")) {
     p++;
-    if (strncmp (p, "socket=", 7) != 0)
-      continue;
-    p += 7;
-    if (p[0] == '/' || strncasecmp (p, "%2f", 3) == 0)
-      continue;
-    nbdkit_error ("%s=%s: the path of the socket must be absolute", key, value);
-    return -1;
+    for (i = 0; i < sizeof names / sizeof names[0]; ++i) {
+      const size_t length = strlen (names[i]);
+
+      if (strncasecmp (p, names[i], length) != 0 || p[length] == '/' ||
+          strncasecmp (p + length, "%2f", 3) == 0)
+        continue;
+      nbdkit_error ("%s=%s: the path in %.*s must be absolute", key, value,
+                    (int) length, names[i]);
+      return -1;
+    }
   }
   return 0;
 }
@@ -105,7 +112,7 @@ servers_set_uri (const char *key, const char *value, char **uri)
                   "nbd+unix:///export?socket=/path", key, value);
     return -1;
   }
-  if (check_socket (key, value) == -1)
+  if (check_paths (key, value) == -1)
     return -1;
   *uri = strdup (value);
   if (*uri != NULL)

@@ -2,7 +2,9 @@
 
 #include <config.h>
 
+#include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -71,6 +73,15 @@ ask_server (struct nbd_handle *nbd, struct far_server *s, const char *name)
                " bytes, and a request %" PRIi64 " at most", name, block, most);
     return -1;
   }
+  /* A last block that is not whole could not be read. */
+  if (s->size % s->block != 0) {
+    error_set (EINVAL, "%s: the server says that it has %" PRIu64 " bytes, "
+               "which are not whole blocks of %" PRIu32, name, s->size,
+               s->block);
+    return -1;
+  }
+  /* Requests are whole blocks. */
+  s->most -= s->most % s->block;
   return 0;
 }
 
@@ -117,6 +128,7 @@ conn_open (const char *uri, const struct nbd_options *options,
   }
   pthread_mutex_init (&c->lock, NULL);
   c->patience = UINT64_C (1000) * options->timeout;
+  c->fd = -1;
   c->wake = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (c->wake == -1)
     error_set (errno, "%s: making an eventfd: %s", name, strerror (errno));
@@ -127,6 +139,12 @@ conn_open (const char *uri, const struct nbd_options *options,
   if (c->nbd == NULL ||
       connect_to (c->nbd, uri, seconds, name) == -1 ||
       ask_server (c->nbd, &c->server, name) == -1) {
+    conn_close (c);
+    return NULL;
+  }
+  c->fd = fcntl (nbd_aio_get_fd (c->nbd), F_DUPFD_CLOEXEC, 0);
+  if (c->fd == -1) {
+    error_set (errno, "%s: connecting: %s", name, strerror (errno));
     conn_close (c);
     return NULL;
   }
@@ -142,6 +160,8 @@ conn_close (struct conn *c)
       (void) nbd_aio_disconnect (c->nbd, 0);
     nbd_close (c->nbd);
   }
+  if (c->fd != -1)
+    close (c->fd);
   if (c->wake != -1)
     close (c->wake);
   pthread_mutex_destroy (&c->lock);
@@ -163,14 +183,13 @@ answered (void *opaque, int *error)
   struct conn_wait *w = opaque;
   struct conn *c = w->conn;
 
+  (void) error; /* see collect */
   pthread_mutex_lock (&c->lock);
-  if (*error != 0 && w->err == 0)
-    w->err = *error;
   w->left--;
   if (w->left == 0)
     pthread_cond_signal (&w->changed); /* w ends once the lock is free */
   pthread_mutex_unlock (&c->lock);
-  return 1; /* libnbd may forget it */
+  return 0; /* libnbd keeps the result */
 }
 
 static int
@@ -245,25 +264,48 @@ tell_poller (struct conn *c)
     (void) !write (c->wake, &one, sizeof one); /* it can only be full: fine */
 }
 
+/* Note an error of libnbd's.  ENOSPC only stays if there is no other one: after
+ * that, a caller may go on.
+ */
+static void
+note_error (int *err)
+{
+  const int e = nbd_get_errno ();
+
+  if (*err == 0 || *err == ENOSPC)
+    *err = e != 0 ? e : EIO;
+}
+
+/* cookies: what libnbd calls each command; -1: it was not sent. */
 static void
 send_all (struct conn *c, const struct conn_command *commands, unsigned nr,
-          struct conn_wait *w)
+          struct conn_wait *w, int64_t *cookies, int *err)
 {
   unsigned i;
 
   for (i = 0; i < nr; ++i) {
-    int err;
-
-    if (send_command (c, &commands[i], w) != -1)
+    cookies[i] = send_command (c, &commands[i], w);
+    if (cookies[i] != -1)
       continue;
-    err = nbd_get_errno ();
+    note_error (err);
     pthread_mutex_lock (&c->lock);
     w->left--;
-    if (w->err == 0)
-      w->err = err != 0 ? err : EIO;
     pthread_mutex_unlock (&c->lock);
   }
   tell_poller (c);
+}
+
+/* All commands have their answers: have libnbd forget them.  Only here does it
+ * find that a read got fewer bytes than were asked for.
+ */
+static void
+collect (struct conn *c, const int64_t *cookies, unsigned nr, int *err)
+{
+  unsigned i;
+
+  for (i = 0; i < nr; ++i)
+    if (cookies[i] != -1 && nbd_aio_command_completed (c->nbd, cookies[i]) != 1)
+      note_error (err);
 }
 
 /* ----------------------------------------------------------------- waiting */
@@ -292,11 +334,8 @@ patience_left (struct conn *c, uint64_t now)
 static void
 give_up (struct conn *c)
 {
-  const int fd = nbd_aio_get_fd (c->nbd);
-
   c->timed_out = true;
-  if (fd != -1)
-    (void) shutdown (fd, SHUT_RDWR);
+  (void) shutdown (c->fd, SHUT_RDWR);
 }
 
 /* Something happened to the socket: only libnbd knows what to do. */
@@ -348,9 +387,11 @@ poll_once (struct conn *c)
     (void) !read (c->wake, &value, sizeof value);
   if (fds[0].revents == 0)
     return;
-  pthread_mutex_lock (&c->lock);
-  c->heard = milliseconds ();
-  pthread_mutex_unlock (&c->lock);
+  if (fds[0].revents & POLLIN) { /* not if something could be sent */
+    pthread_mutex_lock (&c->lock);
+    c->heard = milliseconds ();
+    pthread_mutex_unlock (&c->lock);
+  }
   notify (c, fds[0].revents);
 }
 
@@ -409,9 +450,12 @@ conn_run (struct conn *c, const struct conn_command *commands, unsigned nr)
   struct conn_wait w = {
     .conn = c, .left = nr, .changed = PTHREAD_COND_INITIALIZER,
   };
+  int64_t cookies[CONN_MAX_COMMANDS];
+  int err = 0;
 
+  assert (nr <= CONN_MAX_COMMANDS);
   link_wait (c, &w);
-  send_all (c, commands, nr, &w);
+  send_all (c, commands, nr, &w, cookies, &err);
   pthread_mutex_lock (&c->lock);
   while (w.left > 0) {
     if (c->polled) {
@@ -429,9 +473,10 @@ conn_run (struct conn *c, const struct conn_command *commands, unsigned nr)
     pass_on (c);
   pthread_mutex_unlock (&c->lock);
   pthread_cond_destroy (&w.changed);
-  if (w.err == 0)
+  collect (c, cookies, nr, &err);
+  if (err == 0)
     return 0;
-  errno = c->timed_out ? ETIMEDOUT : w.err;
+  errno = c->timed_out ? ETIMEDOUT : err;
   return -1;
 }
 

@@ -65,7 +65,6 @@ struct conn_command {
 struct conn_wait {
   struct conn *conn;
   unsigned left;    /* commands without an answer; conn.lock */
-  int err;          /* conn.lock; the first that failed; 0: none */
   uint64_t since;   /* when they were sent, in milliseconds */
   pthread_cond_t changed;
   struct conn_wait *prev, *next; /* conn.lock; by since */
@@ -74,6 +73,7 @@ struct conn_wait {
 struct conn {
   struct nbd_handle *nbd;
   struct far_server server;
+  int fd;            /* the socket; libnbd may close its own descriptor */
   int wake;          /* an eventfd: the one that polls has to look again */
   uint64_t patience; /* in milliseconds: see nbd_options.timeout */
   unsigned users;    /* pool.lock */
@@ -99,8 +99,10 @@ extern void conn_close (struct conn *c);
 extern bool conn_is_lost (const struct conn *c);
 
 /* Send these commands together, and wait for all answers.  Returns -1 with
- * errno set if one of them failed.  After that, nothing touches their memory.
+ * errno set if one of them failed: ENOSPC only if none failed otherwise.  After
+ * that, nothing touches their memory.
  */
+#define CONN_MAX_COMMANDS 64
 extern int conn_run (struct conn *c, const struct conn_command *commands,
                      unsigned nr);
 
@@ -114,7 +116,7 @@ extern void conn_cache (struct conn *c, uint64_t offset, uint64_t count);
  *  N1  Once the pool is made writable, no connection is added, and when one is
  *      lost nothing is written, zeroed or flushed any more: what was answered
  *      on it and not flushed may be lost (I10).
- *  N2  Before that, a connection that takes the place of all lost ones must
+ *  N2  A connection that is added, or takes the place of all lost ones, must
  *      lead to what was there before: it has the same size, and begins with
  *      the same bytes.
  */

@@ -22,6 +22,15 @@
 
 /* -------------------------------------------------------------- connecting */
 
+static time_t
+seconds_now (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_MONOTONIC, &t);
+  return t.tv_sec;
+}
+
 /* Try several times.  Returns NULL with the error set. */
 static struct conn *
 connect_patiently (const struct pool *p, unsigned retries)
@@ -35,21 +44,50 @@ connect_patiently (const struct pool *p, unsigned retries)
   return c;
 }
 
+/* The same for no longer than one answer may take: clients wait, and so does
+ * the end of this process.
+ */
+static struct conn *
+connect_in_time (const struct pool *p, unsigned retries)
+{
+  const struct timespec second = { .tv_sec = 1 };
+  const time_t end = seconds_now () + p->options.timeout;
+  time_t now = end - p->options.timeout;
+  struct conn *c;
+
+  while ((c = conn_open (p->uri, &p->options, end - now, p->name)) == NULL &&
+         retries-- > 0) {
+    nanosleep (&second, NULL);
+    now = seconds_now ();
+    if (now >= end)
+      break;
+  }
+  return c;
+}
+
 /* Read the start of what the server has.  Returns -1 with errno set. */
 static int
 read_start (const struct pool *p, struct conn *c, uint8_t *buf)
 {
-  const struct conn_command read = {
-    .kind = CONN_READ, .buf = buf, .count = p->start_bytes,
-  };
+  uint32_t at;
+  int r = 0;
 
-  return p->start_bytes == 0 ? 0 : conn_run (c, &read, 1);
+  for (at = 0; r == 0 && at < p->start_bytes; at += c->server.most) {
+    const uint32_t left = p->start_bytes - at;
+    const struct conn_command read = {
+      .kind = CONN_READ, .buf = buf + at, .offset = at,
+      .count = left < c->server.most ? left : c->server.most,
+    };
+
+    r = conn_run (c, &read, 1);
+  }
+  return r;
 }
 
 static bool
 servers_equal (const struct far_server *a, const struct far_server *b)
 {
-  return a->size == b->size && a->block == b->block &&
+  return a->size == b->size && a->block == b->block && a->most == b->most &&
     a->read_only == b->read_only && a->flush == b->flush && a->fua == b->fua &&
     a->trim == b->trim && a->zero == b->zero &&
     a->fast_zero == b->fast_zero && a->cache == b->cache &&
@@ -145,6 +183,19 @@ least_used (const struct pool *p)
   return c;
 }
 
+/* One connection more, if it leads to the same (N2), else NULL. */
+static struct conn *
+open_extra (const struct pool *p)
+{
+  struct conn *c = conn_open (p->uri, &p->options, EXTRA_SECONDS, p->name);
+
+  if (c != NULL && compare_start (p, c) == -1) {
+    conn_close (c);
+    c = NULL;
+  }
+  return c;
+}
+
 /* A connection more, while others are in use.  Without it they have to do.
  * lock held, and released meanwhile.
  */
@@ -155,11 +206,7 @@ add_connection (struct pool *p)
 
   p->connecting = true;
   pthread_mutex_unlock (&p->lock);
-  c = conn_open (p->uri, &p->options, EXTRA_SECONDS, p->name);
-  if (c != NULL && !servers_equal (&p->server, &c->server)) {
-    conn_close (c);
-    c = NULL;
-  }
+  c = open_extra (p);
   pthread_mutex_lock (&p->lock);
   p->connecting = false;
   if (c != NULL)
@@ -180,7 +227,7 @@ connect_again (struct pool *p)
 
   p->connecting = true;
   pthread_mutex_unlock (&p->lock);
-  c = connect_patiently (p, p->options.retries);
+  c = connect_in_time (p, p->options.retries);
   if (c != NULL && compare_start (p, c) == -1) {
     err = errno;
     conn_close (c);
@@ -230,6 +277,18 @@ enter (struct pool *p)
   return c;
 }
 
+/* Whether it may still be handed out.  lock held. */
+static bool
+is_in_pool (const struct pool *p, const struct conn *c)
+{
+  unsigned i;
+
+  for (i = 0; i < p->nr; ++i)
+    if (p->conn[i] == c)
+      return true;
+  return false;
+}
+
 /* Nobody is to use a lost connection any more.  lock held. */
 static void
 drop (struct pool *p, const struct conn *c)
@@ -255,7 +314,8 @@ leave (struct pool *p, struct conn *c)
   if (lost)
     drop (p, c);
   c->users--;
-  last = lost && c->users == 0;
+  /* Another thread may have found it lost, and this one not yet. */
+  last = c->users == 0 && !is_in_pool (p, c);
   pthread_mutex_unlock (&p->lock);
   if (last)
     conn_close (c);
@@ -349,8 +409,7 @@ connect_extra (void *opaque)
 {
   struct extra *e = opaque;
 
-  e->conn = conn_open (e->pool->uri, &e->pool->options, EXTRA_SECONDS,
-                       e->pool->name);
+  e->conn = open_extra (e->pool);
   return NULL;
 }
 
@@ -359,7 +418,7 @@ keep_extra (struct pool *p, struct conn *c)
 {
   if (c == NULL)
     return;
-  if (p->nr == 0 || p->nr == p->max || !servers_equal (&p->server, &c->server))
+  if (p->nr == 0 || p->nr == p->max)
     conn_close (c);
   else
     p->conn[p->nr++] = c;

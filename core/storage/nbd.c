@@ -22,14 +22,13 @@
 #define MOST_ZEROS (UINT64_C (128) << 20)
 #define MOST_EXTENTS (UINT64_C (1) << 30)
 
+/* So often a server is asked about one range, which it may tell of bit by bit;
+ * then it is not known to be zeros.
+ */
+#define MOST_ANSWERS 64
+
 /* Pieces up to so many bytes are copied and sent as one. */
 #define SMALL_BYTES 65536
-
-/* As many commands are sent together at most. */
-#define MOST_COMMANDS 64
-
-/* With so few writes each is made durable by itself, beside the flush. */
-#define FEW_WRITES 2
 
 struct far {
   struct storage storage;
@@ -163,8 +162,13 @@ find_extent (struct far *f, uint64_t offset, uint64_t count, bool *zero,
     pthread_mutex_unlock (&f->known_lock);
     count = within (f, offset, MOST_EXTENTS); /* for those that follow */
   }
+  count = within (f, offset, count);
   if (count > MOST_EXTENTS)
     count = MOST_EXTENTS;
+  if (count == 0) {
+    errno = EINVAL;
+    return -1;
+  }
   return found ? 0 : ask_extents (f, offset, count, zero, length);
 }
 
@@ -200,12 +204,13 @@ far_hole (struct storage *s, uint64_t offset)
 static unsigned
 command_pieces (const struct far *f, const struct iovec *iov, int nr,
                 uint64_t offset, uint32_t flags,
-                struct conn_command commands[MOST_COMMANDS], uint64_t *bytes)
+                struct conn_command commands[CONN_MAX_COMMANDS],
+                uint64_t *bytes)
 {
   unsigned n = 0;
 
   *bytes = 0;
-  for (; nr > 0 && n < MOST_COMMANDS; ++iov, --nr) {
+  for (; nr > 0 && n < CONN_MAX_COMMANDS; ++iov, --nr) {
     const size_t count = iov->iov_len < f->pool.server.most
       ? iov->iov_len : f->pool.server.most;
 
@@ -265,7 +270,7 @@ static ssize_t
 far_write (struct far *f, const struct iovec *iov, int nr, uint64_t offset,
            uint32_t flags)
 {
-  struct conn_command commands[MOST_COMMANDS];
+  struct conn_command commands[CONN_MAX_COMMANDS];
   const uint64_t count = count_pieces (iov, nr);
   uint64_t bytes;
   unsigned n;
@@ -293,13 +298,40 @@ run_bytes (const struct storage_run *r, uint8_t **copy)
   return p;
 }
 
+/* Write one run after the other, each as often as it takes. */
+static int
+write_each (struct far *f, const struct storage_run *runs, unsigned nr)
+{
+  unsigned i;
+  int k;
+
+  for (i = 0; i < nr; ++i) {
+    uint64_t offset = runs[i].offset.v;
+
+    for (k = 0; k < runs[i].nr; ++k) {
+      struct iovec piece = runs[i].iov[k];
+
+      while (piece.iov_len > 0) {
+        const ssize_t r = far_write (f, &piece, 1, offset, 0);
+
+        if (r == -1)
+          return -1;
+        piece.iov_base = (uint8_t *) piece.iov_base + r;
+        piece.iov_len -= r;
+        offset += r;
+      }
+    }
+  }
+  return 0;
+}
+
 static int
 far_pwrite_many (struct storage *s, const struct storage_run *runs,
                  unsigned nr)
 {
   struct far *f = far_of (s);
   struct conn_command commands[STORAGE_MAX_RUNS];
-  uint64_t bytes = 0;
+  uint64_t bytes = 0, longest = 0;
   uint8_t *buf, *copy;
   unsigned i;
   int r;
@@ -312,9 +344,11 @@ far_pwrite_many (struct storage *s, const struct storage_run *runs,
       errno = ENOSPC;
       return -1;
     }
-    assert (count <= SMALL_BYTES);
     bytes += count;
+    longest = count > longest ? count : longest;
   }
+  if (longest > f->pool.server.most)
+    return write_each (f, runs, nr);
   buf = copy = malloc (bytes);
   if (buf == NULL)
     return -1;
@@ -377,10 +411,12 @@ static bool
 says_zero (struct far *f, uint64_t offset, uint64_t count)
 {
   bool zero = f->pool.server.extents;
+  unsigned answers = 0;
   uint64_t length;
 
   for (; zero && count > 0; offset += length, count -= length) {
-    if (find_extent (f, offset, count, &zero, &length) == -1)
+    if (answers++ == MOST_ANSWERS ||
+        find_extent (f, offset, count, &zero, &length) == -1)
       return false;
     if (length > count)
       length = count;
@@ -439,7 +475,8 @@ far_allocate (struct storage *s, uint64_t offset, uint64_t count)
 static int
 far_resize (struct storage *s, uint64_t size)
 {
-  if (size <= server_of (s)->size)
+  /* Nor is it cut: what is there would pass for zeros when it "grows" again. */
+  if (size == server_of (s)->size)
     return 0;
   errno = ENOSPC;
   return -1;
@@ -565,6 +602,8 @@ choose_far_ops (struct far *f)
   }
   if (!f->pool.server.cache)
     f->ops.prefetch = NULL;
+  if (!f->pool.server.zero && !f->pool.server.trim)
+    f->ops.zero = NULL;
   f->storage.ops = &f->ops;
 }
 

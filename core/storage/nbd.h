@@ -27,7 +27,8 @@ struct nbd_options {
 
   /* A connection that can't be made is tried for again this often, a second
    * later each: when the storage is opened, and after one was lost.  The
-   * latter is done only as long as nothing may have been written.
+   * latter is done only as long as nothing may have been written, and for one
+   * timeout in all.
    */
   unsigned opening_retries;
   unsigned retries;

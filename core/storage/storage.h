@@ -121,7 +121,7 @@ struct storage_ops {
 
   /* Grow, with zeros, or cut off: a cut that fails may have zeroed some of
    * what it was to cut off.  -1 sets errno: ENOSPC if the storage is of a fixed
-   * size and smaller than that.
+   * size, and that is another one.
    */
   int (*resize) (struct storage *, uint64_t size);
 

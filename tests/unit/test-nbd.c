@@ -6,11 +6,16 @@
 
 #include <config.h>
 
+#include <endian.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "far-server.h"
@@ -221,6 +226,9 @@ test_end (void)
   CHECK_ERROR (ENOSPC, "far: writing at offset 0x270f");
   CHECK_EQ (storage_resize (s, 10001), -1);
   CHECK_ERROR (ENOSPC, "far: resizing to 10001 bytes");
+  CHECK_EQ (storage_resize (s, 9000), -1); /* nothing would be cut off */
+  CHECK_ERROR (ENOSPC, "far: resizing to 9000 bytes");
+  CHECK_OK (storage_resize (s, 10000));
   CHECK_OK (storage_extent (s, at (10000), 5, &hole, &length));
   CHECK (hole && length == 5);
   CHECK_EQ (atomic_load (&s->size), 10000);
@@ -251,6 +259,47 @@ test_trim_proves_nothing (void)
   CHECK_OK (storage_read (s, buf, sizeof buf, at (0)));
   CHECK (buf[0] == 0 && buf[65535] == 0);
   storage_close (s);
+  far_end (&server);
+}
+
+/* Requests of less than what is read at opening, and written together. */
+static void
+test_small_requests (void)
+{
+  static uint8_t data[2][60000], back[60000];
+  struct iovec iov[2] = { { data[0], 60000 }, { data[1], 60000 } };
+  struct storage_run runs[2] = {
+    { &iov[0], 1, { 0 } }, { &iov[1], 1, { 70000 } },
+  };
+  struct far_nbdkit server;
+  struct storage *s;
+
+  far_start (&server, "--filter=blocksize-policy memory 1M "
+             "blocksize-minimum=1 blocksize-preferred=4096 "
+             "blocksize-maximum=16384 blocksize-error-policy=error");
+  s = open_to_write (&server, defaults);
+  memset (data[0], 1, sizeof data[0]);
+  memset (data[1], 2, sizeof data[1]);
+  CHECK_OK (storage_write_many (s, runs, 2));
+  CHECK_OK (storage_read (s, back, sizeof back, at (0)));
+  CHECK (memcmp (back, data[0], sizeof back) == 0);
+  CHECK_OK (storage_read (s, back, sizeof back, at (70000)));
+  CHECK (memcmp (back, data[1], sizeof back) == 0);
+  storage_close (s);
+  far_end (&server);
+}
+
+/* Blocks that the end of the device cuts off can't be asked for. */
+static void
+test_part_of_a_block (void)
+{
+  struct far_nbdkit server;
+
+  far_start (&server, "--filter=blocksize-policy memory 1000001 "
+             "blocksize-minimum=512 blocksize-preferred=4096 "
+             "blocksize-error-policy=error");
+  CHECK (storage_nbd_open (server.uri, &defaults, "far") == NULL);
+  CHECK_ERROR (EINVAL, "not whole blocks of 512");
   far_end (&server);
 }
 
@@ -418,6 +467,249 @@ test_silence (void)
   far_end (&server);
 }
 
+/* Connecting again takes one timeout in all, whatever the retries. */
+static void
+test_silence_again (void)
+{
+  const struct nbd_options options = { .timeout = 2, .retries = 1000 };
+  struct timespec before, after;
+  struct far_nbdkit server;
+  struct storage *s;
+  uint8_t buf[512];
+
+  far_start (&server, "pattern 1M");
+  s = storage_nbd_open (server.uri, &options, "far");
+  CHECK (s != NULL);
+  far_kill (&server);
+  far_start_again (&server, "pattern 1M");
+  far_stop (&server);
+  clock_gettime (CLOCK_MONOTONIC, &before);
+  CHECK_EQ (storage_read (s, buf, sizeof buf, at (131072)), -1);
+  clock_gettime (CLOCK_MONOTONIC, &after);
+  CHECK (after.tv_sec - before.tv_sec < 20); /* of a busy machine */
+  far_go_on (&server);
+  storage_close (s);
+  far_end (&server);
+}
+
+/* ------------------------------------------------- servers that misbehave */
+
+#define ODD_SIZE (UINT64_C (1) << 20)
+
+/* A server of zeros, in threads of this process.  From 64 KiB on, reads are
+ * answered with half of the bytes, and writes with EIO; writes before that with
+ * ENOSPC.
+ */
+struct odd_server {
+  char folder[32], sock[48], uri[80];
+  int listener;
+  pthread_t thread;
+};
+
+static bool
+get_all (int fd, void *buf, size_t count)
+{
+  return count == 0 || /* it would wait */
+    recv (fd, buf, count, MSG_WAITALL) == (ssize_t) count;
+}
+
+static void
+put_all (int fd, const void *buf, size_t count)
+{
+  const char *p = buf;
+
+  while (count > 0) {
+    const ssize_t r = send (fd, p, count, MSG_NOSIGNAL);
+
+    if (r <= 0)
+      return;
+    p += r;
+    count -= r;
+  }
+}
+
+static void
+put_option_reply (int fd, uint32_t option, uint32_t type, const void *data,
+                  uint32_t count)
+{
+  const uint64_t magic = htobe64 (UINT64_C (0x3e889045565a9));
+  const uint32_t words[3] = { option, htobe32 (type), htobe32 (count) };
+
+  put_all (fd, &magic, 8);
+  put_all (fd, words, 12);
+  put_all (fd, data, count);
+}
+
+/* Returns false if the client has gone. */
+static bool
+negotiate (int fd)
+{
+  static const char hello[18] = "NBDMAGICIHAVEOPT\0\3"; /* fixed, no zeroes */
+  struct { uint16_t type; uint64_t size; uint16_t flags; }
+    __attribute__ ((__packed__)) info = {
+      0, htobe64 (ODD_SIZE), htobe16 (1 | 4), /* has flags, flush */
+    };
+  uint32_t words[4];
+  char data[4096];
+
+  put_all (fd, hello, sizeof hello);
+  if (!get_all (fd, words, 4))
+    return false;
+  while (get_all (fd, words, 16)) {
+    const uint32_t count = be32toh (words[3]);
+
+    if (count > sizeof data || !get_all (fd, data, count))
+      return false;
+    if (be32toh (words[2]) == 7) /* GO */
+      put_option_reply (fd, words[2], 3, &info, sizeof info);
+    put_option_reply (fd, words[2], 1, NULL, 0); /* no contexts, too */
+    if (be32toh (words[2]) == 7)
+      return true;
+  }
+  return false;
+}
+
+struct request {
+  uint32_t magic;
+  uint16_t flags, type;
+  uint64_t cookie, offset;
+  uint32_t count;
+} __attribute__ ((__packed__));
+
+static void
+put_chunk (int fd, const struct request *q, uint16_t type, const void *data,
+           uint32_t count)
+{
+  struct { uint32_t magic; uint16_t flags, type; uint64_t cookie;
+           uint32_t count; } __attribute__ ((__packed__)) chunk = {
+    htobe32 (0x668e33ef), htobe16 (1), htobe16 (type), q->cookie,
+    htobe32 (count),
+  };
+
+  put_all (fd, &chunk, sizeof chunk);
+  put_all (fd, data, count);
+}
+
+static bool
+answer (int fd)
+{
+  static uint8_t data[ODD_SIZE];
+  static uint8_t chunk[8 + 65536];
+  struct { uint32_t error; uint16_t length; } __attribute__ ((__packed__)) bad;
+  struct request q;
+  uint32_t count;
+  bool behind;
+
+  if (!get_all (fd, &q, sizeof q))
+    return false;
+  count = be32toh (q.count);
+  behind = be64toh (q.offset) >= 65536;
+  switch (be16toh (q.type)) {
+  case 0: /* READ, of at most 64 KiB */
+    memcpy (chunk, &q.offset, 8);
+    put_chunk (fd, &q, 1, chunk, 8 + (behind ? count / 2 : count));
+    return true;
+  case 1: /* WRITE */
+    bad.error = htobe32 (behind ? 5 : 28);
+    bad.length = 0;
+    if (!get_all (fd, data, count))
+      return false;
+    put_chunk (fd, &q, 0x8001, &bad, sizeof bad);
+    return true;
+  default: /* FLUSH, or DISC */
+    put_chunk (fd, &q, 0, NULL, 0);
+    return true;
+  }
+}
+
+/* One client after the other. */
+static void *
+serve_oddly (void *opaque)
+{
+  struct odd_server *o = opaque;
+  int fd;
+
+  while ((fd = accept (o->listener, NULL, NULL)) != -1) {
+    if (negotiate (fd))
+      while (answer (fd))
+        ;
+    close (fd);
+  }
+  return NULL;
+}
+
+static void
+odd_start (struct odd_server *o)
+{
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+  strcpy (o->folder, "/tmp/oddXXXXXX");
+  if (mkdtemp (o->folder) == NULL)
+    abort ();
+  snprintf (o->sock, sizeof o->sock, "%s/s", o->folder);
+  snprintf (o->uri, sizeof o->uri, "nbd+unix:///?socket=%s", o->sock);
+  memcpy (addr.sun_path, o->sock, strlen (o->sock));
+  o->listener = socket (AF_UNIX, SOCK_STREAM, 0);
+  if (bind (o->listener, (struct sockaddr *) &addr, sizeof addr) == -1 ||
+      listen (o->listener, 5) == -1 ||
+      pthread_create (&o->thread, NULL, serve_oddly, o) != 0)
+    abort ();
+}
+
+static void
+odd_end (struct odd_server *o)
+{
+  shutdown (o->listener, SHUT_RDWR);
+  pthread_join (o->thread, NULL);
+  close (o->listener);
+  unlink (o->sock);
+  rmdir (o->folder);
+}
+
+/* What a server did not send is not read. */
+static void
+test_short_answers (void)
+{
+  struct odd_server server;
+  struct storage *s;
+  uint8_t buf[4096];
+
+  odd_start (&server);
+  s = storage_nbd_open (server.uri, &defaults, "far");
+  CHECK (s != NULL);
+  CHECK_OK (storage_read (s, buf, sizeof buf, at (0)));
+  CHECK_EQ (storage_read (s, buf, sizeof buf, at (65536)), -1);
+  CHECK_ERROR (EIO, "reading 4096 bytes at offset 0x10000");
+  storage_close (s);
+  odd_end (&server);
+}
+
+/* Of writes that are sent together: callers may go on after ENOSPC, and must
+ * not after anything else.
+ */
+static void
+test_worst_error (void)
+{
+  static uint8_t data[2][4096];
+  struct iovec iov[2] = { { data[0], 4096 }, { data[1], 4096 } };
+  struct storage_run runs[2] = {
+    { &iov[0], 1, { 0 } }, { &iov[1], 1, { 65536 } },
+  };
+  struct odd_server server;
+  struct storage *s;
+
+  odd_start (&server);
+  s = storage_nbd_open (server.uri, &defaults, "far");
+  CHECK (s != NULL);
+  CHECK_OK (storage_make_writable (s, 0, 0));
+  CHECK_EQ (storage_write (s, data, 4096, at (0)), -1);
+  CHECK_ERROR (ENOSPC, "");
+  CHECK_EQ (storage_write_many (s, runs, 2), -1);
+  CHECK_ERROR (EIO, "");
+  storage_close (s);
+  odd_end (&server);
+}
+
 /* ----------------------------------------------------------------- threads */
 
 struct worker {
@@ -499,6 +791,8 @@ main (void)
   test_servers ();
   test_end ();
   test_trim_proves_nothing ();
+  test_small_requests ();
+  test_part_of_a_block ();
   test_no_server ();
   test_no_flush ();
   test_lost_reading ();
@@ -506,6 +800,9 @@ main (void)
   test_lost_writing ("--filter=multi-conn memory 1M multi-conn-mode=disable");
   test_changed_before ();
   test_silence ();
+  test_silence_again ();
+  test_short_answers ();
+  test_worst_error ();
   test_threads ("memory 1M", 4, false);
   test_threads ("memory 1M", 16, false);
   test_threads ("memory 1M", 1, false);
