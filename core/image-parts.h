@@ -64,8 +64,8 @@ struct image_kind {
   int (*check) (const struct image *im, const struct writer_options *options,
                 bool repaired, enum image_repair mode);
 
-  /* Whether all data is there, which nothing but writing needs.  Returns -1 with
-   * the error set if it is not.  May be NULL.
+  /* Whether all data is there, which nothing but writing needs.  Returns -1
+   * with the error set if it is not.  May be NULL.
    */
   int (*check_data) (const struct image *im);
 

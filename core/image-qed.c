@@ -25,7 +25,7 @@ static int
 qed_opened (struct image *im)
 {
   im->cluster_size = qed_top (im)->header.cluster_size;
-  /* nbdkit takes no more than 32 MiB, and clients' buffers would be as large. */
+  /* nbdkit takes 32 MiB at most, and clients' buffers would be as large. */
   im->preferred_size = im->cluster_size < MAX_PREFERRED ? im->cluster_size
     : MAX_PREFERRED;
   return 0;

@@ -25,7 +25,8 @@ extern int creation_set_compression (enum compression c);
 
 /* All parameters are known: chain's file, backing and backing_format.  If an
  * image is to be made, interpret a relative backing name as relative to the
- * image's directory, as it is recorded; so is that of a data file.  Returns -1 with nbdkit_error called.
+ * image's directory, as it is recorded; so is that of a data file.  Returns -1
+ * with nbdkit_error called.
  */
 extern int creation_complete (struct chain_options *chain);
 

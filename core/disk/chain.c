@@ -170,8 +170,9 @@ check_other_uses (const struct chain *c, const struct storage *s, bool is_data)
   return 0;
 }
 
-/* The permissions that QEMU takes on a file it reads, too.  Of those on an image
- * it denies more than of those on a data file, which it lets others write.
+/* The permissions that QEMU takes on a file it reads, too.  Of those on an
+ * image it denies more than of those on a data file, which it lets others
+ * write.
  */
 static int
 lock (const struct chain *c, struct storage *s, unsigned denies)
@@ -207,8 +208,8 @@ format_recognize (const struct format_ops *const *formats,
   return otherwise;
 }
 
-/* Open the last file of the chain, in a storage that is owned from here on.  The
- * format of the first may be another one, by its magic.
+/* Open the last file of the chain, in a storage that is owned from here on.
+ * The format of the first may be another one, by its magic.
  */
 static int
 add_layer (struct chain *c, struct storage *s, const struct format_ops *format,
@@ -266,9 +267,9 @@ resolve (const char *path, const char *name)
   return r;
 }
 
-/* The path within a name for a data file.  Returns NULL with the error set if it
- * must not be followed.  Unlike that of a backing file, QEMU never records one
- * as json:.
+/* The path within a name for a data file.  Returns NULL with the error set if
+ * it must not be followed.  Unlike that of a backing file, QEMU never records
+ * one as json:.
  */
 static const char *
 data_path (const struct name_gate *g, const struct layer *l)
@@ -294,8 +295,8 @@ data_path (const struct name_gate *g, const struct layer *l)
   return NULL;
 }
 
-/* Open the data file that the last file of the chain names, if it has one.  path
- * is that file's.
+/* Open the data file that the last file of the chain names, if it has one.
+ * path is that file's.
  */
 static int
 follow_data_name (struct chain *c, const struct name_gate *g, const char *path)
@@ -412,8 +413,8 @@ follow_names (struct chain *c, const struct chain_options *options,
   return r;
 }
 
-/* The same for the data file of the last file, which is at this path and was not
- * named by another one.
+/* The same for the data file of the last file, which is at this path and was
+ * not named by another one.
  */
 static int
 follow_data (struct chain *c, const struct chain_options *options,

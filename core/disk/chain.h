@@ -53,12 +53,12 @@ format_recognize (const struct format_ops *const *formats,
                   const struct format_ops *otherwise, struct storage *s);
 
 /* Open an image, of this format unless it is recognized as being of another
- * one, its backing files, and the data files that any of these have, read-only,
- * with the locks that QEMU takes on them, so that no QEMU writes them meanwhile.
- * No file may have two uses.  shared must outlive the chain.  Relative names are
- * relative to the directory of the file that they are in, as it was named.
- * Formats of backing files are never probed.  Returns -1 with the error set,
- * naming the file that it is about.
+ * one, its backing files, and the data files that any of these have,
+ * read-only, with the locks that QEMU takes on them, so that no QEMU writes
+ * them meanwhile. No file may have two uses.  shared must outlive the chain.
+ * Relative names are relative to the directory of the file that they are in,
+ * as it was named. Formats of backing files are never probed.  Returns -1 with
+ * the error set, naming the file that it is about.
  */
 extern int chain_open (struct chain *c, const struct format_ops *format,
                        const struct chain_options *options,

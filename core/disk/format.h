@@ -31,9 +31,9 @@ struct format_ops {
 
   /* A new layer of the file in this storage, which stays the caller's and has
    * this id in the cache.  The header is read and checked.  All of the layer
-   * is set but what lies below it; its data may be in a new storage on that one,
-   * which is the caller's, too, and closed before it.  Returns NULL with the
-   * error set.
+   * is set but what lies below it; its data may be in a new storage on that
+   * one, which is the caller's, too, and closed before it.  Returns NULL with
+   * the error set.
    */
   struct layer *(*open) (struct storage *storage, unsigned id,
                          struct shared *shared);

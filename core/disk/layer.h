@@ -51,9 +51,9 @@ struct layer {
    */
   const char *backing_name, *backing_format;
 
-  /* What it calls the file that its data is in; empty if it doesn't say, NULL if
-   * it has none.  Until format_ops.set_data was told of that file, nothing can
-   * be looked up.
+  /* What it calls the file that its data is in; empty if it doesn't say, NULL
+   * if it has none.  Until format_ops.set_data was told of that file, nothing
+   * can be looked up.
    */
   const char *data_name;
 

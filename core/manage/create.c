@@ -319,8 +319,8 @@ l2_word (const struct creation *c, uint64_t i)
 
   if (!c->h.extended_l2)
     return cluster_offset (c, data + i).v | QCOW2_ENTRY_COPIED;
-  /* No subcluster is allocated: they read as zeros, or as the backing file.  But
-   * what a raw data file has is the disk's.
+  /* No subcluster is allocated: they read as zeros, or as the backing file.
+   * But what a raw data file has is the disk's.
    */
   return i % 2 != 0 ? (c->h.raw_data ? UINT32_MAX : 0)
     : cluster_offset (c, data + i / 2).v | QCOW2_ENTRY_COPIED;

@@ -93,10 +93,10 @@ struct created {
 extern int create_file (const char *path, bool overwrite,
                         const struct create_options *o, struct created *made);
 
-/* Make the external data file of an image that is to be made with these options:
- * a new file at a path, as large as the disk, which reads as zeros; durable on
- * return.  Returns -1 with the error set: EEXIST if there is anything at that
- * path, whatever create_file may do.  Release it as an image.
+/* Make the external data file of an image that is to be made with these
+ * options: a new file at a path, as large as the disk, which reads as zeros;
+ * durable on return.  Returns -1 with the error set: EEXIST if there is
+ * anything at that path, whatever create_file may do.  Release it as an image.
  */
 extern int create_data_file (const char *path, const struct create_options *o,
                              struct created *made);

@@ -11,8 +11,8 @@ is_aligned (const struct entry_format *f, uint64_t offset)
 }
 
 /* The cluster that an entry's first word points to, aligned or not.  A file of
- * data has a first cluster, whose entry tells by COPIED that it is there.  Spec:
- * Standard Cluster Descriptor.
+ * data has a first cluster, whose entry tells by COPIED that it is there.
+ * Spec: Standard Cluster Descriptor.
  */
 static inline struct host_off
 cluster_of (const struct entry_format *f, uint64_t word)

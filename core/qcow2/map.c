@@ -225,8 +225,8 @@ count_empty (const struct map *m, const struct cache_ref *ref,
   return (w - start) >> m->l2_word_bits;
 }
 
-/* Find the run at offset, of whose cluster this is entry i, as far as this slice
- * of nr entries reaches.
+/* Find the run at offset, of whose cluster this is entry i, as far as this
+ * slice of nr entries reaches.
  */
 static void
 scan_slice (const struct map *m, const struct cache_ref *ref,

@@ -335,8 +335,8 @@ settle (struct storage *s, const struct check_report *report)
                              h.autoclear) == -1 ? -1 : storage_flush (s);
 }
 
-/* Tables are about to be changed: bits that are not known here don't hold any more
- * (I8).
+/* Tables are about to be changed: bits that are not known here don't hold any
+ * more (I8).
  */
 static int
 clear_autoclear (struct storage *s)

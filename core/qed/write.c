@@ -307,8 +307,9 @@ write_elsewhere (struct qed_writer *w, const void *data,
   return r;
 }
 
-/* Write durably: its failure sticks, like a flush's, since it may stand for data
- * of other requests; but for a lack of space that a plain write meets as well.
+/* Write durably: its failure sticks, like a flush's, since it may stand for
+ * data of other requests; but for a lack of space that a plain write meets as
+ * well.
  */
 static int
 write_durably (struct qed_writer *w, const void *data, const struct run *run)

@@ -474,8 +474,8 @@ commit (struct qed_writer *w)
   return r;
 }
 
-/* Another thread's flush, of the file's length, may have been told of the failure
- * that this one is about.
+/* Another thread's flush, of the file's length, may have been told of the
+ * failure that this one is about.
  */
 int
 qed_writer_flush (struct qed_writer *w)

@@ -287,7 +287,7 @@ test_given_back (void)
   end ();
 }
 
-/* ------------------------------------------------------- tables to be copied */
+/* ------------------------------------------------------ tables to be copied */
 
 /* Have the L1 entry look as if a snapshot had the table as well. */
 static void
@@ -306,8 +306,8 @@ share_table (void)
   CHECK_OK (writeback_change (&bare.writer->writeback, &ch, NULL));
 }
 
-/* A table is copied as it is now, with changes that are not on the disk yet, and
- * slices that are not in the cache.
+/* A table is copied as it is now, with changes that are not on the disk yet,
+ * and slices that are not in the cache.
  */
 static void
 test_table_copied (void)

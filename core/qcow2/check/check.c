@@ -147,8 +147,8 @@ count_standard (struct table *t, struct host_off place, uint64_t word,
   return check_copied (c, place, word, cluster, chunk, r == 0, t->judged);
 }
 
-/* Data in a file of its own has no refcounts; where it is, and that nothing else
- * refers to it, is known.
+/* Data in a file of its own has no refcounts; where it is, and that nothing
+ * else refers to it, is known.
  */
 static void
 judge_external (struct table *t, struct host_off place, uint64_t word)

@@ -6,11 +6,12 @@
  *
  *  D1  What is mapped stays mapped: zeros are written there, or punched.
  *  D2  What is not mapped is zeros in the data file.
- *  D3  To map a cluster changes nothing, thus: it is zeros, durably, before it is
- *      mapped, and mapped, durably, before anything is written to it.  Writes
- *      in place wait until it is (struct writer, in_turn).
+ *  D3  To map a cluster changes nothing, thus: it is zeros, durably, before it
+ *      is mapped, and mapped, durably, before anything is written to it.
+ *      Writes in place wait until it is (struct writer, in_turn).
  *
- * Mostly all clusters are mapped: as QEMU and manage/create.h make such images.
+ * Mostly all clusters are mapped: as QEMU and manage/create.h make such
+ * images.
  */
 
 #ifndef CORE_QCOW2_WRITE_RAW_DATA_H

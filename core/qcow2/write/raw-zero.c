@@ -8,8 +8,8 @@
 #include "qcow2/write/raw-zero.h"
 #include "qcow2/write/write.h"
 
-/* The run at an offset, of a map that others may change at any time.  Returns -1
- * with the error set.
+/* The run at an offset, of a map that others may change at any time.  Returns
+ * -1 with the error set.
  */
 static int
 look_up (const struct writer *w, uint64_t at, uint64_t end, struct run *run)

@@ -252,9 +252,9 @@ struct fill {
   uint64_t from, to;
 };
 
-/* An external data file need not be larger than the disk, and a block device may
- * not be: what the disk's end cuts off of its last cluster is zeros, in case it
- * grows, as far as the file reaches; and beyond that anyway.
+/* An external data file need not be larger than the disk, and a block device
+ * may not be: what the disk's end cuts off of its last cluster is zeros, in
+ * case it grows, as far as the file reaches; and beyond that anyway.
  */
 static void
 clip_fill (const struct write_step *s, struct fill *f)
