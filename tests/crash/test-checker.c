@@ -62,16 +62,21 @@ struct verdict {
   uint64_t corruptions, leaks, errors;
 };
 
-/* Returns false if qemu-img can't even open it. */
+/* Returns false if qemu-img can't even open it, for which it wants the
+ * passphrase of an encrypted image.
+ */
 static bool
-ask_qemu_img (const char *path, struct verdict *v)
+ask_qemu_img (const char *path, bool encrypted, struct verdict *v)
 {
-  char command[256], text[4096];
+  char command[320], text[4096];
   size_t n;
   FILE *p;
 
   snprintf (command, sizeof command,
-            "qemu-img check -f qcow2 --output=json %s 2>/dev/null", path);
+            "qemu-img check --output=json %s%s 2>/dev/null", encrypted
+            ? "--object secret,id=s,data=secret --image-opts driver=qcow2,"
+              "encrypt.format=aes,encrypt.key-secret=s,file.filename="
+            : "-f qcow2 ", path);
   p = popen (command, "r");
   if (p == NULL)
     abort ();
@@ -108,7 +113,7 @@ compare (const char *image, const uint8_t *bytes, uint64_t size,
   snprintf (path, sizeof path, "%s/image", directory);
   check_image (bytes, size, 0, &r);
   write_file (path, bytes, size);
-  opens = ask_qemu_img (path, &v);
+  opens = ask_qemu_img (path, strstr (image, "-aes") != NULL, &v);
   if (opens != r.opens || (v.corruptions > 0) != (r.corruptions > 0) ||
       (v.errors > 0) != (r.errors > 0) ||
       (opens && v.errors == 0 &&
