@@ -94,6 +94,12 @@ def one(number):
     run("qemu-img", "check", "-f", "qed", "-r", "all", COPY2, ok=False)
     a, b = (verdict(("qemu-img", "check", "-f", "qed", "--output=json", f),
                     what) for f in (COPY, COPY2))
+    if a[1][1] != b[1][1] and b[1][1] > 0:
+        # Something has two uses.  Then QEMU clears entries all the same, though
+        # they may be a guest's data; ours leaves everything as it is.
+        with open(COPY, "rb") as f:
+            check(f.read() == out, what + ": a repair that must not be was")
+        return
     check(a[1][1] == b[1][1], "%s: repaired it has %d errors instead of %d" % (
         what, a[1][1], b[1][1]))
     check(a[1][2] <= b[1][2], what + ": a repair leaves more leaks")
