@@ -310,8 +310,17 @@ check_run (const struct layer *l, bool raw, struct guest_off at,
   return -1;
 }
 
-/* No more runs than entries that the file can have are looked up: tables that
- * have several uses could make them very many.
+/* How many runs the tables of a file of this size can describe, if none of them
+ * has several uses.  An entry with subclusters may be a run for each of those.
+ */
+static uint64_t
+most_runs (const struct header *h, uint64_t bytes)
+{
+  return h->extended_l2 ? bytes / 16 * QCOW2_SUBCLUSTERS : bytes / 8;
+}
+
+/* No more than that are looked up: tables with several uses could make them
+ * very many.
  */
 static int
 qcow2_check_data (const struct image *im)
@@ -320,7 +329,8 @@ qcow2_check_data (const struct image *im)
   const struct map *m = qcow2_map (l);
   const bool raw = image_top (im)->header.raw_data;
   const uint64_t size = atomic_load (&l->data->size);
-  uint64_t left = atomic_load (&l->tables->size) / 8;
+  uint64_t left = most_runs (&image_top (im)->header,
+                             atomic_load (&l->tables->size));
   struct guest_off at = { 0 };
   struct run run;
   int r = 0;

@@ -195,6 +195,39 @@ assert i["data-file-opened"].endswith("i.data"), i' || die "$(cat said)"
 "$tool" map --follow=beneath i.qcow2 > said
 grep -q ' data .* 0x200000 .*i\.data$' said || die "$(cat said)"
 
+# --- A raw file is looked through before it is first written: however many runs
+# subclusters make, it is served; but not with data where zeros should be.
+qemu-img create -q -f qcow2 -o "data_file=many.data,data_file_raw=on" \
+    -o extended_l2=on,preallocation=metadata many.qcow2 256M
+"$PYTHON" - many.qcow2 <<'PY'
+import struct
+import sys
+with open(sys.argv[1], "r+b") as f:
+    h = f.read(104)
+    assert 1 << struct.unpack(">I", h[20:24])[0] == 65536
+    f.seek(struct.unpack(">Q", h[40:48])[0])
+    l2 = struct.unpack(">Q", f.read(8))[0] & 0x00fffffffffffe00
+    for k in range(4096):
+        f.seek(l2 + 16 * k + 8)
+        f.write(struct.pack(">II", 0xaaaaaaaa, 0x55555555))
+PY
+qemu-img check -q -f qcow2 many.qcow2
+cat > poke.sh <<'END'
+"$PYTHON" -c 'import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"x" * 512, 2048)
+h.flush()' "$1"
+END
+"$NBDKIT" -U - "$PLUGIN" many.qcow2 follow=beneath \
+    --run 'bash poke.sh "$uri"' ||
+    die "it is not served for writing"
+test "$(head -c 2049 many.data | tail -c 1)" = x || die "not in the raw file"
+qemu-img check -q -f qcow2 many.qcow2
+printf y | dd of=many.data bs=1 seek=33556480 conv=notrunc 2> /dev/null
+expect_no_connection 'many\.data has data from offset 0x2000[0-9a-f]* on, where zeros' \
+    "$PLUGIN" many.qcow2 follow=beneath
+
 # --- Locks: while it is written others may read the data file, but neither use
 # it as theirs nor resize it; nor is it opened while a QEMU writes it.
 qemu-img create -q -f qcow2 -o data_file=i.data -u other.qcow2 5M 2> said ||
