@@ -2,8 +2,8 @@
 """Images made by qemu-img and filled by qemu-io, over compat x cluster size x
 refcount width x extended L2 x compression x backing, held against what was
 written and against qemu-img's own reading.  Argument: a part of the list,
-as K/N.  Unless QTEST_VOLUME is more than 1, half of the list: nearly every
-two of the choices meet, but not every three."""
+as K/N.  Unless QTEST_VOLUME is more than 1, half of the list: most pairs
+of choices meet, but not every three."""
 
 import os
 import random

@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "qed-image.h"
+
 /* An image whose header is to be accepted. */
 struct qed_input {
   const uint8_t *data; /* just size bytes, so that a sanitizer sees more */
@@ -20,11 +22,7 @@ struct qed_input {
 static inline uint64_t
 qed_input_field (const struct qed_input *in, unsigned at, unsigned bytes)
 {
-  uint64_t v = 0;
-
-  while (bytes-- > 0)
-    v = v << 8 | in->padded[at + bytes];
-  return v;
+  return qed_image_get (in->padded, at, bytes);
 }
 
 /* Write it here and there: qed-writing.c. */
