@@ -19,6 +19,7 @@ import qtest
 import stamps
 from qtest import path, run, check, fail, Server, StartError
 from qcow2make import EXT_DATAFILE, Qcow2, Raw, fill, noise, COMPAT_LAZY
+from qedmade import Qed
 from stamps import Units, Load
 
 ONLY = os.environ.get("QTEST_ONLY")
@@ -38,6 +39,7 @@ class Killed:
         self.seed, self.img, self.args = seed, img, args
         self.rnd = random.Random("kill-" + seed)
         self.units = Units(bytes(img.render()), 512)
+        self.format = getattr(img, "format", "qcow2")
         self.lazy = img.compat & COMPAT_LAZY
         self.serial = 0
         self.comp = any(e.kind == "comp" for t in img.active.values()
@@ -89,7 +91,7 @@ class Killed:
 
     def checked(self):
         file = self.img.path
-        p = run("qemu-img", "check", "-f", "qcow2", file, ok=False)
+        p = run("qemu-img", "check", "-f", self.format, file, ok=False)
         if self.lazy and p.returncode not in (0, 3):
             # The dirty bit says that they are wrong.
             p = run("qemu-img", "check", "-f", "qcow2", "-r", "all", file,
@@ -102,7 +104,7 @@ class Killed:
 
     def compared(self):
         file, out, u = self.img.path, path("k.out"), self.units
-        run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", file, out)
+        run("qemu-img", "convert", "-f", self.format, "-O", "raw", file, out)
         with open(out, "rb") as f:
             got = f.read()
         now = stamps.time.monotonic_ns()
@@ -131,14 +133,15 @@ class Killed:
 
     def end(self):
         """Leaks mended it is clean, and so it stays."""
-        run("qemu-img", "check", "-f", "qcow2", "-r", "all", self.img.path,
-            ok=False)
+        run("qemu-img", "check", "-f", self.format, "-r", "all",
+            self.img.path, ok=False)
         with Server("file=" + self.img.path, *self.args,
                     readonly=False) as srv:
             h = srv.connect()
             h.pwrite(b"the end" + bytes(505), 0)
             h.shutdown()
-        p = run("qemu-img", "check", "-f", "qcow2", self.img.path, ok=False)
+        p = run("qemu-img", "check", "-f", self.format, self.img.path,
+                ok=False)
         check(p.returncode == 0, "%s: at the end: %s" % (
             self.seed, (p.stdout + p.stderr).decode()[-400:]))
 
@@ -207,6 +210,14 @@ def external(file, seed, clusters, cb=16, raw=False, **kw):
                  exts=[(EXT_DATAFILE, data.encode())], **kw).write()
 
 
+def qed(file, seed, clusters, cluster_size=65536, backed=False, **kw):
+    low = None
+    if backed:
+        low = Raw(path("low.raw"),
+                  noise(seed, clusters * cluster_size * 3 // 4))
+    return Qed(file, clusters * cluster_size, cluster_size, backing=low, **kw)
+
+
 EXERCISES = (
     ("data-file", external, ("follow=beneath",), dict(clusters=8)),
     ("data-file-extl2", external, ("follow=beneath",),
@@ -228,6 +239,11 @@ EXERCISES = (
     ("lazy", filled, (), dict(clusters=20, compat=COMPAT_LAZY)),
     ("lazy-small", plain, (), dict(clusters=500, cb=9, compat=COMPAT_LAZY)),
     ("keep", filled, ("discard=keep",), dict(clusters=20)),
+    ("qed", qed, (), dict(clusters=8)),
+    ("qed-small", qed, ("cache-size=64K",),
+     dict(clusters=2000, cluster_size=4096, table_size=2)),
+    ("qed-backing", qed, (), dict(clusters=60, cluster_size=4096,
+                                  backed=True)),
     ("refcounts-of-1-bit", filled, (),
      dict(clusters=40, cb=12, refcount_order=0)),
 )
