@@ -142,7 +142,9 @@ class Killed:
             h.shutdown()
         p = run("qemu-img", "check", "-f", self.format, self.img.path,
                 ok=False)
-        check(p.returncode == 0, "%s: at the end: %s" % (
+        # What leaks in the midst of a QED file nothing can give back.
+        fine = (0, 3) if self.format == "qed" else (0,)
+        check(p.returncode in fine, "%s: at the end: %s" % (
             self.seed, (p.stdout + p.stderr).decode()[-400:]))
 
     def keep(self):
