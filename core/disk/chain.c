@@ -177,17 +177,15 @@ check_other_uses (const struct chain *c, const struct storage *s, bool is_data)
 static int
 lock (const struct chain *c, struct storage *s, unsigned denies)
 {
-  struct storage *made = NULL;
+  const bool made =
+    (c->made != NULL && storage_same (s, c->made)) ||
+    (c->made_data != NULL && storage_same (s, c->made_data));
 
-  if (c->made != NULL && storage_same (s, c->made))
-    made = c->made;
-  else if (c->made_data != NULL && storage_same (s, c->made_data))
-    made = c->made_data;
   if (c->force_share)
     denies = 0;
   storage_set_locking (s, c->locking);
-  return made == NULL ? storage_lock (s, STORAGE_CONSISTENT_READ, denies)
-    : storage_lock_instead (s, made, STORAGE_CONSISTENT_READ, denies);
+  return made ? storage_lock_alone (s, STORAGE_CONSISTENT_READ, denies)
+    : storage_lock (s, STORAGE_CONSISTENT_READ, denies);
 }
 
 static int

@@ -24,8 +24,8 @@ enum locks {
 extern enum locks locks_take (int fd, unsigned uses, unsigned denies,
                               int instead, unsigned instead_denies);
 
-/* Only make it known: nobody can be in the way, since until now another
- * descriptor of this process has held locks that let others hold none.
+/* Only make it known: nobody can be in the way, since another descriptor of
+ * this process has locks that let others have none.
  */
 extern enum locks locks_place (int fd, unsigned uses, unsigned denies);
 

@@ -359,14 +359,9 @@ storage_lock (struct storage *s, unsigned uses, unsigned denies)
 }
 
 int
-storage_lock_instead (struct storage *s, struct storage *other, unsigned uses,
-                      unsigned denies)
+storage_lock_alone (struct storage *s, unsigned uses, unsigned denies)
 {
-  const int r =
-    s->ops->lock == NULL ? 0 : s->ops->lock (s, uses, denies, true);
-
-  storage_unlock (other);
-  return r;
+  return s->ops->lock == NULL ? 0 : s->ops->lock (s, uses, denies, true);
 }
 
 void

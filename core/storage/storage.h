@@ -166,12 +166,11 @@ extern void storage_set_locking (struct storage *s,
  */
 extern int storage_lock (struct storage *s, unsigned uses, unsigned denies);
 
-/* The same, instead of another storage of the same bytes, which holds locks
- * that let no other process use them.  It gives these up, and at no moment is
- * there none.
+/* The same, while another storage of this process has locks on the same bytes
+ * that let no other process use them.
  */
-extern int storage_lock_instead (struct storage *s, struct storage *other,
-                                 unsigned uses, unsigned denies);
+extern int storage_lock_alone (struct storage *s, unsigned uses,
+                               unsigned denies);
 
 /* Give these locks up. */
 extern void storage_unlock (struct storage *s);
