@@ -229,6 +229,63 @@ test_autoclear (void)
   build_free (&b);
 }
 
+/* Where an image has the directory of its bitmaps. */
+static uint64_t
+bitmap_directory (const struct made *m)
+{
+  uint64_t at;
+
+  for (at = get_be32 (m->bytes + 100);
+       get_be32 (m->bytes + at) != QCOW2_EXT_BITMAPS; at += 8)
+    at += (get_be32 (m->bytes + at + 4) + 7) & -8;
+  return get (m->bytes, at + 24);
+}
+
+/* Where the first L1 entry is that leads to a table. */
+static uint64_t
+first_l1_entry (const struct made *m)
+{
+  uint64_t at = get (m->bytes, 40);
+
+  while (get (m->bytes, at) == 0)
+    at += 8;
+  return at;
+}
+
+#define BITMAP_FLAGS 12 /* in an entry of the directory */
+
+/* A repair that changes what the guest sees marks those that should follow as
+ * in use: a backup by them would lack that change.
+ */
+static void
+test_bitmaps_marked (bool changes)
+{
+  struct repair_report r;
+  struct memory_disk d;
+  struct storage *s;
+  uint64_t directory, at;
+  struct made m;
+
+  CHECK (made_image (&m, "v3-c4k-r32-snap2-bitmap"));
+  directory = bitmap_directory (&m);
+  put_be32 (m.bytes + directory + BITMAP_FLAGS, 2); /* enabled */
+  at = first_l1_entry (&m);
+  if (!changes) /* COPIED is wrong */
+    put (m.bytes, at, get (m.bytes, at) ^ UINT64_C (1) << 63);
+  else /* the table can't be used any more */
+    put (m.bytes, at, get (m.bytes, at) + 512);
+  memory_disk_init (&d, m.bytes, m.size);
+  s = memory_disk_open (&d, "test", NULL);
+  CHECK_OK (repair_storage (s, REPAIR_ALL, &quiet, &r));
+  CHECK (r.before.corruptions > 0);
+  CHECK_EQ (get (d.data, 88), QCOW2_AUTOCLEAR_BITMAPS);
+  CHECK_EQ (get_be32 (d.data + directory + BITMAP_FLAGS), changes ? 3 : 2);
+  CHECK (is_clean (d.data, d.size));
+  storage_close (s);
+  memory_disk_free (&d);
+  made_free (&m);
+}
+
 /* Bitmaps that can't be read are given up, and their clusters freed. */
 static void
 test_bitmaps (void)
@@ -241,10 +298,7 @@ test_bitmaps (void)
 
   CHECK (made_image (&m, "v3-c4k-r32-snap2-bitmap"));
   CHECK_EQ (get (m.bytes, 88), QCOW2_AUTOCLEAR_BITMAPS);
-  for (at = get_be32 (m.bytes + 100);
-       get_be32 (m.bytes + at) != QCOW2_EXT_BITMAPS; at += 8)
-    at += (get_be32 (m.bytes + at + 4) + 7) & -8;
-  at = get (m.bytes, at + 24);
+  at = bitmap_directory (&m);
   put (m.bytes, at, get (m.bytes, at) + 512); /* of the first bitmap's table */
   memory_disk_init (&d, m.bytes, m.size);
   s = memory_disk_open (&d, "test", NULL);
@@ -510,6 +564,8 @@ main (void)
   test_shared ();
   test_autoclear ();
   test_bitmaps ();
+  test_bitmaps_marked (false);
+  test_bitmaps_marked (true);
   test_fixed_size ();
   test_full ();
   test_failing (false);

@@ -47,6 +47,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "qcow2/bitmaps.h"
 #include "qcow2/check/check.h"
 #include "qcow2/check/repair-entries.h"
 #include "qcow2/check/repair-l1.h"
@@ -79,18 +80,43 @@ write_features (struct storage *s, const struct header *h)
   return storage_flush (s);
 }
 
+/* Whether the guest may see other data after the repair: refcounts and COPIED
+ * flags are nothing to it.
+ */
+static bool
+changes_disk (const struct check_report *before)
+{
+  return before->l1_cut ||
+    before->corruptions > before->found[CHECK_REFCOUNT] +
+                          before->found[CHECK_COPIED];
+}
+
 static int
 clear_autoclear (struct repair *r, const struct check_report *before)
 {
   struct header *h = &r->c.h;
   uint64_t keep = QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_RAW_DATA_FILE;
 
-  if (before->bitmaps_damaged)
+  /* What has another use as well is not written, not even to be marked. */
+  if (before->bitmaps_damaged ||
+      (changes_disk (before) && before->found[CHECK_OVERLAP] > 0))
     keep &= ~QCOW2_AUTOCLEAR_BITMAPS;
   if ((h->autoclear & ~keep) == 0)
     return 0;
   h->autoclear &= keep;
   return write_features (r->c.storage, h);
+}
+
+/* Bitmaps that record changes would not know of the repair's, and a backup by
+ * them would lack those: nobody is to trust them any more.
+ */
+static int
+mark_bitmaps (struct repair *r, const struct check_report *before)
+{
+  bool written;
+
+  return !changes_disk (before) ? 0
+    : bitmaps_mark_in_use (r->c.storage, &r->c.h, &written);
 }
 
 static int
@@ -110,6 +136,7 @@ static int
 run_steps (struct repair *r, struct repair_report *report)
 {
   if (clear_autoclear (r, &report->before) == -1 ||
+      mark_bitmaps (r, &report->before) == -1 ||
       repair_survey (r) == -1 ||
       repair_fix_entries (r) == -1 || repair_flush (r) == -1)
     return -1;
