@@ -31,7 +31,10 @@
  * libFuzzer counts, and this storage, make that two and four.  Beyond, by the
  * byte.
  */
-#if __has_feature (address_sanitizer)
+#ifndef __has_feature
+#define __has_feature(feature) 0
+#endif
+#if __has_feature (address_sanitizer) || defined __SANITIZE_ADDRESS__
 #define LEAST_SECONDS 4.0
 #else
 #define LEAST_SECONDS 2.0
