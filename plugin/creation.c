@@ -380,7 +380,7 @@ creation_keep_when_forked (void)
 
   if (err == 0)
     return 0;
-  nbdkit_error ("%s", strerror (err));
+  nbdkit_error ("create=: pthread_atfork: %s", strerror (err));
   return -1;
 }
 

@@ -203,10 +203,10 @@ def nothing_is_free(path):
 
 def names():
     return [few_refcount_blocks, many_refcount_blocks, colliding,
-            far_apart_blind, far_apart_all, far_apart_within, bitmaps_of_one_table,
-            snapshots_of_one_table, snapshots_that_overlap,
-            snapshots_side_by_side, tables_in_holes, tables_with_one_entry,
-            one_refcount_block, nothing_is_free]
+            far_apart_blind, far_apart_all, far_apart_within,
+            bitmaps_of_one_table, snapshots_of_one_table,
+            snapshots_that_overlap, snapshots_side_by_side, tables_in_holes,
+            tables_with_one_entry, one_refcount_block, nothing_is_free]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """QED images by qemu-img, with what the tests of writing ask of an image."""
 
+from qcow2make import Raw, noise
 from qtest import run
 
 
@@ -27,3 +28,11 @@ class Qed:
                 low = f.read(self.size)
             content[:len(low)] = low
         return content
+
+
+def make(file, seed, clusters, cluster_size=65536, backed=False, **kw):
+    """backed: the first three quarters of the disk are a backing file's."""
+    size, low = clusters * cluster_size, None
+    if backed:
+        low = Raw(file + ".low", noise(seed, size * 3 // 4))
+    return Qed(file, size, cluster_size, backing=low, **kw)

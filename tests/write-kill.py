@@ -15,11 +15,11 @@ import time
 
 import nbd
 
+import qedmade
 import qtest
 import stamps
 from qtest import path, run, check, fail, Server, StartError
 from qcow2make import EXT_DATAFILE, Qcow2, Raw, fill, noise, COMPAT_LAZY
-from qedmade import Qed
 from stamps import Units, Load
 
 ONLY = os.environ.get("QTEST_ONLY")
@@ -212,14 +212,6 @@ def external(file, seed, clusters, cb=16, raw=False, **kw):
                  exts=[(EXT_DATAFILE, data.encode())], **kw).write()
 
 
-def qed(file, seed, clusters, cluster_size=65536, backed=False, **kw):
-    low = None
-    if backed:
-        low = Raw(path("low.raw"),
-                  noise(seed, clusters * cluster_size * 3 // 4))
-    return Qed(file, clusters * cluster_size, cluster_size, backing=low, **kw)
-
-
 EXERCISES = (
     ("data-file", external, ("follow=beneath",), dict(clusters=8)),
     ("data-file-extl2", external, ("follow=beneath",),
@@ -241,10 +233,10 @@ EXERCISES = (
     ("lazy", filled, (), dict(clusters=20, compat=COMPAT_LAZY)),
     ("lazy-small", plain, (), dict(clusters=500, cb=9, compat=COMPAT_LAZY)),
     ("keep", filled, ("discard=keep",), dict(clusters=20)),
-    ("qed", qed, (), dict(clusters=8)),
-    ("qed-small", qed, ("cache-size=64K",),
+    ("qed", qedmade.make, (), dict(clusters=8)),
+    ("qed-small", qedmade.make, ("cache-size=64K",),
      dict(clusters=2000, cluster_size=4096, table_size=2)),
-    ("qed-backing", qed, (), dict(clusters=60, cluster_size=4096,
+    ("qed-backing", qedmade.make, (), dict(clusters=60, cluster_size=4096,
                                   backed=True)),
     ("refcounts-of-1-bit", filled, (),
      dict(clusters=40, cb=12, refcount_order=0)),

@@ -15,11 +15,11 @@ import threading
 import time
 
 import nbd
+import qedmade
 import qtest
 import stamps
 from qtest import path, run, check, equal, fail, Server, StartError
 from qcow2make import EXT_DATAFILE, Qcow2, Raw, fill, noise
-from qedmade import Qed
 from stamps import Units, Load
 
 ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))
@@ -76,13 +76,8 @@ def snapped(name, clusters, cb=16, **kw):
     return img.write()
 
 
-def qed(name, clusters, cluster_size=65536, backed=False, **kw):
-    low = None
-    if backed:
-        low = Raw(path("low-" + name),
-                  noise(name, clusters * cluster_size * 3 // 4))
-    return Qed(path(name), clusters * cluster_size, cluster_size, backing=low,
-               **kw)
+def qed(name, clusters, **kw):
+    return qedmade.make(path(name), name, clusters, **kw)
 
 
 def check_image(name, img, content):

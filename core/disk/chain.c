@@ -50,10 +50,10 @@ check_place (const struct name_gate *g, const struct layer *l,
   return -1;
 }
 
-/* The format of file's backing file is not known; above is how many backing
- * files stand above that one.  Formats are given from the top down, since a layer counts
- * whether it records one or not: else a chain in which somebody records a
- * format would suddenly have others taken for what they aren't.
+/* The format of a file's backing file is not known; above is how many backing
+ * files are above that one.  Formats are given from the top down, and a layer
+ * counts whether it records one or not: else a chain in which somebody records
+ * a format would suddenly have others taken for what they aren't.
  */
 static void
 no_format (const char *file, unsigned above)

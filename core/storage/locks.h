@@ -32,7 +32,4 @@ extern enum locks locks_place (int fd, unsigned uses, unsigned denies);
 /* Deny these again, after another descriptor has failed to take its place. */
 extern void locks_deny (int fd, unsigned denies);
 
-/* Give all up. */
-extern void locks_drop (int fd);
-
 #endif /* CORE_STORAGE_LOCKS_H */

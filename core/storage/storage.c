@@ -364,13 +364,6 @@ storage_lock_alone (struct storage *s, unsigned uses, unsigned denies)
   return s->ops->lock == NULL ? 0 : s->ops->lock (s, uses, denies, true);
 }
 
-void
-storage_unlock (struct storage *s)
-{
-  if (s->ops->unlock != NULL)
-    s->ops->unlock (s);
-}
-
 int
 storage_make_writable (struct storage *s, unsigned uses, unsigned denies)
 {

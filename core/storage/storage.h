@@ -136,7 +136,6 @@ struct storage_ops {
   void (*set_locking) (struct storage *, enum storage_locking);
   int (*lock) (struct storage *, unsigned uses, unsigned denies,
                bool alone); /* nobody else can hold any: don't look for them */
-  void (*unlock) (struct storage *);
   int (*make_writable) (struct storage *, unsigned uses, unsigned denies);
   int (*check_writable) (const struct storage *);
 
@@ -171,9 +170,6 @@ extern int storage_lock (struct storage *s, unsigned uses, unsigned denies);
  */
 extern int storage_lock_alone (struct storage *s, unsigned uses,
                                unsigned denies);
-
-/* Give these locks up. */
-extern void storage_unlock (struct storage *s);
 
 /* Open a storage that was opened for reading once more, for writing: the same
  * file, which must still be under the same path, with locks as by storage_lock

@@ -254,11 +254,19 @@ first_l1_entry (const struct made *m)
 
 #define BITMAP_FLAGS 12 /* in an entry of the directory */
 
+enum bitmap_damage {
+  WRONG_FLAG, /* COPIED: the guest does not see it */
+  LOST_TABLE,
+  TWO_USES,   /* the L2 table is the refcount table, too */
+};
+
 /* A repair that changes what the guest sees marks those that should follow as
- * in use: a backup by them would lack that change.
+ * in use: a backup by them would lack that change.  Where something has two
+ * uses, nothing is written to what it may be: all bitmaps are given up.
  */
 static void
-test_bitmaps_marked (bool changes)
+test_bitmaps_marked (enum bitmap_damage damage, uint32_t flags, uint32_t then,
+                     uint64_t autoclear)
 {
   struct repair_report r;
   struct memory_disk d;
@@ -268,19 +276,24 @@ test_bitmaps_marked (bool changes)
 
   CHECK (made_image (&m, "v3-c4k-r32-snap2-bitmap"));
   directory = bitmap_directory (&m);
-  put_be32 (m.bytes + directory + BITMAP_FLAGS, 2); /* enabled */
+  put_be32 (m.bytes + directory + BITMAP_FLAGS, flags);
   at = first_l1_entry (&m);
-  if (!changes) /* COPIED is wrong */
+  if (damage == WRONG_FLAG)
     put (m.bytes, at, get (m.bytes, at) ^ UINT64_C (1) << 63);
-  else /* the table can't be used any more */
+  else if (damage == LOST_TABLE)
     put (m.bytes, at, get (m.bytes, at) + 512);
+  else
+    put (m.bytes, at, get (m.bytes, 48));
   memory_disk_init (&d, m.bytes, m.size);
   s = memory_disk_open (&d, "test", NULL);
   CHECK_OK (repair_storage (s, REPAIR_ALL, &quiet, &r));
   CHECK (r.before.corruptions > 0);
-  CHECK_EQ (get (d.data, 88), QCOW2_AUTOCLEAR_BITMAPS);
-  CHECK_EQ (get_be32 (d.data + directory + BITMAP_FLAGS), changes ? 3 : 2);
-  CHECK (is_clean (d.data, d.size));
+  CHECK_EQ (r.before.found[CHECK_REFCOUNT] > 0, damage == TWO_USES);
+  CHECK_EQ (get (d.data, 88), autoclear);
+  if (autoclear != 0)
+    CHECK_EQ (get_be32 (d.data + directory + BITMAP_FLAGS), then);
+  if (damage != TWO_USES)
+    CHECK (is_clean (d.data, d.size));
   storage_close (s);
   memory_disk_free (&d);
   made_free (&m);
@@ -564,8 +577,10 @@ main (void)
   test_shared ();
   test_autoclear ();
   test_bitmaps ();
-  test_bitmaps_marked (false);
-  test_bitmaps_marked (true);
+  test_bitmaps_marked (WRONG_FLAG, 2, 2, QCOW2_AUTOCLEAR_BITMAPS);
+  test_bitmaps_marked (LOST_TABLE, 2, 3, QCOW2_AUTOCLEAR_BITMAPS);
+  test_bitmaps_marked (LOST_TABLE, 0, 0, QCOW2_AUTOCLEAR_BITMAPS);
+  test_bitmaps_marked (TWO_USES, 2, 0, 0);
   test_fixed_size ();
   test_full ();
   test_failing (false);

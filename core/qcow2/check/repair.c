@@ -44,6 +44,7 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <stdlib.h>
 
 #include "base/error.h"
@@ -91,15 +92,47 @@ changes_disk (const struct check_report *before)
                           before->found[CHECK_COPIED];
 }
 
+/* Whether a cluster has two uses: overlaps are only told of those whose
+ * refcounts agree.
+ */
+static bool
+may_be_shared (const struct check_report *before)
+{
+  return before->found[CHECK_OVERLAP] > 0 ||
+    before->found[CHECK_REFCOUNT] > 0 || before->found[CHECK_OVERFLOW] > 0;
+}
+
+/* Whether no bitmap is kept: they are damaged, or have to be marked, and may be
+ * in clusters that have another use as well, where nothing is written.
+ */
+static int
+must_give_up_bitmaps (const struct repair *r, const struct check_report *before,
+                      bool *give_up)
+{
+  bool any;
+
+  *give_up = before->bitmaps_damaged;
+  if (*give_up || !changes_disk (before))
+    return 0;
+  if (bitmaps_must_follow (r->c.storage, &r->c.h, &any) == 0)
+    *give_up = any && may_be_shared (before);
+  else if (error_errno () == EINVAL)
+    *give_up = true;
+  else
+    return -1;
+  return 0;
+}
+
 static int
 clear_autoclear (struct repair *r, const struct check_report *before)
 {
   struct header *h = &r->c.h;
   uint64_t keep = QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+  bool give_up;
 
-  /* What has another use as well is not written, not even to be marked. */
-  if (before->bitmaps_damaged ||
-      (changes_disk (before) && before->found[CHECK_OVERLAP] > 0))
+  if (must_give_up_bitmaps (r, before, &give_up) == -1)
+    return -1;
+  if (give_up)
     keep &= ~QCOW2_AUTOCLEAR_BITMAPS;
   if ((h->autoclear & ~keep) == 0)
     return 0;
@@ -136,8 +169,7 @@ static int
 run_steps (struct repair *r, struct repair_report *report)
 {
   if (clear_autoclear (r, &report->before) == -1 ||
-      mark_bitmaps (r, &report->before) == -1 ||
-      repair_survey (r) == -1 ||
+      repair_survey (r) == -1 || mark_bitmaps (r, &report->before) == -1 ||
       repair_fix_entries (r) == -1 || repair_flush (r) == -1)
     return -1;
   report->why_not = r->nr_shared > 0 ? not_written : NULL;
