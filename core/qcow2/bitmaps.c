@@ -11,6 +11,7 @@
 
 /* Spec: Bitmap directory: the fixed part of an entry. */
 #define ENTRY_BYTES 24
+#define FIELD_TABLE_SIZE 8
 #define FIELD_FLAGS 12
 #define FIELD_GRANULARITY 17
 #define FIELD_NAME_SIZE 18
@@ -20,6 +21,7 @@
 
 /* QEMU's limit. */
 #define MAX_BITMAPS 65535
+#define MAX_TABLE_BYTES (UINT64_C (8) << 20) /* with the smallest clusters */
 
 /* Iterates over the entries, which are small and so are read together. */
 struct cursor {
@@ -121,6 +123,25 @@ bitmaps_must_follow (struct storage *s, const struct header *h, bool *any)
     return -1;
   while ((r = next (&c)) == 1)
     *any |= must_follow (&c);
+  return r;
+}
+
+int
+bitmaps_check_tables (struct storage *s, const struct header *h)
+{
+  struct cursor c;
+  int r;
+
+  if (start (&c, s, h) == -1)
+    return -1;
+  while ((r = next (&c)) == 1) {
+    const struct host_off table = { get_be64 (c.entry) };
+    const uint32_t nr = get_be32 (c.entry + FIELD_TABLE_SIZE);
+
+    if (header_check_table (s->name, h, s->size, "bitmap table", c.place.v,
+                            table, nr, 8, MAX_TABLE_BYTES) == -1)
+      return -1;
+  }
   return r;
 }
 
