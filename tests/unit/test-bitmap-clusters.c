@@ -93,11 +93,11 @@ open_image (struct builder *b, uint64_t more)
 
 /* Of 16 bits, all in one block. */
 static uint8_t *
-refcount_place (const struct builder *b, uint64_t host)
+refcount_place (uint8_t *data, uint64_t host)
 {
-  const uint64_t table = get_be64 (b->data + 48);
+  const uint64_t table = get_be64 (data + 48);
 
-  return b->data + get_be64 (b->data + table) + host / CLUSTER * 2;
+  return data + get_be64 (data + table) + host / CLUSTER * 2;
 }
 
 /* It is read, but not written. */
@@ -183,7 +183,7 @@ test_refcount_zero (void)
 
       m = build_image (&b, 1, flags[f]);
       build_finish (&b);
-      put_be16 (refcount_place (&b, i == 0 ? m.directory : i == 1 ? m.table
+      put_be16 (refcount_place (b.data, i == 0 ? m.directory : i == 1 ? m.table
                                 : m.bits[i - 2]), 0);
       check_refused (&b, 0, EIO, why);
       CHECK_HAS (error_message (), "refcount");
@@ -213,6 +213,90 @@ check_data_over_bits (bool write)
   (void) image_close (im);
   CHECK (memcmp (before, disk.data + m.bits[1], CLUSTER) == 0);
   memory_disk_free (&disk);
+}
+
+/* So many entries of the disk that are not COPIED lead to what a bitmap has:
+ * they are replaced, by writes that go elsewhere or by trims, and the bitmap
+ * stays.
+ */
+static void
+check_shared_with_data (uint64_t host, unsigned entries, unsigned refcount,
+                        bool write)
+{
+  uint8_t before[CLUSTER];
+  struct builder b;
+  struct image *im;
+  struct made m;
+  unsigned i;
+
+  m = build_image (&b, 1, 0);
+  build_finish (&b);
+  for (i = 0; i < entries; ++i) {
+    uint8_t *entry = b.data + m.l2 + 8 * i;
+
+    put_be16 (refcount_place (b.data, get_be64 (entry) & 0xfffffe00), 0);
+    put_be64 (entry, host);
+  }
+  put_be16 (refcount_place (b.data, host), refcount);
+  memcpy (before, b.data + host, CLUSTER);
+  im = open_image (&b, 0);
+  CHECK_OK (image_make_writable (im, &careful));
+  for (i = 0; i < entries; ++i)
+    CHECK_OK (write ? image_write (im, "x", 1, AT (i * CLUSTER), 0)
+              : image_trim (im, CLUSTER, AT (i * CLUSTER), 0));
+  CHECK_OK (image_flush (im));
+  CHECK_OK (image_close (im));
+  CHECK (memcmp (before, disk.data + host, CLUSTER) == 0);
+  CHECK_EQ (get_be16 (refcount_place (disk.data, host)), 1);
+  CHECK_EQ (get_be64 (disk.data + 72), 0); /* it is not marked */
+  image_check_clean ("shared", disk.data, disk.size);
+  memory_disk_free (&disk);
+}
+
+/* It would be free, and still a bitmap's. */
+static void
+check_last_reference (uint64_t host, bool write)
+{
+  uint8_t before[CLUSTER];
+  struct builder b;
+  struct image *im;
+  struct made m;
+
+  m = build_image (&b, 1, 0);
+  build_finish (&b);
+  put_be64 (b.data + m.l2, host);
+  memcpy (before, b.data + host, CLUSTER);
+  im = open_image (&b, 0);
+  CHECK_OK (image_make_writable (im, &careful));
+  CHECK_EQ (write ? image_write (im, "x", 1, AT (0), 0)
+            : image_trim (im, CLUSTER, AT (0), 0), (uint64_t) -1);
+  CHECK_ERROR (EIO, "refcount");
+  CHECK_HAS (error_message (), "bitmap");
+  CHECK_OK (image_write (im, "x", 1, AT (CLUSTER), 0)); /* the rest goes on */
+  CHECK_OK (image_flush (im));
+  CHECK_OK (image_close (im));
+  CHECK (memcmp (before, disk.data + host, CLUSTER) == 0);
+  CHECK_EQ (get_be16 (refcount_place (disk.data, host)), 1);
+  CHECK_EQ (get_be64 (disk.data + 72), 0);
+  memory_disk_free (&disk);
+}
+
+static void
+test_shared_with_data (void)
+{
+  struct builder b;
+  const struct made m = build_image (&b, 1, 0);
+  const uint64_t host[] = { m.directory, m.table, m.bits[0], m.bits[1] };
+  unsigned i;
+
+  build_free (&b);
+  for (i = 0; i < 8; ++i) {
+    check_shared_with_data (host[i / 2], 1, 2, i % 2);
+    check_shared_with_data (host[i / 2], 5, 6, i % 2);
+    /* Trimmed one after the other, before either is given up. */
+    check_shared_with_data (host[i / 2], 2, 2, false);
+    check_last_reference (host[i / 2], i % 2);
+  }
 }
 
 /* Other metadata is where a bitmap is. */
@@ -275,7 +359,7 @@ test_cut_off (void)
 
   m = build_image (&b, 1, 0);
   build_finish (&b);
-  put_be16 (refcount_place (&b, b.size), 1);
+  put_be16 (refcount_place (b.data, b.size), 1);
   put_be64 (b.data + m.directory, b.size);
   im = open_image (&b, 32); /* as other writers leave it */
   CHECK_OK (image_make_writable (im, &careful));
@@ -400,6 +484,7 @@ main (void)
   test_refcount_zero ();
   check_data_over_bits (true);
   check_data_over_bits (false);
+  test_shared_with_data ();
   test_overlaps ();
   test_cut_off ();
   test_malformed ();

@@ -194,13 +194,6 @@ bitmap_clusters_add (struct storage *s, const struct header *h,
   return r;
 }
 
-static bool
-is_of_bitmaps (enum metadata kind)
-{
-  return kind == METADATA_BITMAPS || kind == METADATA_BITMAP_TABLE ||
-    kind == METADATA_BITS;
-}
-
 int
 bitmap_clusters_check (struct alloc *a, const struct overlap *o)
 {
@@ -210,7 +203,7 @@ bitmap_clusters_check (struct alloc *a, const struct overlap *o)
     const struct overlap_range *r = &o->range[i];
     struct host_off free;
 
-    if (!is_of_bitmaps (r->kind))
+    if (!overlap_is_bitmap (r->kind))
       continue;
     if (alloc_find_free (a, (struct host_off) { r->start }, r->end - r->start,
                          &free) == -1)
