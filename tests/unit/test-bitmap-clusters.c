@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/advice.h"
 #include "base/bytes.h"
 #include "build.h"
 #include "check.h"
@@ -321,6 +322,103 @@ test_overlaps (void)
   }
 }
 
+/* Make the image writable, which a repair has made sound. */
+static void
+check_repaired (struct image *im, bool kept)
+{
+  char said[1000];
+
+  CHECK_OK (image_repair (im, IMAGE_REPAIR_ALL, said, sizeof said));
+  CHECK_EQ (get_be64 (disk.data + 88), kept ? QCOW2_AUTOCLEAR_BITMAPS : 0);
+  image_check_clean ("repaired", disk.data, disk.size);
+  CHECK_OK (image_make_writable (im, &careful));
+  change_all (im);
+  CHECK_OK (image_close (im));
+  image_check_clean ("written", disk.data, disk.size);
+  memory_disk_free (&disk);
+}
+
+/* Let the bitmap and something else have a cluster, one of ten ways.  Returns
+ * which.
+ */
+static uint64_t
+share_cluster (struct builder *b, const struct made *m, unsigned way)
+{
+  const uint64_t refcounts = get_be64 (b->data + 48);
+  const uint64_t other[] = {
+    b->l1_offset, m->l2 & -CLUSTER, refcounts, get_be64 (b->data + refcounts),
+    m->directory, m->table, m->data, m->bits[0],
+  };
+
+  switch (way) {
+  case 8: /* an entry that is not COPIED */
+    put_be64 (b->data + m->l2, m->bits[0]);
+    return m->bits[0];
+  case 9: /* a second bitmap with the same table */
+    memcpy (b->data + m->directory + 24, b->data + m->directory, 24);
+    put_be32 (b->data + EXTENSION + 8, 2);
+    put_be64 (b->data + EXTENSION + 16, 48);
+    return m->table;
+  default:
+    put_be64 (b->data + m->table + 16, other[way]);
+    return other[way];
+  }
+}
+
+/* Bitmaps in clusters that have another use are given up by a repair: it is not
+ * known what is in there.  The refcount is right, or was never raised.
+ */
+static void
+test_given_up (void)
+{
+  unsigned i;
+
+  for (i = 0; i < 20; ++i) {
+    struct builder b;
+    const struct made m = build_image (&b, 1, i % 2 ? IN_USE : 0);
+    uint64_t shared;
+
+    build_finish (&b);
+    shared = share_cluster (&b, &m, i / 2);
+    if (i % 2)
+      put_be16 (refcount_place (b.data, shared), 2);
+    check_repaired (open_image (&b, 0), false);
+  }
+}
+
+/* They are kept if refcounts are all that is wrong. */
+static void
+test_not_given_up (void)
+{
+  struct builder b;
+  struct made m = build_image (&b, 1, 0);
+
+  build_finish (&b);
+  put_be16 (refcount_place (b.data, m.bits[0]), 0);
+  put_be16 (refcount_place (b.data, m.table), 2);
+  check_repaired (open_image (&b, 0), true);
+}
+
+/* Or if the double use is none of theirs, which stays. */
+static void
+test_not_theirs (void)
+{
+  char said[1000];
+  struct builder b;
+  struct image *im;
+  struct made m = build_image (&b, 1, 0);
+
+  build_finish (&b);
+  put_be64 (b.data + m.l2, m.l2 & -CLUSTER);
+  im = open_image (&b, 0);
+  CHECK_EQ (image_repair (im, IMAGE_REPAIR_ALL, said, sizeof said),
+            (uint64_t) -1);
+  CHECK_ERROR (EIO, "used as something else as well");
+  CHECK_EQ (get_be64 (disk.data + 88), QCOW2_AUTOCLEAR_BITMAPS);
+  CHECK_OK (image_close (im));
+  memory_disk_free (&disk);
+}
+
 /* What the file's end cuts off would seem to be clean once the file grows. */
 static void
 test_cut_off (void)
@@ -469,13 +567,20 @@ test_scattered (void)
   CHECK_OK (add_scattered (64, 8, &o));
   CHECK_EQ (add_scattered (63, 1, &o), (uint64_t) -1);
   CHECK_ERROR (ENOTSUP, "more than 63 places");
+  CHECK_HAS (error_message (), "only be read");
   CHECK_EQ (add_scattered (31, 1, &o), (uint64_t) -1);
   CHECK_ERROR (ENOTSUP, "more than 31 places");
 }
 
+static const char *const words[ADVICE_NR] = {
+  [ADVICE_REPAIR] = "repair it",
+  [ADVICE_READ_ONLY] = "only be read",
+};
+
 int
 main (void)
 {
+  advice_choose (words);
   check_time_limit (100);
   test_kept (1, 0);
   test_kept (1, IN_USE);
@@ -486,6 +591,9 @@ main (void)
   check_data_over_bits (false);
   test_shared_with_data ();
   test_overlaps ();
+  test_given_up ();
+  test_not_given_up ();
+  test_not_theirs ();
   test_cut_off ();
   test_malformed ();
   test_reads_fail ();
