@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "creation.h"
 #include "manage/create.h"
+#include "passphrase.h"
 #include "values.h"
 
 static struct create_options options = CREATE_DEFAULTS;
@@ -384,39 +385,44 @@ creation_keep_when_forked (void)
   return -1;
 }
 
-/* Check the backing file before anything is overwritten.  The size of its disk
- * is the default for the new one.
+/* Open what the image will lie on, before anything is made or overwritten.  The
+ * size of that disk is the default for the new one.
  */
-static int
-look_at_backing (const struct chain_options *chain)
+static struct image *
+open_below (const struct image_options *o)
 {
-  uint64_t size;
+  struct image *below = image_open_below (o);
 
-  if (image_backing_size (chain, &size) == -1) {
+  if (below == NULL)
     nbdkit_error ("%s", error_message ());
-    return -1;
+  else if (passphrases_check (below, o->chain.file) == -1) {
+    (void) image_close (below);
+    return NULL;
   }
-  if (!has_size)
-    options.size = size;
-  return 0;
+  else if (!has_size)
+    options.size = image_size_below (below);
+  return below;
 }
 
 int
-creation_run (struct chain_options *chain)
+creation_run (struct image_options *o, struct image **below)
 {
+  *below = NULL;
   if (!wanted)
     return 0;
-  if (options.backing != NULL && look_at_backing (chain) == -1)
+  *below = open_below (o);
+  if (*below == NULL)
     return -1;
-  options.locking = chain->locking;
+  options.locking = o->chain.locking;
   if ((data_file != NULL &&
        create_data_file (data_file, &options, &made_data) == -1) ||
-      create_file (chain->file, overwrite, &options, &made) == -1) {
+      create_file (o->chain.file, overwrite, &options, &made) == -1) {
     nbdkit_error ("%s", error_message ());
+    (void) image_close (*below);
     return -1;
   }
-  chain->made = made.storage;
-  chain->made_data = made_data.storage;
+  o->chain.made = made.storage;
+  o->chain.made_data = made_data.storage;
   return 0;
 }
 

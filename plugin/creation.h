@@ -31,11 +31,12 @@ extern int creation_set_compression (enum compression c);
 extern int creation_complete (struct chain_options *chain,
                               const struct passphrases *given);
 
-/* Make the image, if one is to be made, and set chain->made until
- * creation_keep.  If nbdkit fails to start after that, the image is removed.
- * Returns -1 with nbdkit_error called.
+/* Make the image, if one is to be made: then *below is what it lies on, for
+ * image_open_made, and made in o->chain is set until creation_keep.  If nbdkit
+ * fails to start after that, the image is removed.  *below is NULL if there was
+ * none to be made.  Returns -1 with nbdkit_error called.
  */
-extern int creation_run (struct chain_options *chain);
+extern int creation_run (struct image_options *o, struct image **below);
 
 /* The image is open: keep it when nbdkit forks, which is when it has started.
  * Not before, since a library may fork a process of its own while it opens
