@@ -30,7 +30,9 @@ static char *backing;  /* its path, if that is another */
 static char *recorded_data; /* the same of the data file */
 static char *data_file;
 
-/* The new image, until nbdkit has started; removed if it exits before that. */
+/* The new image, and what it has replaced, until nbdkit has started.  If it
+ * exits before that the one is removed, and the other has its name again.
+ */
 static struct created made = CREATED_NOTHING;
 static struct created made_data = CREATED_NOTHING; /* its data file */
 
@@ -386,7 +388,7 @@ creation_keep_when_forked (void)
 }
 
 /* Open what the image will lie on, before anything is made or overwritten.  The
- * size of that disk is the default for the new one.
+ * size of that disk is the new one's default.
  */
 static struct image *
 open_below (const struct image_options *o)

@@ -33,8 +33,9 @@ extern int creation_complete (struct chain_options *chain,
 
 /* Make the image, if one is to be made: then *below is what it lies on, for
  * image_open_made, and made in o->chain is set until creation_keep.  If nbdkit
- * fails to start after that, the image is removed.  *below is NULL if there was
- * none to be made.  Returns -1 with nbdkit_error called.
+ * fails to start after that, the image is removed, and what it has replaced is
+ * there again.  *below is NULL if there was none to be made.  Returns -1 with
+ * nbdkit_error called.
  */
 extern int creation_run (struct image_options *o, struct image **below);
 
@@ -44,7 +45,9 @@ extern int creation_run (struct image_options *o, struct image **below);
  */
 extern int creation_keep_when_forked (void);
 
-/* nbdkit has started: keep the image, and release it. */
+/* nbdkit has started: keep the image, and release it; what it has replaced is
+ * removed.
+ */
 extern void creation_keep (void);
 
 extern void creation_free (void);

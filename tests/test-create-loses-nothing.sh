@@ -76,3 +76,23 @@ parameters="$on=plain.qcow2"
 qemu_holds plain.qcow2
 kept 'plain.qcow2: another process is writing it'
 qemu_lets_go
+
+# --- What comes after the new image is complete, be it of nbdkit or a filter.
+parameters='size=3M'
+kept '' -U /nowhere/at/all
+kept '' --filter=log logfile=/nowhere/at/all
+kept '' --tls=require --tls-certificates=/nowhere
+mkdir ../links
+ln -s ../in/old.qcow2 ../links/link
+fingerprint old.qcow2 > ../before
+! "$NBDKIT" -f -U /nowhere/at/all "$PLUGIN" ../links/link create=overwrite \
+    size=3M 2>/dev/null || die 'it was served'
+sha256sum --quiet -c <(head -1 ../before)
+test -L ../links/link
+test "$(ls -A ../links)" = link
+
+# --- Once nbdkit has started nothing is left of it.
+"$NBDKIT" -U - "$PLUGIN" old.qcow2 create=overwrite size=3M --run true
+check_clean old.qcow2
+qemu-img info old.qcow2 | grep -q 'virtual size: 3 MiB'
+ls -A | cmp - ../files || die "files: $(ls -A)"

@@ -189,41 +189,6 @@ name_file (int dir, const char *temporary, const char *path,
   return system_error (path, "naming the new image");
 }
 
-/* The image is complete: name it, replacing the old file, or where there must
- * be none.
- */
-static int
-give_name (const struct created *c, const char *temporary,
-           const struct storage *old, const char *path,
-           enum storage_locking locking)
-{
-  const int r = old != NULL ? rename_over (old, c->dir, temporary, path)
-    : name_file (c->dir, temporary, path, locking);
-
-  /* Others may have swapped the file while it had its temporary name. */
-  if (r == 0 && !has_name (c->storage, c->dir, c->name)) {
-    error_set (EEXIST, "%s: it was replaced by another file while it was made",
-               path);
-    return -1;
-  }
-  return r;
-}
-
-/* ------------------------------------------------------------------ making */
-
-/* Give a file the owner, group and mode of the one that it replaces.  If it
- * can't be given away it stays ours, and our group gets no access.
- */
-static int
-make_alike (int fd, const struct stat *old)
-{
-  mode_t mode = old->st_mode & 0777;
-
-  if (fchown (fd, old->st_uid, old->st_gid) == -1)
-    mode &= ~S_IRWXG;
-  return fchmod (fd, mode);
-}
-
 static uint32_t
 random_number (void)
 {
@@ -249,6 +214,166 @@ temporary_name (const char *path)
                 random_number ()) == -1)
     return NULL;
   return name;
+}
+
+/* ------------------------------------------------------------ the old file */
+
+static int
+replaced_meanwhile (const char *path)
+{
+  error_set (EEXIST, "%s: it was replaced by another file meanwhile", path);
+  return -1;
+}
+
+/* The old file and the new one change names.  Nothing is lost should the names
+ * belong to others' files by then: they change back.
+ */
+static int
+exchange (struct created *c, char **temporary, const char *path)
+{
+  if (!has_name (c->old, c->dir, c->name))
+    return replaced_meanwhile (path);
+  if (renameat2 (c->dir, *temporary, c->dir, c->name, RENAME_EXCHANGE) == -1)
+    return system_error (path, "naming the new image");
+  if (has_name (c->old, c->dir, *temporary) &&
+      has_name (c->storage, c->dir, c->name)) {
+    c->old_name = *temporary;
+    *temporary = NULL;
+    return 0;
+  }
+  renameat2 (c->dir, *temporary, c->dir, c->name, RENAME_EXCHANGE);
+  return replaced_meanwhile (path);
+}
+
+/* The old file has another name as well, before the new one takes its own. */
+static int
+link_and_replace (struct created *c, const char *temporary, const char *path)
+{
+  char *other = temporary_name (path);
+
+  if (other == NULL || linkat (c->dir, c->name, c->dir, other, 0) == -1) {
+    system_error (path, "keeping the old file");
+    free (other);
+    return -1;
+  }
+  if (has_name (c->old, c->dir, other) &&
+      rename_over (c->old, c->dir, temporary, path) == 0) {
+    c->old_name = other;
+    return 0;
+  }
+  if (!has_name (c->old, c->dir, other))
+    replaced_meanwhile (path);
+  unlinkat (c->dir, other, 0); /* which is ours alone, whatever it leads to */
+  free (other);
+  return -1;
+}
+
+/* Rename to what nothing was seen to have as its name; errno is set. */
+static int
+rename_to_free (int dir, const char *from, const char *to)
+{
+  if (renameat2 (dir, from, dir, to, RENAME_NOREPLACE) == 0)
+    return 0;
+  return is_missing (errno) ? renameat (dir, from, dir, to) : -1;
+}
+
+/* The old file has another name instead.  For a moment there is nothing at the
+ * path.
+ */
+static int
+move_and_replace (struct created *c, const char *temporary, const char *path,
+                  enum storage_locking locking)
+{
+  char *other = temporary_name (path);
+  struct stat st;
+
+  if (other == NULL || fstatat (c->dir, other, &st, AT_SYMLINK_NOFOLLOW) == 0)
+    error_set (EEXIST, "%s: keeping the old file: no name for it", path);
+  else if (rename_to_free (c->dir, c->name, other) == -1)
+    system_error (path, "keeping the old file");
+  else if (!has_name (c->old, c->dir, other)) {
+    rename_to_free (c->dir, other, c->name);
+    replaced_meanwhile (path);
+  }
+  else {
+    c->old_name = other;
+    return sync_directory (path, c->dir) == -1 ? -1
+      : name_file (c->dir, temporary, path, locking);
+  }
+  free (other);
+  return -1;
+}
+
+/* Have the new file the old one's name, and that one another, by which it is
+ * there until nbdkit has started: in the first of three ways that works.  When
+ * this is cut off, both are there.  exFAT has only the last of them.
+ */
+static int
+replace_old (struct created *c, char **temporary, const char *path,
+             enum storage_locking locking)
+{
+  int r = exchange (c, temporary, path);
+
+  if (r == -1 && is_missing (error_errno ()))
+    r = link_and_replace (c, *temporary, path);
+  if (r == -1 && (is_missing (error_errno ()) || error_errno () == EMLINK))
+    r = move_and_replace (c, *temporary, path, locking);
+  return r;
+}
+
+/* Give the old file its name again.  What belongs to others is left alone. */
+static void
+put_back (struct created *c)
+{
+  struct stat st;
+  int r = -1;
+
+  if (has_name (c->old, c->dir, c->old_name)) {
+    if (has_name (c->storage, c->dir, c->name))
+      r = renameat (c->dir, c->old_name, c->dir, c->name);
+    else if (fstatat (c->dir, c->name, &st, AT_SYMLINK_NOFOLLOW) == -1)
+      r = rename_to_free (c->dir, c->old_name, c->name);
+    if (r == -1)
+      note_message ("%s: what was there before is %s now, in the same "
+                    "directory", c->storage->name, c->old_name);
+    (void) fsync (c->dir);
+  }
+  free (c->old_name);
+  c->old_name = NULL;
+}
+
+/* The image is complete: name it, replacing the old file, or where there must
+ * be none.
+ */
+static int
+give_name (struct created *c, char **temporary, const char *path,
+           enum storage_locking locking)
+{
+  const int r = c->old != NULL ? replace_old (c, temporary, path, locking)
+    : name_file (c->dir, *temporary, path, locking);
+
+  /* Others may have swapped the file while it had its temporary name. */
+  if (r == 0 && !has_name (c->storage, c->dir, c->name)) {
+    error_set (EEXIST, "%s: it was replaced by another file while it was made",
+               path);
+    return -1;
+  }
+  return r;
+}
+
+/* ------------------------------------------------------------------ making */
+
+/* Give a file the owner, group and mode of the one that it replaces.  If it
+ * can't be given away it stays ours, and our group gets no access.
+ */
+static int
+make_alike (int fd, const struct stat *old)
+{
+  mode_t mode = old->st_mode & 0777;
+
+  if (fchown (fd, old->st_uid, old->st_gid) == -1)
+    mode &= ~S_IRWXG;
+  return fchmod (fd, mode);
 }
 
 /* How many names to try if they are taken. */
@@ -283,39 +408,36 @@ make_temporary (int dir, const char *path, const struct stat *old, char **name)
 }
 
 static int
-fill_and_name (struct created *c, const char *temporary,
-               const struct storage *old, const char *path,
+fill_and_name (struct created *c, char **temporary, const char *path,
                const struct create_options *o)
 {
   storage_set_locking (c->storage, o->locking);
   if (storage_lock (c->storage, ALL, ALL) == -1 ||
       create_image (c->storage, o) == -1)
     return -1;
-  return give_name (c, temporary, old, path, o->locking);
+  return give_name (c, temporary, path, o->locking);
 }
 
-/* old and old_stat: the file to be replaced, or NULL. */
+/* old: of c->old, the file to be replaced, or NULL. */
 static int
-make_complete (struct created *c, const struct storage *old,
-               const struct stat *old_stat, const char *path,
+make_complete (struct created *c, const struct stat *old, const char *path,
                const struct create_options *o)
 {
   char *temporary = NULL;
   int fd, r;
 
-  fd = make_temporary (c->dir, path, old_stat, &temporary);
+  fd = make_temporary (c->dir, path, old, &temporary);
   if (fd != -1)
     c->storage = adopt (fd, c->dir, temporary, path);
-  r = c->storage == NULL ? -1 : fill_and_name (c, temporary, old, path, o);
-  if (r == -1 && c->storage != NULL)
+  r = c->storage == NULL ? -1 : fill_and_name (c, &temporary, path, o);
+  if (r == -1 && c->storage != NULL && temporary != NULL)
     remove_name (c->storage, c->dir, temporary);
   free (temporary);
   return r;
 }
 
 static int
-make_file (struct created *c, const struct storage *old,
-           const struct stat *old_stat, const char *path,
+make_file (struct created *c, const struct stat *old, const char *path,
            const struct create_options *o)
 {
   c->dir = open_directory (path);
@@ -324,13 +446,9 @@ make_file (struct created *c, const struct storage *old,
   c->name = strdup (base_name (path));
   if (c->name == NULL)
     return system_error (path, "making a file next to it");
-  if (make_complete (c, old, old_stat, path, o) == -1)
+  if (make_complete (c, old, path, o) == -1)
     return -1;
-  if (sync_directory (path, c->dir) == 0)
-    return 0;
-  if (old == NULL)
-    remove_name (c->storage, c->dir, c->name);
-  return -1;
+  return sync_directory (path, c->dir);
 }
 
 /* Something exists at path, and may be overwritten. */
@@ -340,23 +458,23 @@ overwrite_it (struct created *c, const char *path, const struct stat *st,
 {
   struct storage *old = open_alone (path, o);
   char *real; /* keep a symbolic link: replace what it leads to */
-  int r = -1;
+  int r;
 
   if (old == NULL)
     return -1;
-  if (!storage_file_is (old, st))
-    error_set (EEXIST, "%s: it was replaced by another file meanwhile", path);
-  else if (S_ISBLK (st->st_mode)) {
+  if (!storage_file_is (old, st)) {
+    storage_close (old);
+    return replaced_meanwhile (path);
+  }
+  if (S_ISBLK (st->st_mode)) {
     c->storage = old;
     return create_image (old, o);
   }
-  else {
-    real = realpath (path, NULL);
-    r = real == NULL ? system_error (path, "finding it")
-      : make_file (c, old, st, real, o);
-    free (real);
-  }
-  storage_close (old);
+  c->old = old;
+  real = realpath (path, NULL);
+  r = real == NULL ? system_error (path, "finding it")
+    : make_file (c, st, real, o);
+  free (real);
   return r;
 }
 
@@ -373,7 +491,7 @@ create_or_overwrite (struct created *c, const char *path, bool overwrite,
       error_set (EEXIST, "%s: a symbolic link that leads nowhere", path);
       return -1;
     }
-    return make_file (c, NULL, NULL, path, o);
+    return make_file (c, NULL, path, o);
   }
   if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode))
     error_set (EINVAL, "%s: neither a regular file nor a block device", path);
@@ -392,7 +510,7 @@ create_file (const char *path, bool overwrite, const struct create_options *o,
   *made = (struct created) CREATED_NOTHING;
   if (create_or_overwrite (made, path, overwrite, o) == 0)
     return 0;
-  create_release (made);
+  create_undo (made);
   return -1;
 }
 
@@ -460,6 +578,10 @@ create_data_file (const char *path, const struct create_options *o,
 void
 create_release (struct created *made)
 {
+  if (made->old_name != NULL)
+    remove_name (made->old, made->dir, made->old_name);
+  storage_close (made->old);
+  free (made->old_name);
   storage_close (made->storage);
   free (made->name);
   if (made->dir != -1)
@@ -470,7 +592,9 @@ create_release (struct created *made)
 void
 create_undo (struct created *made)
 {
-  if (made->name != NULL)
+  if (made->old_name != NULL)
+    put_back (made);
+  else if (made->name != NULL && made->storage != NULL)
     remove_name (made->storage, made->dir, made->name);
   create_release (made);
 }
