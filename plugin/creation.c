@@ -2,11 +2,14 @@
 
 #include <config.h>
 
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <nbdkit-plugin.h>
 
@@ -35,6 +38,11 @@ static char *data_file;
  */
 static struct created made = CREATED_NOTHING;
 static struct created made_data = CREATED_NOTHING; /* its data file */
+
+/* This process is the child that nbdkit has forked: its parent sees to these
+ * files.
+ */
+static bool kept_elsewhere;
 
 /* --------------------------------------------------------------- parameters */
 
@@ -355,13 +363,16 @@ creation_complete (struct chain_options *chain, const struct passphrases *given)
   return -1;
 }
 
-/* ------------------------------------------------------------------- making */
+/* ------------------------------------------------ keeping, or removing again */
 
-/* Called when nbdkit has started successfully and is about to fork. */
+/* Called when nbdkit has started. */
 void
 creation_keep (void)
 {
-  create_release (&made);
+  if (kept_elsewhere)
+    create_let_go (&made);
+  else
+    create_release (&made);
   create_release (&made_data);
 }
 
@@ -371,21 +382,101 @@ creation_keep (void)
 static void __attribute__ ((destructor))
 remove_image (void)
 {
+  if (kept_elsewhere)
+    return;
   create_undo (&made);
   create_undo (&made_data);
+}
+
+/* ------------------------------------------------------------------ forking */
+
+/* The parent's fork handler runs when fork has failed, too, and isn't told.
+ * Therefore the child says that it is there: by a byte in this pipe, which ends
+ * without one if there is no child.  -1: not made.
+ */
+static int born[2] = { -1, -1 };
+static int no_pipe; /* why there is none */
+
+static void
+close_end (int *fd)
+{
+  if (*fd != -1)
+    close (*fd);
+  *fd = -1;
+}
+
+static void
+before_fork (void)
+{
+  if (made.storage != NULL && pipe2 (born, O_CLOEXEC) == -1)
+    no_pipe = errno;
+}
+
+/* The parent, which exits or runs --run's command, gives up what was there
+ * before: it can still tell the user if that fails, and with --run it is not
+ * the user of -u yet.
+ */
+static void
+in_child (void)
+{
+  const char here = 1;
+
+  if (made.storage == NULL)
+    return;
+  /* The other end is still open here: this can't raise SIGPIPE. */
+  while (born[1] != -1 && write (born[1], &here, 1) == -1 && errno == EINTR)
+    ;
+  close_end (&born[0]);
+  close_end (&born[1]);
+  kept_elsewhere = true;
+}
+
+/* Whether the child that was to be forked is there. */
+static bool
+is_born (void)
+{
+  char here;
+  ssize_t n;
+
+  close_end (&born[1]);
+  do
+    n = read (born[0], &here, 1);
+  while (n == -1 && errno == EINTR);
+  close_end (&born[0]);
+  return n == 1;
+}
+
+static void
+in_parent (void)
+{
+  if (made.storage == NULL)
+    return;
+  if (born[0] == -1) {
+    /* There may be a child or not: none of the files is given up. */
+    if (made.old_name != NULL)
+      nbdkit_error ("%s: what was there before is %s now, in the same "
+                    "directory: no pipe: %s", made.storage->name,
+                    made.old_name, strerror (no_pipe));
+    create_let_go (&made);
+    create_release (&made_data);
+  }
+  else if (is_born ())
+    creation_keep ();
 }
 
 int
 creation_keep_when_forked (void)
 {
   const int err = wanted
-    ? pthread_atfork (NULL, creation_keep, creation_keep) : 0;
+    ? pthread_atfork (before_fork, in_parent, in_child) : 0;
 
   if (err == 0)
     return 0;
   nbdkit_error ("create=: pthread_atfork: %s", strerror (err));
   return -1;
 }
+
+/* ------------------------------------------------------------------- making */
 
 /* Open what the image will lie on, before anything is made or overwritten.  The
  * size of that disk is the new one's default.

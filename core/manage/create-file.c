@@ -386,10 +386,8 @@ create_data_file (const char *path, const struct create_options *o,
 }
 
 void
-create_release (struct created *made)
+create_let_go (struct created *made)
 {
-  if (made->old_name != NULL)
-    names_remove (made->old, made->dir, made->old_name);
   storage_close (made->old);
   free (made->old_name);
   storage_close (made->storage);
@@ -397,6 +395,14 @@ create_release (struct created *made)
   if (made->dir != -1)
     close (made->dir);
   *made = (struct created) CREATED_NOTHING;
+}
+
+void
+create_release (struct created *made)
+{
+  if (made->old_name != NULL)
+    names_remove (made->old, made->dir, made->old_name);
+  create_let_go (made);
 }
 
 void

@@ -113,6 +113,11 @@ extern int create_data_file (const char *path, const struct create_options *o,
  */
 extern void create_release (struct created *made);
 
+/* Release it, and leave all files as they are: another process, which has the
+ * same, releases or undoes it.
+ */
+extern void create_let_go (struct created *made);
+
 /* Remove what create_file made, unless its name now belongs to another file or
  * it is on a block device, and give what it has replaced its name again; and
  * release it.
