@@ -363,7 +363,7 @@ creation_complete (struct chain_options *chain, const struct passphrases *given)
   return -1;
 }
 
-/* ------------------------------------------------ keeping, or removing again */
+/* ----------------------------------------------- keeping, or removing again */
 
 /* Called when nbdkit has started. */
 void

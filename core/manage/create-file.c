@@ -74,14 +74,14 @@ link_and_replace (struct created *c, const char *temporary, const char *path)
     free (other);
     return -1;
   }
-  if (names_has (c->old, c->dir, other) &&
+  if (names_has (c->old, c->dir, other) && names_sync (path, c->dir) == 0 &&
       names_replace (c->old, c->dir, temporary, path) == 0) {
     c->old_name = other;
     return 0;
   }
   if (!names_has (c->old, c->dir, other))
     replaced_meanwhile (path);
-  unlinkat (c->dir, other, 0); /* which is ours alone, whatever it leads to */
+  names_drop (c->dir, other, path); /* ours alone, whatever it leads to */
   free (other);
   return -1;
 }
@@ -113,6 +113,21 @@ move_and_replace (struct created *c, const char *temporary, const char *path,
   return -1;
 }
 
+/* Whether the old file is another user's in a sticky directory of others, where
+ * we can't rename it, nor remove a link to it once there is one.
+ */
+static bool
+is_sticky (const struct created *c)
+{
+  const uid_t us = geteuid ();
+  struct stat st;
+
+  return fstat (c->dir, &st) == 0 && (st.st_mode & S_ISVTX) != 0 &&
+    st.st_uid != us &&
+    fstatat (c->dir, c->name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+    st.st_uid != us;
+}
+
 /* Have the new file the old one's name, and that one another, by which it is
  * there until nbdkit has started: in the first of three ways that works.  When
  * this is cut off, both are there.  exFAT has only the last of them.
@@ -123,6 +138,8 @@ replace_old (struct created *c, char **temporary, const char *path,
 {
   int r = exchange (c, temporary, path);
 
+  if (r == -1 && error_errno () == EPERM && is_sticky (c))
+    return -1;
   if (r == -1 && names_missing (error_errno ()))
     r = link_and_replace (c, *temporary, path);
   if (r == -1 && (names_missing (error_errno ()) || error_errno () == EMLINK))
@@ -130,23 +147,74 @@ replace_old (struct created *c, char **temporary, const char *path,
   return r;
 }
 
-/* Give the old file its name again.  What belongs to others is left alone. */
+/* Give the old file its name again, and remove the new one.  What belongs to
+ * others is left alone.  Returns -1 if the old file keeps its other name.
+ */
+static int
+change_back (const struct created *c)
+{
+  struct stat st;
+
+  if (!names_has (c->storage, c->dir, c->name))
+    return fstatat (c->dir, c->name, &st, AT_SYMLINK_NOFOLLOW) == 0 ? -1
+      : names_move (c->dir, c->old_name, c->name);
+  if (renameat2 (c->dir, c->old_name, c->dir, c->name, RENAME_EXCHANGE) == -1)
+    return !names_missing (errno) ? -1
+      : renameat (c->dir, c->old_name, c->dir, c->name);
+  if (!names_has (c->old, c->dir, c->name) ||
+      !names_has (c->storage, c->dir, c->old_name)) {
+    renameat2 (c->dir, c->old_name, c->dir, c->name, RENAME_EXCHANGE);
+    return -1;
+  }
+  /* The host must not stop with that undone and the name removed. */
+  if (names_durable (c->dir))
+    names_remove (c->storage, c->dir, c->old_name, c->storage->name);
+  else
+    note_message ("%s: the new image is %s now, in the same directory: "
+                  "syncing that: %s", c->storage->name, c->old_name,
+                  strerror (errno));
+  return 0;
+}
+
+/* Others have taken the old file's name from it.  The new image is removed only
+ * if it isn't all that is left.
+ */
+static void
+note_gone (const struct created *c)
+{
+  const char *path = c->storage->name;
+
+  if (names_has (c->old, c->dir, c->name))
+    return; /* they have put it back */
+  if (storage_file_has_name (c->old)) {
+    note_message ("%s: what was there before is no longer %s, in the same "
+                  "directory: another process has renamed it", path,
+                  c->old_name);
+    names_remove (c->storage, c->dir, c->name, path);
+  }
+  else
+    note_message ("%s: what was there before is gone: it was %s, in the same "
+                  "directory, and another process has removed it", path,
+                  c->old_name);
+}
+
+/* What was there before is to be there again, so far as others have not
+ * changed that.
+ */
 static void
 put_back (struct created *c)
 {
   struct stat st;
-  int r = -1;
+  const bool gone =
+    fstatat (c->dir, c->old_name, &st, AT_SYMLINK_NOFOLLOW) == 0
+    ? !storage_file_is (c->old, &st) : errno == ENOENT;
 
-  if (names_has (c->old, c->dir, c->old_name)) {
-    if (names_has (c->storage, c->dir, c->name))
-      r = renameat (c->dir, c->old_name, c->dir, c->name);
-    else if (fstatat (c->dir, c->name, &st, AT_SYMLINK_NOFOLLOW) == -1)
-      r = names_move (c->dir, c->old_name, c->name);
-    if (r == -1)
-      note_message ("%s: what was there before is %s now, in the same "
-                    "directory", c->storage->name, c->old_name);
-    (void) fsync (c->dir);
-  }
+  if (gone)
+    note_gone (c);
+  else if (change_back (c) == -1)
+    note_message ("%s: what was there before is %s now, in the same "
+                  "directory", c->storage->name, c->old_name);
+  (void) fsync (c->dir);
   free (c->old_name);
   c->old_name = NULL;
 }
@@ -210,7 +278,7 @@ make_temporary (int dir, const char *path, const struct stat *old, char **name)
     return fd;
   names_error (path, "making a file next to it");
   if (fd != -1) {
-    unlinkat (dir, *name, 0);
+    names_drop (dir, *name, path);
     close (fd);
   }
   return -1;
@@ -240,7 +308,7 @@ make_complete (struct created *c, const struct stat *old, const char *path,
     c->storage = names_adopt (fd, c->dir, temporary, path);
   r = c->storage == NULL ? -1 : fill_and_name (c, &temporary, path, o);
   if (r == -1 && c->storage != NULL && temporary != NULL)
-    names_remove (c->storage, c->dir, temporary);
+    names_remove (c->storage, c->dir, temporary, path);
   free (temporary);
   return r;
 }
@@ -367,7 +435,7 @@ make_data_file (struct created *c, const char *path,
   if (c->name != NULL && fill_data (c->storage, o) == 0 &&
       names_sync (path, c->dir) == 0)
     return 0;
-  names_remove (c->storage, c->dir, names_base (path));
+  names_remove (c->storage, c->dir, names_base (path), path);
   return c->name == NULL ? names_error (path, "making it") : -1;
 }
 
@@ -401,7 +469,7 @@ void
 create_release (struct created *made)
 {
   if (made->old_name != NULL)
-    names_remove (made->old, made->dir, made->old_name);
+    names_remove (made->old, made->dir, made->old_name, made->storage->name);
   create_let_go (made);
 }
 
@@ -411,6 +479,6 @@ create_undo (struct created *made)
   if (made->old_name != NULL)
     put_back (made);
   else if (made->name != NULL && made->storage != NULL)
-    names_remove (made->storage, made->dir, made->name);
+    names_remove (made->storage, made->dir, made->name, made->storage->name);
   create_release (made);
 }

@@ -47,13 +47,18 @@ names_directory (const char *path)
   return fd;
 }
 
-int
-names_sync (const char *path, int fd)
+bool
+names_durable (int dir)
 {
   /* EINVAL: the file system can't sync directories. */
-  if (fsync (fd) == 0 || errno == EINVAL)
-    return 0;
-  return names_error (path, "syncing its directory");
+  return fsync (dir) == 0 || errno == EINVAL;
+}
+
+int
+names_sync (const char *path, int dir)
+{
+  return names_durable (dir) ? 0
+    : names_error (path, "syncing its directory");
 }
 
 bool
@@ -65,21 +70,41 @@ names_has (const struct storage *s, int dir, const char *name)
     storage_file_is (s, &st);
 }
 
+static void
+note_left (const char *name, const char *path)
+{
+  if (errno != ENOENT)
+    note_message ("%s: %s, in the same directory, can't be removed: %s",
+                  path, name, strerror (errno));
+}
+
+void
+names_drop (int dir, const char *name, const char *path)
+{
+  if (unlinkat (dir, name, 0) == -1)
+    note_left (name, path);
+}
+
+void
+names_remove (const struct storage *s, int dir, const char *name,
+              const char *path)
+{
+  struct stat st;
+
+  if (fstatat (dir, name, &st, AT_SYMLINK_NOFOLLOW) == -1)
+    note_left (name, path);
+  else if (storage_file_is (s, &st))
+    names_drop (dir, name, path);
+}
+
 struct storage *
 names_adopt (int fd, int dir, const char *name, const char *path)
 {
   struct storage *s = storage_file_adopt (fd, path);
 
   if (s == NULL)
-    unlinkat (dir, name, 0);
+    names_drop (dir, name, path);
   return s;
-}
-
-void
-names_remove (const struct storage *s, int dir, const char *name)
-{
-  if (names_has (s, dir, name))
-    unlinkat (dir, name, 0);
 }
 
 int
@@ -117,7 +142,7 @@ name_in_two_steps (int dir, const char *temporary, const char *path,
   if (storage_lock (empty, CREATE_LOCKS, CREATE_LOCKS) == 0)
     r = names_replace (empty, dir, temporary, path);
   if (r == -1)
-    names_remove (empty, dir, names_base (path));
+    names_remove (empty, dir, names_base (path), path);
   storage_close (empty);
   return r;
 }
@@ -141,7 +166,7 @@ names_give (int dir, const char *temporary, const char *path,
     return 0;
   if (names_missing (errno)) {
     if (linkat (dir, temporary, dir, name, 0) == 0) {
-      unlinkat (dir, temporary, 0);
+      names_drop (dir, temporary, path);
       return 0;
     }
     if (names_missing (errno) || errno == EMLINK)

@@ -35,6 +35,9 @@ extern int names_directory (const char *path);
 /* Make changes in path's directory durable, if its file system can. */
 extern int names_sync (const char *path, int dir);
 
+/* The same, with errno set instead of the error. */
+extern bool names_durable (int dir);
+
 /* Whether this name belongs to this file. */
 extern bool names_has (const struct storage *s, int dir, const char *name);
 
@@ -44,8 +47,14 @@ extern bool names_has (const struct storage *s, int dir, const char *name);
 extern struct storage *names_adopt (int fd, int dir, const char *name,
                                     const char *path);
 
-/* Remove a name, if it belongs to this file. */
-extern void names_remove (const struct storage *s, int dir, const char *name);
+/* Remove a name, if it belongs to this file.  If it can't be removed, a note
+ * says so.
+ */
+extern void names_remove (const struct storage *s, int dir, const char *name,
+                          const char *path);
+
+/* The same, whatever the name leads to. */
+extern void names_drop (int dir, const char *name, const char *path);
 
 /* A name for a file next to path, which is probably free.  The caller frees it;
  * NULL: out of memory.  It is at most 209 bytes long.

@@ -93,7 +93,7 @@ WRAP (char *, strdup, NULL, (const char *s), (s))
 WRAP (char *, strndup, NULL, (const char *s, size_t n), (s, n))
 
 /* These calls fail each time with this, unless it is 0. */
-static int no_random, no_renameat2, no_link;
+static int no_random, no_renameat2, no_link, no_unlink;
 
 /* How often the same number comes, and others after that. */
 static unsigned same_numbers;
@@ -193,7 +193,22 @@ extern int __wrap_unlinkat (int dir, const char *name, int flags);
 int
 __wrap_unlinkat (int dir, const char *name, int flags)
 {
+  if (no_unlink != 0) {
+    errno = no_unlink;
+    return -1;
+  }
   return die && fails () ? -1 : __real_unlinkat (dir, name, flags);
+}
+
+/* Files here are another user's. */
+static bool foreign;
+
+extern uid_t __real_geteuid (void);
+extern uid_t __wrap_geteuid (void);
+uid_t
+__wrap_geteuid (void)
+{
+  return __real_geteuid () + foreign;
 }
 
 extern int __real_open (const char *path, int flags, mode_t mode);
@@ -326,6 +341,15 @@ is_complete (const char *path)
 
 static struct created made = CREATED_NOTHING;
 
+/* What the user is told. */
+static char notes[1000];
+
+static void
+take_note (const char *text)
+{
+  strncat (notes, text, sizeof notes - 1 - strlen (notes));
+}
+
 static int
 create_and_hold (const char *path, bool overwrite)
 {
@@ -334,6 +358,7 @@ create_and_hold (const char *path, bool overwrite)
   create_release (&made);
   error_set (0, "none");
   memset (calls, 0, sizeof calls);
+  notes[0] = '\0';
   nr_calls = 0;
   r = create_file (path, overwrite, &options, &made);
   fail_at = 0;
@@ -443,6 +468,103 @@ test_put_back (void)
 }
 
 static void
+make_over_old (void)
+{
+  count_files (true);
+  put ("new", "old");
+  CHECK_OK (create_and_hold ("new", true));
+  CHECK_STR (notes, "");
+}
+
+/* Others have changed the names meanwhile. */
+static void
+test_put_back_others (void)
+{
+  unsigned way;
+
+  for (way = 0; way < 3; ++way) {
+    have_way (way, EINVAL);
+    make_over_old ();
+    CHECK_OK (rename (made.old_name, "moved"));
+    create_undo (&made);
+    CHECK (holds ("moved", "old"));
+    CHECK_EQ (count_files (false), 1);
+    CHECK_HAS (notes, "new: what was there before is no longer new.");
+
+    make_over_old ();
+    CHECK_OK (unlink (made.old_name));
+    create_undo (&made);
+    CHECK (is_complete ("new")); /* better than nothing */
+    CHECK_EQ (count_files (false), 1);
+    CHECK_HAS (notes, "new: what was there before is gone: it was new.");
+
+    make_over_old ();
+    CHECK_OK (rename (made.old_name, "new"));
+    create_undo (&made);
+    CHECK (holds ("new", "old"));
+    CHECK_EQ (count_files (false), 1);
+    CHECK_STR (notes, "");
+  }
+  have_way (0, 0);
+
+  /* At the last moment. */
+  make_over_old ();
+  replaced = true;
+  create_undo (&made);
+  CHECK (!replaced);
+  replaced = false;
+  CHECK (holds ("new", "theirs"));
+  CHECK (is_somewhere ("old"));
+  CHECK_EQ (count_files (true), 2);
+  CHECK_HAS (notes, "new: what was there before is new.");
+}
+
+/* What can't be removed is told of. */
+static void
+test_left (void)
+{
+  make_over_old ();
+  no_unlink = EACCES;
+  create_release (&made);
+  CHECK (is_somewhere ("old"));
+  CHECK_HAS (notes, "new: new.");
+  CHECK_HAS (notes, "can't be removed: Permission denied");
+
+  make_over_old ();
+  create_undo (&made);
+  no_unlink = 0;
+  CHECK (holds ("new", "old"));
+  CHECK_EQ (count_files (true), 2);
+  CHECK_HAS (notes, "can't be removed: Permission denied");
+}
+
+/* Where it could not be removed again, the old file gets no link. */
+static void
+test_sticky (void)
+{
+  unsigned i;
+  int r;
+
+  have_way (1, EPERM);
+  for (i = 0; i < 4; ++i) {
+    put ("new", "old");
+    CHECK_OK (chmod (".", i & 1 ? 01700 : 0700));
+    foreign = i & 2;
+    r = create ("new", true);
+    CHECK_EQ (r, i == 3 ? -1 : 0);
+    CHECK_EQ (strchr (calls, 'l') == NULL, i == 3);
+    if (i == 3) {
+      CHECK_ERROR (EPERM, "new: naming the new image");
+      CHECK (holds ("new", "old"));
+    }
+    CHECK_EQ (count_files (true), 1);
+  }
+  foreign = false;
+  CHECK_OK (chmod (".", 0700));
+  have_way (0, 0);
+}
+
+static void
 expect_in_use (void)
 {
   struct created theirs = CREATED_NOTHING;
@@ -504,6 +626,19 @@ test_order (bool overwrite)
   CHECK (strchr (calls, 'n') == strrchr (calls, 'n'));
   CHECK (strchr (calls, 'd') == strrchr (calls, 'd'));
   count_files (true);
+}
+
+/* A link keeps the old one, and is durable before that one's name is not. */
+static void
+test_link_order (void)
+{
+  have_way (1, EINVAL);
+  put ("new", "old");
+  CHECK_OK (create ("new", true));
+  CHECK (strlen (calls) > 8);
+  CHECK_STR (calls + strlen (calls) - 8, "swsnldnd");
+  count_files (true);
+  have_way (0, 0);
 }
 
 /* The process's umask says who may use it. */
@@ -934,15 +1069,20 @@ main (void)
     perror (folder);
     return 1;
   }
+  debug_hooks.note = take_note;
   options.size = 300000;
   options.cluster_size = 4096;
   options.preallocation = PREALLOCATION_FALLOC;
   test_made ();
   test_undo ();
   test_put_back ();
+  test_put_back_others ();
+  test_left ();
+  test_sticky ();
   test_kept ();
   test_order (false);
   test_order (true);
+  test_link_order ();
   test_modes ();
   test_foreign ();
   test_links ();
