@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # create=overwrite by users who may do less than root: who can't start another
-# process loses nothing.
+# process, or rename the old file, loses nothing, and what can't be removed is
+# told of.
 
 . ./functions.sh
 
@@ -80,3 +81,58 @@ test "$(ls -A)" = old.qcow2 || die "files: $(ls -A)"
 before="$pipes"
 nr_pipes
 test "$before" = "$pipes" || die "pipes: $before; without create=: $pipes"
+
+# --- Another user's file in a sticky directory: it may be written, but neither
+# renamed nor removed, and nor may a link to it.
+chown 0 .
+chmod 1777 .
+old 65532 666
+! "${as[@]}" "$NBDKIT" -U - "$tmp/plugin.so" old.qcow2 create=overwrite \
+    size=3M --run true 2>"$tmp/sticky.out" || die 'it was replaced'
+grep -q 'naming the new image: Operation not permitted' "$tmp/sticky.out"
+is_old sticky
+
+# --- With -u: the other user can't remove the old file, or change it back.
+chmod 755 .
+for ready in 'true' 'false'; do
+    for dir in 755 700; do
+        chmod $dir .
+        old 65533 600
+        status=0
+        if $ready; then
+            mode=(-P "$tmp/run/pid")
+        else
+            mode=(-f -P "$tmp/nowhere/at/all")
+        fi
+        rm -f "$tmp/run"/*
+        timeout -k 10 60 "$NBDKIT" -u 65533 -g 65533 -U "$tmp/run/sock" \
+            "${mode[@]}" "$tmp/plugin.so" old.qcow2 create=overwrite size=3M \
+            >"$tmp/user.out" 2>&1 </dev/null || status=$?
+        other="$(echo old.qcow2.????????)"
+        test "$(sha256sum < "$other" | cut -d' ' -f1)" = \
+            "$(head -1 "$tmp/before" | cut -d' ' -f1)" || die 'it is lost'
+        check_clean old.qcow2
+        if $ready; then
+            test $status -eq 0 || { cat "$tmp/user.out"; die "status $status"; }
+            grep -q "$other, in the same directory, can't be removed" \
+                "$tmp/user.out" || die 'this is not told'
+            wait_until test -s "$tmp/run/pid"
+            daemon="$(cat "$tmp/run/pid")"
+            _pids+=("$daemon")
+            kill "$daemon"
+            _gone "$daemon" || die 'the daemon goes on'
+            forget "$daemon"
+        else
+            test $status -eq 1 || { cat "$tmp/user.out"; die "status $status"; }
+            grep -q "what was there before is $other now" "$tmp/user.out" ||
+                die 'this is not told'
+        fi
+    done
+done
+# With a command it is removed before nbdkit becomes the other user.
+chmod 755 .
+old 65533 600
+"$NBDKIT" -u 65533 -g 65533 -U - "$tmp/plugin.so" old.qcow2 create=overwrite \
+    size=3M --run true 2>"$tmp/user.out"
+test "$(ls -A)" = old.qcow2 || die "files: $(ls -A)"
+test ! -s "$tmp/user.out" || die "messages: $(cat "$tmp/user.out")"

@@ -108,8 +108,8 @@ extern int create_file (const char *path, bool overwrite,
 extern int create_data_file (const char *path, const struct create_options *o,
                              struct created *made);
 
-/* The image stays, and what it has replaced is removed.  Does nothing if
- * nothing was made.
+/* The image stays, and what it has replaced is removed; a note says so if it
+ * can't be.  Does nothing if nothing was made.
  */
 extern void create_release (struct created *made);
 
@@ -120,7 +120,8 @@ extern void create_let_go (struct created *made);
 
 /* Remove what create_file made, unless its name now belongs to another file or
  * it is on a block device, and give what it has replaced its name again; and
- * release it.
+ * release it.  A note says what could not be done.  If others have removed what
+ * it has replaced, it stays.
  */
 extern void create_undo (struct created *made);
 
