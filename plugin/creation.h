@@ -40,8 +40,8 @@ extern int creation_complete (struct chain_options *chain,
 extern int creation_run (struct image_options *o, struct image **below);
 
 /* The image is open: keep it when nbdkit forks, which is when it has started,
- * and not if fork fails.  Not before, since a library may fork a process of its own while it opens
- * something.  Returns -1 with nbdkit_error called.
+ * and not if fork fails.  Not before, since a library may fork a process of its
+ * own while it opens something.  Returns -1 with nbdkit_error called.
  */
 extern int creation_keep_when_forked (void);
 
