@@ -75,8 +75,8 @@ opened (struct image *im, int r)
   return NULL;
 }
 
-struct image *
-image_open (const struct image_options *options)
+static struct image *
+image_with (const struct image_options *options)
 {
   struct image *im = image_new (options->cache_size);
 
@@ -85,8 +85,68 @@ image_open (const struct image_options *options)
   if (options->check_memory != 0)
     im->check_memory = options->check_memory;
   im->shared.passphrases = options->passphrases;
-  return opened (im, chain_open (&im->chain, image_qcow2.format,
-                                 &options->chain, &im->shared));
+  return im;
+}
+
+struct image *
+image_open (const struct image_options *options)
+{
+  struct image *im = image_with (options);
+
+  return im == NULL ? NULL
+    : opened (im, chain_open (&im->chain, image_qcow2.format, &options->chain,
+                              &im->shared));
+}
+
+/* The image itself must not be its own backing file, nor below that: once it
+ * is made anew its data would be lost.  Returns -1 with the error set.
+ */
+static int
+check_is_not_below (const struct chain *c, const struct chain_options *options)
+{
+  const char *file = options->file;
+  struct storage *s;
+  bool same = false;
+  unsigned i;
+
+  if (c->nr == 1)
+    return 0;
+  s = storage_open (file, &options->nbd);
+  if (s == NULL) /* else it is unknown what would be overwritten */
+    return error_errno () == ENOENT ? 0 : -1;
+  for (i = 1; i < c->nr; ++i)
+    same |= storage_same (c->layer[i]->tables, s) ||
+      storage_same (c->layer[i]->data, s);
+  storage_close (s);
+  if (same)
+    error_set (EINVAL, "%s: can't be its own backing file", file);
+  return same ? -1 : 0;
+}
+
+struct image *
+image_open_below (const struct image_options *options)
+{
+  struct image *im = image_with (options);
+
+  if (im == NULL ||
+      (chain_open_below (&im->chain, &options->chain, &im->shared) == 0 &&
+       check_is_not_below (&im->chain, &options->chain) == 0))
+    return im;
+  (void) image_close (im);
+  return NULL;
+}
+
+uint64_t
+image_size_below (const struct image *below)
+{
+  return below->chain.nr == 1 ? 0 : below->chain.layer[1]->size;
+}
+
+struct image *
+image_open_made (struct image *below, const struct image_options *options)
+{
+  return opened (below, chain_open_first (&below->chain, image_qcow2.format,
+                                          &options->chain, &below->shared));
 }
 
 void
@@ -94,7 +154,7 @@ image_is_encrypted (const struct image *im, bool *image, bool *backing)
 {
   unsigned i;
 
-  *image = im->chain.layer[0]->encrypted;
+  *image = im->chain.layer[0] != NULL && im->chain.layer[0]->encrypted;
   *backing = false;
   for (i = 1; i < im->chain.nr; ++i)
     *backing |= im->chain.layer[i]->encrypted;
@@ -129,85 +189,6 @@ struct image *
 image_open_storage (struct storage *s, uint64_t cache_size)
 {
   return image_open_storages (&s, 1, cache_size);
-}
-
-/* The image itself must not be its own backing file, nor below that: once it
- * is made anew its data would be lost.  Returns -1 with the error set.
- */
-static int
-check_is_not (const struct storage *backing,
-              const struct chain_options *options)
-{
-  const char *file = options->file;
-  struct storage *s = storage_open (file, &options->nbd);
-  const bool same = s != NULL && storage_same (backing, s);
-
-  storage_close (s);
-  if (same)
-    error_set (EINVAL, "%s: can't be its own backing file", file);
-  return same ? -1 : 0;
-}
-
-static int
-check_chain_is_not (const struct chain *c, const struct chain_options *options)
-{
-  unsigned i;
-
-  for (i = 0; i < c->nr; ++i) {
-    if (check_is_not (c->layer[i]->tables, options) == -1 ||
-        check_is_not (c->layer[i]->data, options) == -1)
-      return -1;
-  }
-  return 0;
-}
-
-static int
-image_size (const struct chain_options *options, uint64_t *size)
-{
-  const char *const *formats = options->lower_formats;
-  const bool given = formats != NULL && formats[0] != NULL;
-  static const struct passphrases locked = { .locked = true };
-  const struct image_options backing = {
-    .chain.file = options->backing,
-    .chain.follow = options->follow,
-    .chain.backing_format = given ? formats[0] : NULL,
-    .chain.lower_formats = given ? formats + 1 : NULL,
-    .chain.force_share = options->force_share,
-    .chain.locking = options->locking,
-    .passphrases = &locked, /* nothing is read but sizes */
-    .chain.nbd = options->nbd,
-    .cache_size = CACHE_MIN_BYTES,
-  };
-  struct image *im = image_open (&backing);
-  int r = -1;
-
-  if (im != NULL && check_chain_is_not (&im->chain, options) == 0) {
-    *size = im->chain.layer[0]->size;
-    r = 0;
-  }
-  (void) image_close (im); /* it was only read */
-  return r;
-}
-
-static int
-raw_size (const struct chain_options *options, uint64_t *size)
-{
-  struct storage *s = storage_open (options->backing, &options->nbd);
-  int r = -1;
-
-  if (s != NULL && check_is_not (s, options) == 0) {
-    *size = (atomic_load (&s->size) + 511) & ~UINT64_C (511);
-    r = 0;
-  }
-  storage_close (s);
-  return r;
-}
-
-int
-image_backing_size (const struct chain_options *options, uint64_t *size)
-{
-  return strcmp (options->backing_format, "raw") == 0
-    ? raw_size (options, size) : image_size (options, size);
 }
 
 int

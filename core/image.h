@@ -45,6 +45,25 @@ struct image_options {
  */
 extern struct image *image_open (const struct image_options *options);
 
+/* The same in two steps, for an image that is yet to be made.  First what it is
+ * going to lie on, options->chain.backing and what is below that, which is then
+ * open and locked, and unlocked if it is encrypted: so there is little left
+ * that could refuse the image once it is made.  Nothing is below if
+ * chain.backing is NULL.  Returns NULL with the error set: EINVAL if
+ * chain.file, which may exist, is a part of that.
+ */
+extern struct image *image_open_below (const struct image_options *options);
+
+/* The size in bytes, rounded up to 512, of the disk below; 0: there is none. */
+extern uint64_t image_size_below (const struct image *below);
+
+/* Then the image itself.  Its file is that of chain.made, unless this is NULL.
+ * below is owned from here on, even after an error; until then image_close and
+ * image_is_encrypted are all else that it may be given to.
+ */
+extern struct image *image_open_made (struct image *below,
+                                      const struct image_options *options);
+
 /* Whether the image's data is encrypted, and that of one of its backing files.
  */
 extern void image_is_encrypted (const struct image *im, bool *image,
@@ -69,13 +88,6 @@ extern struct image *image_open_storage (struct storage *s,
 typedef void image_warning_fn (void *opaque, const char *text);
 extern void image_each_warning (const struct image *im, image_warning_fn *fn,
                                 void *opaque);
-
-/* The size in bytes, rounded up to 512, of the disk in options->backing, whose
- * format is options->backing_format.  Returns -1 with the error set: EINVAL if
- * options->file is part of that backing chain.
- */
-extern int image_backing_size (const struct chain_options *options,
-                               uint64_t *size);
 
 /* All disks must be closed and all requests have ended.  Makes everything
  * durable and leaves the image clean: no leaks, not dirty.  Returns -1 with

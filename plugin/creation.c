@@ -2,17 +2,21 @@
 
 #include <config.h>
 
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <nbdkit-plugin.h>
 
 #include "base/error.h"
 #include "creation.h"
 #include "manage/create.h"
+#include "passphrase.h"
 #include "values.h"
 
 static struct create_options options = CREATE_DEFAULTS;
@@ -29,9 +33,16 @@ static char *backing;  /* its path, if that is another */
 static char *recorded_data; /* the same of the data file */
 static char *data_file;
 
-/* The new image, until nbdkit has started; removed if it exits before that. */
+/* The new image, and what it has replaced, until nbdkit has started.  If it
+ * exits before that the one is removed, and the other has its name again.
+ */
 static struct created made = CREATED_NOTHING;
 static struct created made_data = CREATED_NOTHING; /* its data file */
+
+/* This process is the child that nbdkit has forked: its parent sees to these
+ * files.
+ */
+static bool kept_elsewhere;
 
 /* --------------------------------------------------------------- parameters */
 
@@ -352,13 +363,16 @@ creation_complete (struct chain_options *chain, const struct passphrases *given)
   return -1;
 }
 
-/* ------------------------------------------------------------------- making */
+/* ----------------------------------------------- keeping, or removing again */
 
-/* Called when nbdkit has started successfully and is about to fork. */
+/* Called when nbdkit has started. */
 void
 creation_keep (void)
 {
-  create_release (&made);
+  if (kept_elsewhere)
+    create_let_go (&made);
+  else
+    create_release (&made);
   create_release (&made_data);
 }
 
@@ -368,15 +382,93 @@ creation_keep (void)
 static void __attribute__ ((destructor))
 remove_image (void)
 {
+  if (kept_elsewhere)
+    return;
   create_undo (&made);
   create_undo (&made_data);
+}
+
+/* ------------------------------------------------------------------ forking */
+
+/* The parent's fork handler runs when fork has failed, too, and isn't told.
+ * Therefore the child says that it is there: by a byte in this pipe, which ends
+ * without one if there is no child.  -1: not made.
+ */
+static int born[2] = { -1, -1 };
+static int no_pipe; /* why there is none */
+
+static void
+close_end (int *fd)
+{
+  if (*fd != -1)
+    close (*fd);
+  *fd = -1;
+}
+
+static void
+before_fork (void)
+{
+  if (made.storage != NULL && pipe2 (born, O_CLOEXEC) == -1)
+    no_pipe = errno;
+}
+
+/* The parent, which exits or runs --run's command, gives up what was there
+ * before: it can still tell the user if that fails, and with --run it is not
+ * the user of -u yet.
+ */
+static void
+in_child (void)
+{
+  const char here = 1;
+
+  if (made.storage == NULL)
+    return;
+  /* The other end is still open here: this can't raise SIGPIPE. */
+  while (born[1] != -1 && write (born[1], &here, 1) == -1 && errno == EINTR)
+    ;
+  close_end (&born[0]);
+  close_end (&born[1]);
+  kept_elsewhere = true;
+}
+
+/* Whether the child that was to be forked is there. */
+static bool
+is_born (void)
+{
+  char here;
+  ssize_t n;
+
+  close_end (&born[1]);
+  do
+    n = read (born[0], &here, 1);
+  while (n == -1 && errno == EINTR);
+  close_end (&born[0]);
+  return n == 1;
+}
+
+static void
+in_parent (void)
+{
+  if (made.storage == NULL)
+    return;
+  if (born[0] == -1) {
+    /* There may be a child or not: none of the files is given up. */
+    if (made.old_name != NULL)
+      nbdkit_error ("%s: what was there before is %s now, in the same "
+                    "directory: no pipe: %s", made.storage->name,
+                    made.old_name, strerror (no_pipe));
+    create_let_go (&made);
+    create_release (&made_data);
+  }
+  else if (is_born ())
+    creation_keep ();
 }
 
 int
 creation_keep_when_forked (void)
 {
   const int err = wanted
-    ? pthread_atfork (NULL, creation_keep, creation_keep) : 0;
+    ? pthread_atfork (before_fork, in_parent, in_child) : 0;
 
   if (err == 0)
     return 0;
@@ -384,39 +476,46 @@ creation_keep_when_forked (void)
   return -1;
 }
 
-/* Check the backing file before anything is overwritten.  The size of its disk
- * is the default for the new one.
- */
-static int
-look_at_backing (const struct chain_options *chain)
-{
-  uint64_t size;
+/* ------------------------------------------------------------------- making */
 
-  if (image_backing_size (chain, &size) == -1) {
+/* Open what the image will lie on, before anything is made or overwritten.  The
+ * size of that disk is the new one's default.
+ */
+static struct image *
+open_below (const struct image_options *o)
+{
+  struct image *below = image_open_below (o);
+
+  if (below == NULL)
     nbdkit_error ("%s", error_message ());
-    return -1;
+  else if (passphrases_check (below, o->chain.file) == -1) {
+    (void) image_close (below);
+    return NULL;
   }
-  if (!has_size)
-    options.size = size;
-  return 0;
+  else if (!has_size)
+    options.size = image_size_below (below);
+  return below;
 }
 
 int
-creation_run (struct chain_options *chain)
+creation_run (struct image_options *o, struct image **below)
 {
+  *below = NULL;
   if (!wanted)
     return 0;
-  if (options.backing != NULL && look_at_backing (chain) == -1)
+  *below = open_below (o);
+  if (*below == NULL)
     return -1;
-  options.locking = chain->locking;
+  options.locking = o->chain.locking;
   if ((data_file != NULL &&
        create_data_file (data_file, &options, &made_data) == -1) ||
-      create_file (chain->file, overwrite, &options, &made) == -1) {
+      create_file (o->chain.file, overwrite, &options, &made) == -1) {
     nbdkit_error ("%s", error_message ());
+    (void) image_close (*below);
     return -1;
   }
-  chain->made = made.storage;
-  chain->made_data = made_data.storage;
+  o->chain.made = made.storage;
+  o->chain.made_data = made_data.storage;
   return 0;
 }
 

@@ -31,19 +31,23 @@ extern int creation_set_compression (enum compression c);
 extern int creation_complete (struct chain_options *chain,
                               const struct passphrases *given);
 
-/* Make the image, if one is to be made, and set chain->made until
- * creation_keep.  If nbdkit fails to start after that, the image is removed.
- * Returns -1 with nbdkit_error called.
+/* Make the image, if one is to be made: then *below is what it lies on, for
+ * image_open_made, and made in o->chain is set until creation_keep.  If nbdkit
+ * fails to start after that, the image is removed, and what it has replaced is
+ * there again.  *below is NULL if there was none to be made.  Returns -1 with
+ * nbdkit_error called.
  */
-extern int creation_run (struct chain_options *chain);
+extern int creation_run (struct image_options *o, struct image **below);
 
-/* The image is open: keep it when nbdkit forks, which is when it has started.
- * Not before, since a library may fork a process of its own while it opens
- * something.  Returns -1 with nbdkit_error called.
+/* The image is open: keep it when nbdkit forks, which is when it has started,
+ * and not if fork fails.  Not before, since a library may fork a process of its
+ * own while it opens something.  Returns -1 with nbdkit_error called.
  */
 extern int creation_keep_when_forked (void);
 
-/* nbdkit has started: keep the image, and release it. */
+/* nbdkit has started: keep the image, and release it; what it has replaced is
+ * removed.
+ */
 extern void creation_keep (void);
 
 extern void creation_free (void);

@@ -131,6 +131,20 @@ log_warning (void *opaque, const char *text)
   nbdkit_error ("warning: %s", text);
 }
 
+/* Make the image before, if one is to be made. */
+static struct image *
+open_image (struct image_options *options)
+{
+  struct image *below, *im;
+
+  if (creation_run (options, &below) == -1)
+    return NULL;
+  im = below != NULL ? image_open_made (below, options) : image_open (options);
+  if (im == NULL)
+    nbdkit_error ("%s", error_message ());
+  return im;
+}
+
 /* Open here, so that an image which can't be served stops nbdkit before it
  * forks, with its reason on stderr.
  */
@@ -145,13 +159,9 @@ qcow2_get_ready (void)
   debug_hooks.cache = qcow2_debug_cache > 0;
   advice_choose (params_advice);
 
-  if (creation_run (&options.chain) == -1)
+  image = open_image (&options);
+  if (image == NULL)
     return -1;
-  image = image_open (&options);
-  if (image == NULL) {
-    nbdkit_error ("%s", error_message ());
-    return -1;
-  }
   image_each_warning (image, log_warning, NULL);
   if (params_apply (image) == -1 || creation_keep_when_forked () == -1)
     return -1;

@@ -33,6 +33,35 @@ _being_made ()
     test -n "$temporary"
 }
 
+# starting MODE: nbdkit is stopped before it has started, when the image has its
+# name: by a filter that waits for somebody who reads its log.
+mkfifo "$tmp/log"
+starting ()
+{
+    "$NBDKIT" -f -U "$tmp/sock2" --filter=log "$PLUGIN" new.qcow2 create=$1 \
+        size=3M logfile="$tmp/log" >"$tmp/stopped.log" 2>&1 </dev/null &
+    pid=$!
+    _pids+=("$pid")
+    wait_until -p "$pid" _has_its_name || die 'it does not get its name'
+    kill -KILL "$pid"
+    ! wait "$pid" 2>/dev/null || die 'it has ended well'
+    forget "$pid"
+}
+
+_has_its_name ()
+{
+    qemu-img info -U new.qcow2 2>/dev/null | grep -q 'virtual size: 3 MiB'
+}
+
+starting true
+check_clean new.qcow2
+test "$(ls -A)" = new.qcow2 || die "while it starts: files: $(ls -A)"
+cp "$tmp/old" new.qcow2
+starting overwrite
+check_clean new.qcow2
+cmp new.qcow2.???????? "$tmp/old" || die 'the old one is gone'
+rm new.qcow2*
+
 for signal in TERM HUP KILL; do
     stopped $signal true
     test -z "$(ls -A)" || die "$signal: there are files: $(ls -A)"

@@ -41,13 +41,6 @@ fails 'filter that fails late' -f -U "$tmp/l.sock" --filter=log "$PLUGIN" \
     $new logfile=/nowhere/at/all
 fails 'certificates' -f -U "$tmp/t.sock" --tls=require \
     --tls-certificates=/nowhere "$PLUGIN" $new
-# One whose file is replaced and is then not served is gone as well, but not
-# the link that led to it.
-ln -s in/file ../link
-: > file
-fails 'through a link' -f -U /nowhere/at/all "$PLUGIN" ../link \
-    create=overwrite size=1M
-test -L ../link
 
 # --- In the foreground, with a command, as a daemon, over standard input.
 made ()

@@ -152,8 +152,11 @@ check_other_uses (const struct chain *c, const struct storage *s, bool is_data)
 
   for (i = 0; i < c->nr; ++i) {
     const struct layer *l = c->layer[i];
-    const char *name = l->tables->name;
+    const char *name;
 
+    if (l == NULL) /* it is not made yet */
+      continue;
+    name = l->tables->name;
     if (!l->encrypted && l->data != l->tables && storage_same (l->data, s))
       error_set (EINVAL, "%s: it is the external data file of %s already",
                  s->name, name);
@@ -189,9 +192,9 @@ lock (const struct chain *c, struct storage *s, unsigned denies)
 }
 
 static int
-check_depth (const struct chain *c, const struct storage *s)
+check_depth (const struct storage *s, unsigned id)
 {
-  if (c->nr < CHAIN_MAX_DEPTH)
+  if (id < CHAIN_MAX_DEPTH)
     return 0;
   error_set (EINVAL, "%s: the backing chain is deeper than %d files", s->name,
              CHAIN_MAX_DEPTH);
@@ -214,42 +217,74 @@ format_recognize (const struct format_ops *const *formats,
   return otherwise;
 }
 
-/* Open the last file of the chain, in a storage that is owned from here on.
- * The format of the first may be another one, by its magic.
+static int
+check_excluded (const struct layer *above)
+{
+  if (above == NULL || !above->excludes_backing)
+    return 0;
+  error_set (EINVAL, "%s: its external data file is raw, which excludes a "
+             "backing file", above->tables->name);
+  return -1;
+}
+
+/* A layer of the file that has this place in the chain.  The format of the
+ * first may be another one, by its magic.
  */
+static struct layer *
+new_layer (const struct chain *c, unsigned id, struct storage *s,
+           const struct format_ops *format, struct shared *shared)
+{
+  if (check_other_uses (c, s, false) == -1 ||
+      lock (c, s, STORAGE_WRITE | STORAGE_RESIZE) == -1 ||
+      check_depth (s, id) == -1)
+    return NULL;
+  if (id == 0)
+    format = format_recognize (shared->formats, format, s);
+  return format == NULL ? NULL : format->open (s, id, shared);
+}
+
+/* Open the last file of the chain, in a storage that is owned from here on. */
 static int
 add_layer (struct chain *c, struct storage *s, const struct format_ops *format,
            struct shared *shared)
 {
+  struct layer *above = c->nr > 0 ? last (c) : NULL;
   struct layer *l = NULL;
 
-  if (c->nr > 0 && last (c)->excludes_backing)
-    error_set (EINVAL, "%s: its external data file is raw, which excludes a "
-               "backing file", last (c)->tables->name);
-  else if (check_other_uses (c, s, false) == 0 &&
-      lock (c, s, STORAGE_WRITE | STORAGE_RESIZE) == 0 &&
-      check_depth (c, s) == 0) {
-    if (c->nr == 0)
-      format = format_recognize (shared->formats, format, s);
-    if (format != NULL)
-      l = format->open (s, c->nr, shared);
-  }
+  if (check_excluded (above) == 0)
+    l = new_layer (c, c->nr, s, format, shared);
   if (l == NULL) {
     storage_close (s);
     return -1;
   }
-  if (c->nr > 0)
-    last (c)->backing = l;
+  if (above != NULL)
+    above->backing = l;
   c->layer[c->nr++] = l;
   return 0;
 }
 
-/* The last file's data is in this storage, which is owned from here on. */
+/* The same of the first one, whose place was kept free. */
 static int
-set_data (struct chain *c, struct storage *s)
+add_first (struct chain *c, struct storage *s, const struct format_ops *format,
+           struct shared *shared)
 {
-  struct layer *l = last (c);
+  struct layer *l = new_layer (c, 0, s, format, shared);
 
+  if (l == NULL) {
+    storage_close (s);
+    return -1;
+  }
+  c->layer[0] = l;
+  if (c->nr == 1)
+    return 0;
+  l->backing = c->layer[1];
+  return check_excluded (l);
+}
+
+/* A layer's data is in this storage, which is owned from here on. */
+static int
+set_data (const struct chain *c, struct layer *l, struct storage *s)
+{
   if (check_other_uses (c, s, true) == -1 ||
       lock (c, s, STORAGE_RESIZE) == -1) {
     storage_close (s);
@@ -301,13 +336,12 @@ data_path (const struct name_gate *g, const struct layer *l)
   return NULL;
 }
 
-/* Open the data file that the last file of the chain names, if it has one.
- * path is that file's.
+/* Open the data file that a layer's file, at this path, names, if it has one.
  */
 static int
-follow_data_name (struct chain *c, const struct name_gate *g, const char *path)
+follow_data_name (const struct chain *c, struct layer *l,
+                  const struct name_gate *g, const char *path)
 {
-  const struct layer *l = last (c);
   struct storage *s = NULL;
   const char *name;
   char *full;
@@ -323,7 +357,7 @@ follow_data_name (struct chain *c, const struct name_gate *g, const char *path)
   else if (check_place (g, l, "external data file", name, full) == 0)
     s = name_gate_open_path (g, full);
   free (full);
-  if (s != NULL && set_data (c, s) == 0)
+  if (s != NULL && set_data (c, l, s) == 0)
     return 0;
   error_append (" (this is the external data file of %s)", l->tables->name);
   return -1;
@@ -368,21 +402,21 @@ follow_name (struct chain *c, const struct name_gate *g,
     error_append (" (this is the backing file of %s)", l->tables->name);
     return -1;
   }
-  return follow_data_name (c, g, next);
+  return follow_data_name (c, last (c), g, next);
 }
 
 /* Open the backing file that the user names. */
 static int
-follow_user (struct chain *c, const char *backing, const char *format_name,
-             const struct nbd_options *nbd, struct shared *shared)
+follow_user (struct chain *c, const struct chain_options *options,
+             const char *format_name, struct shared *shared)
 {
   const struct format_ops *format =
-    find_format (shared->formats, c->layer[0]->tables->name, format_name, 0);
+    find_format (shared->formats, options->file, format_name, 0);
   struct storage *s;
 
   if (format == NULL)
     return -1;
-  s = storage_open (backing, nbd);
+  s = storage_open (options->backing, &options->nbd);
   return s == NULL ? -1 : add_layer (c, s, format, shared);
 }
 
@@ -419,34 +453,35 @@ follow_names (struct chain *c, const struct chain_options *options,
   return r;
 }
 
-/* The same for the data file of the last file, which is at this path and was
- * not named by another one.
+/* The same for the data file of a file that is at this path and was not named
+ * by another one.
  */
 static int
-follow_data (struct chain *c, const struct chain_options *options,
-             const char *file)
+follow_data (const struct chain *c, struct layer *l,
+             const struct chain_options *options, const char *file)
 {
   struct name_gate g;
   int r;
 
-  if (last (c)->data_name == NULL)
+  if (l->data_name == NULL)
     return 0;
   if (name_gate_open (&g, options->follow, file) == -1)
     return -1;
-  r = follow_data_name (c, &g, base_name (file));
+  r = follow_data_name (c, l, &g, base_name (file));
   name_gate_close (&g);
   return r;
 }
 
 /* The data file of the image itself. */
 static int
-open_data (struct chain *c, const struct chain_options *options)
+open_data (const struct chain *c, const struct chain_options *options)
 {
+  struct layer *l = c->layer[0];
   struct storage *s;
 
   if (options->data_file == NULL)
-    return follow_data (c, options, options->file);
-  if (last (c)->data_name == NULL) {
+    return follow_data (c, l, options, options->file);
+  if (l->data_name == NULL) {
     error_set (EINVAL, "%s: it has no external data file that %s could be",
                options->file, options->data_file);
     return -1;
@@ -460,7 +495,7 @@ open_data (struct chain *c, const struct chain_options *options)
     storage_close (s);
     return -1;
   }
-  return set_data (c, s);
+  return set_data (c, l, s);
 }
 
 /* A format for what isn't there: the user thinks of another chain. */
@@ -482,25 +517,32 @@ check_formats (const struct chain *c, const struct chain_options *options)
   return -1;
 }
 
+/* From the backing file that the user names on. */
+static int
+follow_backing (struct chain *c, const struct chain_options *options,
+                const char *format_name, struct shared *shared)
+{
+  if (follow_user (c, options, format_name, shared) == -1 ||
+      follow_data (c, last (c), options, options->backing) == -1)
+    return -1;
+  return follow_names (c, options, options->backing, shared);
+}
+
 static int
 follow_all (struct chain *c, const struct chain_options *options,
             struct shared *shared)
 {
-  const char *file = options->file;
+  int r;
 
   if (open_data (c, options) == -1)
     return -1;
-  if (options->backing != NULL) {
-    file = options->backing;
-    if (follow_user (c, file, options->backing_format != NULL
-                     ? options->backing_format : format_recorded (c->layer[0]),
-                     &options->nbd, shared) == -1 ||
-        follow_data (c, options, file) == -1)
-      return -1;
-  }
-  if (follow_names (c, options, file, shared) == -1)
-    return -1;
-  return check_formats (c, options);
+  if (options->backing == NULL)
+    r = follow_names (c, options, options->file, shared);
+  else
+    r = follow_backing (c, options, options->backing_format != NULL
+                        ? options->backing_format
+                        : format_recorded (c->layer[0]), shared);
+  return r == -1 ? -1 : check_formats (c, options);
 }
 
 /* Returns NULL with the error set. */
@@ -517,17 +559,23 @@ open_image (const struct chain_options *o)
   return NULL;
 }
 
+static void
+begin (struct chain *c, const struct chain_options *options)
+{
+  memset (c, 0, sizeof *c);
+  c->made = options->made;
+  c->made_data = options->made_data;
+  c->force_share = options->force_share;
+  c->locking = options->locking;
+}
+
 int
 chain_open (struct chain *c, const struct format_ops *format,
             const struct chain_options *options, struct shared *shared)
 {
   struct storage *s;
 
-  memset (c, 0, sizeof *c);
-  c->made = options->made;
-  c->made_data = options->made_data;
-  c->force_share = options->force_share;
-  c->locking = options->locking;
+  begin (c, options);
   s = open_image (options);
   if (s == NULL)
     return -1;
@@ -538,6 +586,37 @@ chain_open (struct chain *c, const struct format_ops *format,
   }
   c->made = c->made_data = NULL;
   return 0;
+}
+
+int
+chain_open_below (struct chain *c, const struct chain_options *options,
+                  struct shared *shared)
+{
+  begin (c, options);
+  c->nr = 1; /* the image's place */
+  if (options->backing == NULL ||
+      (follow_backing (c, options, options->backing_format, shared) == 0 &&
+       check_formats (c, options) == 0))
+    return 0;
+  chain_close (c);
+  return -1;
+}
+
+int
+chain_open_first (struct chain *c, const struct format_ops *format,
+                  const struct chain_options *options, struct shared *shared)
+{
+  struct storage *s = open_image (options);
+
+  c->made = options->made;
+  c->made_data = options->made_data;
+  if (s != NULL && add_first (c, s, format, shared) == 0 &&
+      open_data (c, options) == 0) {
+    c->made = c->made_data = NULL;
+    return 0;
+  }
+  chain_close (c);
+  return -1;
 }
 
 /* Add a layer of the first of these storages, and its data of the second one if
@@ -559,7 +638,7 @@ add_storage (struct chain *c, const struct format_ops *format,
     return -1;
   }
   *taken = 2;
-  return set_data (c, storages[1]);
+  return set_data (c, last (c), storages[1]);
 }
 
 /* Add layers of all of these storages.  *taken is the same. */
@@ -611,9 +690,12 @@ chain_close (struct chain *c)
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    struct storage *tables = c->layer[i]->tables;
-    struct storage *data = c->layer[i]->data;
+    struct storage *tables, *data;
 
+    if (c->layer[i] == NULL) /* chain_open_below */
+      continue;
+    tables = c->layer[i]->tables;
+    data = c->layer[i]->data;
     c->layer[i]->format->close (c->layer[i]);
     if (data != tables)
       storage_close (data);

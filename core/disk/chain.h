@@ -47,7 +47,8 @@ struct chain {
   bool force_share;
   enum storage_locking locking;
   unsigned nr;
-  struct layer *layer[CHAIN_MAX_DEPTH]; /* the image itself is the first */
+  struct layer *layer[CHAIN_MAX_DEPTH]; /* the image itself is the first: NULL
+                                         * until it is open */
 };
 
 /* The format whose magic a file begins with; if there is none, the other one,
@@ -68,6 +69,19 @@ format_recognize (const struct format_ops *const *formats,
 extern int chain_open (struct chain *c, const struct format_ops *format,
                        const struct chain_options *options,
                        struct shared *shared);
+
+/* The same in two steps, for an image that is yet to be made: what it is going
+ * to lie on, from options->backing down, if that is set; and then, once it is
+ * made, the image and its data file.  In between, layer[0] is NULL.  Whatever
+ * speaks against a backing file is thus known before something is overwritten.
+ * After an error of either the chain is closed.
+ */
+extern int chain_open_below (struct chain *c,
+                             const struct chain_options *options,
+                             struct shared *shared);
+extern int chain_open_first (struct chain *c, const struct format_ops *format,
+                             const struct chain_options *options,
+                             struct shared *shared);
 
 /* The same for an image on the first of these storages and its backing files
  * on the others, each of them followed by its data file if it has one.  All of

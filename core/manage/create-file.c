@@ -10,25 +10,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/error.h"
 #include "manage/create.h"
+#include "manage/names.h"
 #include "storage/file.h"
 #include "storage/open.h"
-
-static int
-system_error (const char *path, const char *what)
-{
-  error_set (errno, "%s: %s: %s", path, what, strerror (errno));
-  return -1;
-}
-
-/* No other process may use what is to be written. */
-#define ALL (STORAGE_CONSISTENT_READ | STORAGE_WRITE | STORAGE_RESIZE)
 
 /* Open what is to be written.  Returns NULL with the error set. */
 static struct storage *
@@ -39,169 +28,209 @@ open_alone (const char *path, const struct create_options *o)
   if (s == NULL)
     return NULL;
   storage_set_locking (s, o->locking);
-  if (storage_make_writable (s, ALL, ALL) == 0)
+  if (storage_make_writable (s, CREATE_LOCKS, CREATE_LOCKS) == 0)
     return s;
   storage_close (s);
   return NULL;
 }
 
-static const char *
-base_name (const char *path)
-{
-  const char *slash = strrchr (path, '/');
+/* ------------------------------------------------------------ the old file */
 
-  return slash == NULL ? path : slash + 1;
+static int
+replaced_meanwhile (const char *path)
+{
+  error_set (EEXIST, "%s: it was replaced by another file meanwhile", path);
+  return -1;
 }
 
-/* The directory is opened once, so that renaming it, or one above it, can't
- * make us create, rename or remove anything in another one.  Returns -1 with
- * the error set.
+/* The old file and the new one change names.  Nothing is lost should the names
+ * belong to others' files by then: they change back.
  */
 static int
-open_directory (const char *path)
+exchange (struct created *c, char **temporary, const char *path)
 {
-  const size_t len = base_name (path) - path;
-  char *dir = len == 0 ? strdup (".") : strndup (path, len);
-  int fd = -1;
-
-  if (dir != NULL)
-    fd = open (dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd == -1)
-    system_error (path, "opening its directory");
-  free (dir);
-  return fd;
-}
-
-/* Make changes in path's directory durable. */
-static int
-sync_directory (const char *path, int fd)
-{
-  /* EINVAL: the file system can't sync directories. */
-  if (fsync (fd) == 0 || errno == EINVAL)
+  if (!names_has (c->old, c->dir, c->name))
+    return replaced_meanwhile (path);
+  if (renameat2 (c->dir, *temporary, c->dir, c->name, RENAME_EXCHANGE) == -1)
+    return names_error (path, "naming the new image");
+  if (names_has (c->old, c->dir, *temporary) &&
+      names_has (c->storage, c->dir, c->name)) {
+    c->old_name = *temporary;
+    *temporary = NULL;
     return 0;
-  return system_error (path, "syncing its directory");
+  }
+  renameat2 (c->dir, *temporary, c->dir, c->name, RENAME_EXCHANGE);
+  return replaced_meanwhile (path);
 }
 
-/* ------------------------------------------------------------------- names */
-
-/* Whether this name belongs to this file.  Other users who can write the
- * directory may put another file, or a link, there at any moment.
- */
-static bool
-has_name (const struct storage *s, int dir, const char *name)
-{
-  struct stat st;
-
-  return fstatat (dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-    storage_file_is (s, &st);
-}
-
-/* Turn a file that was just made into a storage.  Returns NULL with the error
- * set, and the file is removed.
- */
-static struct storage *
-adopt (int fd, int dir, const char *name, const char *path)
-{
-  struct storage *s = storage_file_adopt (fd, path);
-
-  if (s == NULL)
-    unlinkat (dir, name, 0);
-  return s;
-}
-
-static void
-remove_name (const struct storage *s, int dir, const char *name)
-{
-  if (has_name (s, dir, name))
-    unlinkat (dir, name, 0);
-}
-
-/* Rename the image, unless the name belongs to a file other than ours. */
+/* The old file has another name as well, before the new one takes its own. */
 static int
-rename_over (const struct storage *ours, int dir, const char *temporary,
-             const char *path)
+link_and_replace (struct created *c, const char *temporary, const char *path)
 {
-  const char *name = base_name (path);
+  char *other = names_temporary (path);
 
-  if (!has_name (ours, dir, name)) {
-    error_set (EEXIST, "%s: it was replaced by another file meanwhile", path);
+  if (other == NULL || linkat (c->dir, c->name, c->dir, other, 0) == -1) {
+    names_error (path, "keeping the old file");
+    free (other);
     return -1;
   }
-  if (renameat (dir, temporary, dir, name) == 0)
+  if (names_has (c->old, c->dir, other) && names_sync (path, c->dir) == 0 &&
+      names_replace (c->old, c->dir, temporary, path) == 0) {
+    c->old_name = other;
     return 0;
-  return system_error (path, "naming the new image");
+  }
+  if (!names_has (c->old, c->dir, other))
+    replaced_meanwhile (path);
+  names_drop (c->dir, other, path); /* ours alone, whatever it leads to */
+  free (other);
+  return -1;
 }
 
-/* Take the name with an empty file first. */
+/* The old file has another name instead.  For a moment there is nothing at the
+ * path.
+ */
 static int
-name_in_two_steps (int dir, const char *temporary, const char *path,
-                   enum storage_locking locking)
+move_and_replace (struct created *c, const char *temporary, const char *path,
+                  enum storage_locking locking)
 {
-  const int fd = openat (dir, base_name (path), O_RDWR | O_CREAT | O_EXCL |
-                         O_NOFOLLOW | O_CLOEXEC, 0600);
-  struct storage *empty = NULL;
-  int r = -1;
+  char *other = names_temporary (path);
+  struct stat st;
 
-  if (fd == -1)
-    return system_error (path, "naming the new image");
-  empty = adopt (fd, dir, base_name (path), path);
-  if (empty == NULL)
+  if (other == NULL || fstatat (c->dir, other, &st, AT_SYMLINK_NOFOLLOW) == 0)
+    error_set (EEXIST, "%s: keeping the old file: no name for it", path);
+  else if (names_move (c->dir, c->name, other) == -1)
+    names_error (path, "keeping the old file");
+  else if (!names_has (c->old, c->dir, other)) {
+    names_move (c->dir, other, c->name);
+    replaced_meanwhile (path);
+  }
+  else {
+    c->old_name = other;
+    return names_sync (path, c->dir) == -1 ? -1
+      : names_give (c->dir, temporary, path, locking);
+  }
+  free (other);
+  return -1;
+}
+
+/* Whether the old file is another user's in a sticky directory of others, where
+ * we can't rename it, nor remove a link to it once there is one.
+ */
+static bool
+is_sticky (const struct created *c)
+{
+  const uid_t us = geteuid ();
+  struct stat st;
+
+  return fstat (c->dir, &st) == 0 && (st.st_mode & S_ISVTX) != 0 &&
+    st.st_uid != us &&
+    fstatat (c->dir, c->name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+    st.st_uid != us;
+}
+
+/* Have the new file the old one's name, and that one another, by which it is
+ * there until nbdkit has started: in the first of three ways that works.  When
+ * this is cut off, both are there.  exFAT has only the last of them.
+ */
+static int
+replace_old (struct created *c, char **temporary, const char *path,
+             enum storage_locking locking)
+{
+  int r = exchange (c, temporary, path);
+
+  if (r == -1 && error_errno () == EPERM && is_sticky (c))
     return -1;
-  /* So that no other process overwrites it with an image. */
-  storage_set_locking (empty, locking);
-  if (storage_lock (empty, ALL, ALL) == 0)
-    r = rename_over (empty, dir, temporary, path);
-  if (r == -1)
-    remove_name (empty, dir, base_name (path));
-  storage_close (empty);
+  if (r == -1 && names_missing (error_errno ()))
+    r = link_and_replace (c, *temporary, path);
+  if (r == -1 && (names_missing (error_errno ()) || error_errno () == EMLINK))
+    r = move_and_replace (c, *temporary, path, locking);
   return r;
 }
 
-/* Whether a call failed because the file system lacks it, or because it is
- * forbidden altogether, as in containers.
- */
-static bool
-is_missing (int err)
-{
-  return err == EINVAL || err == ENOSYS || err == EOPNOTSUPP || err == EPERM;
-}
-
-/* Give a file its name, which must not exist yet, in the first of three ways
- * that works.  exFAT, for one, has only the third, with which a power cut may
- * leave an empty file.
+/* Give the old file its name again, and remove the new one.  What belongs to
+ * others is left alone.  Returns -1 if the old file keeps its other name.
  */
 static int
-name_file (int dir, const char *temporary, const char *path,
-           enum storage_locking locking)
+change_back (const struct created *c)
 {
-  const char *name = base_name (path);
+  struct stat st;
 
-  if (renameat2 (dir, temporary, dir, name, RENAME_NOREPLACE) == 0)
-    return 0;
-  if (is_missing (errno)) {
-    if (linkat (dir, temporary, dir, name, 0) == 0) {
-      unlinkat (dir, temporary, 0);
-      return 0;
-    }
-    if (is_missing (errno) || errno == EMLINK)
-      return name_in_two_steps (dir, temporary, path, locking);
+  if (!names_has (c->storage, c->dir, c->name))
+    return fstatat (c->dir, c->name, &st, AT_SYMLINK_NOFOLLOW) == 0 ? -1
+      : names_move (c->dir, c->old_name, c->name);
+  if (renameat2 (c->dir, c->old_name, c->dir, c->name, RENAME_EXCHANGE) == -1)
+    return !names_missing (errno) ? -1
+      : renameat (c->dir, c->old_name, c->dir, c->name);
+  if (!names_has (c->old, c->dir, c->name) ||
+      !names_has (c->storage, c->dir, c->old_name)) {
+    renameat2 (c->dir, c->old_name, c->dir, c->name, RENAME_EXCHANGE);
+    return -1;
   }
-  return system_error (path, "naming the new image");
+  /* The host must not stop with that undone and the name removed. */
+  if (names_durable (c->dir))
+    names_remove (c->storage, c->dir, c->old_name, c->storage->name);
+  else
+    note_message ("%s: the new image is %s now, in the same directory: "
+                  "syncing that: %s", c->storage->name, c->old_name,
+                  strerror (errno));
+  return 0;
+}
+
+/* Others have taken the old file's name from it.  The new image is removed only
+ * if it isn't all that is left.
+ */
+static void
+note_gone (const struct created *c)
+{
+  const char *path = c->storage->name;
+
+  if (names_has (c->old, c->dir, c->name))
+    return; /* they have put it back */
+  if (storage_file_has_name (c->old)) {
+    note_message ("%s: what was there before is no longer %s, in the same "
+                  "directory: another process has renamed it", path,
+                  c->old_name);
+    names_remove (c->storage, c->dir, c->name, path);
+  }
+  else
+    note_message ("%s: what was there before is gone: it was %s, in the same "
+                  "directory, and another process has removed it", path,
+                  c->old_name);
+}
+
+/* What was there before is to be there again, so far as others have not
+ * changed that.
+ */
+static void
+put_back (struct created *c)
+{
+  struct stat st;
+  const bool gone =
+    fstatat (c->dir, c->old_name, &st, AT_SYMLINK_NOFOLLOW) == 0
+    ? !storage_file_is (c->old, &st) : errno == ENOENT;
+
+  if (gone)
+    note_gone (c);
+  else if (change_back (c) == -1)
+    note_message ("%s: what was there before is %s now, in the same "
+                  "directory", c->storage->name, c->old_name);
+  (void) fsync (c->dir);
+  free (c->old_name);
+  c->old_name = NULL;
 }
 
 /* The image is complete: name it, replacing the old file, or where there must
  * be none.
  */
 static int
-give_name (const struct created *c, const char *temporary,
-           const struct storage *old, const char *path,
+give_name (struct created *c, char **temporary, const char *path,
            enum storage_locking locking)
 {
-  const int r = old != NULL ? rename_over (old, c->dir, temporary, path)
-    : name_file (c->dir, temporary, path, locking);
+  const int r = c->old != NULL ? replace_old (c, temporary, path, locking)
+    : names_give (c->dir, *temporary, path, locking);
 
   /* Others may have swapped the file while it had its temporary name. */
-  if (r == 0 && !has_name (c->storage, c->dir, c->name)) {
+  if (r == 0 && !names_has (c->storage, c->dir, c->name)) {
     error_set (EEXIST, "%s: it was replaced by another file while it was made",
                path);
     return -1;
@@ -224,33 +253,6 @@ make_alike (int fd, const struct stat *old)
   return fchmod (fd, mode);
 }
 
-static uint32_t
-random_number (void)
-{
-  struct timespec now = { 0 };
-  uint32_t r;
-
-  if (getrandom (&r, sizeof r, 0) == sizeof r)
-    return r;
-  /* Some containers forbid the call.  A name need not be a secret. */
-  clock_gettime (CLOCK_REALTIME, &now);
-  return now.tv_nsec ^ (uint32_t) getpid () << 16;
-}
-
-/* A name for a file next to path; base_name (path) is truncated so that the
- * name can't get too long.
- */
-static char *
-temporary_name (const char *path)
-{
-  char *name;
-
-  if (asprintf (&name, "%.200s.%08" PRIx32, base_name (path),
-                random_number ()) == -1)
-    return NULL;
-  return name;
-}
-
 /* How many names to try if they are taken. */
 #define MAX_TRIES 100
 
@@ -267,70 +269,63 @@ make_temporary (int dir, const char *path, const struct stat *old, char **name)
 
   do {
     free (*name);
-    *name = temporary_name (path);
+    *name = names_temporary (path);
     fd = *name == NULL ? -1 : openat (dir, *name, O_RDWR | O_CREAT | O_EXCL |
                                       O_NOFOLLOW | O_CLOEXEC, mode);
   } while (fd == -1 && *name != NULL && errno == EEXIST &&
            ++tries < MAX_TRIES);
   if (fd != -1 && (old == NULL || make_alike (fd, old) == 0))
     return fd;
-  system_error (path, "making a file next to it");
+  names_error (path, "making a file next to it");
   if (fd != -1) {
-    unlinkat (dir, *name, 0);
+    names_drop (dir, *name, path);
     close (fd);
   }
   return -1;
 }
 
 static int
-fill_and_name (struct created *c, const char *temporary,
-               const struct storage *old, const char *path,
+fill_and_name (struct created *c, char **temporary, const char *path,
                const struct create_options *o)
 {
   storage_set_locking (c->storage, o->locking);
-  if (storage_lock (c->storage, ALL, ALL) == -1 ||
+  if (storage_lock (c->storage, CREATE_LOCKS, CREATE_LOCKS) == -1 ||
       create_image (c->storage, o) == -1)
     return -1;
-  return give_name (c, temporary, old, path, o->locking);
+  return give_name (c, temporary, path, o->locking);
 }
 
-/* old and old_stat: the file to be replaced, or NULL. */
+/* old: of c->old, the file to be replaced, or NULL. */
 static int
-make_complete (struct created *c, const struct storage *old,
-               const struct stat *old_stat, const char *path,
+make_complete (struct created *c, const struct stat *old, const char *path,
                const struct create_options *o)
 {
   char *temporary = NULL;
   int fd, r;
 
-  fd = make_temporary (c->dir, path, old_stat, &temporary);
+  fd = make_temporary (c->dir, path, old, &temporary);
   if (fd != -1)
-    c->storage = adopt (fd, c->dir, temporary, path);
-  r = c->storage == NULL ? -1 : fill_and_name (c, temporary, old, path, o);
-  if (r == -1 && c->storage != NULL)
-    remove_name (c->storage, c->dir, temporary);
+    c->storage = names_adopt (fd, c->dir, temporary, path);
+  r = c->storage == NULL ? -1 : fill_and_name (c, &temporary, path, o);
+  if (r == -1 && c->storage != NULL && temporary != NULL)
+    names_remove (c->storage, c->dir, temporary, path);
   free (temporary);
   return r;
 }
 
 static int
-make_file (struct created *c, const struct storage *old,
-           const struct stat *old_stat, const char *path,
+make_file (struct created *c, const struct stat *old, const char *path,
            const struct create_options *o)
 {
-  c->dir = open_directory (path);
+  c->dir = names_directory (path);
   if (c->dir == -1)
     return -1;
-  c->name = strdup (base_name (path));
+  c->name = strdup (names_base (path));
   if (c->name == NULL)
-    return system_error (path, "making a file next to it");
-  if (make_complete (c, old, old_stat, path, o) == -1)
+    return names_error (path, "making a file next to it");
+  if (make_complete (c, old, path, o) == -1)
     return -1;
-  if (sync_directory (path, c->dir) == 0)
-    return 0;
-  if (old == NULL)
-    remove_name (c->storage, c->dir, c->name);
-  return -1;
+  return names_sync (path, c->dir);
 }
 
 /* Something exists at path, and may be overwritten. */
@@ -340,23 +335,23 @@ overwrite_it (struct created *c, const char *path, const struct stat *st,
 {
   struct storage *old = open_alone (path, o);
   char *real; /* keep a symbolic link: replace what it leads to */
-  int r = -1;
+  int r;
 
   if (old == NULL)
     return -1;
-  if (!storage_file_is (old, st))
-    error_set (EEXIST, "%s: it was replaced by another file meanwhile", path);
-  else if (S_ISBLK (st->st_mode)) {
+  if (!storage_file_is (old, st)) {
+    storage_close (old);
+    return replaced_meanwhile (path);
+  }
+  if (S_ISBLK (st->st_mode)) {
     c->storage = old;
     return create_image (old, o);
   }
-  else {
-    real = realpath (path, NULL);
-    r = real == NULL ? system_error (path, "finding it")
-      : make_file (c, old, st, real, o);
-    free (real);
-  }
-  storage_close (old);
+  c->old = old;
+  real = realpath (path, NULL);
+  r = real == NULL ? names_error (path, "finding it")
+    : make_file (c, st, real, o);
+  free (real);
   return r;
 }
 
@@ -368,12 +363,12 @@ create_or_overwrite (struct created *c, const char *path, bool overwrite,
 
   if (stat (path, &st) == -1) {
     if (errno != ENOENT)
-      return system_error (path, "looking for it");
+      return names_error (path, "looking for it");
     if (lstat (path, &st) == 0) {
       error_set (EEXIST, "%s: a symbolic link that leads nowhere", path);
       return -1;
     }
-    return make_file (c, NULL, NULL, path, o);
+    return make_file (c, NULL, path, o);
   }
   if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode))
     error_set (EINVAL, "%s: neither a regular file nor a block device", path);
@@ -392,7 +387,7 @@ create_file (const char *path, bool overwrite, const struct create_options *o,
   *made = (struct created) CREATED_NOTHING;
   if (create_or_overwrite (made, path, overwrite, o) == 0)
     return 0;
-  create_release (made);
+  create_undo (made);
   return -1;
 }
 
@@ -406,7 +401,8 @@ fill_data (struct storage *s, const struct create_options *o)
   bool done; /* or as well as the storage can */
 
   storage_set_locking (s, o->locking);
-  if (storage_lock (s, ALL, ALL) == -1 || storage_resize (s, size) == -1)
+  if (storage_lock (s, CREATE_LOCKS, CREATE_LOCKS) == -1 ||
+      storage_resize (s, size) == -1)
     return -1;
   if (size > 0 && o->preallocation == PREALLOCATION_FALLOC &&
       storage_allocate (s, start, size, &done) == -1)
@@ -423,24 +419,24 @@ make_data_file (struct created *c, const char *path,
 {
   int fd;
 
-  c->dir = open_directory (path);
+  c->dir = names_directory (path);
   if (c->dir == -1)
     return -1;
-  fd = openat (c->dir, base_name (path), O_RDWR | O_CREAT | O_EXCL |
+  fd = openat (c->dir, names_base (path), O_RDWR | O_CREAT | O_EXCL |
                O_NOFOLLOW | O_CLOEXEC, 0666);
   if (fd == -1) {
-    system_error (path, "making the external data file, which must be new");
+    names_error (path, "making the external data file, which must be new");
     return -1;
   }
-  c->storage = adopt (fd, c->dir, base_name (path), path);
-  c->name = strdup (base_name (path));
+  c->storage = names_adopt (fd, c->dir, names_base (path), path);
+  c->name = strdup (names_base (path));
   if (c->storage == NULL)
     return -1;
   if (c->name != NULL && fill_data (c->storage, o) == 0 &&
-      sync_directory (path, c->dir) == 0)
+      names_sync (path, c->dir) == 0)
     return 0;
-  remove_name (c->storage, c->dir, base_name (path));
-  return c->name == NULL ? system_error (path, "making it") : -1;
+  names_remove (c->storage, c->dir, names_base (path), path);
+  return c->name == NULL ? names_error (path, "making it") : -1;
 }
 
 int
@@ -458,8 +454,10 @@ create_data_file (const char *path, const struct create_options *o,
 }
 
 void
-create_release (struct created *made)
+create_let_go (struct created *made)
 {
+  storage_close (made->old);
+  free (made->old_name);
   storage_close (made->storage);
   free (made->name);
   if (made->dir != -1)
@@ -468,9 +466,19 @@ create_release (struct created *made)
 }
 
 void
+create_release (struct created *made)
+{
+  if (made->old_name != NULL)
+    names_remove (made->old, made->dir, made->old_name, made->storage->name);
+  create_let_go (made);
+}
+
+void
 create_undo (struct created *made)
 {
-  if (made->name != NULL)
-    remove_name (made->storage, made->dir, made->name);
+  if (made->old_name != NULL)
+    put_back (made);
+  else if (made->name != NULL && made->storage != NULL)
+    names_remove (made->storage, made->dir, made->name, made->storage->name);
   create_release (made);
 }

@@ -76,6 +76,12 @@ struct created {
   struct storage *storage; /* open for writing; lets no other process use it */
   int dir;                 /* its directory */
   char *name;              /* its name there; NULL: it is a block device */
+
+  /* The file that it has replaced, which is kept and locked for now, and that
+   * one's name in the same directory; or NULL.
+   */
+  struct storage *old;
+  char *old_name;
 };
 
 #define CREATED_NOTHING { .dir = -1 }
@@ -83,12 +89,13 @@ struct created {
 /* The same at a path, relative to the current directory.  The image is made
  * under a temporary name in the same directory, and renamed when complete and
  * durable.  An existing file is an error (EEXIST) unless overwrite is set; it
- * then stays until it is replaced, except for a block device, which is written
- * in place.  Other users who can write the directory can't make this write to
- * a file that it did not create.  *made identifies the file, since the path
- * may soon lead to another; release it by one of the two functions below.
- * Fails with EAGAIN, too, if another process uses what is to be overwritten.
- * After an error there is nothing to release.
+ * then stays, under a temporary name once the new one has its own, until
+ * create_release.  Only a block device is written in place.  Other users who
+ * can write the directory can't make this write to a file that it did not
+ * create.  *made identifies the file, since the path may soon lead to another;
+ * release it by one of the two functions below.  Fails with EAGAIN, too, if
+ * another process uses what is to be overwritten.  After an error there is
+ * nothing to release, and what was there is there again.
  */
 extern int create_file (const char *path, bool overwrite,
                         const struct create_options *o, struct created *made);
@@ -101,11 +108,20 @@ extern int create_file (const char *path, bool overwrite,
 extern int create_data_file (const char *path, const struct create_options *o,
                              struct created *made);
 
-/* The image stays.  Does nothing if nothing was made. */
+/* The image stays, and what it has replaced is removed; a note says so if it
+ * can't be.  Does nothing if nothing was made.
+ */
 extern void create_release (struct created *made);
 
+/* Release it, and leave all files as they are: another process, which has the
+ * same, releases or undoes it.
+ */
+extern void create_let_go (struct created *made);
+
 /* Remove what create_file made, unless its name now belongs to another file or
- * it is on a block device; and release it.
+ * it is on a block device, and give what it has replaced its name again; and
+ * release it.  A note says what could not be done.  If others have removed what
+ * it has replaced, it stays.
  */
 extern void create_undo (struct created *made);
 

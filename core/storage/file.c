@@ -274,6 +274,18 @@ storage_file_is (const struct storage *s, const struct stat *st)
     st->st_rdev == id.number[0];
 }
 
+bool
+storage_file_has_name (const struct storage *s)
+{
+  struct storage_identity id = { .kind = NULL };
+  struct stat st;
+
+  if (s->ops->identify != NULL)
+    s->ops->identify (s, &id);
+  return id.kind == file_kind &&
+    fstat (((const struct file *) s)->fd, &st) == 0 && st.st_nlink > 0;
+}
+
 static void
 file_set_locking (struct storage *s, enum storage_locking locking)
 {

@@ -26,4 +26,8 @@ extern struct storage *storage_file_adopt (int fd, const char *name);
 /* True if st, of stat(2), is of the file that a storage has open. */
 extern bool storage_file_is (const struct storage *s, const struct stat *st);
 
+/* Whether a file has a name, in whatever directory.  False if it isn't known.
+ */
+extern bool storage_file_has_name (const struct storage *s);
+
 #endif /* CORE_STORAGE_FILE_H */

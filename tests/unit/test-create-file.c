@@ -65,21 +65,23 @@ note (char letter)
     return fails () ? failure : __real_##name args;     \
   }
 
-#define WRAP_NOTED(letter, type, name, params, args)    \
+#define WRAP_NOTED(letter, type, name, params, call)    \
   extern type __real_##name params;                     \
   extern type __wrap_##name params;                     \
   type                                                  \
   __wrap_##name params                                  \
   {                                                     \
     note (letter);                                      \
-    return fails () ? -1 : __real_##name args;          \
+    return fails () ? -1 : call;                        \
   }
 
 WRAP (off_t, lseek, -1, (int fd, off_t at, int whence), (fd, at, whence))
 WRAP_NOTED ('w', ssize_t, pwrite,
-            (int fd, const void *buf, size_t n, off_t at), (fd, buf, n, at))
-WRAP_NOTED ('s', int, fdatasync, (int fd), (fd))
-WRAP_NOTED ('d', int, fsync, (int fd), (fd))
+            (int fd, const void *buf, size_t n, off_t at),
+            __real_pwrite (fd, buf, n, at))
+/* What ends here is the process, not the host: syncing would only take time. */
+WRAP_NOTED ('s', int, fdatasync, (int fd), 0)
+WRAP_NOTED ('d', int, fsync, (int fd), 0)
 WRAP (int, fallocate, -1, (int fd, int mode, off_t at, off_t n),
       (fd, mode, at, n))
 WRAP (int, ftruncate, -1, (int fd, off_t size), (fd, size))
@@ -91,7 +93,7 @@ WRAP (char *, strdup, NULL, (const char *s), (s))
 WRAP (char *, strndup, NULL, (const char *s, size_t n), (s, n))
 
 /* These calls fail each time with this, unless it is 0. */
-static int no_random, no_renameat2, no_link;
+static int no_random, no_renameat2, no_link, no_unlink;
 
 /* How often the same number comes, and others after that. */
 static unsigned same_numbers;
@@ -175,8 +177,38 @@ __wrap_renameat2 (int a, const char *from, int b, const char *to,
     put (appears, "theirs");
   if (no_renameat2 != 0)
     errno = no_renameat2;
-  return no_renameat2 != 0 || fails () ? -1
-    : __real_renameat2 (a, from, b, to, flags);
+  if (no_renameat2 != 0 || fails ())
+    return -1;
+  if (replaced && flags == RENAME_EXCHANGE) {
+    put ("other", "theirs");
+    CHECK_OK (rename ("other", to));
+    replaced = false;
+  }
+  return __real_renameat2 (a, from, b, to, flags);
+}
+
+/* Cleaning up does not fail, but may be where the process ends. */
+extern int __real_unlinkat (int dir, const char *name, int flags);
+extern int __wrap_unlinkat (int dir, const char *name, int flags);
+int
+__wrap_unlinkat (int dir, const char *name, int flags)
+{
+  if (no_unlink != 0) {
+    errno = no_unlink;
+    return -1;
+  }
+  return die && fails () ? -1 : __real_unlinkat (dir, name, flags);
+}
+
+/* Files here are another user's. */
+static bool foreign;
+
+extern uid_t __real_geteuid (void);
+extern uid_t __wrap_geteuid (void);
+uid_t
+__wrap_geteuid (void)
+{
+  return __real_geteuid () + foreign;
 }
 
 extern int __real_open (const char *path, int flags, mode_t mode);
@@ -259,6 +291,22 @@ count_files (bool remove)
   return n;
 }
 
+/* Whether a file, whatever its name, holds this. */
+static bool
+is_somewhere (const char *text)
+{
+  DIR *d = opendir (".");
+  struct dirent *e;
+  bool found = false;
+
+  if (d == NULL)
+    abort ();
+  while (!found && (e = readdir (d)) != NULL)
+    found = e->d_name[0] != '.' && holds (e->d_name, text);
+  closedir (d);
+  return found;
+}
+
 static unsigned
 mode_of (const char *path)
 {
@@ -293,18 +341,37 @@ is_complete (const char *path)
 
 static struct created made = CREATED_NOTHING;
 
+/* What the user is told. */
+static char notes[1000];
+
+static void
+take_note (const char *text)
+{
+  strncat (notes, text, sizeof notes - 1 - strlen (notes));
+}
+
 static int
-create (const char *path, bool overwrite)
+create_and_hold (const char *path, bool overwrite)
 {
   int r;
 
   create_release (&made);
-
   error_set (0, "none");
   memset (calls, 0, sizeof calls);
+  notes[0] = '\0';
   nr_calls = 0;
   r = create_file (path, overwrite, &options, &made);
   fail_at = 0;
+  return r;
+}
+
+/* And nbdkit has started. */
+static int
+create (const char *path, bool overwrite)
+{
+  const int r = create_and_hold (path, overwrite);
+
+  create_release (&made);
   return r;
 }
 
@@ -324,31 +391,177 @@ test_made (void)
 static void
 test_undo (void)
 {
-  CHECK_OK (create ("new", false));
+  CHECK_OK (create_and_hold ("new", false));
   create_undo (&made);
   CHECK_EQ (count_files (true), 0);
   create_undo (&made);
 
-  put ("new", "old");
-  CHECK_OK (create ("new", true));
-  create_undo (&made);
-  CHECK_EQ (count_files (true), 0);
-
-  CHECK_OK (create ("new", false));
+  CHECK_OK (create_and_hold ("new", false));
   put ("other", "theirs");
   CHECK_OK (rename ("other", "new"));
   create_undo (&made);
   CHECK (holds ("new", "theirs"));
   CHECK_EQ (count_files (true), 1);
+}
 
+/* What a call fails with where there is no such thing. */
+static const int missing[] = { EINVAL, ENOSYS, EPERM, EOPNOTSUPP };
+#define NR_MISSING (sizeof missing / sizeof missing[0])
+
+/* There are three ways to give it its name; 0 is the first. */
+static void
+have_way (unsigned way, int err)
+{
+  no_renameat2 = way > 0 ? err : 0;
+  no_link = way > 1 ? err : 0;
+}
+
+/* What was replaced has its name again, unless that is somebody else's now:
+ * then it keeps the one that it had meanwhile.
+ */
+static void
+test_put_back (void)
+{
+  unsigned way, i;
+
+  for (way = 0; way < 3; ++way) {
+    have_way (way, EINVAL);
+    for (i = 0; i < 3; ++i) {
+      put ("new", "old");
+      CHECK_OK (create_and_hold ("new", true));
+      CHECK (is_complete ("new"));
+      CHECK (is_somewhere ("old"));
+      CHECK_EQ (count_files (false), 2);
+      if (i == 1)
+        unlink ("new");
+      if (i == 2) {
+        put ("other", "theirs");
+        CHECK_OK (rename ("other", "new"));
+      }
+      create_undo (&made);
+      CHECK (holds ("new", i < 2 ? "old" : "theirs"));
+      CHECK (is_somewhere ("old"));
+      CHECK_EQ (count_files (true), i < 2 ? 1 : 2);
+    }
+
+    /* Nothing but the name, and a link to it, is left of what is kept. */
+    put ("new", "old");
+    CHECK_OK (link ("new", "link"));
+    CHECK_OK (create_and_hold ("new", true));
+    create_release (&made);
+    CHECK (is_complete ("new"));
+    CHECK (holds ("link", "old"));
+    CHECK_EQ (count_files (true), 2);
+
+    /* Somebody else's file comes at the last moment. */
+    put ("new", "old");
+    replaced = true;
+    CHECK_EQ (create_and_hold ("new", true), -1);
+    replaced = false;
+    CHECK_ERROR (EEXIST, "new: it was replaced by another file");
+    CHECK (holds ("new", "theirs"));
+    if (way == 1) /* else it was the old one that theirs came over */
+      CHECK (is_somewhere ("old"));
+    count_files (true);
+  }
+  have_way (0, 0);
+}
+
+static void
+make_over_old (void)
+{
+  count_files (true);
   put ("new", "old");
+  CHECK_OK (create_and_hold ("new", true));
+  CHECK_STR (notes, "");
+}
+
+/* Others have changed the names meanwhile. */
+static void
+test_put_back_others (void)
+{
+  unsigned way;
+
+  for (way = 0; way < 3; ++way) {
+    have_way (way, EINVAL);
+    make_over_old ();
+    CHECK_OK (rename (made.old_name, "moved"));
+    create_undo (&made);
+    CHECK (holds ("moved", "old"));
+    CHECK_EQ (count_files (false), 1);
+    CHECK_HAS (notes, "new: what was there before is no longer new.");
+
+    make_over_old ();
+    CHECK_OK (unlink (made.old_name));
+    create_undo (&made);
+    CHECK (is_complete ("new")); /* better than nothing */
+    CHECK_EQ (count_files (false), 1);
+    CHECK_HAS (notes, "new: what was there before is gone: it was new.");
+
+    make_over_old ();
+    CHECK_OK (rename (made.old_name, "new"));
+    create_undo (&made);
+    CHECK (holds ("new", "old"));
+    CHECK_EQ (count_files (false), 1);
+    CHECK_STR (notes, "");
+  }
+  have_way (0, 0);
+
+  /* At the last moment. */
+  make_over_old ();
   replaced = true;
-  CHECK_EQ (create ("new", true), -1);
-  replaced = false;
-  CHECK_ERROR (EEXIST, "new: it was replaced by another file while");
   create_undo (&made);
+  CHECK (!replaced);
+  replaced = false;
   CHECK (holds ("new", "theirs"));
-  CHECK_EQ (count_files (true), 1);
+  CHECK (is_somewhere ("old"));
+  CHECK_EQ (count_files (true), 2);
+  CHECK_HAS (notes, "new: what was there before is new.");
+}
+
+/* What can't be removed is told of. */
+static void
+test_left (void)
+{
+  make_over_old ();
+  no_unlink = EACCES;
+  create_release (&made);
+  CHECK (is_somewhere ("old"));
+  CHECK_HAS (notes, "new: new.");
+  CHECK_HAS (notes, "can't be removed: Permission denied");
+
+  make_over_old ();
+  create_undo (&made);
+  no_unlink = 0;
+  CHECK (holds ("new", "old"));
+  CHECK_EQ (count_files (true), 2);
+  CHECK_HAS (notes, "can't be removed: Permission denied");
+}
+
+/* Where it could not be removed again, the old file gets no link. */
+static void
+test_sticky (void)
+{
+  unsigned i;
+  int r;
+
+  have_way (1, EPERM);
+  for (i = 0; i < 4; ++i) {
+    put ("new", "old");
+    CHECK_OK (chmod (".", i & 1 ? 01700 : 0700));
+    foreign = i & 2;
+    r = create ("new", true);
+    CHECK_EQ (r, i == 3 ? -1 : 0);
+    CHECK_EQ (strchr (calls, 'l') == NULL, i == 3);
+    if (i == 3) {
+      CHECK_ERROR (EPERM, "new: naming the new image");
+      CHECK (holds ("new", "old"));
+    }
+    CHECK_EQ (count_files (true), 1);
+  }
+  foreign = false;
+  CHECK_OK (chmod (".", 0700));
+  have_way (0, 0);
 }
 
 static void
@@ -375,7 +588,7 @@ test_kept (void)
   unsigned overwrite;
 
   for (overwrite = 0; overwrite < 2; ++overwrite) {
-    CHECK_OK (create ("new", overwrite));
+    CHECK_OK (create_and_hold ("new", overwrite));
     expect_in_use ();
     CHECK (image_open (&opening) == NULL);
     CHECK_ERROR (EAGAIN, "new: another process is writing it");
@@ -413,6 +626,19 @@ test_order (bool overwrite)
   CHECK (strchr (calls, 'n') == strrchr (calls, 'n'));
   CHECK (strchr (calls, 'd') == strrchr (calls, 'd'));
   count_files (true);
+}
+
+/* A link keeps the old one, and is durable before that one's name is not. */
+static void
+test_link_order (void)
+{
+  have_way (1, EINVAL);
+  put ("new", "old");
+  CHECK_OK (create ("new", true));
+  CHECK (strlen (calls) > 8);
+  CHECK_STR (calls + strlen (calls) - 8, "swsnldnd");
+  count_files (true);
+  have_way (0, 0);
 }
 
 /* The process's umask says who may use it. */
@@ -471,18 +697,6 @@ test_links (void)
   CHECK_OK (create ("link", true));
   CHECK (is_complete ("target"));
   CHECK_EQ (count_files (true), 2);
-}
-
-/* What a call fails with where there is no such thing. */
-static const int missing[] = { EINVAL, ENOSYS, EPERM, EOPNOTSUPP };
-#define NR_MISSING (sizeof missing / sizeof missing[0])
-
-/* There are three ways to give it its name; 0 is the first. */
-static void
-have_way (unsigned way, int err)
-{
-  no_renameat2 = way > 0 ? err : 0;
-  no_link = way > 1 ? err : 0;
 }
 
 static void
@@ -671,7 +885,7 @@ test_folder (void)
   do {
     fail_at = ++n;
     strike = exchange_folder;
-    r = create ("../folder/new", false);
+    r = create_and_hold ("../folder/new", false);
     strike = NULL;
     CHECK_OK (r);
     if (access ("../was", F_OK) == 0) {
@@ -742,11 +956,8 @@ fail_once (bool overwrite, unsigned n, int err, unsigned *refused)
     ++*refused;
     CHECK (error_errno () != 0);
     CHECK_HAS (error_message (), "file: ");
-    /* Syncing the directory comes after the old file is gone. */
-    if (overwrite && !holds ("file", "old")) {
-      CHECK (is_complete ("file"));
-      CHECK_HAS (error_message (), "syncing its directory");
-    }
+    if (overwrite)
+      CHECK (holds ("file", "old"));
     if (count_files (true) != overwrite)
       check_failed (__FILE__, __LINE__, "call %u: errno %d: a file is left",
                     n, err);
@@ -761,12 +972,9 @@ test_failures (void)
   unsigned i, n, way, refused = 0;
 
   for (i = 0; i < sizeof errs / sizeof errs[0]; ++i) {
-    for (n = 1; fail_once (true, n, errs[i], &refused); ++n)
-      ;
-    CHECK (n > 20);
-    for (way = 0; way < 3; ++way) {
-      have_way (way, EPERM);
-      for (n = 1; fail_once (false, n, errs[i], &refused); ++n)
+    for (way = 0; way < 6; ++way) {
+      have_way (way / 2, EPERM);
+      for (n = 1; fail_once (way % 2 == 1, n, errs[i], &refused); ++n)
         ;
       CHECK (n > 20);
     }
@@ -775,46 +983,82 @@ test_failures (void)
   CHECK (refused > 100);
 }
 
+/* What becomes of a new image after it was made. */
+enum fate { HELD, KEPT, UNDONE };
+
+static int
+meet (bool overwrite, enum fate fate)
+{
+  int r = create_file ("file", overwrite, &options, &made);
+
+  if (fate == KEPT)
+    create_release (&made);
+  if (fate == UNDONE)
+    create_undo (&made);
+  return r == 0 ? 0 : 1;
+}
+
 /* The process ends before its n-th call.  Returns false if it comes to its
  * own end before that.
  */
 static bool
-die_once (bool overwrite, unsigned n)
+die_once (bool overwrite, enum fate fate, unsigned n)
 {
   int status;
+  bool died;
   pid_t pid;
 
   if (overwrite)
     put ("file", "old");
   pid = fork ();
   if (pid == 0) {
+    nr_calls = 0;
     fail_at = n;
     die = true;
-    _exit (create ("file", overwrite) == 0 ? 0 : 1);
+    _exit (meet (overwrite, fate));
   }
   if (pid == -1 || waitpid (pid, &status, 0) != pid || !WIFEXITED (status))
     abort ();
-  if (access ("file", F_OK) == 0 && !(overwrite && holds ("file", "old")))
+  died = WEXITSTATUS (status) == 99;
+  CHECK (died || WEXITSTATUS (status) == 0);
+  /* What is there is whole, and the old file is given up last. */
+  if (access ("file", F_OK) == 0 && !(overwrite && holds ("file", "old")) &&
+      !(no_link != 0 && holds ("file", "")))
     CHECK (is_complete ("file"));
-  else
-    CHECK_EQ (WEXITSTATUS (status), 99);
+  if (overwrite && fate != KEPT)
+    CHECK (is_somewhere ("old"));
+  if (overwrite && fate == KEPT && !is_somewhere ("old"))
+    CHECK (is_complete ("file"));
+  if (!died) {
+    CHECK_EQ (count_files (false), fate == HELD ? 1 + overwrite
+              : fate == KEPT ? 1 : overwrite);
+    if (fate == UNDONE && overwrite)
+      CHECK (holds ("file", "old"));
+  }
   /* It can be made anew. */
-  if (access ("file", F_OK) == -1)
-    CHECK_OK (create ("file", false));
-  CHECK (count_files (true) <= 2);
-  return WEXITSTATUS (status) == 99;
+  CHECK_OK (create ("file", access ("file", F_OK) == 0));
+  CHECK (count_files (true) <= 3);
+  return died;
 }
 
 static void
 test_deaths (void)
 {
-  unsigned n, overwrite;
+  unsigned way, fate, first, n, overwrite;
 
-  for (overwrite = 0; overwrite < 2; ++overwrite) {
-    for (n = 1; die_once (overwrite, n); ++n)
-      ;
-    CHECK (n > 20);
+  for (way = 0; way < 3; ++way) {
+    have_way (way, EPERM);
+    for (overwrite = 0; overwrite < 2; ++overwrite) {
+      first = 1; /* what is the same for all three is done once */
+      for (fate = HELD; fate <= UNDONE; ++fate) {
+        for (n = first; die_once (overwrite, fate, n); ++n)
+          ;
+        first = fate == HELD ? n : first;
+        CHECK (n > 20);
+      }
+    }
   }
+  have_way (0, 0);
 }
 
 int
@@ -825,14 +1069,20 @@ main (void)
     perror (folder);
     return 1;
   }
+  debug_hooks.note = take_note;
   options.size = 300000;
   options.cluster_size = 4096;
   options.preallocation = PREALLOCATION_FALLOC;
   test_made ();
   test_undo ();
+  test_put_back ();
+  test_put_back_others ();
+  test_left ();
+  test_sticky ();
   test_kept ();
   test_order (false);
   test_order (true);
+  test_link_order ();
   test_modes ();
   test_foreign ();
   test_links ();
