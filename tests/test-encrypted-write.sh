@@ -111,6 +111,19 @@ make aes-over.qcow2 encrypt.format=aes,cluster_size=8k -b base.qcow2 -F qcow2
 qemu-img convert $secret --image-opts "$(opts base.qcow2)" -O raw raw
 kind AES-over-AES aes-over.qcow2 8192 8192 ,backing.encrypt.key-secret=s \
     follow=beneath
+# The data in a file of its own: sectors are numbered by their place in that.
+# One that QEMU calls raw can't be so when it is written in part.
+make apart.qcow2 "$luks,extended_l2=on,data_file=apart.data"
+new
+kind data-file apart.qcow2 65536 2048 "" follow=beneath
+make raw.qcow2 "$luks,cluster_size=4k,data_file=raw.data,data_file_raw=on"
+qemu-img convert $secret --image-opts "$(opts raw.qcow2)" -O raw raw
+kind raw-data-file raw.qcow2 4096 4096 "" data-file=raw.data
+qemu-img info --output=json raw.qcow2 | grep -q '"data-file-raw": false' ||
+    die "it is said to be raw still"
+make aes-apart.qcow2 encrypt.format=aes,data_file=aes.data
+new
+kind AES-data-file aes-apart.qcow2 65536 65536 "" follow=beneath
 # Over another encrypted file: what is copied up is enciphered anew.
 cp xts.qcow2 base.qcow2
 cp empty.qcow2 over.qcow2

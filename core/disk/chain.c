@@ -154,7 +154,7 @@ check_other_uses (const struct chain *c, const struct storage *s, bool is_data)
     const struct layer *l = c->layer[i];
     const char *name = l->tables->name;
 
-    if (!l->encrypted && l->data != l->tables && storage_same (l->data, s))
+    if (l->data_file != l->tables && storage_same (l->data_file, s))
       error_set (EINVAL, "%s: it is the external data file of %s already",
                  s->name, name);
     else if (!storage_same (l->tables, s))
@@ -249,8 +249,7 @@ set_data (struct chain *c, struct storage *s)
     storage_close (s);
     return -1;
   }
-  l->format->set_data (l, s);
-  return 0;
+  return l->format->set_data (l, s);
 }
 
 /* The path, seen from the gate's directory, of a name in the file at path. */
@@ -604,10 +603,13 @@ chain_close (struct chain *c)
   for (i = 0; i < c->nr; ++i) {
     struct storage *tables = c->layer[i]->tables;
     struct storage *data = c->layer[i]->data;
+    struct storage *data_file = c->layer[i]->data_file;
 
     c->layer[i]->format->close (c->layer[i]);
-    if (data != tables)
+    if (data != data_file)
       storage_close (data);
+    if (data_file != tables)
+      storage_close (data_file);
     storage_close (tables);
   }
   memset (c, 0, sizeof *c);

@@ -11,7 +11,6 @@
 #include "crypto/luks.h"
 #include "crypto/secret.h"
 #include "qcow2/unlock.h"
-#include "storage/crypt.h"
 
 /* -------------------------------------------------------------------- LUKS */
 
@@ -128,26 +127,25 @@ unlock_sectors (struct storage *s, const struct header *h,
   return NULL;
 }
 
-struct storage *
+int
 unlock (struct storage *s, const struct header *h,
-        const struct passphrases *passphrases, unsigned depth)
+        const struct passphrases *passphrases, unsigned depth,
+        struct sectors **sectors)
 {
   static const struct passphrases none;
   const struct passphrases *all = passphrases != NULL ? passphrases : &none;
   const struct passphrase p = passphrase_of (all, depth);
-  struct sectors *sectors = NULL;
 
-  if (!all->locked) {
-    if (crypto_library () == NULL) {
-      error_set (ENOTSUP, "%s: encrypted, method %d (%s): encryption is not "
-                 "supported here; qemu-nbd serves it, and qemu-img convert "
-                 "makes an image of it without", s->name, h->encryption,
-                 encryption_name (h));
-      return NULL;
-    }
-    sectors = unlock_sectors (s, h, &p);
-    if (sectors == NULL)
-      return NULL;
+  *sectors = NULL;
+  if (all->locked)
+    return 0;
+  if (crypto_library () == NULL) {
+    error_set (ENOTSUP, "%s: encrypted, method %d (%s): encryption is not "
+               "supported here; qemu-nbd serves it, and qemu-img convert "
+               "makes an image of it without", s->name, h->encryption,
+               encryption_name (h));
+    return -1;
   }
-  return storage_crypt_new (s, sectors);
+  *sectors = unlock_sectors (s, h, &p);
+  return *sectors == NULL ? -1 : 0;
 }

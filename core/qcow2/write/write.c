@@ -260,7 +260,7 @@ static void
 clip_fill (const struct write_step *s, struct fill *f)
 {
   const struct layer *disk = s->w->disk;
-  const uint64_t size = atomic_load (&disk->data->size);
+  const uint64_t size = atomic_load (&disk->data_file->size);
   const uint64_t end = size > disk->size ? size : disk->size;
 
   if (f->to > end)

@@ -211,7 +211,7 @@ static void
 choose_placement (struct writer *w, const struct writer_options *options)
 {
   if (w->header.has_data_file) {
-    identity_placement_init (&w->places.identical, w->disk->data,
+    identity_placement_init (&w->places.identical, w->disk->data_file,
                              w->header.cluster_bits, options->keep_discarded);
     w->placement = &w->places.identical.placement;
     w->forbidden = &w->nothing;
