@@ -195,6 +195,30 @@ assert i["data-file-opened"].endswith("i.data"), i' || die "$(cat said)"
 "$tool" map --follow=beneath i.qcow2 > said
 grep -q ' data .* 0x200000 .*i\.data$' said || die "$(cat said)"
 
+# --- A raw file that was shorter than the disk, and that another program makes
+# longer while it is served, keeps what that has put there.
+"$PYTHON" -c 'from qcow2make import EXT_DATAFILE, Qcow2
+Qcow2("grown.qcow2", 1 << 20, incompat=4, autoclear=2,
+      exts=[(EXT_DATAFILE, b"grown.data")]).write()'
+truncate -s 512k grown.data
+cat > grown.py <<'END'
+import nbd, os, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+with open("grown.data", "r+b") as f:
+    f.seek(3 << 20)
+    f.write(b"theirs")
+h.pwrite(b"x" * 512, 700 << 10)
+h.flush()
+with open("grown.data", "rb") as f:
+    f.seek(700 << 10)
+    assert f.read(512) == b"x" * 512
+    f.seek(3 << 20)
+    assert f.read() == b"theirs", os.path.getsize("grown.data")
+END
+"$NBDKIT" -U - "$PLUGIN" grown.qcow2 data-file=grown.data \
+    --run '"$PYTHON" grown.py "$uri"' || die "what has grown was cut off"
+
 # --- A raw file is looked through before it is first written: however many runs
 # subclusters make, it is served; but not with data where zeros should be.
 qemu-img create -q -f qcow2 -o "data_file=many.data,data_file_raw=on" \

@@ -41,12 +41,29 @@ write_hint (struct writer *w, uint8_t value)
   return 0;
 }
 
-/* A raw data file is as large as the disk. */
+/* Others may have made the file longer since it was opened: what they put there
+ * must not be cut off.
+ */
+static void
+see_growth (struct storage *s)
+{
+  uint64_t size = atomic_load (&s->size);
+  struct storage_stamp now;
+
+  if (!storage_stamp (s, &now))
+    return;
+  while (size < now.size &&
+         !atomic_compare_exchange_weak (&s->size, &size, now.size))
+    ;
+}
+
+/* A raw data file is as large as the disk, or larger. */
 static int
 grow_raw_data (struct writer *w)
 {
   struct storage *data = w->disk->data;
 
+  see_growth (data);
   if (atomic_load (&data->size) >= w->disk->size)
     return 0;
   if (storage_resize (data, w->disk->size) == -1)
