@@ -2,7 +2,8 @@
 """Images made by qemu-img and filled by qemu-io, over compat x cluster size x
 refcount width x extended L2 x compression x backing, held against what was
 written and against qemu-img's own reading.  Argument: a part of the list,
-as K/N."""
+as K/N.  Unless QTEST_VOLUME is more than 1, half of the list: most pairs
+of choices meet, but not every three."""
 
 import os
 import random
@@ -143,8 +144,17 @@ def table():
                     yield k, "1.1", cb, widths[k % 7], True, comp, backing
 
 
+def chosen(row):
+    """Of each cluster size and kind of backing file every other row of those
+    with this L2, in turn; the version 2 images are few."""
+    _, compat, cb, _, extl2, comp, backing = row
+    turn = cb + (None, "raw", "qcow2").index(backing) + extl2
+    return qtest.VOLUME > 1 or compat == "0.10" or \
+        turn % 2 == (comp == "zstd")
+
+
 part, parts = (int(x) for x in sys.argv[1].split("/"))
-for row in table():
+for row in filter(chosen, table()):
     if row[0] % parts == part:
         one(*row)
 qtest.finish("matrix qemu %s" % sys.argv[1])

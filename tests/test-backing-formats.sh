@@ -51,11 +51,11 @@ expect_refusal 'base\.raw: not a qcow2' "$PLUGIN" top.qcow2 follow=beneath \
 # Each refusal names the file, and says what to give for that one.
 expect_refusal '/top\.qcow2: .*never guessed: say backing-format=raw or' \
     "$PLUGIN" top.qcow2 follow=beneath
-expect_refusal "/mid\\.qcow2: .*never guessed; .*qcow2 1 time, .*its own: say $r or $q" \
+expect_refusal "/mid\\.qcow2: .*never guessed; .*1 for the backing file above it, .*its own: say $r or $q" \
     "$PLUGIN" top.qcow2 follow=beneath $q
 expect_refusal '/mid\.qcow2: .*never guessed' "$PLUGIN" said.qcow2 \
     follow=beneath
-expect_refusal "/low\\.qcow2: .*never guessed; .*qcow2 2 times, .*its own: say $r or" \
+expect_refusal "/low\\.qcow2: .*never guessed; .*2 for the backing files above it, .*its own: say $r or" \
     "$PLUGIN" top.qcow2 follow=beneath $q $q
 
 # One too many is a mistake.
@@ -72,7 +72,7 @@ expect_refusal 'more than 255 times' "$PLUGIN" low.qcow2 $many
 served mid.qcow2 backing=low.qcow2 $q $r
 qemu-img create -q -f qcow2 alone.qcow2 1M
 served alone.qcow2 backing=top.qcow2 $q $q $q $r
-expect_refusal "/top\\.qcow2: .*qcow2 1 time, .*its own: say" "$PLUGIN" alone.qcow2 \
+expect_refusal "/top\\.qcow2: .*1 for the backing file above it, .*its own: say" "$PLUGIN" alone.qcow2 \
     follow=beneath backing=top.qcow2 $q
 
 # A new overlay records its own, and is told of those below.

@@ -5,6 +5,7 @@
 # right, and that it bounds the memory.
 
 . ./functions.sh
+usual_malloc
 
 requires_python_nbd
 

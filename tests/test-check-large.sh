@@ -5,6 +5,7 @@
 # qemu-img.
 
 . ./functions.sh
+usual_malloc
 
 requires_qemu
 tool="$abs_top_builddir/tool/nbdkit-qcow2-tool"

@@ -4,6 +4,7 @@
 # What images cost that hold little and claim much: time, and memory.
 
 . ./functions.sh
+usual_malloc
 
 requires_python_nbd
 tool="$abs_top_builddir/tool/nbdkit-qcow2-tool"

@@ -4,6 +4,7 @@
 # Images at the limits, which must be served.
 
 . ./functions.sh
+usual_malloc
 
 requires_python_nbd
 requires_qemu

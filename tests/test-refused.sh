@@ -4,6 +4,7 @@
 # Every image that must be refused at start, and how that is said.
 
 . ./functions.sh
+usual_malloc
 
 requires_python_nbd
 requires_qemu

@@ -5,6 +5,7 @@
 # stays as small as the disk, and so does the server.
 
 . ./functions.sh
+usual_malloc
 
 requires_python_nbd
 requires_qemu

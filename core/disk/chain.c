@@ -50,10 +50,10 @@ check_place (const struct name_gate *g, const struct layer *l,
   return -1;
 }
 
-/* The format of a file's backing file is not known; there are so many files
- * above it, each of them qcow2.  Formats are given from the top down, since a
- * layer counts whether it records one or not: else a chain in which somebody
- * records a format would suddenly have others taken for what they aren't.
+/* The format of file's backing file is not known; above is how many backing
+ * files stand above that one.  Formats are given from the top down, since a layer counts
+ * whether it records one or not: else a chain in which somebody records a
+ * format would suddenly have others taken for what they aren't.
  */
 static void
 no_format (const char *file, unsigned above)
@@ -64,8 +64,8 @@ no_format (const char *file, unsigned above)
   if (above == 0)
     error_set (EINVAL, "%s: %s", file, unknown);
   else
-    error_set (EINVAL, "%s: %s; formats are given from the top down: qcow2 %u "
-               "time%s, for what is above it, and then its own", file, unknown,
+    error_set (EINVAL, "%s: %s; formats are given from the top down: %u for "
+               "the backing file%s above it, and then its own", file, unknown,
                above, above > 1 ? "s" : "");
   advise (ADVICE_BACKING_FORMAT);
 }

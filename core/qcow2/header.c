@@ -254,7 +254,7 @@ decode_crypto (const char *name, const uint8_t *data, size_t at, uint32_t len,
     error_set (EINVAL, "%s: header extension for LUKS at offset %zu: its "
                "length %" PRIu32 " must be %d", name, at - 8, len,
                QCOW2_EXT_CRYPTO_BYTES);
-  else if (h->crypto.v != 0)
+  else if (h->crypto_field != 0)
     error_set (EINVAL, "%s: header extension for LUKS at offset %zu: it is the "
                "second one", name, at - 8);
   else {

@@ -302,7 +302,7 @@ qed_write_features (struct storage *s, uint64_t features, uint64_t autoclear)
   if (storage_read (s, bytes, sizeof bytes, at) == -1)
     return -1;
   put_le64 (bytes, features);
-  put_le64 (bytes + QED_AUTOCLEAR_AT - QED_FEATURES_AT, autoclear);
+  put_le64 (&bytes[QED_AUTOCLEAR_AT - QED_FEATURES_AT], autoclear);
   return storage_write (s, bytes, sizeof bytes, at);
 }
 

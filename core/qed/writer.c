@@ -163,23 +163,38 @@ grow_to (const struct qed_writer *w, uint64_t bytes)
   return (w->next + more + size - 1) & -size;
 }
 
-/* Have at least so many bytes between next and end.  grow held. */
+/* grow held. */
 static int
-grow_file (struct qed_writer *w, uint64_t bytes)
+resize_file (struct qed_writer *w, uint64_t bytes, uint64_t *end)
 {
-  uint64_t end = grow_to (w, bytes);
-
-  /* Before there are any leaks. */
-  if (!w->marked && (mark (w, true) == -1 || flush_storage (w) == -1))
-    return -1;
+  *end = grow_to (w, bytes);
   /* What is behind the last whole cluster would not be zeros. */
   if (qed_map_file_size (w->map) > w->end &&
       storage_resize (w->storage, w->end) == -1)
     return has_failed (w);
-  if (storage_resize (w->storage, end) == -1) {
-    end = w->next + bytes;
-    if (storage_resize (w->storage, end) == -1)
-      return has_failed (w);
+  if (storage_resize (w->storage, *end) == 0)
+    return 0;
+  *end = w->next + bytes;
+  return storage_resize (w->storage, *end) == -1 ? has_failed (w) : 0;
+}
+
+/* Have at least so many bytes between next and end.  grow held. */
+static int
+grow_file (struct qed_writer *w, uint64_t bytes)
+{
+  const bool was_marked = w->marked;
+  uint64_t end;
+
+  /* Before there are any leaks. */
+  if (!w->marked && (mark (w, true) == -1 || flush_storage (w) == -1))
+    return -1;
+  if (resize_file (w, bytes, &end) == -1) {
+    /* It was set for nothing: the storage is full, or of a fixed size.  That it
+     * stays set would be no harm.
+     */
+    if (!was_marked && !atomic_load (&w->failed))
+      (void) mark (w, false);
+    return -1;
   }
   if (flush_storage (w) == -1)
     return -1;
@@ -485,15 +500,20 @@ qed_writer_flush (struct qed_writer *w)
 
 /* ----------------------------------------------------------------- closing */
 
-/* W5. */
+/* W5.  File systems that copy what is changed may lack space even for this: all
+ * that was written is durable, and NEED_CHECK tells of the rest (I13).
+ */
 static int
 settle_file (struct qed_writer *w)
 {
   if (!w->marked)
     return 0;
-  if ((w->end > w->next && storage_resize (w->storage, w->next) == -1) ||
-      flush_storage (w) == -1 || mark (w, false) == -1)
+  if (w->end > w->next && storage_resize (w->storage, w->next) == -1)
+    return error_errno () == ENOSPC ? 0 : -1;
+  if (flush_storage (w) == -1)
     return -1;
+  if (mark (w, false) == -1)
+    return error_errno () == ENOSPC ? 0 : -1;
   return flush_storage (w);
 }
 

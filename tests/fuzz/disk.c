@@ -12,11 +12,13 @@
 #include "image.h"
 #include "memory-storage.h"
 #include "promise.h"
+#include "qed-image.h"
 #include "random.h"
 
 #define MAX_READ 65536
 #define MAX_WINDOW (UINT64_C (2) << 20)
 #define SECTOR 512
+#define QED_HEADER_BYTES 64
 
 static uint8_t buffer[MAX_READ], again[MAX_READ];
 
@@ -35,9 +37,18 @@ base (void)
   return bytes;
 }
 
+bool
+disk_is_qed (const uint8_t *data, uint64_t size)
+{
+  return size >= 4 && memcmp (data, "QED", 4) == 0;
+}
+
 static bool
 names_backing (const uint8_t *data, uint64_t size)
 {
+  if (disk_is_qed (data, size))
+    return size >= QED_HEADER_BYTES && (qed_image_get (data, 16, 8) & 1) &&
+      qed_image_get (data, 60, 4) != 0;
   return size >= QCOW2_HEADER_LENGTH_V2 && get_be64 (data + 8) != 0 &&
     get_be32 (data + 16) != 0;
 }
@@ -168,7 +179,9 @@ struct walk {
 static unsigned
 flags_at (const struct reference *r, uint64_t offset)
 {
-  switch (reference_find (r, offset).kind) {
+  const struct reference_place p = reference_find (r, offset);
+
+  switch (p.kind) {
   case REFERENCE_UNALLOCATED:
     return r->base != NULL && offset < r->base_size
       ? 0 : EXTENT_HOLE | EXTENT_ZERO;
@@ -176,7 +189,10 @@ flags_at (const struct reference *r, uint64_t offset)
     return EXTENT_HOLE | EXTENT_ZERO;
   case REFERENCE_ZERO_ALLOC:
     return EXTENT_ZERO;
-  case REFERENCE_DATA:
+  case REFERENCE_DATA: /* QED looks for holes, as there is one past the end */
+    if (r->qed && p.host >= r->size)
+      return EXTENT_HOLE | EXTENT_ZERO;
+    break;
   case REFERENCE_COMPRESSED:
   case REFERENCE_DAMAGED:
     break;
@@ -245,8 +261,7 @@ void
 disk_visit (const struct layer *disk, const struct reference *r,
             uint64_t *state)
 {
-  const uint64_t table = r->cluster_size *
-    (r->cluster_size / (r->extended ? 16 : 8));
+  const uint64_t table = r->table_bytes;
   unsigned i;
 
   expect (disk->size == r->disk_size, "the disk's size");

@@ -14,6 +14,9 @@
 /* A raw backing file, for images that name one. */
 #define DISK_BASE_BYTES 50000
 
+/* An image of QED, which is for target_qed, and of no use to others. */
+extern bool disk_is_qed (const uint8_t *data, uint64_t size);
+
 extern struct image *disk_open_image (struct storage *image,
                                       const uint8_t *data, uint64_t size);
 extern void disk_set_base (struct reference *r);

@@ -14,6 +14,7 @@
 
 #include "base/bytes.h"
 #include "build.h"
+#include "qed-image.h"
 #include "random.h"
 
 static struct builder b;
@@ -660,6 +661,67 @@ data (void)
   save_data ("zstd-64k-zeros", COMPRESSION_ZSTD, 16, packed, n);
 }
 
+/* --------------------------------------------------------------------- QED */
+
+static struct qed_image q;
+
+static void
+save_qed (const char *name)
+{
+  FILE *f = create ("corpus", "qed", name);
+
+  put (f, q.bytes, q.size);
+  end (f);
+  qed_image_free (&q);
+}
+
+static void
+qed_clusters (void)
+{
+  unsigned i;
+
+  for (i = 0; i < 3; ++i)
+    qed_image_data (&q, 2 * i, i + 1);
+  qed_image_zero (&q, 1);
+}
+
+static void
+qed_images (void)
+{
+  qed_image_start (&q, 4096, 1, 1, 65536, NULL);
+  save_qed ("empty");
+
+  qed_image_start (&q, 4096, 1, 1, 65536, NULL);
+  qed_clusters ();
+  save_qed ("data");
+
+  qed_image_start (&q, 4096, 2, 2, 60000 / 512 * 512, "base");
+  qed_clusters ();
+  save_qed ("over-raw");
+
+  qed_image_start (&q, 8192, 1, 1, 1 << 20, NULL);
+  qed_clusters ();
+  qed_image_data (&q, 100, 9);
+  qed_image_put (&q, 16, 8, 2);
+  (void) qed_image_grow (&q, 1);
+  save_qed ("to-be-checked");
+
+  qed_image_start (&q, 4096, 1, 1, 4 << 20, NULL);
+  qed_clusters ();
+  qed_image_data (&q, 512, 7); /* mapped by a second table */
+  qed_image_put (&q, 24, 8, 1);
+  qed_image_put (&q, 32, 8, 5);
+  save_qed ("unknown-bits");
+
+  qed_image_start (&q, 4096, 1, 1, 65536, NULL);
+  qed_clusters ();
+  qed_image_put (&q, qed_image_place (&q, 3), 8, q.size);
+  qed_image_put (&q, qed_image_place (&q, 5), 8,
+                 qed_image_get (q.bytes, qed_image_place (&q, 0), 8));
+  qed_image_cut (&q, 700);
+  save_qed ("damaged");
+}
+
 /* ------------------------------------------------------------- regressions */
 
 /* The check of the write target added to offsets like these, and wrapped. */
@@ -713,6 +775,7 @@ main (int argc, char *argv[])
   full ();
   repairable ();
   data ();
+  qed_images ();
   near_the_end_of_offsets ();
   one_block_for_all ();
   return 0;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "qcow2/format.h"
+#include "qed-image.h"
 #include "reference.h"
 
 /* The word at an offset within the file; what lies past its end is zeros. */
@@ -27,9 +28,20 @@ reference_init (struct reference *r, const uint8_t *data, uint64_t size)
   r->cluster_size = UINT64_C (1) << r->bits;
   r->extended = r->version >= 3 && (word (r, 72) & QCOW2_INCOMPAT_EXTENDED_L2);
   r->granule = r->cluster_size / (r->extended ? 32 : 1);
+  r->table_bytes = r->cluster_size * (r->cluster_size / (r->extended ? 16 : 8));
   r->l1_size = word (r, 36) >> 32;
   r->l1_offset = word (r, 40);
   r->disk_size = word (r, 24) / 512 * 512;
+}
+
+void
+reference_init_qed (struct reference *r, const uint8_t *data, uint64_t size)
+{
+  *r = (struct reference) { .data = data, .size = size, .qed = true };
+  r->cluster_size = r->granule = qed_image_get (data, 4, 4);
+  r->table_bytes =
+    qed_image_get (data, 8, 4) * r->cluster_size / 8 * r->cluster_size;
+  r->disk_size = qed_image_get (data, 48, 8);
 }
 
 /* Whether a cluster begins within the file, rounded up to a cluster. */
@@ -92,6 +104,24 @@ find_standard (const struct reference *r, uint64_t offset, uint64_t entry,
     p->kind = host != 0 ? REFERENCE_ZERO_ALLOC : REFERENCE_ZERO;
 }
 
+static struct reference_place
+find_qed (const struct reference *r, uint64_t offset)
+{
+  static const enum reference_kind kinds[] = {
+    [QED_IS_UNALLOCATED] = REFERENCE_UNALLOCATED,
+    [QED_IS_ZERO] = REFERENCE_ZERO,
+    [QED_IS_DATA] = REFERENCE_DATA,
+    [QED_IS_DAMAGED] = REFERENCE_DAMAGED,
+  };
+  uint64_t host = 0;
+  const enum qed_what what =
+    qed_image_what (r->data, r->size, offset / r->cluster_size, &host);
+
+  return (struct reference_place) {
+    .kind = kinds[what], .host = host + offset % r->cluster_size,
+  };
+}
+
 struct reference_place
 reference_find (const struct reference *r, uint64_t offset)
 {
@@ -101,6 +131,8 @@ reference_find (const struct reference *r, uint64_t offset)
   struct reference_place p = { .kind = REFERENCE_UNALLOCATED };
   uint64_t bitmap = 0;
 
+  if (r->qed)
+    return find_qed (r, offset);
   if (cluster / per_table >= r->l1_size)
     return p;
   p.l1 = r->l1_offset + cluster / per_table * 8;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* What an image's disk holds, by the specification and by nothing of core/ but
- * the masks in qcow2/format.h: so that what core/ reads can be compared.
+ * the masks in qcow2/format.h: so that what core/ reads can be compared.  Of
+ * QED it knows as much as is needed for that.
  */
 
 #ifndef FUZZ_REFERENCE_H
@@ -14,10 +15,12 @@
 struct reference {
   const uint8_t *data; /* the image */
   uint64_t size;
+  bool qed;
   unsigned version, bits; /* bits: of a cluster */
   uint64_t cluster_size;
   bool extended;
   uint64_t granule; /* a subcluster; without extended L2, a cluster */
+  uint64_t table_bytes; /* of the disk, that an L2 table maps */
   uint64_t l1_offset, l1_size;
   uint64_t disk_size;
 
@@ -29,6 +32,12 @@ struct reference {
 /* The live disk of an image that core/ has opened. */
 extern void reference_init (struct reference *r, const uint8_t *data,
                             uint64_t size);
+
+/* The same of a QED image, whose bytes have a sector of zeros behind them.  Of
+ * its places there are kind and host.
+ */
+extern void reference_init_qed (struct reference *r, const uint8_t *data,
+                                uint64_t size);
 
 enum reference_kind {
   REFERENCE_UNALLOCATED,

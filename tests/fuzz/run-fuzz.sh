@@ -3,7 +3,7 @@
 
 # run-fuzz.sh SECONDS [JOBS [TARGET...]]: fuzz each target for so many seconds,
 # JOBS of them at a time (default: as many as there are processors).  Targets
-# are check, codec, cost, header, map, snapshot, write; default: all.
+# are check, codec, cost, header, map, qed, snapshot, write; default: all.
 #
 # Run it in the build folder of tests/fuzz, of a build that was configured like
 # this:
@@ -21,7 +21,7 @@ folder=$(cd "$(dirname "$0")" && pwd) || exit 1
 seconds=${1-}
 jobs=${2-$(nproc)}
 shift $(($# < 2 ? $# : 2))
-[ $# -gt 0 ] || set -- check write map cost snapshot codec header
+[ $# -gt 0 ] || set -- check write map cost snapshot codec header qed
 
 case $seconds,$jobs in
     ,* | *[!0-9,]* | *, | *,0)
@@ -53,13 +53,15 @@ fuzz () {
     mkdir -p "fuzz-found/$1"
     [ ! -d "$folder/regressions/$1" ] || folders+=("$folder/regressions/$1")
     export ASAN_OPTIONS=quarantine_size_mb=16${ASAN_OPTIONS:+:$ASAN_OPTIONS}
-    # A check may count references in 64 MiB, where there are very many.
-    local largest=16
-    [ "$1" != cost ] || largest=64
+    # A check may count references in 64 MiB, where there are very many.  What
+    # seeks high costs bounds them itself, in time of the processor: the limit
+    # here is for what hangs, on a machine that does other things as well.
+    local largest=16 limit=10
+    [ "$1" != cost ] || largest=64 limit=60
     # -max_total_time=0 would be for ever.
     exec timeout -k 10 $((seconds + spare)) "./fuzz-$1" -max_total_time=$((seconds > 0 ? seconds : 1)) \
         -max_len="$(max_len "$1")" \
-        -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb="$largest" \
+        -timeout=$limit -rss_limit_mb=2048 -malloc_limit_mb="$largest" \
         -artifact_prefix="fuzz-crash-$1-" -print_final_stats=1 \
         "${folders[@]}" > "fuzz-$1.log" 2>&1
 }

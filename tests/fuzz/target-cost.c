@@ -27,10 +27,10 @@
 #include "sparse.h"
 #include "target.h"
 
-/* For 2 MiB a second is promised, and two under a sanitizer: here, for less, by
- * the byte; but never less than this, since a processor may be slow.
+/* For up to 2 MiB a second is promised, and two under a sanitizer; beyond, by
+ * the byte.
  */
-#define LEAST_SECONDS 1.0
+#define LEAST_SECONDS 2.0
 #define SECONDS_EACH (2.0 / (2 << 20))
 #define LEAST_CALLS 20000
 #define CALLS_EACH 0.5

@@ -84,11 +84,23 @@ backing_is_fine (const struct input *in, uint64_t *extensions_end)
     size <= in->len - offset;
 }
 
-/* Spec: Header extensions. */
+/* Spec: Full disk encryption header pointer.  One, of an image with LUKS. */
 static bool
-extensions_are_fine (const struct input *in, uint64_t end)
+crypto_is_fine (const struct input *in, uint32_t len, unsigned nr)
+{
+  return field32 (in, 32) == 2 && len == 16 && nr == 1;
+}
+
+/* Spec: Header extensions.  crypto: where the data of the pointer to the LUKS
+ * header is; 0: there is none.
+ */
+static bool
+extensions_are_fine (const struct input *in, uint64_t end, uint64_t *crypto)
 {
   uint64_t at = header_length (in);
+  unsigned nr = 0;
+
+  *crypto = 0;
 
   while (at < end) {
     uint64_t len;
@@ -98,10 +110,14 @@ extensions_are_fine (const struct input *in, uint64_t end)
     len = field32 (in, at + 4);
     if (len > end - at - 8 ||
         (field32 (in, at) == QCOW2_EXT_BACKING_FORMAT && len > 15) ||
-        (field32 (in, at) == QCOW2_EXT_DATA_FILE && len > 1023))
+        (field32 (in, at) == QCOW2_EXT_DATA_FILE && len > 1023) ||
+        (field32 (in, at) == QCOW2_EXT_CRYPTO &&
+         !crypto_is_fine (in, len, ++nr)))
       return false;
     if (field32 (in, at) == QCOW2_EXT_END)
       return true;
+    if (field32 (in, at) == QCOW2_EXT_CRYPTO)
+      *crypto = at + 8;
     at += 8 + (len + 7) / 8 * 8;
   }
   return true;
@@ -169,14 +185,36 @@ tables_are_fine (const struct input *in)
                    QCOW2_MAX_SNAPSHOT_TABLE_BYTES, in->file_size);
 }
 
+/* What is encrypted has no external data file; LUKS has a header, which the
+ * file holds.
+ */
+static bool
+encryption_is_fine (const struct input *in, uint64_t crypto)
+{
+  const uint32_t method = field32 (in, 32);
+  uint64_t bytes;
+
+  if (method > 0 && is_v3 (in) &&
+      (field64 (in, 72) & QCOW2_INCOMPAT_DATA_FILE))
+    return false;
+  if (method < 2)
+    return true;
+  if (method > 2 || crypto == 0)
+    return false;
+  bytes = field64 (in, crypto + 8);
+  return bytes > 0 && table_is_fine (in, field64 (in, crypto), bytes,
+                                     QCOW2_MAX_CRYPTO_BYTES, in->file_size);
+}
+
 static bool
 should_be_accepted (const struct input *in)
 {
-  uint64_t end;
+  uint64_t end, crypto;
 
   return (!is_v3 (in) || features_are_fine (in)) &&
-    backing_is_fine (in, &end) && extensions_are_fine (in, end) &&
-    field32 (in, 32) == 0 && tables_are_fine (in) && data_file_is_fine (in);
+    backing_is_fine (in, &end) && extensions_are_fine (in, end, &crypto) &&
+    encryption_is_fine (in, crypto) && tables_are_fine (in) &&
+    data_file_is_fine (in);
 }
 
 /* -------------------------------------------------------- what was decoded */
@@ -220,6 +258,7 @@ check_decoded (const struct input *in, const struct header *h)
           h->refcount_table_clusters == field32 (in, 56) &&
           h->refcount_order == (is_v3 (in) ? field32 (in, 96) : 4),
           "the refcounts");
+  expect ((uint32_t) h->encryption == field32 (in, 32), "the encryption");
   expect (h->nr_snapshots == field32 (in, 60) &&
           h->snapshots_offset.v == field64 (in, 64), "the snapshot table");
   expect (h->extended_l2 == is_extended (in) && h->subcluster_size ==
@@ -268,7 +307,8 @@ check_features (const struct input *in, const struct header *h)
   expect (decode_with (in, HEADER_FEATURES_OFFSET, bytes,
                        HEADER_FEATURES_BYTES, &again),
           "a header is refused with other feature bits");
-  changed.has_unknown = again.has_unknown; /* is about those bits, too */
+  changed.has_unknown = again.has_unknown; /* these two are about those bits */
+  changed.raw_data = false;
   expect (memcmp (&changed, &again, sizeof again) == 0,
           "something else changes with the feature bits");
   free (bytes);
@@ -377,7 +417,7 @@ change_extension (uint8_t *p, size_t size, uint64_t *state)
 {
   static const uint32_t types[] = {
     QCOW2_EXT_END, QCOW2_EXT_BACKING_FORMAT, QCOW2_EXT_FEATURE_NAMES,
-    QCOW2_EXT_BITMAPS, 0x44415441, 0x12345678,
+    QCOW2_EXT_BITMAPS, QCOW2_EXT_DATA_FILE, QCOW2_EXT_CRYPTO, 0x12345678,
   };
   const size_t at = some_extension (p, size, state);
 

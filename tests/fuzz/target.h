@@ -35,6 +35,9 @@ extern const struct target target_write;    /* all that changes the disk */
 extern const struct target target_snapshot; /* the table, and what is in it */
 extern const struct target target_check;    /* check and repair */
 
+/* The same of a QED image, and its header. */
+extern const struct target target_qed;
+
 /* How an image is made that holds little and claims much: see target-cost.c. */
 extern const struct target target_cost;
 

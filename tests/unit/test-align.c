@@ -15,6 +15,7 @@
 #include "check.h"
 #include "memory-storage.h"
 #include "random.h"
+#include "seconds.h"
 #include "storage/align.h"
 
 #define MAX (300 << 10)
@@ -364,7 +365,7 @@ test_torn (void)
 /* ----------------------------------------------------------------- threads */
 
 #define THREADS 6
-#define ROUNDS 700
+#define ROUNDS (700 / TEST_EACH (5))
 
 static struct storage *shared_storage;
 
@@ -425,7 +426,8 @@ main (void)
   uint64_t seed;
 
   check_time_limit (200);
-  for (seed = 1; seed <= 20 && !check_any_failed (); ++seed) {
+  for (seed = 1; seed <= 20 && !check_any_failed ();
+       seed += TEST_EACH (19)) {
     test_random (512, seed);
     test_random (4096, seed);
   }

@@ -18,6 +18,7 @@
 #include "check.h"
 #include "fixed-key.h"
 #include "random.h"
+#include "seconds.h"
 
 /* What the cache maps is counted: C3. */
 extern void *__real_mmap (void *addr, size_t len, int prot, int flags, int fd,
@@ -441,7 +442,7 @@ test_all_loading (void)
 /* The sequence locks. */
 
 #define HAMMER_THREADS 8
-#define HAMMER_SECONDS 1.0
+#define HAMMER_SECONDS (1.0 / TEST_EACH (2))
 
 struct hammer {
   struct cache *c;

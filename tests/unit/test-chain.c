@@ -414,8 +414,10 @@ test_files (void)
   /* Formats are given from the top down, by their place. */
   write_image ("sub/old", "noformat", NULL, 0, 0);
   write_image ("sub/said", "old", "qcow2", 0, 0);
-  REFUSED (EINVAL, "qcow2 1 time,", "sub/old", FOLLOW_ANY, NULL, "qcow2");
-  REFUSED (EINVAL, "qcow2 2 times,", "sub/said", FOLLOW_ANY, NULL, "qcow2",
+  REFUSED (EINVAL, "1 for the backing file above it,", "sub/old", FOLLOW_ANY,
+           NULL, "qcow2");
+  REFUSED (EINVAL, "2 for the backing files above it,", "sub/said", FOLLOW_ANY,
+           NULL, "qcow2",
            { "qcow2" });
   ACCEPTED (0, 9, "sub/old", FOLLOW_ANY, NULL, "qcow2", { "raw" });
   ACCEPTED (0, 9, "sub/said", FOLLOW_ANY, NULL, "qcow2", { "qcow2", "raw" });

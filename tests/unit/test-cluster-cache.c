@@ -12,6 +12,7 @@
 #include "cache/clusters.h"
 #include "check.h"
 #include "random.h"
+#include "seconds.h"
 
 #define CLUSTER 65536
 
@@ -316,7 +317,7 @@ stress_main (void *opaque)
   uint64_t state = mix (++s->seed);
   unsigned i;
 
-  for (i = 0; i < 250; ++i) {
+  for (i = 0; i < 250 / TEST_EACH (5); ++i) {
     /* Of 2 MiB each: eight of them fit. */
     const unsigned nr = random_below (&state, 12);
     const bool whole = random_below (&state, 20) == 0;

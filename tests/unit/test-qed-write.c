@@ -149,6 +149,52 @@ test_given_back (void)
   close_image ();
 }
 
+/* A storage that can't grow, as a block device: what has a place is written, and
+ * NEED_CHECK is not left behind.
+ */
+static void
+test_fixed (void)
+{
+  qed_image_start (&q, CLUSTER, 2, 1, 20 * CLUSTER, "base");
+  qed_image_data (&q, 0, 1);
+  CHECK_OK (open_image (true));
+  memory_fail_ever_after (&control, MEMORY_RESIZE, 1, ENOSPC);
+  CHECK (put (5 * CLUSTER, 512, 'x', 0) == -1);
+  CHECK_ERROR (ENOSPC, "resizing");
+  CHECK (!qed_image_judge (d.data, d.size).need_check);
+  expect (5 * CLUSTER, CLUSTER, 'b');
+  CHECK_OK (put (512, 512, 'y', IMAGE_FUA));
+  expect (512, 512, 'y');
+  /* A table is there, so that zero clusters need no space. */
+  CHECK_OK (image_zero (im, CLUSTER, (struct guest_off) { 7 * CLUSTER }, 0));
+  CHECK_OK (image_flush (im));
+  expect (7 * CLUSTER, CLUSTER, 0);
+  CHECK_EQ (d.size, q.size);
+  close_image ();
+}
+
+/* A file system that is full even for what closing changes (I13): what was
+ * written is there, and NEED_CHECK tells of the rest.
+ */
+static void
+test_full_at_the_end (unsigned kind)
+{
+  struct qed_verdict v;
+
+  qed_image_start (&q, CLUSTER, 2, 1, 20 * CLUSTER, NULL);
+  CHECK_OK (open_image (false));
+  CHECK_OK (put (5 * CLUSTER, 512, 'x', 0));
+  CHECK_OK (image_flush (im));
+  memory_fail_ever_after (&control, kind, 1, ENOSPC);
+  image_close_disk (live);
+  CHECK_OK (image_close (im));
+  v = qed_image_judge (d.data, d.size);
+  CHECK_EQ (v.errors, 0);
+  CHECK (v.need_check);
+  memory_disk_free (&d);
+  qed_image_free (&q);
+}
+
 static void
 test_refused (void)
 {
@@ -181,6 +227,9 @@ main (void)
   check_time_limit (60);
   test_costs ();
   test_given_back ();
+  test_fixed ();
+  test_full_at_the_end (MEMORY_RESIZE);
+  test_full_at_the_end (MEMORY_WRITE);
   test_refused ();
   return check_result ();
 }
