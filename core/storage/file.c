@@ -218,8 +218,10 @@ examine (struct file *f)
     f->dev = st.st_dev;
     f->ino = st.st_ino;
   }
-  else if (S_ISBLK (st.st_mode))
+  else if (S_ISBLK (st.st_mode)) {
     f->dev = st.st_rdev;
+    f->storage.fixed_size = true;
+  }
   else {
     error_set (EINVAL, "%s: neither a regular file nor a block device",
                f->storage.name);

@@ -153,6 +153,7 @@ struct storage {
   char *name;            /* for messages; owned */
   _Atomic uint64_t size; /* in bytes; grows with what is written */
   bool holes_not_zero;   /* see storage_holes_read_zero */
+  bool fixed_size;       /* a device: nothing can be written past its end */
 };
 
 /* What becomes of locks; before the first of them. */

@@ -32,6 +32,7 @@ struct form {
   bool extended, backing, garbage;
   unsigned compress_level;
   bool data_file, raw; /* an external one, and it is a raw image */
+  bool enciphered, fixed; /* holes are not zeros; a device */
 };
 
 static const struct form forms[] = {
@@ -46,6 +47,11 @@ static const struct form forms[] = {
   { "data file, empty", 3, 16, false, false, false, 0, true },
   { "data file over a base, garbage", 3, 12, false, true, true, 0, true },
   { "data file, extended, garbage", 3, 16, true, true, true, 0, true },
+  { "data file, enciphered", 3, 16, false, false, false, 0, true, false, true },
+  { "data file, enciphered, extended", 3, 16, true, true, false, 0, true, false,
+    true },
+  { "data file, enciphered, device", 3, 16, false, false, true, 0, true, false,
+    true, true },
   { "raw data file", 3, 16, false, false, false, 0, true, true },
   { "raw data file, extended", 3, 14, true, false, false, 0, true, true },
 };
@@ -125,8 +131,24 @@ check_doors (void)
   }
 }
 
+/* How large a data file may be: as the disk is, or as it was at first.  One that
+ * is enciphered also holds what the disk's end cuts off of its last cluster.
+ */
+static uint64_t
+data_limit (void)
+{
+  const uint64_t granule =
+    UINT64_C (1) << qcow2_map (bare.disk)->subcluster_bits;
+
+  if (form->fixed)
+    return size + SECTOR;
+  if (form->garbage)
+    return DATA_BYTES;
+  return form->enciphered ? (size + granule - 1) & -granule : size;
+}
+
 /* A raw data file is the disk, byte by byte; any data file holds what is mapped
- * where the guest has it, and is not made larger than the disk.
+ * where the guest has it.
  */
 static void
 check_data_file (void)
@@ -137,7 +159,7 @@ check_data_file (void)
 
   if (!form->data_file)
     return;
-  CHECK (data_size <= (form->garbage ? DATA_BYTES : size));
+  CHECK (data_size <= data_limit ());
   if (form->raw && data_size > 0)
     CHECK (data_size == size && memcmp (disk[1].data, content, size) == 0);
   for (; at.v < size; at.v += run.length) {
@@ -174,7 +196,9 @@ open_image (void)
 {
   struct storage *data = memory_disk_open (&disk[1], "data", &control[1]);
 
-  data->holes_not_zero = form->garbage && !form->data_file;
+  data->holes_not_zero = form->enciphered ||
+    (form->garbage && !form->data_file);
+  data->fixed_size = form->fixed;
   bare_open (&bare, memory_disk_open (&disk[0], "tables", &control[0]),
              form->backing
              ? memory_storage_new ("base", base, sizeof base, NULL) : NULL,
@@ -202,13 +226,16 @@ init_disks (void)
   memory_disk_init (&disk[0], b.data, b.size);
   build_free (&b);
   memset (garbage, form->garbage ? GARBAGE : 0, DATA_BYTES);
-  memory_disk_init (&disk[1], garbage, form->garbage ? DATA_BYTES
+  memory_disk_init (&disk[1], garbage, form->fixed ? size + SECTOR
+                    : form->garbage ? DATA_BYTES
                     : form->raw && form->extended ? size : 0);
   free (garbage);
   for (i = 0; i < 2; ++i)
     control[i] = (struct memory_control) {
       .hook = note_call, .opaque = &control[i],
     };
+  if (form->fixed)
+    control[1].limit = size + SECTOR;
 }
 
 /* Open an image of nothing but an empty L2 table for writing. */
@@ -302,19 +329,22 @@ test_requests (void)
 }
 
 /* What the disk's end cuts off of its last cluster is zeros, as far as the data
- * file reaches, which it does not because of that.
+ * file reaches.  It does so because of that only where zeros have to be written.
  */
 static void
 test_tail (void)
 {
   const uint64_t before = atomic_load (&disk[1].size);
+  const uint64_t after = form->fixed || before > size ? before : data_limit ();
   unsigned i;
 
   if (!form->data_file)
     return;
   write_disk (size - SECTOR, SECTOR, 10, 0);
   check_data_file ();
-  for (i = 0; before > size && i < 3 * SECTOR; ++i)
+  if (form->enciphered)
+    CHECK_EQ (atomic_load (&disk[1].size), after);
+  for (i = 0; size + i < after && i < 3 * SECTOR; ++i)
     CHECK (disk[1].data[size + i] == 0);
   zero_disk (size - 5 * SECTOR, 5 * SECTOR, DISK_MAY_TRIM);
   check_data_file ();
