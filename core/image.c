@@ -155,7 +155,7 @@ check_chain_is_not (const struct chain *c, const struct chain_options *options)
 
   for (i = 0; i < c->nr; ++i) {
     if (check_is_not (c->layer[i]->tables, options) == -1 ||
-        check_is_not (c->layer[i]->data, options) == -1)
+        check_is_not (c->layer[i]->data_file, options) == -1)
       return -1;
   }
   return 0;

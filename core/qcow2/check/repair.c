@@ -83,10 +83,10 @@ static int
 clear_autoclear (struct repair *r, const struct check_report *before)
 {
   struct header *h = &r->c.h;
-  uint64_t keep = QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+  const uint64_t keep =
+    (before->bitmaps_damaged ? 0 : QCOW2_AUTOCLEAR_BITMAPS) |
+    (h->raw_data ? QCOW2_AUTOCLEAR_RAW_DATA_FILE : 0);
 
-  if (before->bitmaps_damaged)
-    keep &= ~QCOW2_AUTOCLEAR_BITMAPS;
   if ((h->autoclear & ~keep) == 0)
     return 0;
   h->autoclear &= keep;
