@@ -197,10 +197,15 @@ grep -q ' data .* 0x200000 .*i\.data$' said || die "$(cat said)"
 
 # --- A raw file that was shorter than the disk, and that another program makes
 # longer while it is served, keeps what that has put there.
-"$PYTHON" -c 'from qcow2make import EXT_DATAFILE, Qcow2
+short_raw ()
+{
+    rm -f grown.qcow2 grown.data
+    "$PYTHON" -c 'from qcow2make import EXT_DATAFILE, Qcow2
 Qcow2("grown.qcow2", 1 << 20, incompat=4, autoclear=2,
       exts=[(EXT_DATAFILE, b"grown.data")]).write()'
-truncate -s 512k grown.data
+    truncate -s 512k grown.data
+}
+short_raw
 cat > grown.py <<'END'
 import nbd, os, sys
 h = nbd.NBD()
@@ -218,6 +223,44 @@ with open("grown.data", "rb") as f:
 END
 "$NBDKIT" -U - "$PLUGIN" grown.qcow2 data-file=grown.data \
     --run '"$PYTHON" grown.py "$uri"' || die "what has grown was cut off"
+
+# What they put where the disk has zeros is not zeroed: if it is there before a
+# client comes the image is only read, and else nothing is written.
+cat > theirs.py <<'END'
+import nbd, sys
+def theirs():
+    with open("grown.data", "r+b") as f:
+        f.seek(900 << 10)
+        f.write(b"theirs")
+before = sys.argv[2] == "before"
+if before:
+    theirs()
+h = nbd.NBD()
+try:
+    h.connect_uri(sys.argv[1])
+    assert not before
+    theirs()
+    for request in (lambda: h.pwrite(b"x" * 512, 890 << 10),
+                    lambda: h.zero(1 << 20, 0), lambda: h.trim(1 << 20, 0)):
+        try:
+            request()
+            sys.exit("it was written")
+        except nbd.Error as e:
+            assert e.errno == "EIO", e
+    assert h.pread(6, 0) == bytes(6)
+except nbd.Error as e:
+    assert before, e
+with open("grown.data", "rb") as f:
+    assert f.read() == bytes(900 << 10) + b"theirs", "it was zeroed"
+END
+for when in after before; do
+    short_raw
+    start_nbdkit "$PLUGIN" grown.qcow2 data-file=grown.data
+    "$PYTHON" theirs.py "$uri" $when || die "$when: $(cat "$log")"
+    end_process "$pid"
+    grep -Eq "grown\.data (was made longer by another|has data from offset 0x0 on)" \
+        "$log" || die "$when: $(cat "$log")"
+done
 
 # --- A raw file is looked through before it is first written: however many runs
 # subclusters make, it is served; but not with data where zeros should be.

@@ -244,6 +244,33 @@ storage_resize (struct storage *s, uint64_t size)
 }
 
 int
+storage_extend (struct storage *s, uint64_t size)
+{
+  int r;
+
+  if (atomic_load (&s->size) >= size)
+    return 0;
+  r = s->ops->extend != NULL ? s->ops->extend (s, size)
+    : s->ops->resize (s, size);
+  if (r == -1) {
+    error_set (write_errno (errno), "%s: making it %" PRIu64 " bytes long: %s",
+               s->name, size, strerror (errno));
+    return -1;
+  }
+  note_size (s, size);
+  return 0;
+}
+
+void
+storage_see_growth (struct storage *s)
+{
+  struct storage_stamp now;
+
+  if (storage_stamp (s, &now))
+    note_size (s, now.size);
+}
+
+int
 storage_extent (struct storage *s, struct host_off offset, uint64_t count,
                 bool *hole, uint64_t *length)
 {

@@ -125,6 +125,12 @@ struct storage_ops {
    */
   int (*resize) (struct storage *, uint64_t size);
 
+  /* Have at least this size, with zeros, and never less than before, although
+   * others may be making it longer at this moment.  -1 sets errno.  May be NULL
+   * where nobody else has the storage: resize is as good there.
+   */
+  int (*extend) (struct storage *, uint64_t size);
+
   /* Fill in what there is; the size that is known is in it.  -1 sets errno.
    * May be NULL where nobody else has the storage.
    */
@@ -259,6 +265,16 @@ extern int storage_allocate (struct storage *s, struct host_off offset,
 
 /* See storage_ops.resize.  Errors as with storage_write. */
 extern int storage_resize (struct storage *s, uint64_t size);
+
+/* Make it longer, if it is not of this size yet: see storage_ops.extend.  Errors
+ * as with storage_write.
+ */
+extern int storage_extend (struct storage *s, uint64_t size);
+
+/* Others may have made it longer since it was opened: then that is its size from
+ * now on.
+ */
+extern void storage_see_growth (struct storage *s);
 
 /* See storage_ops.extent; past the end is a hole.  count > 0. */
 extern int storage_extent (struct storage *s, struct host_off offset,

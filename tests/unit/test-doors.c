@@ -71,15 +71,17 @@ static struct memory_disk disk[2];
 static struct memory_control control[2]; /* of tables, data */
 static struct bare_writer bare;
 static struct event event[MAX_EVENTS];
-static size_t nr_events;
-
 static uint64_t size; /* of the guest's disk */
+static size_t nr_events;
+static bool others_append; /* to the data file, when it is made longer */
 static uint8_t *content;
 static uint8_t base[4 << 20];
 
 static void
 note_call (void *opaque, const struct memory_call *call)
 {
+  if (others_append && opaque == &control[1] && call->kind == MEMORY_RESIZE)
+    disk[1].data[size / 2] = GARBAGE;
   if (!(call->kind & MEMORY_CHANGES) || nr_events == MAX_EVENTS)
     return;
   event[nr_events].data = opaque == &control[1];
@@ -388,6 +390,29 @@ test_raw_order (void)
   check_data_file ();
 }
 
+/* What others append to a raw data file while that becomes as large as the disk
+ * is not zeroed: nothing is written before it is away.
+ */
+static void
+test_raw_growth (void)
+{
+  unsigned i;
+
+  if (!form->raw || atomic_load (&disk[1].size) > 0)
+    return;
+  others_append = true;
+  for (i = 0; i < 2; ++i) {
+    CHECK (disk_write (bare.writer, content, SECTOR, (struct guest_off) { 0 },
+                       0) == -1);
+    CHECK_ERROR (EIO, "made longer by another program");
+  }
+  CHECK_EQ (disk[1].data[size / 2], GARBAGE);
+  others_append = false;
+  disk[1].data[size / 2] = 0;
+  write_disk (0, SECTOR, 14, 0);
+  check_data_file ();
+}
+
 /* An entry that points elsewhere into the data file is damage: neither read nor
  * written.
  */
@@ -558,6 +583,7 @@ main (void)
     end ();
     start (&forms[f]);
     test_raw_order ();
+    test_raw_growth ();
     end ();
     start (&forms[f]);
     test_elsewhere ();

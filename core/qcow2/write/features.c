@@ -6,6 +6,10 @@
 
 #include <config.h>
 
+#include <errno.h>
+#include <inttypes.h>
+
+#include "base/error.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/write/writer-parts.h"
 
@@ -41,32 +45,50 @@ write_hint (struct writer *w, uint8_t value)
   return 0;
 }
 
-/* Others may have made the file longer since it was opened: what they put there
- * must not be cut off.
+/* What others have put behind the end that the raw data file had when it was
+ * looked through would be zeroed by what is mapped there.
  */
-static void
-see_growth (struct storage *s)
+static int
+check_raw_growth (struct writer *w)
 {
-  uint64_t size = atomic_load (&s->size);
-  struct storage_stamp now;
+  struct storage *data = w->disk->data_file;
+  const uint64_t size = atomic_load (&data->size), from = w->raw_seen;
+  const uint64_t end = size < w->disk->size ? size : w->disk->size;
+  bool zero;
 
-  if (!storage_stamp (s, &now))
-    return;
-  while (size < now.size &&
-         !atomic_compare_exchange_weak (&s->size, &size, now.size))
-    ;
+  if (end <= from)
+    return 0;
+  if (storage_is_zero (data, (struct host_off) { from }, end - from,
+                       &zero) == -1)
+    return -1;
+  if (!zero) {
+    error_set (EIO, "%s: the raw data file %s was made longer by another "
+               "program since it was opened, with data between the offsets 0x%"
+               PRIx64 " and 0x%" PRIx64 ", where zeros should be: it is not "
+               "written until it is opened anew", writer_name (w), data->name,
+               from, end);
+    return -1;
+  }
+  w->raw_seen = end;
+  return 0;
 }
 
-/* A raw data file is as large as the disk, or larger. */
+/* A raw data file is as large as the disk, or larger.  What others append at the
+ * same time is looked at once it is, since from then on it is theirs to write
+ * where the disk has its data.
+ */
 static int
 grow_raw_data (struct writer *w)
 {
-  struct storage *data = w->disk->data;
+  struct storage *data = w->disk->data_file;
 
-  see_growth (data);
+  storage_see_growth (data);
+  if (check_raw_growth (w) == -1)
+    return -1;
   if (atomic_load (&data->size) >= w->disk->size)
     return 0;
-  if (storage_resize (data, w->disk->size) == -1)
+  if (storage_extend (data, w->disk->size) == -1 ||
+      check_raw_growth (w) == -1)
     return -1;
   if (storage_flush (data) == 0)
     return 0;

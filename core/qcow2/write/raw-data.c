@@ -32,7 +32,7 @@ allocated_in (const struct l2_entry *e, uint32_t all)
 static int
 zero_data (struct writer *w, uint64_t from, uint64_t to)
 {
-  struct storage *data = w->disk->data;
+  struct storage *data = w->disk->data_file;
   const uint64_t size = atomic_load (&data->size);
 
   if (to > size)

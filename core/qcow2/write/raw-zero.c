@@ -69,7 +69,7 @@ trim_run (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
 {
   (void) at;
   (void) flags;
-  (void) storage_punch (w->disk->data, run->host, run->length);
+  (void) storage_punch (w->disk->data_file, run->host, run->length);
   writeback_note_data (&w->writeback);
   return 0;
 }

@@ -74,6 +74,8 @@ struct writer {
   _Atomic bool begun;         /* something was or will be written */
   bool dirty;                 /* begin_lock; we set the dirty bit */
   bool leaks_left;            /* there may be some from before it was opened */
+  uint64_t raw_seen;          /* begin_lock; as far as a raw data file is known
+                               * to have nothing where nothing is mapped */
   _Atomic bool found_corrupt; /* by what no request was waiting for */
 };
 
