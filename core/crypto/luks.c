@@ -202,34 +202,6 @@ decode_slot (const struct place *at, const uint8_t *buf, unsigned field,
   return -1;
 }
 
-/* What PBKDF2 computes for so many bytes. */
-static uint64_t
-work (const struct luks *luks, uint32_t iterations, size_t bytes)
-{
-  const size_t digest = crypto_digest_bytes (luks->hash);
-
-  return (uint64_t) iterations * ((bytes + digest - 1) / digest);
-}
-
-static int
-check_work (const struct place *at, const struct luks *luks)
-{
-  uint64_t sum = 0;
-  unsigned i;
-
-  for (i = 0; i < LUKS_SLOTS; ++i)
-    if (luks->slot[i].active)
-      sum += work (luks, luks->slot[i].iterations, luks->format.key_bytes) +
-        work (luks, luks->iterations, LUKS_DIGEST_BYTES);
-  if (sum > LUKS_MAX_ITERATIONS) {
-    error_set (ENOTSUP, "%s: LUKS header at offset 0x%" PRIx64 ": to try its "
-               "key slots takes %" PRIu64 " iterations of PBKDF2: the limit is "
-               "%" PRIu64, at->name, at->offset, sum, LUKS_MAX_ITERATIONS);
-    return -1;
-  }
-  return 0;
-}
-
 /* No slot's material is in another's: what is two keys is none. */
 static int
 check_slots (const struct place *at, const struct luks *luks)
@@ -286,7 +258,7 @@ luks_decode (const char *name, uint64_t offset, const uint8_t *buf,
     if (decode_slot (&at, buf, LUKS_SLOT + i * SLOT_BYTES, bytes, luks,
                      &luks->slot[i]) == -1)
       return -1;
-  return check_slots (&at, luks) == -1 ? -1 : check_work (&at, luks);
+  return check_slots (&at, luks);
 }
 
 /* ---------------------------------------------------------------- unlocking */
