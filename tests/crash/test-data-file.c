@@ -36,7 +36,7 @@
 struct form {
   const char *what;
   unsigned bits;
-  bool extended, backing, raw, garbage;
+  bool extended, backing, raw, garbage, aes;
 };
 
 static const struct form forms[] = {
@@ -46,6 +46,10 @@ static const struct form forms[] = {
   { "small clusters", 9, false, true, false, true },
   { "raw data file", 12, false, false, true, false },
   { "raw data file, extended", 14, true, false, true, false },
+#ifdef HAVE_GNUTLS
+  { "data file, encrypted", 12, false, false, false, true, true },
+  { "data file, encrypted, extended", 14, true, true, false, true, true },
+#endif
 };
 #define NR_FORMS (sizeof forms / sizeof forms[0])
 
@@ -76,6 +80,8 @@ make_files (uint64_t seed)
   put_be64 (b.data + 72, get_be64 (b.data + 72) | QCOW2_INCOMPAT_DATA_FILE);
   if (form->raw)
     put_be64 (b.data + 88, QCOW2_AUTOCLEAR_RAW_DATA_FILE);
+  if (form->aes)
+    put_be32 (b.data + 32, ENCRYPTION_AES);
   size = b.disk_size;
   bytes = (uint64_t) CLUSTERS << form->bits;
   first_size[TABLES] = b.size;
@@ -109,6 +115,8 @@ free_files (void)
   free (base);
 }
 
+static const struct passphrases passphrases = { .image = { "secret", 6 } };
+
 static struct image *
 open_image (struct crash_disk d[2])
 {
@@ -118,7 +126,8 @@ open_image (struct crash_disk d[2])
     form->backing ? memory_storage_new ("base", base, size, NULL) : NULL,
   };
 
-  return image_open_storages (s, form->backing ? 3 : 2, CACHE_MIN_BYTES);
+  return image_open_encrypted (s, form->backing ? 3 : 2, CACHE_MIN_BYTES,
+                               form->aes ? &passphrases : NULL);
 }
 
 static bool
@@ -319,7 +328,7 @@ cut_everywhere (uint64_t seed)
 int
 main (int argc, char *argv[])
 {
-  const uint64_t nr = argc > 1 ? strtoull (argv[1], NULL, 0) : 36;
+  const uint64_t nr = argc > 1 ? strtoull (argv[1], NULL, 0) : 48;
   const uint64_t seed = argc > 2 ? strtoull (argv[2], NULL, 0) : 1;
   uint64_t i;
 

@@ -212,7 +212,8 @@ choose_placement (struct writer *w, const struct writer_options *options)
 {
   if (w->header.has_data_file) {
     identity_placement_init (&w->places.identical, w->disk->data_file,
-                             w->header.cluster_bits, options->keep_discarded);
+                             w->header.cluster_bits, options->keep_discarded ||
+                             !storage_holes_read_zero (w->disk->data));
     w->placement = &w->places.identical.placement;
     w->forbidden = &w->nothing;
     return;
