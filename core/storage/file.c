@@ -161,24 +161,15 @@ file_resize (struct storage *s, uint64_t size)
 }
 
 /* The last byte is had by allocating it, which neither changes nor cuts off what
- * others have put there: ftruncate would.  Where that can't be done it is written,
- * unless the file has it by now.
+ * others have put there: ftruncate would, and so would writing that byte.
  */
 static int
 file_extend (struct storage *s, uint64_t size)
 {
   struct file *f = (struct file *) s;
-  struct stat st;
 
-  if (f->ino == 0)
-    return file_resize (s, size);
-  if (fallocate (f->fd, 0, size - 1, 1) == 0)
-    return 0;
-  if ((errno != EOPNOTSUPP && errno != ENOSYS && errno != EPERM) ||
-      fstat (f->fd, &st) == -1)
-    return -1;
-  return (uint64_t) st.st_size >= size || pwrite (f->fd, "", 1, size - 1) == 1
-    ? 0 : -1;
+  return f->ino == 0 ? file_resize (s, size)
+    : fallocate (f->fd, 0, size - 1, 1);
 }
 
 /* The size is that of now: another program may have changed it. */

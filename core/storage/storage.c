@@ -243,6 +243,18 @@ storage_resize (struct storage *s, uint64_t size)
   return 0;
 }
 
+static int
+extend_failed (const struct storage *s, uint64_t size, int err)
+{
+  error_set (write_errno (err), "%s: making it %" PRIu64 " bytes long: %s",
+             s->name, size, strerror (err));
+  if (err == EOPNOTSUPP || err == ENOSYS || err == EPERM)
+    error_append (" (no other way is safe while other programs may append to "
+                  "it: enlarge it by hand, as truncate(1) does, while nobody "
+                  "uses it)");
+  return -1;
+}
+
 int
 storage_extend (struct storage *s, uint64_t size)
 {
@@ -250,13 +262,12 @@ storage_extend (struct storage *s, uint64_t size)
 
   if (atomic_load (&s->size) >= size)
     return 0;
-  r = s->ops->extend != NULL ? s->ops->extend (s, size)
-    : s->ops->resize (s, size);
-  if (r == -1) {
-    error_set (write_errno (errno), "%s: making it %" PRIu64 " bytes long: %s",
-               s->name, size, strerror (errno));
-    return -1;
-  }
+  do
+    r = s->ops->extend != NULL ? s->ops->extend (s, size)
+      : s->ops->resize (s, size);
+  while (r == -1 && errno == EINTR);
+  if (r == -1)
+    return extend_failed (s, size, errno);
   note_size (s, size);
   return 0;
 }
@@ -320,26 +331,39 @@ storage_hole (struct storage *s, struct host_off offset)
 }
 
 int
-storage_is_zero (struct storage *s, struct host_off offset, uint64_t count,
-                 bool *zero)
+storage_zeros (struct storage *s, struct host_off offset, uint64_t count,
+               uint64_t *length)
 {
   static const char zeros[1 << 14];
   char buf[sizeof zeros];
   uint64_t n;
 
-  *zero = true;
-  for (; *zero && count > 0; offset.v += n, count -= n) {
+  for (*length = 0; *length < count; *length += n) {
+    const struct host_off at = { offset.v + *length };
     bool hole;
 
-    if (storage_extent (s, offset, count, &hole, &n) == -1)
+    if (storage_extent (s, at, count - *length, &hole, &n) == -1)
       return -1;
     if (hole)
       continue;
     n = n < sizeof buf ? n : sizeof buf;
-    if (storage_read (s, buf, n, offset) == -1)
+    if (storage_read (s, buf, n, at) == -1)
       return -1;
-    *zero = memcmp (buf, zeros, n) == 0;
+    if (memcmp (buf, zeros, n) != 0)
+      break;
   }
+  return 0;
+}
+
+int
+storage_is_zero (struct storage *s, struct host_off offset, uint64_t count,
+                 bool *zero)
+{
+  uint64_t length;
+
+  if (storage_zeros (s, offset, count, &length) == -1)
+    return -1;
+  *zero = length == count;
   return 0;
 }
 

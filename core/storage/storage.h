@@ -126,8 +126,9 @@ struct storage_ops {
   int (*resize) (struct storage *, uint64_t size);
 
   /* Have at least this size, with zeros, and never less than before, although
-   * others may be making it longer at this moment.  -1 sets errno.  May be NULL
-   * where nobody else has the storage: resize is as good there.
+   * others may be making it longer at this moment.  -1 sets errno: EOPNOTSUPP,
+   * ENOSYS or EPERM if that can't be done here.  May be NULL where nobody else
+   * has the storage: resize is as good there.
    */
   int (*extend) (struct storage *, uint64_t size);
 
@@ -293,9 +294,13 @@ extern int storage_extent (struct storage *s, struct host_off offset,
  */
 extern uint64_t storage_hole (struct storage *s, struct host_off offset);
 
-/* Tell in *zero whether all count bytes at offset are zeros now.  Errors as
- * with storage_read.
+/* Tell in *length how many of the count bytes from offset on are zeros now: if
+ * not all are, up to 16 KiB fewer than there are.  Errors as with storage_read.
  */
+extern int storage_zeros (struct storage *s, struct host_off offset,
+                          uint64_t count, uint64_t *length);
+
+/* Tell in *zero whether all of them are. */
 extern int storage_is_zero (struct storage *s, struct host_off offset,
                             uint64_t count, bool *zero);
 

@@ -352,6 +352,27 @@ test_tail (void)
   check_data_file ();
 }
 
+/* What is unmapped is punched at once only where a hole reads as zeros: a crash,
+ * or a reader, may still have it mapped.
+ */
+static void
+test_punches (void)
+{
+  const uint64_t before = atomic_load (&control[1].punches);
+
+  if (!form->data_file || form->raw || form->bits < 16)
+    return;
+  write_disk (0, cluster (4), 15, 0);
+  CHECK_OK (writer_flush (bare.writer));
+  zero_disk (cluster (1), cluster (1), DISK_MAY_TRIM);
+  CHECK_OK (disk_trim (bare.writer, cluster (1),
+                       (struct guest_off) { cluster (2) }, 0));
+  memset (content + cluster (2), 0, cluster (1));
+  compare ();
+  CHECK_EQ (atomic_load (&control[1].punches),
+            before + (form->enciphered ? 0 : 2));
+}
+
 /* Where the entry of the first cluster is. */
 static uint64_t
 first_entry (void)
@@ -396,20 +417,88 @@ test_raw_order (void)
 static void
 test_raw_growth (void)
 {
+  uint64_t read = 0;
   unsigned i;
 
   if (!form->raw || atomic_load (&disk[1].size) > 0)
     return;
   others_append = true;
   for (i = 0; i < 2; ++i) {
+    read = atomic_load (&control[1].bytes);
     CHECK (disk_write (bare.writer, content, SECTOR, (struct guest_off) { 0 },
                        0) == -1);
     CHECK_ERROR (EIO, "made longer by another program");
   }
+  /* The zeros before it are not read again. */
+  CHECK (atomic_load (&control[1].bytes) - read <= 32768);
   CHECK_EQ (disk[1].data[size / 2], GARBAGE);
   others_append = false;
   disk[1].data[size / 2] = 0;
   write_disk (0, SECTOR, 14, 0);
+  check_data_file ();
+}
+
+/* Open it once more, when something was changed. */
+static void
+open_anew (void)
+{
+  open_image ();
+  CHECK_OK (layer_read (bare.disk, content, size, (struct guest_off) { 0 }));
+  bare_write (&bare, &(struct writer_options) { 0 });
+}
+
+/* What is behind the disk's end in its last cluster is others'. */
+static void
+test_raw_tail (void)
+{
+  const uint64_t last = size - SECTOR;
+  unsigned i;
+
+  if (!form->raw || atomic_load (&disk[1].size) == 0)
+    return;
+  CHECK_OK (bare_close (&bare));
+  memset (disk[1].data + size, GARBAGE, SECTOR);
+  disk[1].size = size + SECTOR;
+  open_anew ();
+  write_disk (last, SECTOR, 16, DISK_FUA);
+  for (i = 0; i < SECTOR; ++i)
+    CHECK_EQ (disk[1].data[size + i], GARBAGE);
+  compare ();
+  CHECK_OK (bare_close (&bare));
+  memset (disk[1].data + size, 0, SECTOR);
+  disk[1].size = size;
+  open_anew ();
+}
+
+/* A raw data file that ends within its first cluster, which is mapped, has no
+ * space to become larger (I13): what needs no mapping is done all the same.  It
+ * grows once it can, and what was written meanwhile is not taken for others'.
+ */
+static void
+test_raw_full (void)
+{
+  const uint64_t entry = first_entry ();
+  const struct guest_off none = { cluster (5) };
+
+  if (!form->raw || form->extended)
+    return;
+  CHECK_OK (bare_close (&bare));
+  put_be64 (disk[0].data + entry, QCOW2_ENTRY_COPIED);
+  disk[1].size = cluster (1) - 4 * SECTOR;
+  open_anew ();
+  memory_fail_ever_after (&control[1], MEMORY_RESIZE, 1, ENOSPC);
+  CHECK_OK (disk_trim (bare.writer, size, (struct guest_off) { 0 }, 0));
+  CHECK_OK (disk_zero (bare.writer, cluster (4), none, DISK_MAY_TRIM));
+  write_disk (SECTOR, SECTOR, 17, 0);
+  CHECK_EQ (disk[1].size, cluster (1) - 4 * SECTOR);
+  write_disk (cluster (1) - SECTOR, SECTOR, 18, DISK_FUA);
+  CHECK_EQ (disk[1].size, cluster (1));
+  CHECK (disk_write (bare.writer, content, SECTOR, none, 0) == -1);
+  CHECK_ERROR (ENOSPC, "data");
+  compare ();
+  memory_fail_no_more (&control[1]);
+  write_disk (none.v, SECTOR, 19, 0);
+  CHECK_EQ (disk[1].size, size);
   check_data_file ();
 }
 
@@ -439,9 +528,7 @@ test_elsewhere (void)
   put_be64 (disk[0].data + entry, 0);
   if (form->extended)
     put_be64 (disk[0].data + entry + 8, 0);
-  open_image ();
-  CHECK_OK (layer_read (bare.disk, content, size, (struct guest_off) { 0 }));
-  bare_write (&bare, &(struct writer_options) { 0 });
+  open_anew ();
 }
 
 /* A data file without space fails the request, and nothing else; one that can't
@@ -475,9 +562,7 @@ test_failures (void)
                      0) == -1);
   CHECK_ERROR (EIO, "until it is opened anew");
   CHECK (bare_close (&bare) == -1);
-  open_image ();
-  CHECK_OK (layer_read (bare.disk, content, size, (struct guest_off) { 0 }));
-  bare_write (&bare, &(struct writer_options) { 0 });
+  open_anew ();
 }
 
 /* Many, at random: what was given up is had again, where that holds whatever
@@ -580,13 +665,16 @@ main (void)
     start (&forms[f]);
     test_requests ();
     test_tail ();
+    test_punches ();
     end ();
     start (&forms[f]);
+    test_raw_tail ();
     test_raw_order ();
     test_raw_growth ();
     end ();
     start (&forms[f]);
     test_elsewhere ();
+    test_raw_full ();
     end ();
     start (&forms[f]);
     test_random (f + 1);

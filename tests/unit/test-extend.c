@@ -18,8 +18,9 @@
 #include "must-have.h"
 #include "storage/file.h"
 
-/* A file system that has no fallocate. */
+/* A file system that has no fallocate; signals that come meanwhile. */
 static bool unsupported;
+static unsigned interrupts;
 
 extern int __real_fallocate (int fd, int mode, off_t offset, off_t count);
 extern int __wrap_fallocate (int fd, int mode, off_t offset, off_t count);
@@ -27,9 +28,11 @@ extern int __wrap_fallocate (int fd, int mode, off_t offset, off_t count);
 int
 __wrap_fallocate (int fd, int mode, off_t offset, off_t count)
 {
-  if (!unsupported)
+  if (!unsupported && interrupts == 0)
     return __real_fallocate (fd, mode, offset, count);
-  errno = EOPNOTSUPP;
+  errno = interrupts > 0 ? EINTR : EOPNOTSUPP;
+  if (interrupts > 0)
+    interrupts--;
   return -1;
 }
 
@@ -121,6 +124,20 @@ test_others_first (void)
   }
 }
 
+/* Where that can't be done nothing is. */
+static void
+test_unsupported (void)
+{
+  struct storage *s = open_storage ();
+
+  unsupported = true;
+  CHECK (storage_extend (s, 10000) == -1);
+  CHECK_ERROR (EIO, "enlarge it by hand");
+  CHECK_EQ (length (), 4);
+  CHECK_EQ (atomic_load (&s->size), 4);
+  storage_close (s);
+}
+
 int
 main (void)
 {
@@ -129,9 +146,10 @@ main (void)
   snprintf (path, sizeof path, "%s/file", folder);
   test_longer ();
   test_others_first ();
-  unsupported = true;
+  interrupts = 3;
   test_longer ();
-  test_others_first ();
+  CHECK_EQ (interrupts, 0);
+  test_unsupported ();
   unlink (path);
   rmdir (folder);
   return check_result ();

@@ -6,11 +6,8 @@
 
 #include <config.h>
 
-#include <errno.h>
-#include <inttypes.h>
-
-#include "base/error.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/write/raw-data.h"
 #include "qcow2/write/writer-parts.h"
 
 int
@@ -45,57 +42,6 @@ write_hint (struct writer *w, uint8_t value)
   return 0;
 }
 
-/* What others have put behind the end that the raw data file had when it was
- * looked through would be zeroed by what is mapped there.
- */
-static int
-check_raw_growth (struct writer *w)
-{
-  struct storage *data = w->disk->data_file;
-  const uint64_t size = atomic_load (&data->size), from = w->raw_seen;
-  const uint64_t end = size < w->disk->size ? size : w->disk->size;
-  bool zero;
-
-  if (end <= from)
-    return 0;
-  if (storage_is_zero (data, (struct host_off) { from }, end - from,
-                       &zero) == -1)
-    return -1;
-  if (!zero) {
-    error_set (EIO, "%s: the raw data file %s was made longer by another "
-               "program since it was opened, with data between the offsets 0x%"
-               PRIx64 " and 0x%" PRIx64 ", where zeros should be: it is not "
-               "written until it is opened anew", writer_name (w), data->name,
-               from, end);
-    return -1;
-  }
-  w->raw_seen = end;
-  return 0;
-}
-
-/* A raw data file is as large as the disk, or larger.  What others append at the
- * same time is looked at once it is, since from then on it is theirs to write
- * where the disk has its data.
- */
-static int
-grow_raw_data (struct writer *w)
-{
-  struct storage *data = w->disk->data_file;
-
-  storage_see_growth (data);
-  if (check_raw_growth (w) == -1)
-    return -1;
-  if (atomic_load (&data->size) >= w->disk->size)
-    return 0;
-  if (storage_extend (data, w->disk->size) == -1 ||
-      check_raw_growth (w) == -1)
-    return -1;
-  if (storage_flush (data) == 0)
-    return 0;
-  writeback_fail (&w->writeback);
-  return -1;
-}
-
 /* What must be true before anything is changed: what nobody keeps up to date
  * from here on is not to be believed (I8), and with lazy refcounts the image
  * is dirty.  The bitmaps' own bit stays: they remain well-formed, and those
@@ -111,7 +57,7 @@ features_begin (struct writer *w)
     (h->raw_data ? QCOW2_AUTOCLEAR_RAW_DATA_FILE : 0);
   bool written;
 
-  if (h->raw_data && grow_raw_data (w) == -1)
+  if (h->raw_data && raw_data_look (w) == -1)
     return -1;
   if (write_hint (w, HEADER_HINT_SET) == -1)
     return -1;

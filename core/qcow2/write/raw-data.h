@@ -10,6 +10,10 @@
  *      is mapped, and mapped, durably, before anything is written to it.
  *      Writes in place wait until it is (struct writer, in_turn).
  *
+ *  D4  The file is as large as the disk, durably, before anything is mapped.
+ *      Until then nothing is mapped that begins behind the end that it had:
+ *      what is written in place needs no space for more of it (I13).
+ *
  * Mostly all clusters are mapped: as QEMU and manage/create.h make such
  * images.
  */
@@ -18,6 +22,13 @@
 #define CORE_QCOW2_WRITE_RAW_DATA_H
 
 #include "qcow2/write/writer.h"
+
+/* Look at what others have put behind what the raw data file had when it was
+ * looked through: it is not to be zeroed by mapping that.  Returns -1 with the
+ * error set: EIO if there is anything but zeros where nothing is mapped.
+ * begin_lock held.
+ */
+extern int raw_data_look (struct writer *w);
 
 /* Map the cluster at this offset, and those behind it as far as a step goes.
  * The caller holds nothing.  Returns -1 with the error set.

@@ -242,6 +242,7 @@ writer_open (const struct layer *disk, const struct header *h,
   w->header = *h;
   w->leaks_left = h->hint_set;
   w->raw_seen = atomic_load (&disk->data_file->size);
+  w->raw_whole = w->raw_seen >= disk->size;
   pthread_mutex_init (&w->tables, NULL);
   pthread_mutex_init (&w->begin_lock, NULL);
   inflight_init (&w->inflight);
