@@ -262,6 +262,37 @@ for when in after before; do
         "$log" || die "$when: $(cat "$log")"
 done
 
+# --- Of one that ends in the midst of what is mapped: what others append is
+# copied, and zeroed; and zeroing costs nothing behind the end.
+qemu-img create -q -f qcow2 -o data_file=end.data,data_file_raw=on \
+    -o preallocation=metadata,cluster_size=2M end.qcow2 8M
+truncate -s 7M end.data
+cat > end.sh <<'END'
+set -e
+poke () # KIND: a request, while the file has another end
+{
+    "$PYTHON" -c 'import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.flush() if sys.argv[2] == "flush" else h.zero(8 << 20, 0)' "$uri" $1
+}
+poke flush
+printf appended | dd of=end.data bs=1 seek=7M conv=notrunc 2> /dev/null
+nbdcopy "$uri" copy
+truncate -s 8M copy2
+dd if=end.data of=copy2 bs=1M conv=notrunc 2> /dev/null
+cmp copy copy2
+poke zero
+cmp -n 7340040 end.data /dev/zero
+test "$(stat -c %s end.data)" = 7340040
+test "$(stat -c %b end.data)" -le 16
+nbdcopy "$uri" copy
+cmp -n 8388608 copy /dev/zero
+END
+"$NBDKIT" -U - "$PLUGIN" end.qcow2 follow=beneath \
+    --run 'export uri; bash end.sh' || die "a raw file that is too short: $?"
+qemu-img check -q -f qcow2 end.qcow2
+
 # --- A raw file is looked through before it is first written: however many runs
 # subclusters make, it is served; but not with data where zeros should be.
 qemu-img create -q -f qcow2 -o "data_file=many.data,data_file_raw=on" \

@@ -157,14 +157,22 @@ qcow2_set_data (struct layer *layer, struct storage *data)
   return layer->encrypted ? put_crypt (layer, sectors) : 0;
 }
 
-/* A data file may have its own holes: a raw one has all clusters mapped. */
+/* A data file may have its own holes: a raw one has all clusters mapped.  What
+ * is mapped behind the end that is known is data: others may have put some there
+ * meanwhile, and a copy without that would lose it.
+ */
 static int
 qcow2_find_hole (const struct layer *layer, struct run *run, bool *hole)
 {
+  const uint64_t end = atomic_load (&layer->data_file->size);
+
   *hole = false;
-  return qcow2_map (layer)->format.data_file
-    ? storage_extent (layer->data, run->host, run->length, hole, &run->length)
-    : 0;
+  if (!qcow2_map (layer)->format.data_file || run->host.v >= end)
+    return 0;
+  if (run->length > end - run->host.v)
+    run->length = end - run->host.v;
+  return storage_extent (layer->data, run->host, run->length, hole,
+                         &run->length);
 }
 
 static bool

@@ -14,6 +14,7 @@
 #include "bare-writer.h"
 #include "build.h"
 #include "check.h"
+#include "disk/extents.h"
 #include "disk/read.h"
 #include "image-check.h"
 #include "must-have.h"
@@ -428,6 +429,7 @@ test_raw_growth (void)
     CHECK (disk_write (bare.writer, content, SECTOR, (struct guest_off) { 0 },
                        0) == -1);
     CHECK_ERROR (EIO, "made longer by another program");
+    CHECK_EQ (error_repeated (), i > 0);
   }
   /* The zeros before it are not read again. */
   CHECK (atomic_load (&control[1].bytes) - read <= 32768);
@@ -479,6 +481,7 @@ test_raw_full (void)
 {
   const uint64_t entry = first_entry ();
   const struct guest_off none = { cluster (5) };
+  unsigned i;
 
   if (!form->raw || form->extended)
     return;
@@ -493,13 +496,93 @@ test_raw_full (void)
   CHECK_EQ (disk[1].size, cluster (1) - 4 * SECTOR);
   write_disk (cluster (1) - SECTOR, SECTOR, 18, DISK_FUA);
   CHECK_EQ (disk[1].size, cluster (1));
-  CHECK (disk_write (bare.writer, content, SECTOR, none, 0) == -1);
-  CHECK_ERROR (ENOSPC, "data");
+  for (i = 0; i < 2; ++i) {
+    CHECK (disk_write (bare.writer, content, SECTOR, none, 0) == -1);
+    CHECK_ERROR (ENOSPC, "data");
+    CHECK_EQ (error_repeated (), i > 0);
+  }
   compare ();
   memory_fail_no_more (&control[1]);
   write_disk (none.v, SECTOR, 19, 0);
   CHECK_EQ (disk[1].size, size);
   check_data_file ();
+}
+
+/* What of this range is told to be zeros: a flag for each sector. */
+static int
+note_zeros (void *opaque, uint64_t offset, uint64_t length, unsigned flags)
+{
+  bool *zero = opaque;
+  uint64_t i;
+
+  for (i = offset / SECTOR; i < (offset + length) / SECTOR; ++i)
+    zero[i] = (flags & EXTENT_ZERO) != 0;
+  return 0;
+}
+
+/* Where a raw data file ends, in the midst of a cluster that is mapped. */
+#define SHORT_END (cluster (3) + 40 * SECTOR)
+
+/* Have four clusters mapped of one that is as short as that, and is a hole. */
+static void
+make_short (void)
+{
+  const uint64_t entry = first_entry ();
+  unsigned i;
+
+  CHECK_OK (bare_close (&bare));
+  for (i = 0; i < 4; ++i)
+    put_be64 (disk[0].data + entry + i * 8, cluster (i) | QCOW2_ENTRY_COPIED);
+  disk[1].size = SHORT_END;
+  open_anew ();
+  CHECK_OK (disk_trim (bare.writer, size, (struct guest_off) { 0 }, 0));
+  control[1].holes = true;
+}
+
+/* To zero what is mapped costs nothing behind the end, and neither does a hole
+ * before that: it is done even where there is no space (I13).
+ */
+static void
+test_raw_short (void)
+{
+  uint64_t written;
+
+  if (!form->raw || form->extended)
+    return;
+  make_short ();
+  write_disk (cluster (1), cluster (1), 20, DISK_FUA);
+  control[1].room = atomic_load (&disk[1].blocks);
+  written = atomic_load (&control[1].written);
+  zero_disk (0, size, DISK_MAY_TRIM);
+  CHECK_EQ (atomic_load (&control[1].written), written);
+  CHECK_EQ (disk[1].size, SHORT_END);
+  control[1].room = 0;
+}
+
+/* What others put behind the end, where something is mapped, is the disk's: it
+ * is told to be data at once, and zeroed by whoever zeroes the disk.
+ */
+static void
+test_raw_appended (void)
+{
+  bool zero[CLUSTERS * 128];
+  const uint64_t end = SHORT_END / SECTOR;
+
+  if (!form->raw || form->extended)
+    return;
+  make_short ();
+  memset (disk[1].data + SHORT_END, GARBAGE, SECTOR);
+  disk[1].size = SHORT_END + SECTOR;
+  memset (content + SHORT_END, GARBAGE, SECTOR);
+  compare ();
+  CHECK_OK (layer_extents (bare.disk, size, (struct guest_off) { 0 }, false,
+                           note_zeros, zero));
+  CHECK (zero[0] && zero[end - 1]);
+  CHECK (!zero[end]);
+  CHECK (zero[cluster (4) / SECTOR]);
+  zero_disk (cluster (1), cluster (3), DISK_MAY_TRIM);
+  CHECK_EQ (disk[1].data[SHORT_END], 0);
+  compare ();
 }
 
 /* An entry that points elsewhere into the data file is damage: neither read nor
@@ -675,6 +758,12 @@ main (void)
     start (&forms[f]);
     test_elsewhere ();
     test_raw_full ();
+    end ();
+    start (&forms[f]);
+    test_raw_short ();
+    end ();
+    start (&forms[f]);
+    test_raw_appended ();
     end ();
     start (&forms[f]);
     test_random (f + 1);

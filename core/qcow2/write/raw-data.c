@@ -32,6 +32,14 @@ allocated_in (const struct l2_entry *e, uint32_t all)
 
 /* ---------------------------------------------------------------- growing */
 
+/* What is said once, and not for each request: by fields of the header, which
+ * no other message is about.
+ */
+enum {
+  TOLD_NO_GROWTH = HEADER_FEATURES_OFFSET,
+  TOLD_APPENDED = HEADER_FEATURES_OFFSET + sizeof (uint64_t),
+};
+
 /* Look at one run from raw_seen on.  *zero: it is zeros, or the disk's. */
 static int
 look_at_run (struct writer *w, uint64_t end, bool *zero)
@@ -79,9 +87,9 @@ raw_data_look (struct writer *w)
   error_set (EIO, "%s: the raw data file %s was made longer by another "
              "program since it was opened, with data between the offsets 0x%"
              PRIx64 " and 0x%" PRIx64 ", where zeros should be: it is not "
-             "written until it is opened anew", writer_name (w), data->name,
+             "written while they are there", writer_name (w), data->name,
              w->raw_seen, end);
-  return -1;
+  return layer_damaged (w->disk, (struct host_off) { TOLD_APPENDED });
 }
 
 /* D4.  What others append at the same time is looked at once the file is as
@@ -93,8 +101,11 @@ grow (struct writer *w)
 {
   struct storage *data = w->disk->data_file;
 
-  if (raw_data_look (w) == -1 ||
-      storage_extend (data, w->disk->size) == -1 || raw_data_look (w) == -1)
+  if (raw_data_look (w) == -1)
+    return -1;
+  if (storage_extend (data, w->disk->size) == -1)
+    return layer_damaged (w->disk, (struct host_off) { TOLD_NO_GROWTH });
+  if (raw_data_look (w) == -1)
     return -1;
   if (storage_flush (data) == -1) {
     writeback_fail (&w->writeback);

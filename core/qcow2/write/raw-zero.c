@@ -54,12 +54,21 @@ fail_fast (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
   return -1;
 }
 
+/* What is mapped behind the end of the file is zeros already, and takes no space
+ * (D4).
+ */
 static int
 zero_run (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
 {
   const bool punch = (flags & DISK_MAY_TRIM) && !w->alloc.keep_discarded;
+  const uint64_t end = atomic_load (&w->disk->data_file->size);
+  uint64_t count = run->length;
 
-  return disk_write (w, NULL, run->length, (struct guest_off) { at },
+  if (run->host.v >= end)
+    return 0;
+  if (count > end - run->host.v)
+    count = end - run->host.v;
+  return disk_write (w, NULL, count, (struct guest_off) { at },
                      punch ? DISK_PUNCH : 0);
 }
 
@@ -80,6 +89,7 @@ raw_zero (struct writer *w, uint64_t count, struct guest_off offset,
 {
   const uint64_t end = offset.v + count;
 
+  storage_see_growth (w->disk->data_file);
   if (((flags & DISK_FAST) &&
        each_data_run (w, offset.v, end, fail_fast, 0) == -1) ||
       writer_begin (w, offset, count) == -1 ||
