@@ -124,9 +124,17 @@ cp xts.qcow2 empty.qcow2
 grows xts.qcow2
 new
 kind xts xts.qcow2 65536 65536 ""
+# What QEMU has stored compressed is not encrypted, and is when it is written here
+# (I15).
+"$PYTHON" -c "print('packed' * $(( size / 6 + 1 )), end='')" | head -c $size > raw
 cp empty.qcow2 packed.qcow2
-new
-kind compressed packed.qcow2 65536 65536 "" compress=zlib
+qemu-img convert -c -n $secret -f raw --target-image-opts raw \
+    "$(opts packed.qcow2)"
+kind compressed packed.qcow2 65536 65536 ""
+for image in empty.qcow2 packed.qcow2; do
+    expect_refusal "$image: compress=zlib: the image is encrypted, .*the clear" \
+        "$PLUGIN" $image passphrase=+secret compress=zlib
+done
 # Each of LUKS that QEMU makes takes it seconds (see test-encrypted.sh).
 make sub.qcow2 "$luks,extended_l2=on"
 new

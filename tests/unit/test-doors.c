@@ -700,6 +700,25 @@ test_compressed (void)
   compare ();
 }
 
+/* They go past the door of data, and so are not enciphered: then none is written
+ * (I15).
+ */
+static void
+test_no_plaintext (void)
+{
+  const struct writer_options options = {
+    .compress_level = form->compress_level,
+  };
+  struct header h = qcow2_file (bare.disk)->header;
+
+  CHECK_OK (writer_check_header (bare.disk->tables, &h, &options));
+  for (h.encryption = ENCRYPTION_AES; h.encryption <= ENCRYPTION_LUKS;
+       ++h.encryption) {
+    CHECK (writer_check_header (bare.disk->tables, &h, &options) == -1);
+    CHECK_ERROR (ENOTSUP, "in the clear");
+  }
+}
+
 /* Before the mapping is written, refcounts are durable, and so are data if what
  * was there before them may be garbage; and whenever tables are made durable,
  * data were before.
@@ -742,8 +761,10 @@ main (void)
     start (&forms[f]);
     if (form->compress_level == 0)
       test_flush_order ();
-    else
+    else {
       test_compressed ();
+      test_no_plaintext ();
+    }
     end ();
     start (&forms[f]);
     test_requests ();

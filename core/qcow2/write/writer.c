@@ -44,6 +44,9 @@ writer_check_header (struct storage *s, const struct header *h,
   else if (h->has_data_file && options->compress_level != 0)
     error_set (ENOTSUP, "%s: it has an external data file (incompatible "
                "feature bit 2), which excludes compressed clusters", s->name);
+  else if (h->encryption != ENCRYPTION_NONE && options->compress_level != 0)
+    error_set (ENOTSUP, "%s: it is encrypted (crypt_method %u), and compressed "
+               "clusters would be in the clear", s->name, h->encryption);
   else if (must_follow && !options->invalidate_bitmaps) {
     error_set (ENOTSUP, "%s: it has persistent bitmaps that are enabled, which "
                "writing would make wrong", s->name);

@@ -98,8 +98,9 @@ writer_has_bitmaps (const struct header *h)
 
 /* Whether an image with this header may be written: not if it is marked as
  * dirty or corrupt, has bitmaps that would become wrong, or lacks a part of its
- * L1 table.  Returns -1 with
- * the error set: ENOTSUP, or EIO, EINVAL if that can't be told.
+ * L1 table; nor with compression if it is encrypted, since compressed clusters
+ * are not (I15).  Returns -1 with the error set: ENOTSUP, or EIO, EINVAL if that
+ * can't be told.
  */
 extern int writer_check_header (struct storage *s, const struct header *h,
                                 const struct writer_options *options);
