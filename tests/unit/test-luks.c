@@ -12,6 +12,7 @@
 #include "base/bytes.h"
 #include "check.h"
 #include "crypto/effort.h"
+#include "crypto/luks-new.h"
 #include "crypto/luks.h"
 #include "crypto/secret.h"
 #include "crypto/split.h"
@@ -364,6 +365,65 @@ test_try (void)
   CHECK (!fits);
 }
 
+/* ---------------------------------------------------------------- new ones */
+
+static unsigned
+slots_active (const struct luks *luks)
+{
+  unsigned i, nr = 0;
+
+  for (i = 0; i < LUKS_SLOTS; ++i)
+    nr += luks->slot[i].active;
+  return nr;
+}
+
+/* Its passphrase opens it, and nothing else does; no two have anything in common
+ * that is random; and it takes the time that was asked for.
+ */
+static void
+test_new (void)
+{
+  static struct luks_new made[2];
+  const struct passphrase p = { "secret", 6 };
+  uint8_t key[2][CRYPTO_MAX_KEY], none[CRYPTO_MAX_KEY];
+  struct luks luks[2];
+  struct effort e;
+  unsigned i;
+  bool fits;
+
+  for (i = 0; i < 2; ++i) {
+    CHECK_OK (luks_make (&p, i == 0 ? 1 : 80, &made[i]));
+    CHECK_OK (luks_decode ("test", 0, made[i].header, LUKS_NEW_BYTES,
+                           &luks[i]));
+    CHECK_EQ (slots_active (&luks[i]), 1);
+    CHECK_EQ (luks[i].slot[0].offset, LUKS_NEW_MATERIAL);
+    CHECK_EQ (luks[i].payload_sector, 4040); /* as QEMU has it */
+    CHECK_STR (luks[i].cipher, "aes-xts-plain64");
+    CHECK_EQ (strlen ((char *) made[i].header + 168), 36);
+  }
+  CHECK_OK (luks_try (&luks[1], &luks[1].slot[0], "secret", 6,
+                      made[1].material, key[1], &fits));
+  CHECK (fits);
+  for (i = 0; i < 2; ++i) {
+    static uint8_t copy[LUKS_MAX_MATERIAL];
+
+    memcpy (copy, made[0].material, sizeof copy);
+    CHECK_OK (luks_try (&luks[0], &luks[0].slot[0], "secret", 5 + i, copy,
+                        i == 0 ? none : key[0], &fits));
+    CHECK_EQ (fits, i == 1);
+  }
+  CHECK (memcmp (key[0], key[1], sizeof key[0]) != 0);
+  CHECK (memcmp (luks[0].salt, luks[1].salt, LUKS_SALT_BYTES) != 0);
+  CHECK (memcmp (luks[0].slot[0].salt, luks[1].slot[0].salt,
+                 LUKS_SALT_BYTES) != 0);
+  CHECK (memcmp (luks[0].salt, luks[0].slot[0].salt, LUKS_SALT_BYTES) != 0);
+  CHECK (memcmp (made[0].header + 168, made[1].header + 168, 36) != 0);
+  CHECK_EQ (luks[0].iterations, 1000);
+  CHECK_EQ (luks[0].slot[0].iterations >= 1000, true);
+  CHECK_OK (effort_measure (&e, CRYPTO_SHA256));
+  CHECK (luks[1].slot[0].iterations >= e.per_second / 1000 * 80 / 2 / 4);
+}
+
 int
 main (void)
 {
@@ -379,5 +439,6 @@ main (void)
   test_effort ();
   test_split ();
   test_try ();
+  test_new ();
   return check_result ();
 }
