@@ -9,7 +9,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
-#include "crypto/luks-layout.h"
+#include "crypto/luks-parts.h"
 #include "crypto/luks.h"
 #include "crypto/secret.h"
 #include "crypto/split.h"

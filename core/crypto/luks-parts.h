@@ -4,8 +4,8 @@
  * luks-new.c, which makes them, have in common.
  */
 
-#ifndef CORE_CRYPTO_LUKS_LAYOUT_H
-#define CORE_CRYPTO_LUKS_LAYOUT_H
+#ifndef CORE_CRYPTO_LUKS_PARTS_H
+#define CORE_CRYPTO_LUKS_PARTS_H
 
 #include "crypto/luks.h"
 
@@ -46,4 +46,4 @@ _Static_assert (LUKS_SLOT + LUKS_SLOTS * SLOT_BYTES == LUKS_HEADER_BYTES,
 
 static const uint8_t luks_magic[6] = { 'L', 'U', 'K', 'S', 0xba, 0xbe };
 
-#endif /* CORE_CRYPTO_LUKS_LAYOUT_H */
+#endif /* CORE_CRYPTO_LUKS_PARTS_H */
