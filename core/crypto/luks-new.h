@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* New LUKS headers, version 1, as QEMU makes them by default: AES-256 with XTS
- * and plain64, SHA-256, a random key, and a passphrase in slot 0.  Pure: no I/O.
+ * and plain64, SHA-256, a random key, and a passphrase in slot 0.  Pure: no
+ * I/O.
  */
 
 #ifndef CORE_CRYPTO_LUKS_NEW_H

@@ -694,6 +694,16 @@ encode_feature_names (uint8_t *buf, size_t *at)
 }
 
 static void
+encode_crypto (const struct header *h, uint8_t *buf, size_t *at)
+{
+  uint8_t *p = encode_extension (buf, at, QCOW2_EXT_CRYPTO,
+                                 QCOW2_EXT_CRYPTO_BYTES);
+
+  put_be64 (p, h->crypto.v);
+  put_be64 (p + 8, h->crypto_bytes);
+}
+
+static void
 encode_v3_fields (const struct header *h, uint8_t *buf)
 {
   header_encode_features (h, buf + HEADER_FEATURES_OFFSET);
@@ -709,6 +719,7 @@ encode_fields (const struct header *h, uint8_t *buf)
   put_be32 (buf + FIELD_VERSION, h->version);
   put_be32 (buf + FIELD_CLUSTER_BITS, h->cluster_bits);
   put_be64 (buf + FIELD_SIZE, h->disk_size);
+  put_be32 (buf + FIELD_CRYPT_METHOD, h->encryption);
   put_be32 (buf + FIELD_L1_SIZE, h->l1_size);
   put_be64 (buf + FIELD_L1_OFFSET, h->l1_offset.v);
   header_encode_refcount_table (h->refcount_table_offset,
@@ -733,6 +744,8 @@ header_encode (const char *name, const struct header *h, uint8_t *buf,
     needed += extension_bytes (format_len);
   if (data_len > 0)
     needed += extension_bytes (data_len);
+  if (h->encryption == ENCRYPTION_LUKS)
+    needed += extension_bytes (QCOW2_EXT_CRYPTO_BYTES);
   if (needed > len) {
     error_set (EINVAL, "%s: a %s name of %zu bytes has no room in the first "
                "cluster, of %zu bytes", name, name_len > 0 ? "backing file"
@@ -746,6 +759,8 @@ header_encode (const char *name, const struct header *h, uint8_t *buf,
   if (data_len > 0)
     memcpy (encode_extension (buf, &at, QCOW2_EXT_DATA_FILE, data_len),
             h->data_file_name, data_len);
+  if (h->encryption == ENCRYPTION_LUKS)
+    encode_crypto (h, buf, &at);
   /* Left out if it doesn't fit: it only helps readers. */
   if (h->version >= 3 &&
       needed + extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE) <=

@@ -158,8 +158,8 @@ qcow2_set_data (struct layer *layer, struct storage *data)
 }
 
 /* A data file may have its own holes: a raw one has all clusters mapped.  What
- * is mapped behind the end that is known is data: others may have put some there
- * meanwhile, and a copy without that would lose it.
+ * is mapped behind the end that is known is data: others may have put some
+ * there meanwhile, and a copy without that would lose it.
  */
 static int
 qcow2_find_hole (const struct layer *layer, struct run *run, bool *hole)

@@ -377,8 +377,8 @@ slots_active (const struct luks *luks)
   return nr;
 }
 
-/* Its passphrase opens it, and nothing else does; no two have anything in common
- * that is random; and it takes the time that was asked for.
+/* Its passphrase opens it, and nothing else does; no two have anything in
+ * common that is random; and it takes the time that was asked for.
  */
 static void
 test_new (void)

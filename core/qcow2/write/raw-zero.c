@@ -54,8 +54,8 @@ fail_fast (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
   return -1;
 }
 
-/* What is mapped behind the end of the file is zeros already, and takes no space
- * (D4).
+/* What is mapped behind the end of the file is zeros already, and takes no
+ * space (D4).
  */
 static int
 zero_run (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
