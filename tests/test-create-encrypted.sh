@@ -44,6 +44,11 @@ new ()
         die "$image: qemu-img check: $?"
     qemu-img compare -q $key --image-opts "$(opts "$image" "$more")" \
         driver=raw,file.filename=raw || die "$image is not what was written"
+    made=$(( made + 1 ))
+    # QEMU writes: to each of them, or to two.
+    case $image in v3.* | over.*) ;; *)
+        test "$(volume 1)" -gt 1 || return 0 ;;
+    esac
     qemu-io $key --image-opts "$(opts "$image" "$more")" \
         -c 'write -P 9 1234567 70000' > /dev/null
     qemu-io -f raw raw -c 'write -P 9 1234567 70000' > /dev/null
@@ -55,7 +60,6 @@ new ()
        ! grep -Eq 'nvalid password|rror' said; then
         die "$image: another passphrase opens it"
     fi
-    made=$(( made + 1 ))
 }
 zeros () { rm -f raw; truncate -s $size raw; }
 
