@@ -258,10 +258,14 @@ extend_failed (const struct storage *s, uint64_t size, int err)
 int
 storage_extend (struct storage *s, uint64_t size)
 {
+  struct storage_stamp now;
   int r;
 
-  if (atomic_load (&s->size) >= size)
+  /* What was known of its size may be past: others may have cut it off. */
+  if (storage_stamp (s, &now) && now.size >= size) {
+    note_size (s, now.size);
     return 0;
+  }
   do
     r = s->ops->extend != NULL ? s->ops->extend (s, size)
       : s->ops->resize (s, size);
@@ -279,6 +283,15 @@ storage_see_growth (struct storage *s)
 
   if (storage_stamp (s, &now))
     note_size (s, now.size);
+}
+
+void
+storage_see_size (struct storage *s)
+{
+  struct storage_stamp now;
+
+  if (storage_stamp (s, &now))
+    atomic_store (&s->size, now.size);
 }
 
 int

@@ -270,7 +270,7 @@ extern int storage_allocate (struct storage *s, struct host_off offset,
 /* See storage_ops.resize.  Errors as with storage_write. */
 extern int storage_resize (struct storage *s, uint64_t size);
 
-/* Make it longer, if it is not of this size yet: see storage_ops.extend.  Errors
+/* Make it longer, if it is not of this size now: see storage_ops.extend.  Errors
  * as with storage_write.
  */
 extern int storage_extend (struct storage *s, uint64_t size);
@@ -279,6 +279,11 @@ extern int storage_extend (struct storage *s, uint64_t size);
  * now on.
  */
 extern void storage_see_growth (struct storage *s);
+
+/* The same, and they may have cut it off.  Nothing of this process may be
+ * writing it.
+ */
+extern void storage_see_size (struct storage *s);
 
 /* See storage_ops.extent; past the end is a hole.  count > 0. */
 extern int storage_extent (struct storage *s, struct host_off offset,

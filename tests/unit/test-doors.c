@@ -440,6 +440,57 @@ test_raw_growth (void)
   check_data_file ();
 }
 
+/* What another program does to the data file: it ends there, or is longer by
+ * what it appends.
+ */
+static void
+others_cut (uint64_t end)
+{
+  memset (disk[1].data + end, 0, size + SECTOR - end);
+  disk[1].size = end;
+}
+
+static void
+others_write (uint64_t at)
+{
+  memset (disk[1].data + at, GARBAGE, SECTOR);
+  if (disk[1].size < at + SECTOR)
+    disk[1].size = at + SECTOR;
+}
+
+static void
+refuses_to_map (uint64_t at)
+{
+  CHECK (disk_write (bare.writer, content, SECTOR, (struct guest_off) { at },
+                     0) == -1);
+  CHECK_ERROR (EIO, "made longer by another program");
+}
+
+/* Others make it longer than the disk, cut that off again, and append once more:
+ * that is found, and nothing is mapped behind the end.  So it is when they cut
+ * it off after it was as large as the disk.
+ */
+static void
+test_raw_cut_off (void)
+{
+  if (!form->raw || atomic_load (&disk[1].size) > 0)
+    return;
+  others_write (cluster (3));
+  others_write (size);
+  refuses_to_map (cluster (5));
+  others_cut (cluster (1));
+  others_write (cluster (1));
+  refuses_to_map (cluster (5));
+  CHECK_EQ (disk[1].data[cluster (1)], GARBAGE);
+  others_cut (cluster (1));
+  write_disk (cluster (5), SECTOR, 21, DISK_FUA);
+  CHECK_EQ (disk[1].size, size);
+  others_cut (cluster (6));
+  write_disk (cluster (2), SECTOR, 22, DISK_FUA);
+  CHECK_EQ (disk[1].size, size);
+  check_data_file ();
+}
+
 /* Open it once more, when something was changed. */
 static void
 open_anew (void)
@@ -779,6 +830,9 @@ main (void)
     start (&forms[f]);
     test_elsewhere ();
     test_raw_full ();
+    end ();
+    start (&forms[f]);
+    test_raw_cut_off ();
     end ();
     start (&forms[f]);
     test_raw_short ();

@@ -124,6 +124,21 @@ test_others_first (void)
   }
 }
 
+/* Others have made it longer, which was seen, and have cut that off again. */
+static void
+test_cut_off (void)
+{
+  struct storage *s = open_storage ();
+
+  append (20000, "theirs");
+  storage_see_growth (s);
+  CHECK_EQ (atomic_load (&s->size), 20006);
+  CHECK_OK (truncate (path, 4));
+  CHECK_OK (storage_extend (s, 10000));
+  CHECK_EQ (length (), 10000);
+  storage_close (s);
+}
+
 /* Where that can't be done nothing is. */
 static void
 test_unsupported (void)
@@ -146,6 +161,7 @@ main (void)
   snprintf (path, sizeof path, "%s/file", folder);
   test_longer ();
   test_others_first ();
+  test_cut_off ();
   interrupts = 3;
   test_longer ();
   CHECK_EQ (interrupts, 0);

@@ -67,19 +67,47 @@ look_at_run (struct writer *w, uint64_t end, bool *zero)
   return 0;
 }
 
+/* How large the file is.  The size that reads and writes know can only be
+ * lowered before anything is written: later a write may be making it larger.
+ */
+static uint64_t
+size_now (struct writer *w)
+{
+  struct storage *data = w->disk->data_file;
+  struct storage_stamp now;
+
+  if (w->begun)
+    storage_see_growth (data);
+  else
+    storage_see_size (data);
+  return storage_stamp (data, &now) ? now.size : atomic_load (&data->size);
+}
+
+/* Where it was cut off nobody knows, if it has become longer again since: all of
+ * it is looked at anew.
+ */
+static void
+see_cut (struct writer *w, uint64_t end)
+{
+  if (end < w->raw_size)
+    w->raw_seen = 0;
+  w->raw_size = end;
+}
+
 int
 raw_data_look (struct writer *w)
 {
   struct storage *data = w->disk->data_file;
+  uint64_t end = size_now (w);
   bool zero = true;
-  uint64_t end;
 
-  storage_see_growth (data);
-  end = atomic_load (&data->size);
+  see_cut (w, end);
   if (end > w->disk->size)
     end = w->disk->size;
   while (zero && w->raw_seen < end) {
-    if (look_at_run (w, end, &zero) == -1)
+    /* Twice: another request may have mapped and written it meanwhile. */
+    if (look_at_run (w, end, &zero) == -1 ||
+        (!zero && look_at_run (w, end, &zero) == -1))
       return -1;
   }
   if (zero)
@@ -115,15 +143,25 @@ grow (struct writer *w)
   return 0;
 }
 
+/* Whether it is as large as the disk, and others have not cut it off since. */
+static bool
+is_whole (const struct writer *w)
+{
+  struct storage_stamp now;
+
+  return atomic_load (&w->raw_whole) &&
+    storage_stamp (w->disk->data_file, &now) && now.size >= w->disk->size;
+}
+
 static int
 grow_once (struct writer *w)
 {
   int r;
 
-  if (atomic_load (&w->raw_whole))
+  if (is_whole (w))
     return 0;
   pthread_mutex_lock (&w->begin_lock);
-  r = w->raw_whole ? 0 : grow (w);
+  r = is_whole (w) ? 0 : grow (w);
   pthread_mutex_unlock (&w->begin_lock);
   return r;
 }

@@ -76,7 +76,8 @@ struct writer {
   bool leaks_left;            /* there may be some from before it was opened */
   uint64_t raw_seen;          /* begin_lock; as far as a raw data file is known
                                * to have nothing where nothing is mapped */
-  _Atomic bool raw_whole;     /* it is as large as the disk, durably */
+  uint64_t raw_size;          /* begin_lock; its size when that was looked at */
+  _Atomic bool raw_whole;     /* it was made as large as the disk, durably */
   _Atomic bool found_corrupt; /* by what no request was waiting for */
 };
 
