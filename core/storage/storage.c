@@ -349,14 +349,19 @@ storage_zeros (struct storage *s, struct host_off offset, uint64_t count,
 {
   static const char zeros[1 << 14];
   char buf[sizeof zeros];
-  uint64_t n;
+  uint64_t n, data = 0; /* so many bytes are known to be no hole */
 
-  for (*length = 0; *length < count; *length += n) {
+  for (*length = 0; *length < count; *length += n, data -= n) {
     const struct host_off at = { offset.v + *length };
-    bool hole;
+    bool hole = false;
 
-    if (storage_extent (s, at, count - *length, &hole, &n) == -1)
+    /* Not for each piece: some file systems look through all of the data for
+     * the next hole.
+     */
+    if (data == 0 &&
+        storage_extent (s, at, count - *length, &hole, &data) == -1)
       return -1;
+    n = data;
     if (hole)
       continue;
     n = n < sizeof buf ? n : sizeof buf;

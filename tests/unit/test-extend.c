@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "memory-storage.h"
 #include "must-have.h"
 #include "storage/file.h"
 
@@ -153,6 +154,39 @@ test_unsupported (void)
   storage_close (s);
 }
 
+/* What is looked through for zeros is asked for its holes once for each, and once
+ * for the data between them.
+ */
+static void
+test_zeros (void)
+{
+  static uint8_t bytes[1 << 20];
+  struct memory_control control = { .holes = true };
+  struct storage *s;
+  uint64_t length;
+
+  memset (bytes, 0, sizeof bytes);
+  s = memory_storage_new ("zeros", bytes, sizeof bytes, &control);
+  CHECK_OK (storage_zeros (s, (struct host_off) { 0 }, sizeof bytes, &length));
+  CHECK_EQ (length, sizeof bytes);
+  CHECK_EQ (atomic_load (&control.extents), 1);
+  CHECK_EQ (atomic_load (&control.preads), 0);
+  control.holes = false;
+  CHECK_OK (storage_zeros (s, (struct host_off) { 512 }, sizeof bytes - 512,
+                           &length));
+  CHECK_EQ (length, sizeof bytes - 512);
+  CHECK_EQ (atomic_load (&control.extents), 2);
+  bytes[700000] = 1;
+  CHECK_OK (storage_zeros (s, (struct host_off) { 0 }, sizeof bytes, &length));
+  CHECK (length <= 700000 && length > 700000 - 16384);
+  control.holes = true;
+  atomic_store (&control.extents, 0);
+  CHECK_OK (storage_zeros (s, (struct host_off) { 0 }, sizeof bytes, &length));
+  CHECK_EQ (length, 700000 / 512 * 512);
+  CHECK_EQ (atomic_load (&control.extents), 2);
+  storage_close (s);
+}
+
 int
 main (void)
 {
@@ -166,6 +200,7 @@ main (void)
   test_longer ();
   CHECK_EQ (interrupts, 0);
   test_unsupported ();
+  test_zeros ();
   unlink (path);
   rmdir (folder);
   return check_result ();
