@@ -571,7 +571,10 @@ note_zeros (void *opaque, uint64_t offset, uint64_t length, unsigned flags)
   return 0;
 }
 
-/* Where a raw data file ends, in the midst of a cluster that is mapped. */
+/* Where a raw data file ends, in the midst of a cluster that is mapped: so early
+ * in it that what is to be zeroed before that is less than what is worth a hole
+ * elsewhere.
+ */
 #define SHORT_END (cluster (3) + 40 * SECTOR)
 
 /* Have four clusters mapped of one that is as short as that, and is a hole. */
@@ -590,6 +593,31 @@ make_short (void)
   control[1].holes = true;
 }
 
+/* After a flush it is the disk, although nothing had to be mapped; but for the
+ * end of a hole if there is no space for that.
+ */
+static void
+test_raw_flushed (void)
+{
+  bool flushed = false; /* the data file, once it was longer */
+  size_t i;
+
+  if (!form->raw || form->extended)
+    return;
+  make_short ();
+  memory_fail_ever_after (&control[1], MEMORY_RESIZE, 1, ENOSPC);
+  write_disk (cluster (1), SECTOR, 23, 0);
+  CHECK_OK (writer_flush (bare.writer));
+  CHECK_EQ (disk[1].size, SHORT_END);
+  memory_fail_no_more (&control[1]);
+  CHECK_OK (writer_flush (bare.writer));
+  CHECK_EQ (disk[1].size, size);
+  for (i = nr_events; i > 0 && event[i - 1].call.kind != MEMORY_RESIZE; --i)
+    flushed |= event[i - 1].data && event[i - 1].call.kind == MEMORY_FLUSH;
+  CHECK (i > 0 && flushed);
+  check_data_file ();
+}
+
 /* To zero what is mapped costs nothing behind the end, and neither does a hole
  * before that: it is done even where there is no space (I13).
  */
@@ -605,6 +633,7 @@ test_raw_short (void)
   control[1].room = atomic_load (&disk[1].blocks);
   written = atomic_load (&control[1].written);
   zero_disk (0, size, DISK_MAY_TRIM);
+  zero_disk (cluster (3) + SECTOR, cluster (4), DISK_MAY_TRIM);
   CHECK_EQ (atomic_load (&control[1].written), written);
   CHECK_EQ (disk[1].size, SHORT_END);
   control[1].room = 0;
@@ -833,6 +862,9 @@ main (void)
     end ();
     start (&forms[f]);
     test_raw_cut_off ();
+    end ();
+    start (&forms[f]);
+    test_raw_flushed ();
     end ();
     start (&forms[f]);
     test_raw_short ();

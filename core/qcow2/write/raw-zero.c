@@ -55,7 +55,8 @@ fail_fast (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
 }
 
 /* What is mapped behind the end of the file is zeros already, and takes no
- * space (D4).
+ * space (D4).  What is before that, of a range that goes beyond the end, may be
+ * little: but is punched as well, since to write zeros there wants space (I13).
  */
 static int
 zero_run (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
@@ -66,8 +67,13 @@ zero_run (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
 
   if (run->host.v >= end)
     return 0;
-  if (count > end - run->host.v)
+  if (count > end - run->host.v) {
     count = end - run->host.v;
+    if (punch && storage_punch (w->disk->data_file, run->host, count)) {
+      writeback_note_data (&w->writeback);
+      return 0;
+    }
+  }
   return disk_write (w, NULL, count, (struct guest_off) { at },
                      punch ? DISK_PUNCH : 0);
 }

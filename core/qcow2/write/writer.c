@@ -9,6 +9,7 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/write/raw-data.h"
 #include "qcow2/write/writer-parts.h"
 
 /* ----------------------------------------------------------------- opening */
@@ -307,8 +308,11 @@ writer_begin (struct writer *w, struct guest_off offset, uint64_t count)
 int
 writer_flush (struct writer *w)
 {
-  if (writeback_check (&w->writeback) == -1 ||
-      writeback_flush (&w->writeback) == -1)
+  if (writeback_check (&w->writeback) == -1)
+    return writer_failed (w);
+  if (w->header.raw_data)
+    raw_data_before_flush (w);
+  if (writeback_flush (&w->writeback) == -1)
     return writer_failed (w);
   alloc_reclaim (&w->alloc);
   return writeback_check (&w->writeback) == -1 ? writer_failed (w) : 0;
