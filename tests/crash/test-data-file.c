@@ -88,8 +88,13 @@ make_files (uint64_t seed)
   first[TABLES] = must_have (malloc (b.size));
   memcpy (first[TABLES], b.data, b.size);
   build_free (&b);
-  /* A raw file as large as the disk; of others a part is missing. */
-  first_size[DATA] = form->raw ? size : bytes * (seed % 4) / 3;
+  /* A part of it is missing: of a raw file, which is not larger than the disk,
+   * whole sectors.
+   */
+  first_size[DATA] = bytes * (seed / NR_FORMS % 4) / 3;
+  if (form->raw)
+    first_size[DATA] = first_size[DATA] > size ? size
+      : first_size[DATA] / SECTOR * SECTOR;
   first[DATA] = must_have (calloc (1, bytes));
   if (form->garbage)
     content_fill_many (first[DATA], bytes, CONTENT_GARBAGE, 0, 0);
@@ -248,6 +253,18 @@ violation (uint64_t seed, uint64_t moment, struct landed l[2], const char *what)
                 landed_format (l[DATA], b, sizeof b), what);
 }
 
+/* Whether a raw file is not the disk: what it lacks is zeros. */
+static bool
+raw_differs (const struct disk_state *s)
+{
+  const uint64_t n = s->size < size ? s->size : size;
+  uint64_t i = n;
+
+  while (i < size && view[i] == 0)
+    i++;
+  return i < size || memcmp (view, s->bytes, n) != 0;
+}
+
 static void
 judge (uint64_t seed, uint64_t moment, struct landed l[2],
        struct disk_state s[2])
@@ -272,8 +289,7 @@ judge (uint64_t seed, uint64_t moment, struct landed l[2],
     violation (seed, moment, l, "a sector is neither old nor new");
     history_explain (&history, sector, moment);
   }
-  else if (form->raw && (s[DATA].size < size ||
-                         memcmp (view, s[DATA].bytes, size) != 0))
+  else if (form->raw && raw_differs (&s[DATA]))
     violation (seed, moment, l, "the data file is not the disk");
   (void) image_close (im);
 }
