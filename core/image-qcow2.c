@@ -271,7 +271,7 @@ static int
 is_zero_there (const struct layer *l, struct guest_off at,
                const struct run *run, bool *zero)
 {
-  const uint64_t size = atomic_load (&l->data->size);
+  const uint64_t size = atomic_load (&l->data_file->size);
   uint64_t bytes = run->length;
 
   *zero = at.v >= size;
@@ -299,7 +299,7 @@ check_run (const struct layer *l, bool raw, struct guest_off at,
   if (run->kind == RUN_DAMAGED)
     error_append (" (%s has %" PRIu64 " bytes; if that is too short, what it "
                   "lacks is zeros once it is enlarged)", data,
-                  atomic_load (&l->data->size));
+                  atomic_load (&l->data_file->size));
   else if (!zero)
     error_set (ENOTSUP, "%s: the raw data file %s has data from offset 0x%"
                PRIx64 " on, where zeros should be, so that it can only be read",
@@ -328,15 +328,16 @@ qcow2_check_data (const struct image *im)
   const struct layer *l = &image_top (im)->layer;
   const struct map *m = qcow2_map (l);
   const bool raw = image_top (im)->header.raw_data;
-  const uint64_t size = atomic_load (&l->data->size);
-  uint64_t left = most_runs (&image_top (im)->header,
-                             atomic_load (&l->tables->size));
+  uint64_t size, left = most_runs (&image_top (im)->header,
+                                   atomic_load (&l->tables->size));
   struct guest_off at = { 0 };
   struct run run;
   int r = 0;
 
   if (!m->format.data_file)
     return 0;
+  storage_see_growth (l->data_file);
+  size = atomic_load (&l->data_file->size);
   if (!raw)
     at.v = (size + m->cluster_size - 1) & -m->cluster_size;
   for (; r == 0 && at.v < l->size; at.v += run.length) {

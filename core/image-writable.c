@@ -53,16 +53,16 @@ image_lock_for_writing (struct image *im)
 static int
 lock_data_for_writing (const struct layer *l)
 {
-  return l->data == l->tables ? 0
-    : storage_make_writable (l->data, STORAGE_CONSISTENT_READ | STORAGE_WRITE |
-                             STORAGE_RESIZE, STORAGE_RESIZE);
+  return l->data_file == l->tables ? 0
+    : storage_make_writable (l->data_file, STORAGE_CONSISTENT_READ |
+                             STORAGE_WRITE | STORAGE_RESIZE, STORAGE_RESIZE);
 }
 
 int
 image_check_may_write (const struct image *im)
 {
   struct storage *s = image_storage (im);
-  struct storage *data = im->chain.layer[0]->data;
+  struct storage *data = im->chain.layer[0]->data_file;
 
   if (im->repair_failed)
     error_set (EIO, "%s: a repair failed: nothing is written until it is "

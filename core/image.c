@@ -116,7 +116,7 @@ check_is_not_below (const struct chain *c, const struct chain_options *options)
     return error_errno () == ENOENT ? 0 : -1;
   for (i = 1; i < c->nr; ++i)
     same |= storage_same (c->layer[i]->tables, s) ||
-      storage_same (c->layer[i]->data, s);
+      storage_same (c->layer[i]->data_file, s);
   storage_close (s);
   if (same)
     error_set (EINVAL, "%s: can't be its own backing file", file);

@@ -23,6 +23,7 @@ static struct create_options options = CREATE_DEFAULTS;
 static bool wanted, overwrite;
 static bool has_size, has_compression;
 static bool compress;
+static bool encrypt, has_iter_time;
 static const char *first_key; /* of a parameter that is only for creating */
 static const char *qcow2_key; /* of one that only qcow2 images have */
 static bool has_table_size;
@@ -149,6 +150,25 @@ set_compression_type (const char *key, const char *value)
 }
 
 static int
+set_encrypt (const char *key, const char *value)
+{
+  static const char *const words[] = { "luks", NULL };
+
+  if (value_choose (key, value, words, "luks") == -1)
+    return -1;
+  encrypt = true;
+  return 1;
+}
+
+static int
+set_iter_time (const char *key, const char *value)
+{
+  has_iter_time = true;
+  return nbdkit_parse_unsigned (key, value, &options.iter_time) == -1
+    ? -1 : 1;
+}
+
+static int
 set_preallocation (const char *key, const char *value)
 {
   static const char *const words[] = {
@@ -184,6 +204,8 @@ creation_set (const char *key, const char *value)
     { "compression-type", set_compression_type, true },
     { "preallocation", set_preallocation, true },
     { "data-file-raw", set_data_file_raw, true },
+    { "encrypt", set_encrypt, true },
+    { "iter-time", set_iter_time, true },
   };
   size_t i;
 
@@ -321,14 +343,26 @@ check_format (void)
 
 /* Say so before anything is overwritten. */
 static int
-check_passphrases (const struct passphrases *given)
+complete_encryption (const struct passphrases *given)
 {
-  if (given->image.bytes != NULL)
-    nbdkit_error ("passphrase= was given, but a new image is not encrypted");
+  if (!encrypt && given->image.bytes != NULL)
+    nbdkit_error ("passphrase= was given, but a new image is not encrypted "
+                  "without encrypt=luks");
+  else if (!encrypt && has_iter_time)
+    nbdkit_error ("iter-time= without encrypt=luks");
+  else if (encrypt && given->image.bytes == NULL)
+    nbdkit_error ("encrypt=luks without passphrase=");
+  else if (encrypt && given->image.count == 0)
+    nbdkit_error ("encrypt=luks: the passphrase is empty");
+  else if (encrypt && compress)
+    nbdkit_error ("encrypt= and compress= exclude each other: compressed "
+                  "clusters would be in the clear");
   else if (given->nr_backing > 0 && recorded == NULL)
     nbdkit_error ("backing-passphrase= without backing=");
-  else
+  else {
+    options.passphrase = encrypt ? &given->image : NULL;
     return 0;
+  }
   return -1;
 }
 
@@ -348,7 +382,7 @@ creation_complete (struct chain_options *chain, const struct passphrases *given)
     nbdkit_error ("create= makes files, not images on NBD servers");
     return -1;
   }
-  if (check_format () == -1 || check_passphrases (given) == -1 ||
+  if (check_format () == -1 || complete_encryption (given) == -1 ||
       complete_data_file (chain) == -1)
     return -1;
   if (recorded != NULL)
@@ -488,7 +522,7 @@ open_below (const struct image_options *o)
 
   if (below == NULL)
     nbdkit_error ("%s", error_message ());
-  else if (passphrases_check (below, o->chain.file) == -1) {
+  else if (passphrases_check_below (below, o->chain.file) == -1) {
     (void) image_close (below);
     return NULL;
   }

@@ -25,8 +25,8 @@ extern int creation_set_compression (enum compression c);
 
 /* All parameters are known: chain's file, backing and backing_format.  If an
  * image is to be made, interpret a relative backing name as relative to the
- * image's directory, as it is recorded; so is that of a data file.  Returns -1
- * with nbdkit_error called.
+ * image's directory, as it is recorded; so is that of a data file.  given must
+ * stay until creation_run.  Returns -1 with nbdkit_error called.
  */
 extern int creation_complete (struct chain_options *chain,
                               const struct passphrases *given);
@@ -65,6 +65,8 @@ extern void creation_free (void);
   "extended-l2=<BOOL>         Have subclusters (default false).\n"        \
   "compression-type=zlib|zstd (default zlib)\n"                           \
   "data-file-raw=<BOOL>       The new data file is a raw image of the disk.\n" \
+  "encrypt=luks               Encrypt it, with passphrase=.\n"             \
+  "iter-time=<MS>             What it takes to open it (default 2000).\n" \
   "preallocation=off|metadata|falloc|full\n"                              \
   "                           (default off)"
 

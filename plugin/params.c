@@ -333,23 +333,39 @@ compression_name (enum compression c)
   return c == COMPRESSION_ZSTD ? "zstd" : "zlib";
 }
 
-int
-params_apply (struct image *im)
+/* Whether clusters of this image can be compressed as was asked for. */
+static int
+check_compress (const struct image *im)
 {
   enum compression of_image;
+  bool encrypted, below;
 
-  if (passphrases_check (im, file) == -1)
-    return -1;
-  if (compress && !image_compression (im, &of_image)) {
+  if (!image_compression (im, &of_image)) {
     nbdkit_error ("%s: compress=%s: images of this format have no compressed "
                   "clusters", file, compression_name (compression));
     return -1;
   }
-  if (compress && of_image != compression) {
+  if (of_image != compression) {
     nbdkit_error ("%s: compress=%s: this image's compression type is %s", file,
                   compression_name (compression), compression_name (of_image));
     return -1;
   }
+  image_is_encrypted (im, &encrypted, &below);
+  if (encrypted) {
+    nbdkit_error ("%s: compress=%s: the image is encrypted, and compressed "
+                  "clusters would be in the clear", file,
+                  compression_name (compression));
+    return -1;
+  }
+  return 0;
+}
+
+int
+params_apply (struct image *im)
+{
+  if (passphrases_check (im, file) == -1 ||
+      (compress && check_compress (im) == -1))
+    return -1;
   if (detect_zeroes == -1)
     detect_zeroes = compress ? DETECT_ZEROES_ON : DETECT_ZEROES_OFF;
   image_detect_zeroes (im, detect_zeroes);

@@ -174,19 +174,28 @@ passphrases_given (void)
 }
 
 int
+passphrases_check_below (const struct image *im, const char *file)
+{
+  bool image, backing;
+
+  image_is_encrypted (im, &image, &backing);
+  if (given.nr_backing == 0 || backing)
+    return 0;
+  nbdkit_error ("%s: backing-passphrase= was given, but no backing file is "
+                "encrypted", file);
+  return -1;
+}
+
+int
 passphrases_check (const struct image *im, const char *file)
 {
   bool image, backing;
 
   image_is_encrypted (im, &image, &backing);
-  if (given.image.bytes != NULL && !image)
-    nbdkit_error ("%s: passphrase= was given, but the image is not encrypted",
-                  file);
-  else if (given.nr_backing > 0 && !backing)
-    nbdkit_error ("%s: backing-passphrase= was given, but no backing file is "
-                  "encrypted", file);
-  else
-    return 0;
+  if (given.image.bytes == NULL || image)
+    return passphrases_check_below (im, file);
+  nbdkit_error ("%s: passphrase= was given, but the image is not encrypted",
+                file);
   return -1;
 }
 

@@ -21,6 +21,9 @@ extern const struct passphrases *passphrases_given (void);
  */
 extern int passphrases_check (const struct image *im, const char *file);
 
+/* The same of the backing files alone, of an image that is to be made. */
+extern int passphrases_check_below (const struct image *im, const char *file);
+
 /* The files are open.  May be called again. */
 extern void passphrases_wipe (void);
 

@@ -195,6 +195,104 @@ assert i["data-file-opened"].endswith("i.data"), i' || die "$(cat said)"
 "$tool" map --follow=beneath i.qcow2 > said
 grep -q ' data .* 0x200000 .*i\.data$' said || die "$(cat said)"
 
+# --- A raw file that was shorter than the disk, and that another program makes
+# longer while it is served, keeps what that has put there.
+short_raw ()
+{
+    rm -f grown.qcow2 grown.data
+    "$PYTHON" -c 'from qcow2make import EXT_DATAFILE, Qcow2
+Qcow2("grown.qcow2", 1 << 20, incompat=4, autoclear=2,
+      exts=[(EXT_DATAFILE, b"grown.data")]).write()'
+    truncate -s 512k grown.data
+}
+short_raw
+cat > grown.py <<'END'
+import nbd, os, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+with open("grown.data", "r+b") as f:
+    f.seek(3 << 20)
+    f.write(b"theirs")
+h.pwrite(b"x" * 512, 700 << 10)
+h.flush()
+with open("grown.data", "rb") as f:
+    f.seek(700 << 10)
+    assert f.read(512) == b"x" * 512
+    f.seek(3 << 20)
+    assert f.read() == b"theirs", os.path.getsize("grown.data")
+END
+"$NBDKIT" -U - "$PLUGIN" grown.qcow2 data-file=grown.data \
+    --run '"$PYTHON" grown.py "$uri"' || die "what has grown was cut off"
+
+# What they put where the disk has zeros is not zeroed: if it is there before a
+# client comes the image is only read, and else nothing is written.
+cat > theirs.py <<'END'
+import nbd, sys
+def theirs():
+    with open("grown.data", "r+b") as f:
+        f.seek(900 << 10)
+        f.write(b"theirs")
+before = sys.argv[2] == "before"
+if before:
+    theirs()
+h = nbd.NBD()
+try:
+    h.connect_uri(sys.argv[1])
+    assert not before
+    theirs()
+    for request in (lambda: h.pwrite(b"x" * 512, 890 << 10),
+                    lambda: h.zero(1 << 20, 0), lambda: h.trim(1 << 20, 0)):
+        try:
+            request()
+            sys.exit("it was written")
+        except nbd.Error as e:
+            assert e.errno == "EIO", e
+    assert h.pread(6, 0) == bytes(6)
+except nbd.Error as e:
+    assert before, e
+with open("grown.data", "rb") as f:
+    assert f.read() == bytes(900 << 10) + b"theirs", "it was zeroed"
+END
+for when in after before; do
+    short_raw
+    start_nbdkit "$PLUGIN" grown.qcow2 data-file=grown.data
+    "$PYTHON" theirs.py "$uri" $when || die "$when: $(cat "$log")"
+    end_process "$pid"
+    grep -Eq "grown\.data (was made longer by another|has data from offset 0x0 on)" \
+        "$log" || die "$when: $(cat "$log")"
+done
+
+# --- Of one that ends in the midst of what is mapped: what others append is
+# copied, and zeroed; and zeroing costs nothing behind the end.
+qemu-img create -q -f qcow2 -o data_file=end.data,data_file_raw=on \
+    -o preallocation=metadata,cluster_size=2M end.qcow2 8M
+truncate -s 7M end.data
+cat > end.sh <<'END'
+set -e
+poke () # KIND: a request, while the file has another end
+{
+    "$PYTHON" -c 'import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.flush() if sys.argv[2] == "flush" else h.zero(8 << 20, 0)' "$uri" $1
+}
+poke flush
+printf appended | dd of=end.data bs=1 seek=7M conv=notrunc 2> /dev/null
+nbdcopy "$uri" copy
+truncate -s 8M copy2
+dd if=end.data of=copy2 bs=1M conv=notrunc 2> /dev/null
+cmp copy copy2
+poke zero
+cmp -n 7340040 end.data /dev/zero
+test "$(stat -c %s end.data)" = 7340040
+test "$(stat -c %b end.data)" -le 16
+nbdcopy "$uri" copy
+cmp -n 8388608 copy /dev/zero
+END
+"$NBDKIT" -U - "$PLUGIN" end.qcow2 follow=beneath \
+    --run 'export uri; bash end.sh' || die "a raw file that is too short: $?"
+qemu-img check -q -f qcow2 end.qcow2
+
 # --- A raw file is looked through before it is first written: however many runs
 # subclusters make, it is served; but not with data where zeros should be.
 qemu-img create -q -f qcow2 -o "data_file=many.data,data_file_raw=on" \

@@ -11,6 +11,7 @@
 
 requires_qemu
 requires_python_nbd
+requires nbdcopy --version
 "$NBDKIT" --dump-plugin "$PLUGIN" | grep -q '^qcow2_encryption=luks' ||
     skip "built without GnuTLS"
 
@@ -81,16 +82,59 @@ kind ()
     again=$(( again + 1 ))
 }
 
+# grows IMAGE [DATA]: what the disk's end cuts off of the last cluster is zeros
+# once QEMU has made the disk larger; of a copy, which has its last sector
+# written here.
+grown=0
+grows ()
+{
+    local image="$1" data="${2-}" more= parameter=
+    cp "$image" larger.qcow2
+    if test -n "$data"; then
+        cp "$data" larger.data
+        more=,data-file.filename=larger.data parameter=data-file=larger.data
+    fi
+    start_nbdkit "$PLUGIN" larger.qcow2 passphrase=+secret $parameter
+    "$PYTHON" - "$sock" $size <<'EOF'
+import sys
+import nbd
+h = nbd.NBD()
+h.connect_unix(sys.argv[1])
+h.pwrite(b"x" * 512, int(sys.argv[2]) - 512)
+h.flush()
+EOF
+    end_process "$pid"
+    qemu-img resize -q $secret --image-opts "$(opts larger.qcow2 $more)" 6200320
+    qemu-io $secret --image-opts "$(opts larger.qcow2 $more)" \
+        -c "read -P 120 $(( size - 512 )) 512" \
+        -c "read -P 0 $size $(( 6200320 - size ))" > read 2>&1 || true
+    ! grep -Eq 'failed|rror' read || die "$image, larger: $(cat read)"
+    "$NBDKIT" -r -U - "$PLUGIN" larger.qcow2 passphrase=+secret $parameter \
+        --run 'nbdcopy "$uri" all'
+    tail -c +$(( size + 1 )) all | cmp -n $(( 6200320 - size )) - /dev/zero ||
+        die "$image, larger: not zeros here"
+    grown=$(( grown + 1 ))
+}
+
 luks=encrypt.format=luks,encrypt.iter-time=10
 new () { rm -f raw; truncate -s $size raw; }
 
 make xts.qcow2 $luks
 cp xts.qcow2 empty.qcow2
+grows xts.qcow2
 new
 kind xts xts.qcow2 65536 65536 ""
+# What QEMU has stored compressed is not encrypted, and is when it is written here
+# (I15).
+"$PYTHON" -c "print('packed' * $(( size / 6 + 1 )), end='')" | head -c $size > raw
 cp empty.qcow2 packed.qcow2
-new
-kind compressed packed.qcow2 65536 65536 "" compress=zlib
+qemu-img convert -c -n $secret -f raw --target-image-opts raw \
+    "$(opts packed.qcow2)"
+kind compressed packed.qcow2 65536 65536 ""
+for image in empty.qcow2 packed.qcow2; do
+    expect_refusal "$image: compress=zlib: the image is encrypted, .*the clear" \
+        "$PLUGIN" $image passphrase=+secret compress=zlib
+done
 # Each of LUKS that QEMU makes takes it seconds (see test-encrypted.sh).
 make sub.qcow2 "$luks,extended_l2=on"
 new
@@ -99,6 +143,7 @@ make old.qcow2 "$luks,cluster_size=512,compat=0.10,encrypt.cipher-mode=cbc,encry
 new
 kind v2-essiv old.qcow2 512 512 ""
 make aes.qcow2 encrypt.format=aes
+grows aes.qcow2
 new
 kind AES aes.qcow2 65536 65536 ""
 if test "$(volume 1)" -gt 1; then
@@ -111,6 +156,21 @@ make aes-over.qcow2 encrypt.format=aes,cluster_size=8k -b base.qcow2 -F qcow2
 qemu-img convert $secret --image-opts "$(opts base.qcow2)" -O raw raw
 kind AES-over-AES aes-over.qcow2 8192 8192 ,backing.encrypt.key-secret=s \
     follow=beneath
+# The data in a file of its own: sectors are numbered by their place in that.
+# One that QEMU calls raw can't be so when it is written in part.
+make apart.qcow2 "$luks,extended_l2=on,data_file=apart.data"
+grows apart.qcow2 apart.data
+new
+kind data-file apart.qcow2 65536 2048 "" follow=beneath
+make raw.qcow2 "$luks,cluster_size=4k,data_file=raw.data,data_file_raw=on"
+qemu-img convert $secret --image-opts "$(opts raw.qcow2)" -O raw raw
+kind raw-data-file raw.qcow2 4096 4096 "" data-file=raw.data
+qemu-img info --output=json raw.qcow2 | grep -q '"data-file-raw": false' ||
+    die "it is said to be raw still"
+make aes-apart.qcow2 encrypt.format=aes,data_file=aes.data
+grows aes-apart.qcow2 aes.data
+new
+kind AES-data-file aes-apart.qcow2 65536 65536 "" follow=beneath
 # Over another encrypted file: what is copied up is enciphered anew.
 cp xts.qcow2 base.qcow2
 cp empty.qcow2 over.qcow2
@@ -177,4 +237,5 @@ forget "$pid"
     --run 'nbdinfo --size "$uri"' > /dev/null
 qemu-img compare -q $secret --image-opts "$(opts image.qcow2)" \
     driver=raw,file.filename=raw
-echo "$images images, $again of them written by QEMU and again: 0 differences"
+echo "$images images, $again of them written by QEMU and again: 0 differences;" \
+    "$grown made larger: zeros"

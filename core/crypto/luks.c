@@ -9,44 +9,10 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "crypto/luks-parts.h"
 #include "crypto/luks.h"
 #include "crypto/secret.h"
 #include "crypto/split.h"
-
-/* Offsets of the header's fields. */
-enum {
-  LUKS_MAGIC = 0,
-  LUKS_VERSION = 6,
-  LUKS_CIPHER_NAME = 8,
-  LUKS_CIPHER_MODE = 40,
-  LUKS_HASH = 72,
-  LUKS_PAYLOAD = 104,
-  LUKS_KEY_BYTES = 108,
-  LUKS_DIGEST = 112,
-  LUKS_DIGEST_SALT = 132,
-  LUKS_DIGEST_ITERATIONS = 164,
-  LUKS_SLOT = 208,
-};
-
-/* And of those of a slot. */
-enum {
-  SLOT_STATE = 0,
-  SLOT_ITERATIONS = 4,
-  SLOT_SALT = 8,
-  SLOT_MATERIAL = 40,
-  SLOT_STRIPES = 44,
-  SLOT_BYTES = 48,
-};
-
-_Static_assert (LUKS_SLOT + LUKS_SLOTS * SLOT_BYTES == LUKS_HEADER_BYTES,
-                "the slots end the header");
-
-#define LUKS_NAME_BYTES 32 /* of each text, with the zero that ends it */
-
-#define SLOT_ACTIVE UINT32_C (0x00ac71f3)
-#define SLOT_INACTIVE UINT32_C (0x0000dead)
-
-static const uint8_t magic[6] = { 'L', 'U', 'K', 'S', 0xba, 0xbe };
 
 /* For messages. */
 struct place {
@@ -202,34 +168,6 @@ decode_slot (const struct place *at, const uint8_t *buf, unsigned field,
   return -1;
 }
 
-/* What PBKDF2 computes for so many bytes. */
-static uint64_t
-work (const struct luks *luks, uint32_t iterations, size_t bytes)
-{
-  const size_t digest = crypto_digest_bytes (luks->hash);
-
-  return (uint64_t) iterations * ((bytes + digest - 1) / digest);
-}
-
-static int
-check_work (const struct place *at, const struct luks *luks)
-{
-  uint64_t sum = 0;
-  unsigned i;
-
-  for (i = 0; i < LUKS_SLOTS; ++i)
-    if (luks->slot[i].active)
-      sum += work (luks, luks->slot[i].iterations, luks->format.key_bytes) +
-        work (luks, luks->iterations, LUKS_DIGEST_BYTES);
-  if (sum > LUKS_MAX_ITERATIONS) {
-    error_set (ENOTSUP, "%s: LUKS header at offset 0x%" PRIx64 ": to try its "
-               "key slots takes %" PRIu64 " iterations of PBKDF2: the limit is "
-               "%" PRIu64, at->name, at->offset, sum, LUKS_MAX_ITERATIONS);
-    return -1;
-  }
-  return 0;
-}
-
 /* No slot's material is in another's: what is two keys is none. */
 static int
 check_slots (const struct place *at, const struct luks *luks)
@@ -261,7 +199,7 @@ luks_decode (const char *name, uint64_t offset, const uint8_t *buf,
   unsigned i;
 
   memset (luks, 0, sizeof *luks);
-  if (memcmp (buf + LUKS_MAGIC, magic, sizeof magic) != 0) {
+  if (memcmp (buf + LUKS_MAGIC, luks_magic, sizeof luks_magic) != 0) {
     error_set (EINVAL, "%s: no LUKS header at offset 0x%" PRIx64, name, offset);
     return -1;
   }
@@ -286,7 +224,7 @@ luks_decode (const char *name, uint64_t offset, const uint8_t *buf,
     if (decode_slot (&at, buf, LUKS_SLOT + i * SLOT_BYTES, bytes, luks,
                      &luks->slot[i]) == -1)
       return -1;
-  return check_slots (&at, luks) == -1 ? -1 : check_work (&at, luks);
+  return check_slots (&at, luks);
 }
 
 /* ---------------------------------------------------------------- unlocking */

@@ -4,11 +4,9 @@
  * up to eight slots, each for a passphrase.  The layout is that of the LUKS
  * On-Disk Format Specification 1.2.3; numbers are big endian.  Pure: no I/O.
  *
- * A header comes from a stranger, and what it asks for is work.  Bounds:
- *   - slots are of 4000 stripes, as all programs make them: 256 KB at most;
- *   - what it takes to try a passphrase in all slots is at most
- *     LUKS_MAX_ITERATIONS of PBKDF2, counted for each block of output: a minute
- *     or so with the slowest hash, and a few seconds in real images.
+ * A header comes from a stranger, and what it asks for is work: slots are of
+ * 4000 stripes, as all programs make them, which are 256 KB at most; and the
+ * iterations of PBKDF2 are for crypto/effort.h to bound.
  */
 
 #ifndef CORE_CRYPTO_LUKS_H
@@ -25,7 +23,6 @@
 #define LUKS_STRIPES 4000
 #define LUKS_SALT_BYTES 32
 #define LUKS_DIGEST_BYTES 20
-#define LUKS_MAX_ITERATIONS (UINT64_C (1) << 27)
 #define LUKS_MAX_MATERIAL ((size_t) CRYPTO_MAX_KEY * LUKS_STRIPES)
 
 struct luks_slot {

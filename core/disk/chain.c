@@ -157,7 +157,7 @@ check_other_uses (const struct chain *c, const struct storage *s, bool is_data)
     if (l == NULL) /* it is not made yet */
       continue;
     name = l->tables->name;
-    if (!l->encrypted && l->data != l->tables && storage_same (l->data, s))
+    if (l->data_file != l->tables && storage_same (l->data_file, s))
       error_set (EINVAL, "%s: it is the external data file of %s already",
                  s->name, name);
     else if (!storage_same (l->tables, s))
@@ -290,8 +290,7 @@ set_data (const struct chain *c, struct layer *l, struct storage *s)
     storage_close (s);
     return -1;
   }
-  l->format->set_data (l, s);
-  return 0;
+  return l->format->set_data (l, s);
 }
 
 /* The path, seen from the gate's directory, of a name in the file at path. */
@@ -690,15 +689,18 @@ chain_close (struct chain *c)
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    struct storage *tables, *data;
+    struct storage *tables, *data, *data_file;
 
     if (c->layer[i] == NULL) /* chain_open_below */
       continue;
     tables = c->layer[i]->tables;
     data = c->layer[i]->data;
+    data_file = c->layer[i]->data_file;
     c->layer[i]->format->close (c->layer[i]);
-    if (data != tables)
+    if (data != data_file)
       storage_close (data);
+    if (data_file != tables)
+      storage_close (data_file);
     storage_close (tables);
   }
   memset (c, 0, sizeof *c);

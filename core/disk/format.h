@@ -62,10 +62,11 @@ struct format_ops {
    */
   int (*find_hole) (const struct layer *layer, struct run *run, bool *hole);
 
-  /* The data of a layer with a data_name is in this storage, which stays the
-   * caller's.  NULL: there are no such layers.
+  /* The data of a layer with a data_name is in this storage, which is closed
+   * after the layer whatever is returned: -1 with the error set.  NULL: there
+   * are no such layers.
    */
-  void (*set_data) (struct layer *layer, struct storage *data);
+  int (*set_data) (struct layer *layer, struct storage *data);
 
   /* Write to text what the file's owner should know, though the disk can be
    * read.  False: there is nothing.  May be NULL.  This and close want a layer

@@ -39,7 +39,10 @@ struct layer {
   const struct format_ops *format;
   struct storage *tables;      /* metadata, and compressed clusters */
   struct storage *data;        /* the rest of the guest's data (I16); the same
-                                * storage as tables, or another one */
+                                * storage as data_file, or one on it that
+                                * deciphers */
+  struct storage *data_file;   /* the file of that: the same storage as tables,
+                                * or that of data_name */
   uint64_t size;               /* of the disk, in bytes */
   const struct layer *backing; /* NULL: none */
   struct shared *shared;

@@ -9,6 +9,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "crypto/luks-new.h"
+#include "crypto/secret.h"
 #include "manage/create-parts.h"
 #include "qcow2/entry.h"
 
@@ -27,6 +29,7 @@ struct layout {
   uint64_t blocks; /* refcount blocks */
   uint64_t l1;
   uint64_t l2;     /* tables */
+  uint64_t crypto; /* the LUKS header, and all its slots */
   uint64_t data;   /* clusters of the guest */
   uint64_t total;  /* with the header */
 };
@@ -38,6 +41,7 @@ struct creation {
   struct header h;
   struct layout layout;
   uint64_t mapped; /* clusters of the guest that tables map from the start */
+  struct luks_new *luks; /* NULL: it is not encrypted */
   uint8_t *buf; /* PIECE_BYTES */
 };
 
@@ -129,6 +133,29 @@ check_data_file (const char *name, const struct create_options *o)
   return -1;
 }
 
+/* Clusters that are mapped to what was never written would decipher to garbage.
+ */
+static int
+check_encryption (const char *name, const struct create_options *o)
+{
+  if (o->passphrase == NULL)
+    return 0;
+  if (crypto_library () == NULL)
+    error_set (ENOTSUP, "%s: encryption is not supported here", name);
+  else if (o->iter_time < 1 || o->iter_time > CREATE_MAX_ITER_TIME)
+    error_set (EINVAL, "%s: %u milliseconds for the passphrase: must be from 1 "
+               "to %d", name, o->iter_time, CREATE_MAX_ITER_TIME);
+  else if (o->data_file_raw)
+    error_set (EINVAL, "%s: a raw external data file and encryption exclude "
+               "each other", name);
+  else if (o->preallocation != PREALLOCATION_OFF)
+    error_set (EINVAL, "%s: preallocation and encryption exclude each other: "
+               "what is not written yet would read as garbage", name);
+  else
+    return 0;
+  return -1;
+}
+
 static int
 make_header (struct creation *c)
 {
@@ -137,7 +164,7 @@ make_header (struct creation *c)
   struct header *h = &c->h;
 
   if (check_format (name, o) == -1 || check_backing (name, o) == -1 ||
-      check_data_file (name, o) == -1)
+      check_data_file (name, o) == -1 || check_encryption (name, o) == -1)
     return -1;
   if (o->size > INT64_MAX - 511) {
     error_set (EINVAL, "%s: disk size %" PRIu64 ": the limit is 2^63 - 512",
@@ -163,6 +190,10 @@ make_header (struct creation *c)
   if (o->data_file_raw) {
     h->raw_data = true;
     h->autoclear |= QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+  }
+  if (o->passphrase != NULL) {
+    h->encryption = ENCRYPTION_LUKS;
+    h->crypto_bytes = LUKS_NEW_BYTES;
   }
   if (o->lazy_refcounts)
     h->compatible |= QCOW2_COMPAT_LAZY_REFCOUNTS;
@@ -195,9 +226,15 @@ first_l2 (const struct layout *l)
 }
 
 static inline uint64_t
-first_data (const struct layout *l)
+first_crypto (const struct layout *l)
 {
   return first_l2 (l) + l->l2;
+}
+
+static inline uint64_t
+first_data (const struct layout *l)
+{
+  return first_crypto (l) + l->crypto;
 }
 
 /* Blocks and table cover themselves: iterate until neither grows. */
@@ -251,6 +288,7 @@ plan (struct creation *c)
     l->data = h->has_data_file ? 0 : clusters;
     l->l2 = h->l1_size;
   }
+  l->crypto = divide_up (h->crypto_bytes, h->cluster_size);
   plan_refcounts (c);
   if (l->table > QCOW2_MAX_REFCOUNT_TABLE_BYTES >> h->cluster_bits)
     return too_large (c, "refcount table", QCOW2_MAX_REFCOUNT_TABLE_BYTES);
@@ -260,6 +298,8 @@ plan (struct creation *c)
   h->refcount_table_clusters = l->table;
   if (l->l1 > 0)
     h->l1_offset = cluster_offset (c, first_l1 (l));
+  if (l->crypto > 0)
+    h->crypto = cluster_offset (c, first_crypto (l));
   return 0;
 }
 
@@ -344,6 +384,36 @@ write_tables (struct creation *c)
   return write_words (c, first_l2 (l), c->mapped * l2_words, l2_word);
 }
 
+/* Make the LUKS header, if there is to be one, before anything is changed. */
+static int
+make_luks (struct creation *c)
+{
+  if (c->layout.crypto == 0)
+    return 0;
+  c->luks = secret_new (sizeof *c->luks);
+  if (c->luks == NULL)
+    return -1;
+  if (luks_make (c->options->passphrase, c->options->iter_time, c->luks) == 0)
+    return 0;
+  error_append (" (%s, for a LUKS header)", c->storage->name);
+  return -1;
+}
+
+/* Those slots that are not used stay zeros. */
+static int
+write_luks (struct creation *c)
+{
+  const struct host_off header = c->h.crypto;
+  const struct host_off material = { header.v + LUKS_NEW_MATERIAL };
+
+  if (c->luks == NULL)
+    return 0;
+  return storage_write (c->storage, c->luks->header, sizeof c->luks->header,
+                        header) == -1 ? -1
+    : storage_write (c->storage, c->luks->material, sizeof c->luks->material,
+                     material);
+}
+
 int
 create_zeros (struct storage *s, struct host_off at, uint64_t count)
 {
@@ -411,7 +481,8 @@ write_image (struct creation *c, const uint8_t *header, uint64_t len)
 {
   const struct host_off start = { 0 }, second = { SECTOR_BYTES };
 
-  if (clear (c) == -1 || write_tables (c) == -1 || preallocate (c) == -1 ||
+  if (clear (c) == -1 || write_tables (c) == -1 || write_luks (c) == -1 ||
+      preallocate (c) == -1 ||
       storage_write (c->storage, header + SECTOR_BYTES, len - SECTOR_BYTES,
                      second) == -1 ||
       storage_flush (c->storage) == -1 ||
@@ -426,8 +497,12 @@ create_image (struct storage *s, const struct create_options *o)
   struct creation c = { .storage = s, .options = o };
   uint8_t header[HEADER_BYTES] = { 0 };
   uint64_t len;
-  int r;
+  int r = -1;
 
+  if (o->format == CREATE_QED && o->passphrase != NULL) {
+    error_set (EINVAL, "%s: QED images can't be encrypted", s->name);
+    return -1;
+  }
   if (o->format == CREATE_QED)
     return create_qed (s, o);
   if (make_header (&c) == -1 || plan (&c) == -1)
@@ -436,11 +511,11 @@ create_image (struct storage *s, const struct create_options *o)
   if (header_encode (s->name, &c.h, header, len) == -1)
     return -1;
   c.buf = malloc (PIECE_BYTES);
-  if (c.buf == NULL) {
+  if (c.buf == NULL)
     error_set (ENOMEM, "%s: out of memory", s->name);
-    return -1;
-  }
-  r = write_image (&c, header, len);
+  else if (make_luks (&c) == 0)
+    r = write_image (&c, header, len);
+  secret_free (c.luks, sizeof *c.luks);
   free (c.buf);
   return r;
 }

@@ -3,7 +3,8 @@
 /* Making new images.
  *
  * The layout is fixed: header, refcount table, refcount blocks, L1 table, and
- * with preallocation L2 tables and the guest's clusters, in the guest's order.
+ * with preallocation L2 tables and the guest's clusters, in the guest's order;
+ * if it is encrypted, a LUKS header before those.
  * Every cluster has a refcount of 1.  The header is written last, after all
  * else is durable, so that an interrupted creation leaves no image.
  */
@@ -14,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "crypto/passphrase.h"
 #include "qcow2/header.h"
 #include "storage/storage.h"
 
@@ -52,11 +54,21 @@ struct create_options {
    */
   const char *data_file;
   bool data_file_raw;
+
+  /* Encrypt it with LUKS, so that this opens it, which takes so many
+   * milliseconds; NULL: don't.
+   */
+  const struct passphrase *passphrase;
+  unsigned iter_time;
 };
+
+/* The longest that an image may take to be opened here. */
+#define CREATE_MAX_ITER_TIME 20000
 
 /* As QEMU's: version 3, clusters of 64 KiB, refcounts of 16 bits. */
 #define CREATE_DEFAULTS \
-  { .version = 3, .cluster_size = 65536, .refcount_bits = 16, .table_size = 4 }
+  { .version = 3, .cluster_size = 65536, .refcount_bits = 16, .table_size = 4, \
+    .iter_time = 2000 }
 
 /* Make an image in a storage: a new file, which is empty and grows, or a block
  * device, whose contents are lost.  Durable on return.  Returns -1 with the

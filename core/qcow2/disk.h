@@ -10,6 +10,8 @@
 #include "qcow2/header.h"
 #include "qcow2/map.h"
 
+struct sectors;
+
 /* One disk of a file: the live one, or that of a snapshot. */
 struct qcow2_disk {
   struct layer layer; /* first: each layer of this format is in one of these */
@@ -25,6 +27,9 @@ struct qcow2_file {
   };
   struct header header;
   struct damage damage;
+
+  /* Those of an external data file, until that is known; or NULL. */
+  struct sectors *sectors;
 };
 
 /* The disk, its mapping, and the open file that the layer of a chain is; the

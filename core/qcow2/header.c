@@ -181,7 +181,7 @@ static void
 note_unknown_fields (const uint8_t *buf, struct header *h)
 {
   const uint64_t autoclear = QCOW2_AUTOCLEAR_BITMAPS |
-    (h->raw_data ? QCOW2_AUTOCLEAR_RAW_DATA_FILE : 0);
+    (h->has_data_file ? QCOW2_AUTOCLEAR_RAW_DATA_FILE : 0);
   uint32_t i;
 
   for (i = FIELD_COMPRESSION_TYPE + 1; i < h->header_length; ++i)
@@ -198,8 +198,6 @@ decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
   h->compatible = get_be64 (buf + FIELD_COMPATIBLE);
   h->autoclear = get_be64 (buf + FIELD_AUTOCLEAR);
   h->has_data_file = (h->incompatible & QCOW2_INCOMPAT_DATA_FILE) != 0;
-  h->raw_data = h->has_data_file &&
-    (h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA_FILE);
   h->refcount_order = get_be32 (buf + FIELD_REFCOUNT_ORDER);
   if (h->refcount_order > QCOW2_MAX_REFCOUNT_ORDER) {
     error_set (EINVAL, "%s: refcount_order %u at offset %d: must be at most "
@@ -543,9 +541,19 @@ decode_snapshot_fields (const char *name, const uint8_t *buf,
                              QCOW2_MAX_SNAPSHOT_TABLE_BYTES);
 }
 
-/* What a data file excludes: Spec: Header, on both of these feature bits; and
- * what is not done here.
+/* Whether all clusters of a data file are the disk's, mapped or not, is
+ * something that one which is encrypted can't be, although QEMU makes such
+ * images.  So that bit is cleared when it is written, like any other that
+ * nobody keeps up to date.
  */
+static void
+decode_raw_data (struct header *h)
+{
+  h->raw_data = h->has_data_file && h->encryption == ENCRYPTION_NONE &&
+    (h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA_FILE);
+}
+
+/* What a data file excludes: Spec: Header, on both of these feature bits. */
 static int
 check_data_file (const char *name, const struct header *h)
 {
@@ -553,14 +561,8 @@ check_data_file (const char *name, const struct header *h)
     error_set (EINVAL, "%s: %" PRIu32 " internal snapshots at offset %d: they "
                "and an external data file (incompatible feature bit 2) exclude "
                "each other", name, h->nr_snapshots, FIELD_NB_SNAPSHOTS);
-  else if (h->has_data_file && h->encryption != ENCRYPTION_NONE)
-    error_set (ENOTSUP, "%s: encrypted, method %d (%s) at offset %d, in an "
-               "external data file (incompatible feature bit 2): encrypted "
-               "data files are not supported; qemu-img convert makes an image "
-               "of it without", name, h->encryption,
-               h->encryption == ENCRYPTION_AES ? "AES" : "LUKS",
-               FIELD_CRYPT_METHOD);
-  else if (h->raw_data && h->backing_name[0] != '\0')
+  else if (h->has_data_file && h->backing_name[0] != '\0' &&
+           (h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA_FILE))
     error_set (EINVAL, "%s: a backing file at offset %d: that and a raw "
                "external data file (autoclear feature bit 1) exclude each "
                "other", name, FIELD_BACKING_OFFSET);
@@ -607,8 +609,10 @@ header_decode (const char *name, const uint8_t *buf, size_t len,
   if (decode_backing_name (name, buf, len, h, &extensions_end) == -1 ||
       decode_crypt_method (name, buf, h) == -1 ||
       decode_extensions (name, buf, h->header_length, extensions_end, h,
-                         NULL, NULL) == -1 ||
-      decode_features (name, h) == -1 ||
+                         NULL, NULL) == -1)
+    return -1;
+  decode_raw_data (h);
+  if (decode_features (name, h) == -1 ||
       decode_disk (name, buf, file_size, h) == -1 ||
       decode_refcount_table (name, buf, file_size, h) == -1 ||
       decode_snapshot_fields (name, buf, file_size, h) == -1 ||
@@ -690,6 +694,16 @@ encode_feature_names (uint8_t *buf, size_t *at)
 }
 
 static void
+encode_crypto (const struct header *h, uint8_t *buf, size_t *at)
+{
+  uint8_t *p = encode_extension (buf, at, QCOW2_EXT_CRYPTO,
+                                 QCOW2_EXT_CRYPTO_BYTES);
+
+  put_be64 (p, h->crypto.v);
+  put_be64 (p + 8, h->crypto_bytes);
+}
+
+static void
 encode_v3_fields (const struct header *h, uint8_t *buf)
 {
   header_encode_features (h, buf + HEADER_FEATURES_OFFSET);
@@ -705,6 +719,7 @@ encode_fields (const struct header *h, uint8_t *buf)
   put_be32 (buf + FIELD_VERSION, h->version);
   put_be32 (buf + FIELD_CLUSTER_BITS, h->cluster_bits);
   put_be64 (buf + FIELD_SIZE, h->disk_size);
+  put_be32 (buf + FIELD_CRYPT_METHOD, h->encryption);
   put_be32 (buf + FIELD_L1_SIZE, h->l1_size);
   put_be64 (buf + FIELD_L1_OFFSET, h->l1_offset.v);
   header_encode_refcount_table (h->refcount_table_offset,
@@ -729,6 +744,8 @@ header_encode (const char *name, const struct header *h, uint8_t *buf,
     needed += extension_bytes (format_len);
   if (data_len > 0)
     needed += extension_bytes (data_len);
+  if (h->encryption == ENCRYPTION_LUKS)
+    needed += extension_bytes (QCOW2_EXT_CRYPTO_BYTES);
   if (needed > len) {
     error_set (EINVAL, "%s: a %s name of %zu bytes has no room in the first "
                "cluster, of %zu bytes", name, name_len > 0 ? "backing file"
@@ -742,6 +759,8 @@ header_encode (const char *name, const struct header *h, uint8_t *buf,
   if (data_len > 0)
     memcpy (encode_extension (buf, &at, QCOW2_EXT_DATA_FILE, data_len),
             h->data_file_name, data_len);
+  if (h->encryption == ENCRYPTION_LUKS)
+    encode_crypto (h, buf, &at);
   /* Left out if it doesn't fit: it only helps readers. */
   if (h->version >= 3 &&
       needed + extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE) <=

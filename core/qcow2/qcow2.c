@@ -70,6 +70,37 @@ debug_header (const struct storage *s, const struct header *h)
 
 static const struct format_ops aes_format;
 
+/* Data that is encrypted is read through another storage, on that of its file.
+ */
+static int
+put_crypt (struct layer *layer, struct sectors *sectors)
+{
+  struct storage *s = storage_crypt_new (layer->data_file, sectors);
+
+  if (s == NULL)
+    return -1;
+  layer->data = s;
+  return 0;
+}
+
+static int
+open_encrypted (struct qcow2_file *f, unsigned id, const struct shared *shared)
+{
+  const struct header *h = &f->header;
+  struct sectors *sectors;
+
+  if (h->encryption == ENCRYPTION_NONE)
+    return 0;
+  f->layer.encrypted = true;
+  if (unlock (f->layer.tables, h, shared->passphrases, id, &f->sectors) == -1)
+    return -1;
+  if (h->has_data_file)
+    return 0;
+  sectors = f->sectors;
+  f->sectors = NULL;
+  return put_crypt (&f->layer, sectors);
+}
+
 static struct layer *
 qcow2_open (struct storage *storage, unsigned id, struct shared *shared)
 {
@@ -85,12 +116,8 @@ qcow2_open (struct storage *storage, unsigned id, struct shared *shared)
     free (f);
     return NULL;
   }
-  f->layer.tables = f->layer.data = storage;
-  if (h->encryption != ENCRYPTION_NONE) {
-    f->layer.data = unlock (storage, h, shared->passphrases, id);
-    f->layer.encrypted = true;
-  }
-  if (f->layer.data == NULL) {
+  f->layer.tables = f->layer.data = f->layer.data_file = storage;
+  if (open_encrypted (f, id, shared) == -1) {
     free (f);
     return NULL;
   }
@@ -118,21 +145,34 @@ qcow2_lookup (const struct layer *layer, struct guest_off offset, uint64_t max,
   return map_lookup (qcow2_map (layer), offset, max, run);
 }
 
-static void
+static int
 qcow2_set_data (struct layer *layer, struct storage *data)
 {
-  layer->data = data;
-  map_set_data (&qcow2_file (layer)->disk.map, data);
+  struct qcow2_file *f = qcow2_file (layer);
+  struct sectors *sectors = f->sectors;
+
+  layer->data = layer->data_file = data;
+  map_set_data (&f->disk.map, data);
+  f->sectors = NULL;
+  return layer->encrypted ? put_crypt (layer, sectors) : 0;
 }
 
-/* A data file may have its own holes: a raw one has all clusters mapped. */
+/* A data file may have its own holes: a raw one has all clusters mapped.  What
+ * is mapped behind the end that is known is data: others may have put some
+ * there meanwhile, and a copy without that would lose it.
+ */
 static int
 qcow2_find_hole (const struct layer *layer, struct run *run, bool *hole)
 {
+  const uint64_t end = atomic_load (&layer->data_file->size);
+
   *hole = false;
-  return qcow2_map (layer)->format.data_file
-    ? storage_extent (layer->data, run->host, run->length, hole, &run->length)
-    : 0;
+  if (!qcow2_map (layer)->format.data_file || run->host.v >= end)
+    return 0;
+  if (run->length > end - run->host.v)
+    run->length = end - run->host.v;
+  return storage_extent (layer->data, run->host, run->length, hole,
+                         &run->length);
 }
 
 static bool
@@ -154,6 +194,7 @@ qcow2_close (struct layer *layer)
   struct qcow2_file *f = qcow2_file (layer);
 
   pthread_mutex_destroy (&f->damage.lock);
+  sectors_free (f->sectors);
   free (f);
 }
 
@@ -199,6 +240,7 @@ static const struct format_ops aes_format = {
   .lookup = aes_lookup,
   .read_compressed = compressed_read,
   .read_guest_data = aes_read,
+  .set_data = qcow2_set_data,
   .warning = qcow2_warning,
   .close = qcow2_close,
 };

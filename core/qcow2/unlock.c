@@ -8,10 +8,10 @@
 
 #include "base/advice.h"
 #include "base/error.h"
+#include "crypto/effort.h"
 #include "crypto/luks.h"
 #include "crypto/secret.h"
 #include "qcow2/unlock.h"
-#include "storage/crypt.h"
 
 /* -------------------------------------------------------------------- LUKS */
 
@@ -29,8 +29,6 @@ try_slot (struct storage *s, const struct header *h, const struct luks *luks,
   const struct host_off material = { h->crypto.v + slot->offset };
 
   *fits = false;
-  if (!slot->active)
-    return 0;
   if (storage_read (s, a->material, luks_material_bytes (luks),
                     material) == -1 ||
       luks_try (luks, slot, p->bytes, p->count, a->material, a->key,
@@ -41,21 +39,38 @@ try_slot (struct storage *s, const struct header *h, const struct luks *luks,
   return 0;
 }
 
+static void
+no_slot_fits (const struct storage *s, const struct effort *e)
+{
+  if (e->skipped == -1)
+    error_set (EACCES, "%s: the passphrase is wrong: it fits none of the LUKS "
+               "header's key slots", s->name);
+  else
+    error_set (ENOTSUP, "%s: LUKS header: to try key slot %d would take %"
+               PRIu64 " seconds here, beside the others: the limit for all is "
+               "%d seconds, and in the rest of them the passphrase does not "
+               "fit", s->name, e->skipped, e->skipped_seconds,
+               EFFORT_MAX_SECONDS);
+}
+
 /* Find the key, in any slot: each is tried until one fits. */
 static struct sectors *
 find_key (struct storage *s, const struct header *h, const struct luks *luks,
           const struct passphrase *p, struct attempt *a)
 {
+  struct effort effort;
   bool fits = false;
   unsigned i;
 
+  if (effort_measure (&effort, luks->hash) == -1)
+    return NULL;
   for (i = 0; i < LUKS_SLOTS && !fits; ++i)
-    if (try_slot (s, h, luks, &luks->slot[i], p, a, &fits) == -1)
+    if (luks->slot[i].active && effort_take (&effort, luks, i) &&
+        try_slot (s, h, luks, &luks->slot[i], p, a, &fits) == -1)
       return NULL;
   if (fits)
     return sectors_new (&luks->format, a->key);
-  error_set (EACCES, "%s: the passphrase is wrong: it fits none of the LUKS "
-             "header's key slots", s->name);
+  no_slot_fits (s, &effort);
   return NULL;
 }
 
@@ -128,26 +143,25 @@ unlock_sectors (struct storage *s, const struct header *h,
   return NULL;
 }
 
-struct storage *
+int
 unlock (struct storage *s, const struct header *h,
-        const struct passphrases *passphrases, unsigned depth)
+        const struct passphrases *passphrases, unsigned depth,
+        struct sectors **sectors)
 {
   static const struct passphrases none;
   const struct passphrases *all = passphrases != NULL ? passphrases : &none;
   const struct passphrase p = passphrase_of (all, depth);
-  struct sectors *sectors = NULL;
 
-  if (!all->locked) {
-    if (crypto_library () == NULL) {
-      error_set (ENOTSUP, "%s: encrypted, method %d (%s): encryption is not "
-                 "supported here; qemu-nbd serves it, and qemu-img convert "
-                 "makes an image of it without", s->name, h->encryption,
-                 encryption_name (h));
-      return NULL;
-    }
-    sectors = unlock_sectors (s, h, &p);
-    if (sectors == NULL)
-      return NULL;
+  *sectors = NULL;
+  if (all->locked)
+    return 0;
+  if (crypto_library () == NULL) {
+    error_set (ENOTSUP, "%s: encrypted, method %d (%s): encryption is not "
+               "supported here; qemu-nbd serves it, and qemu-img convert "
+               "makes an image of it without", s->name, h->encryption,
+               encryption_name (h));
+    return -1;
   }
-  return storage_crypt_new (s, sectors);
+  *sectors = unlock_sectors (s, h, &p);
+  return *sectors == NULL ? -1 : 0;
 }

@@ -8,17 +8,18 @@
 #define CORE_QCOW2_UNLOCK_H
 
 #include "crypto/passphrase.h"
+#include "crypto/sectors.h"
 #include "qcow2/header.h"
 #include "storage/storage.h"
 
-/* A storage, on this one, through which the data of an encrypted image is read
- * and written in the clear; it is the caller's, and closed before the other.
- * passphrases may be NULL: none.  depth: how far below the image the file is.
- * Returns NULL with the error set: EACCES if there is no passphrase, or it is
- * the wrong one; ENOTSUP, EINVAL, EIO, ENOMEM.
+/* How the sectors of an encrypted image's data are deciphered; s is the image,
+ * wherever its data is.  passphrases may be NULL: none.  depth: how far below
+ * the image the file is.  *sectors becomes the caller's, or NULL if the data is
+ * to stay locked.  Returns -1 with the error set: EACCES if there is no
+ * passphrase, or it is the wrong one; ENOTSUP, EINVAL, EIO, ENOMEM.
  */
-extern struct storage *unlock (struct storage *s, const struct header *h,
-                               const struct passphrases *passphrases,
-                               unsigned depth);
+extern int unlock (struct storage *s, const struct header *h,
+                   const struct passphrases *passphrases, unsigned depth,
+                   struct sectors **sectors);
 
 #endif /* CORE_QCOW2_UNLOCK_H */

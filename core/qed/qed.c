@@ -47,7 +47,7 @@ qed_open (struct storage *storage, unsigned id, struct shared *shared)
   }
   pthread_mutex_init (&f->damage.lock, NULL);
   f->layer.format = &qed_format;
-  f->layer.tables = f->layer.data = storage;
+  f->layer.tables = f->layer.data = f->layer.data_file = storage;
   f->layer.size = h->disk_size;
   f->layer.shared = shared;
   f->layer.damage = &f->damage;

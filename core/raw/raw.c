@@ -22,7 +22,7 @@ raw_open (struct storage *storage, unsigned id, struct shared *shared)
     return NULL;
   }
   l->format = &raw_format;
-  l->tables = l->data = storage;
+  l->tables = l->data = l->data_file = storage;
   l->size = storage->size;
   l->shared = shared;
   debug_message ("%s: raw, %" PRIu64 " bytes", storage->name, l->size);

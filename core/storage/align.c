@@ -553,6 +553,7 @@ storage_align_new (struct storage *inner, uint32_t block)
   a->block = block;
   a->storage.size = atomic_load (&inner->size);
   a->storage.holes_not_zero = inner->holes_not_zero;
+  a->storage.fixed_size = inner->fixed_size;
   choose_ops (a);
   inflight_init (&a->changing);
   return &a->storage;

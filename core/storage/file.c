@@ -160,6 +160,18 @@ file_resize (struct storage *s, uint64_t size)
   return -1;
 }
 
+/* The last byte is had by allocating it, which neither changes nor cuts off what
+ * others have put there: ftruncate would, and so would writing that byte.
+ */
+static int
+file_extend (struct storage *s, uint64_t size)
+{
+  struct file *f = (struct file *) s;
+
+  return f->ino == 0 ? file_resize (s, size)
+    : fallocate (f->fd, 0, size - 1, 1);
+}
+
 /* The size is that of now: another program may have changed it. */
 static int
 file_stamp (struct storage *s, struct storage_stamp *stamp)
@@ -218,8 +230,10 @@ examine (struct file *f)
     f->dev = st.st_dev;
     f->ino = st.st_ino;
   }
-  else if (S_ISBLK (st.st_mode))
+  else if (S_ISBLK (st.st_mode)) {
     f->dev = st.st_rdev;
+    f->storage.fixed_size = true;
+  }
   else {
     error_set (EINVAL, "%s: neither a regular file nor a block device",
                f->storage.name);
@@ -476,6 +490,7 @@ static const struct storage_ops file_ops = {
   .zero = file_zero,
   .allocate = file_allocate,
   .resize = file_resize,
+  .extend = file_extend,
   .stamp = file_stamp,
   .set_locking = file_set_locking,
   .lock = file_lock,

@@ -474,6 +474,7 @@ storage_nbd_open (const char *uri, const struct nbd_options *options,
     return NULL;
   }
   f->storage.size = f->pool.server.size;
+  f->storage.fixed_size = true;
   choose_far_ops (f);
   if (f->pool.server.block > 1)
     return storage_align_new (&f->storage, f->pool.server.block);

@@ -243,6 +243,57 @@ storage_resize (struct storage *s, uint64_t size)
   return 0;
 }
 
+static int
+extend_failed (const struct storage *s, uint64_t size, int err)
+{
+  error_set (write_errno (err), "%s: making it %" PRIu64 " bytes long: %s",
+             s->name, size, strerror (err));
+  if (err == EOPNOTSUPP || err == ENOSYS || err == EPERM)
+    error_append (" (no other way is safe while other programs may append to "
+                  "it: enlarge it by hand, as truncate(1) does, while nobody "
+                  "uses it)");
+  return -1;
+}
+
+int
+storage_extend (struct storage *s, uint64_t size)
+{
+  struct storage_stamp now;
+  int r;
+
+  /* What was known of its size may be past: others may have cut it off. */
+  if (storage_stamp (s, &now) && now.size >= size) {
+    note_size (s, now.size);
+    return 0;
+  }
+  do
+    r = s->ops->extend != NULL ? s->ops->extend (s, size)
+      : s->ops->resize (s, size);
+  while (r == -1 && errno == EINTR);
+  if (r == -1)
+    return extend_failed (s, size, errno);
+  note_size (s, size);
+  return 0;
+}
+
+void
+storage_see_growth (struct storage *s)
+{
+  struct storage_stamp now;
+
+  if (storage_stamp (s, &now))
+    note_size (s, now.size);
+}
+
+void
+storage_see_size (struct storage *s)
+{
+  struct storage_stamp now;
+
+  if (storage_stamp (s, &now))
+    atomic_store (&s->size, now.size);
+}
+
 int
 storage_extent (struct storage *s, struct host_off offset, uint64_t count,
                 bool *hole, uint64_t *length)
@@ -293,26 +344,44 @@ storage_hole (struct storage *s, struct host_off offset)
 }
 
 int
-storage_is_zero (struct storage *s, struct host_off offset, uint64_t count,
-                 bool *zero)
+storage_zeros (struct storage *s, struct host_off offset, uint64_t count,
+               uint64_t *length)
 {
   static const char zeros[1 << 14];
   char buf[sizeof zeros];
-  uint64_t n;
+  uint64_t n, data = 0; /* so many bytes are known to be no hole */
 
-  *zero = true;
-  for (; *zero && count > 0; offset.v += n, count -= n) {
-    bool hole;
+  for (*length = 0; *length < count; *length += n, data -= n) {
+    const struct host_off at = { offset.v + *length };
+    bool hole = false;
 
-    if (storage_extent (s, offset, count, &hole, &n) == -1)
+    /* Not for each piece: some file systems look through all of the data for
+     * the next hole.
+     */
+    if (data == 0 &&
+        storage_extent (s, at, count - *length, &hole, &data) == -1)
       return -1;
+    n = data;
     if (hole)
       continue;
     n = n < sizeof buf ? n : sizeof buf;
-    if (storage_read (s, buf, n, offset) == -1)
+    if (storage_read (s, buf, n, at) == -1)
       return -1;
-    *zero = memcmp (buf, zeros, n) == 0;
+    if (memcmp (buf, zeros, n) != 0)
+      break;
   }
+  return 0;
+}
+
+int
+storage_is_zero (struct storage *s, struct host_off offset, uint64_t count,
+                 bool *zero)
+{
+  uint64_t length;
+
+  if (storage_zeros (s, offset, count, &length) == -1)
+    return -1;
+  *zero = length == count;
   return 0;
 }
 

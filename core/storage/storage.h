@@ -125,6 +125,13 @@ struct storage_ops {
    */
   int (*resize) (struct storage *, uint64_t size);
 
+  /* Have at least this size, with zeros, and never less than before, although
+   * others may be making it longer at this moment.  -1 sets errno: EOPNOTSUPP,
+   * ENOSYS or EPERM if that can't be done here.  May be NULL where nobody else
+   * has the storage: resize is as good there.
+   */
+  int (*extend) (struct storage *, uint64_t size);
+
   /* Fill in what there is; the size that is known is in it.  -1 sets errno.
    * May be NULL where nobody else has the storage.
    */
@@ -153,6 +160,7 @@ struct storage {
   char *name;            /* for messages; owned */
   _Atomic uint64_t size; /* in bytes; grows with what is written */
   bool holes_not_zero;   /* see storage_holes_read_zero */
+  bool fixed_size;       /* a device: nothing can be written past its end */
 };
 
 /* What becomes of locks; before the first of them. */
@@ -262,6 +270,21 @@ extern int storage_allocate (struct storage *s, struct host_off offset,
 /* See storage_ops.resize.  Errors as with storage_write. */
 extern int storage_resize (struct storage *s, uint64_t size);
 
+/* Make it longer, if it is not of this size now: see storage_ops.extend.  Errors
+ * as with storage_write.
+ */
+extern int storage_extend (struct storage *s, uint64_t size);
+
+/* Others may have made it longer since it was opened: then that is its size from
+ * now on.
+ */
+extern void storage_see_growth (struct storage *s);
+
+/* The same, and they may have cut it off.  Nothing of this process may be
+ * writing it.
+ */
+extern void storage_see_size (struct storage *s);
+
 /* See storage_ops.extent; past the end is a hole.  count > 0. */
 extern int storage_extent (struct storage *s, struct host_off offset,
                            uint64_t count, bool *hole, uint64_t *length);
@@ -271,9 +294,13 @@ extern int storage_extent (struct storage *s, struct host_off offset,
  */
 extern uint64_t storage_hole (struct storage *s, struct host_off offset);
 
-/* Tell in *zero whether all count bytes at offset are zeros now.  Errors as
- * with storage_read.
+/* Tell in *length how many of the count bytes from offset on are zeros now: if
+ * not all are, up to 16 KiB fewer than there are.  Errors as with storage_read.
  */
+extern int storage_zeros (struct storage *s, struct host_off offset,
+                          uint64_t count, uint64_t *length);
+
+/* Tell in *zero whether all of them are. */
 extern int storage_is_zero (struct storage *s, struct host_off offset,
                             uint64_t count, bool *zero);
 

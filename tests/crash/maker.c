@@ -146,6 +146,9 @@ parse_name (struct maker *k, const char *name)
   /* One bit can't count two references. */
   if (k->snap && m->refcount_order == 0)
     return false;
+  /* Nothing that is encrypted is stored compressed. */
+  if (m->aes && m->zip)
+    return false;
   return !m->extended || m->cluster_bits >= QCOW2_MIN_CLUSTER_BITS_EXTENDED_L2;
 }
 
@@ -1071,7 +1074,7 @@ const char *const made_names[] = {
   "v3-c512-aes-holes-snap-comp-back",
   "v2-c1k-aes-known-holes-tail",
   "v3-c16k-aes-ext-snap-holes-back",
-  "v3-c512-aes-zip-tight",
+  "v3-c512-aes-comp-tight",
 #endif
   NULL
 };

@@ -96,7 +96,7 @@ struct made {
  *   bitmap           a persistent bitmap
  *   autoclear        an unknown autoclear bit
  *   keep             written without punching holes
- *   zip              written with clusters compressed
+ *   zip              written with clusters compressed; not with aes
  *   nozero           on a storage that can neither zero, punch nor allocate
  *   tight            written while little may wait to be had again
  *   aes              encrypted, by where the guest sees it

@@ -36,7 +36,7 @@
 struct form {
   const char *what;
   unsigned bits;
-  bool extended, backing, raw, garbage;
+  bool extended, backing, raw, garbage, aes;
 };
 
 static const struct form forms[] = {
@@ -46,6 +46,10 @@ static const struct form forms[] = {
   { "small clusters", 9, false, true, false, true },
   { "raw data file", 12, false, false, true, false },
   { "raw data file, extended", 14, true, false, true, false },
+#ifdef HAVE_GNUTLS
+  { "data file, encrypted", 12, false, false, false, true, true },
+  { "data file, encrypted, extended", 14, true, true, false, true, true },
+#endif
 };
 #define NR_FORMS (sizeof forms / sizeof forms[0])
 
@@ -76,14 +80,21 @@ make_files (uint64_t seed)
   put_be64 (b.data + 72, get_be64 (b.data + 72) | QCOW2_INCOMPAT_DATA_FILE);
   if (form->raw)
     put_be64 (b.data + 88, QCOW2_AUTOCLEAR_RAW_DATA_FILE);
+  if (form->aes)
+    put_be32 (b.data + 32, ENCRYPTION_AES);
   size = b.disk_size;
   bytes = (uint64_t) CLUSTERS << form->bits;
   first_size[TABLES] = b.size;
   first[TABLES] = must_have (malloc (b.size));
   memcpy (first[TABLES], b.data, b.size);
   build_free (&b);
-  /* A raw file as large as the disk; of others a part is missing. */
-  first_size[DATA] = form->raw ? size : bytes * (seed % 4) / 3;
+  /* A part of it is missing: of a raw file, which is not larger than the disk,
+   * whole sectors.
+   */
+  first_size[DATA] = bytes * (seed / NR_FORMS % 4) / 3;
+  if (form->raw)
+    first_size[DATA] = first_size[DATA] > size ? size
+      : first_size[DATA] / SECTOR * SECTOR;
   first[DATA] = must_have (calloc (1, bytes));
   if (form->garbage)
     content_fill_many (first[DATA], bytes, CONTENT_GARBAGE, 0, 0);
@@ -109,6 +120,8 @@ free_files (void)
   free (base);
 }
 
+static const struct passphrases passphrases = { .image = { "secret", 6 } };
+
 static struct image *
 open_image (struct crash_disk d[2])
 {
@@ -118,7 +131,8 @@ open_image (struct crash_disk d[2])
     form->backing ? memory_storage_new ("base", base, size, NULL) : NULL,
   };
 
-  return image_open_storages (s, form->backing ? 3 : 2, CACHE_MIN_BYTES);
+  return image_open_encrypted (s, form->backing ? 3 : 2, CACHE_MIN_BYTES,
+                               form->aes ? &passphrases : NULL);
 }
 
 static bool
@@ -239,6 +253,18 @@ violation (uint64_t seed, uint64_t moment, struct landed l[2], const char *what)
                 landed_format (l[DATA], b, sizeof b), what);
 }
 
+/* Whether a raw file is not the disk: what it lacks is zeros. */
+static bool
+raw_differs (const struct disk_state *s)
+{
+  const uint64_t n = s->size < size ? s->size : size;
+  uint64_t i = n;
+
+  while (i < size && view[i] == 0)
+    i++;
+  return i < size || memcmp (view, s->bytes, n) != 0;
+}
+
 static void
 judge (uint64_t seed, uint64_t moment, struct landed l[2],
        struct disk_state s[2])
@@ -263,8 +289,7 @@ judge (uint64_t seed, uint64_t moment, struct landed l[2],
     violation (seed, moment, l, "a sector is neither old nor new");
     history_explain (&history, sector, moment);
   }
-  else if (form->raw && (s[DATA].size < size ||
-                         memcmp (view, s[DATA].bytes, size) != 0))
+  else if (form->raw && raw_differs (&s[DATA]))
     violation (seed, moment, l, "the data file is not the disk");
   (void) image_close (im);
 }
@@ -319,7 +344,7 @@ cut_everywhere (uint64_t seed)
 int
 main (int argc, char *argv[])
 {
-  const uint64_t nr = argc > 1 ? strtoull (argv[1], NULL, 0) : 36;
+  const uint64_t nr = argc > 1 ? strtoull (argv[1], NULL, 0) : 48;
   const uint64_t seed = argc > 2 ? strtoull (argv[2], NULL, 0) : 1;
   uint64_t i;
 

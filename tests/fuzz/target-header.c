@@ -185,18 +185,13 @@ tables_are_fine (const struct input *in)
                    QCOW2_MAX_SNAPSHOT_TABLE_BYTES, in->file_size);
 }
 
-/* What is encrypted has no external data file; LUKS has a header, which the
- * file holds.
- */
+/* LUKS has a header, which the file holds. */
 static bool
 encryption_is_fine (const struct input *in, uint64_t crypto)
 {
   const uint32_t method = field32 (in, 32);
   uint64_t bytes;
 
-  if (method > 0 && is_v3 (in) &&
-      (field64 (in, 72) & QCOW2_INCOMPAT_DATA_FILE))
-    return false;
   if (method < 2)
     return true;
   if (method > 2 || crypto == 0)

@@ -250,6 +250,18 @@ refer_bitmaps (struct image_refs *r, const struct img *m)
   }
 }
 
+#define METHOD_LUKS 2
+
+/* The LUKS header, and the material of its slots. */
+static void
+refer_luks (struct image_refs *r, const struct img *m)
+{
+  const uint64_t extension = find_extension (m, QCOW2_EXT_CRYPTO);
+
+  if (word32 (m, 32) == METHOD_LUKS && extension != 0)
+    refer (r, m, word64 (m, extension), word64 (m, extension + 8), IS_SINGLE);
+}
+
 /* The refcount block that an entry of the refcount table names. */
 static uint64_t
 refcount_block (const struct img *m, uint64_t index)
@@ -286,6 +298,7 @@ count_refs (struct image_refs *r, const struct img *m)
   refer_l1 (r, m, m->l1_offset, m->l1_size);
   refer_snapshots (r, m);
   refer_bitmaps (r, m);
+  refer_luks (r, m);
   refer_refcounts (r, m);
 }
 

@@ -479,6 +479,14 @@ memory_resize (struct storage *s, uint64_t size)
   return 0;
 }
 
+/* The size that the bytes have now, whoever has made them longer. */
+static int
+memory_stamp (struct storage *s, struct storage_stamp *stamp)
+{
+  stamp->size = memory_size ((struct memory *) s);
+  return 0;
+}
+
 static void
 memory_close (struct storage *s)
 {
@@ -504,6 +512,7 @@ static const struct storage_ops memory_ops = {
   .zero = memory_zero,
   .allocate = memory_allocate,
   .resize = memory_resize,
+  .stamp = memory_stamp,
   .close = memory_close,
 };
 

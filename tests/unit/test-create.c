@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "check.h"
+#include "crypto/library.h"
 #include "disk/read.h"
 #include "image-check.h"
 #include "image.h"
@@ -418,10 +419,117 @@ test_overlays (void)
   test_overlay (PREALLOCATION_FULL, true);
 }
 
+/* ---------------------------------------------------------------- encrypted */
+
+static const struct passphrase words = { "words", 5 };
+
+/* What is written last is the header's first sector, when all else is durable.
+ */
+static void
+check_order (const struct memory_log *l)
+{
+  const struct memory_call *last = &l->call[l->nr - 3];
+
+  CHECK (l->nr > 6);
+  CHECK_EQ (last[0].kind, MEMORY_FLUSH);
+  CHECK (last[1].kind == MEMORY_WRITE && last[1].offset == 0);
+  CHECK_EQ (last[2].kind, MEMORY_FLUSH);
+}
+
+/* It is clean, opens with its passphrase only, and reads as zeros. */
+static void
+check_encrypted (void)
+{
+  const struct passphrases right = { .image = words };
+  const struct passphrases wrong = { .image = { "word", 4 } };
+  const struct passphrases *given[2] = { &wrong, &right };
+  uint8_t buf[4 * SECTOR];
+  unsigned i;
+
+  image_check_clean (made.what, made.disk.data, atomic_load (&made.disk.size));
+  CHECK (!new_image_opens (&made));
+  CHECK_ERROR (EACCES, "passphrase is missing");
+  for (i = 0; i < 2; ++i) {
+    struct storage *s = memory_disk_open (&made.disk, made.what, NULL);
+    struct image *im = image_open_encrypted (&s, 1, CACHE_MIN_BYTES, given[i]);
+    struct layer *d;
+
+    CHECK_EQ (im != NULL, i == 1);
+    if (im == NULL)
+      continue;
+    d = image_open_disk (im, "");
+    memset (buf, 0xdd, sizeof buf);
+    CHECK_OK (layer_read (d, buf, sizeof buf, (struct guest_off) { SECTOR }));
+    CHECK (buf[0] == 0 && memcmp (buf, buf + 1, sizeof buf - 1) == 0);
+    image_close_disk (d);
+    CHECK_OK (image_close (im));
+  }
+}
+
+static void
+test_encrypted (void)
+{
+  static const uint64_t cluster_size[] = { 512, 65536, 2 << 20 };
+  struct memory_log log = MEMORY_LOG_INIT;
+  struct create_options o = CREATE_DEFAULTS;
+  unsigned i;
+
+  o.size = 1000003;
+  o.passphrase = &words;
+  o.iter_time = 1;
+  for (i = 0; i < 6; ++i) {
+    o.cluster_size = cluster_size[i / 2];
+    o.version = 2 + i % 2;
+    new_image_init (&made, &o, NULL, 0);
+    made.control.log = &log;
+    memory_log_clear (&log);
+    CHECK_OK (new_image_create (&made, &o));
+    check_order (&log);
+    made.control.log = NULL;
+    check_encrypted ();
+    new_image_free (&made);
+    images++;
+  }
+  memory_log_free (&log);
+}
+
+/* What can't be encrypted changes nothing. */
+static void
+test_not_encrypted (void)
+{
+  struct create_options o = CREATE_DEFAULTS;
+  const struct create_options plain = o;
+  unsigned i;
+
+  for (i = 0; i < 4; ++i) {
+    o = plain;
+    o.passphrase = &words;
+    if (i == 0)
+      o.preallocation = PREALLOCATION_METADATA;
+    else if (i == 1)
+      o.iter_time = 0;
+    else if (i == 2)
+      o.iter_time = CREATE_MAX_ITER_TIME + 1;
+    else
+      o.format = CREATE_QED;
+    o.table_size = 4;
+    new_image_init (&made, &o, "keep", 4);
+    CHECK (new_image_create (&made, &o) == -1);
+    CHECK_EQ (error_errno (), EINVAL);
+    CHECK (atomic_load (&made.disk.size) == 4 &&
+           memcmp (made.disk.data, "keep", 4) == 0);
+    new_image_free (&made);
+  }
+}
+
 int
 main (void)
 {
   check_time_limit (600);
+  if (crypto_library () != NULL) {
+    test_encrypted ();
+    test_not_encrypted ();
+  }
   test_matrix ();
   test_refcount_tables ();
   test_largest ();

@@ -229,6 +229,30 @@ test_autoclear (void)
   build_free (&b);
 }
 
+/* A data file is a raw image as long as that is so, and never if it is encrypted.
+ */
+static void
+test_raw_mark (void)
+{
+  uint32_t method;
+
+  for (method = ENCRYPTION_NONE; method <= ENCRYPTION_AES; ++method) {
+    struct repair_report r;
+    struct memory_disk d;
+    struct builder b;
+
+    build (&b, false);
+    put_be32 (b.data + 32, method);
+    put (b.data, 72, QCOW2_INCOMPAT_DATA_FILE);
+    put (b.data, 88, QCOW2_AUTOCLEAR_RAW_DATA_FILE | 4);
+    CHECK_OK (repair (&b, &d, NULL, REPAIR_ALL, &r));
+    CHECK_EQ (get (d.data, 88), method == ENCRYPTION_NONE
+              ? QCOW2_AUTOCLEAR_RAW_DATA_FILE : 0);
+    memory_disk_free (&d);
+    build_free (&b);
+  }
+}
+
 /* Where an image has the directory of its bitmaps. */
 static uint64_t
 bitmap_directory (const struct made *m)
@@ -576,6 +600,7 @@ main (void)
   test_hidden ();
   test_shared ();
   test_autoclear ();
+  test_raw_mark ();
   test_bitmaps ();
   test_bitmaps_marked (WRONG_FLAG, 2, 2, QCOW2_AUTOCLEAR_BITMAPS);
   test_bitmaps_marked (LOST_TABLE, 2, 3, QCOW2_AUTOCLEAR_BITMAPS);

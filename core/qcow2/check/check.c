@@ -27,7 +27,6 @@
  * more than 2^31 clusters      not checked             checked
  * extra data of a snapshot of  can't be checked, only  corruption
  * more than 1024 bytes         repaired
- * encryption with a data file  checked                 not supported
  * data file, and an entry of   nothing, and a read     corruption
  * a cluster elsewhere in it    fails
  * data file and snapshots      corruption              can't be checked

@@ -127,7 +127,8 @@ static int
 clear_autoclear (struct repair *r, const struct check_report *before)
 {
   struct header *h = &r->c.h;
-  uint64_t keep = QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+  uint64_t keep = QCOW2_AUTOCLEAR_BITMAPS |
+    (h->raw_data ? QCOW2_AUTOCLEAR_RAW_DATA_FILE : 0);
   bool give_up;
 
   if (must_give_up_bitmaps (r, before, &give_up) == -1)

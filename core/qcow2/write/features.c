@@ -7,6 +7,7 @@
 #include <config.h>
 
 #include "qcow2/bitmaps.h"
+#include "qcow2/write/raw-data.h"
 #include "qcow2/write/writer-parts.h"
 
 int
@@ -41,22 +42,6 @@ write_hint (struct writer *w, uint8_t value)
   return 0;
 }
 
-/* A raw data file is as large as the disk. */
-static int
-grow_raw_data (struct writer *w)
-{
-  struct storage *data = w->disk->data;
-
-  if (atomic_load (&data->size) >= w->disk->size)
-    return 0;
-  if (storage_resize (data, w->disk->size) == -1)
-    return -1;
-  if (storage_flush (data) == 0)
-    return 0;
-  writeback_fail (&w->writeback);
-  return -1;
-}
-
 /* What must be true before anything is changed: what nobody keeps up to date
  * from here on is not to be believed (I8), and with lazy refcounts the image
  * is dirty.  The bitmaps' own bit stays: they remain well-formed, and those
@@ -72,7 +57,7 @@ features_begin (struct writer *w)
     (h->raw_data ? QCOW2_AUTOCLEAR_RAW_DATA_FILE : 0);
   bool written;
 
-  if (h->raw_data && grow_raw_data (w) == -1)
+  if (h->raw_data && raw_data_look (w) == -1)
     return -1;
   if (write_hint (w, HEADER_HINT_SET) == -1)
     return -1;

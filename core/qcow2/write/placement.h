@@ -64,15 +64,17 @@ extern void alloc_placement_init (struct alloc_placement *p,
  * no cluster there is anybody else's.  It may hold anything where nothing is
  * mapped, and what is put there is not durable.
  *
- * What is released is punched at once: it reads as zeros then as it does by the
- * change, or by that of the request that comes after it.  Later would be too
- * late: the next request maps the same place.
+ * What is released is punched at once: until the change is durable a crash has
+ * it mapped again, and so does whoever had looked it up before; both read zeros
+ * from the hole, as by the change.  Where holes don't read as zeros nothing is
+ * punched, since they would read garbage.  Later would be too late: the next
+ * request maps the same place.
  */
 struct identity_placement {
   struct placement placement;
   struct storage *data;
   unsigned cluster_bits;
-  bool keep_discarded; /* punch no holes */
+  bool keep_discarded; /* punch no holes: the data is wanted so, or encrypted */
 };
 
 extern void identity_placement_init (struct identity_placement *p,

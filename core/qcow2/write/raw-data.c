@@ -2,6 +2,8 @@
 
 #include <config.h>
 
+#include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 
 #include "base/error.h"
@@ -28,15 +30,164 @@ allocated_in (const struct l2_entry *e, uint32_t all)
   abort ();
 }
 
-/* D2.  The file ends where the disk does, or later. */
+/* ---------------------------------------------------------------- growing */
+
+/* What is said once, and not for each request: by fields of the header, which
+ * no other message is about.
+ */
+enum {
+  TOLD_NO_GROWTH = HEADER_FEATURES_OFFSET,
+  TOLD_APPENDED = HEADER_FEATURES_OFFSET + sizeof (uint64_t),
+};
+
+/* Look at one run from raw_seen on.  *zero: it is zeros, or the disk's. */
+static int
+look_at_run (struct writer *w, uint64_t end, bool *zero)
+{
+  const uint64_t at = w->raw_seen;
+  const unsigned token = epoch_enter (w->disk->shared->epoch);
+  struct run run;
+  uint64_t n;
+  int r;
+
+  r = map_lookup (qcow2_map (w->disk), (struct guest_off) { at }, end - at,
+                  &run);
+  epoch_leave (w->disk->shared->epoch, token);
+  if (r == 0 && run.kind == RUN_DAMAGED)
+    r = layer_damaged (w->disk, run.host);
+  if (r == -1)
+    return -1;
+  n = run.length;
+  if (run.kind != RUN_DATA &&
+      storage_zeros (w->disk->data_file, (struct host_off) { at }, run.length,
+                     &n) == -1)
+    return -1;
+  w->raw_seen += n;
+  *zero = n == run.length;
+  return 0;
+}
+
+/* How large the file is.  The size that reads and writes know can only be
+ * lowered before anything is written: later a write may be making it larger.
+ */
+static uint64_t
+size_now (struct writer *w)
+{
+  struct storage *data = w->disk->data_file;
+  struct storage_stamp now;
+
+  if (w->begun)
+    storage_see_growth (data);
+  else
+    storage_see_size (data);
+  return storage_stamp (data, &now) ? now.size : atomic_load (&data->size);
+}
+
+/* Where it was cut off nobody knows, if it has become longer again since: all of
+ * it is looked at anew.
+ */
+static void
+see_cut (struct writer *w, uint64_t end)
+{
+  if (end < w->raw_size)
+    w->raw_seen = 0;
+  w->raw_size = end;
+}
+
+int
+raw_data_look (struct writer *w)
+{
+  struct storage *data = w->disk->data_file;
+  uint64_t end = size_now (w);
+  bool zero = true;
+
+  see_cut (w, end);
+  if (end > w->disk->size)
+    end = w->disk->size;
+  while (zero && w->raw_seen < end) {
+    /* Twice: another request may have mapped and written it meanwhile. */
+    if (look_at_run (w, end, &zero) == -1 ||
+        (!zero && look_at_run (w, end, &zero) == -1))
+      return -1;
+  }
+  if (zero)
+    return 0;
+  error_set (EIO, "%s: the raw data file %s was made longer by another "
+             "program since it was opened, with data between the offsets 0x%"
+             PRIx64 " and 0x%" PRIx64 ", where zeros should be: it is not "
+             "written while they are there", writer_name (w), data->name,
+             w->raw_seen, end);
+  return layer_damaged (w->disk, (struct host_off) { TOLD_APPENDED });
+}
+
+/* D4.  What others append at the same time is looked at once the file is as
+ * large as the disk, since from then on it is theirs to write where the disk has
+ * its data.  begin_lock held.
+ */
+static int
+grow (struct writer *w)
+{
+  struct storage *data = w->disk->data_file;
+
+  if (raw_data_look (w) == -1)
+    return -1;
+  if (storage_extend (data, w->disk->size) == -1)
+    return layer_damaged (w->disk, (struct host_off) { TOLD_NO_GROWTH });
+  if (raw_data_look (w) == -1)
+    return -1;
+  if (storage_flush (data) == -1) {
+    writeback_fail (&w->writeback);
+    return -1;
+  }
+  atomic_store (&w->raw_whole, true);
+  return 0;
+}
+
+/* Whether it is as large as the disk, and others have not cut it off since. */
+static bool
+is_whole (const struct writer *w)
+{
+  struct storage_stamp now;
+
+  return atomic_load (&w->raw_whole) &&
+    storage_stamp (w->disk->data_file, &now) && now.size >= w->disk->size;
+}
+
+static int
+grow_once (struct writer *w)
+{
+  int r;
+
+  if (is_whole (w))
+    return 0;
+  pthread_mutex_lock (&w->begin_lock);
+  r = is_whole (w) ? 0 : grow (w);
+  pthread_mutex_unlock (&w->begin_lock);
+  return r;
+}
+
+void
+raw_data_before_flush (struct writer *w)
+{
+  struct storage *data = w->disk->data_file;
+
+  if (w->begun && atomic_load (&data->size) < w->disk->size &&
+      storage_extend (data, w->disk->size) == 0)
+    writeback_note_data (&w->writeback);
+}
+
+/* ---------------------------------------------------------------- mapping */
+
+/* D2, as far as the disk goes: what is behind its end is not ours.  The file
+ * ends there, or later (D4).
+ */
 static int
 zero_data (struct writer *w, uint64_t from, uint64_t to)
 {
-  struct storage *data = w->disk->data;
-  const uint64_t size = atomic_load (&data->size);
+  struct storage *data = w->disk->data_file;
 
-  if (to > size)
-    to = size;
+  if (to > w->disk->size)
+    to = w->disk->size;
   return from >= to ? 0
     : storage_zero (data, (struct host_off) { from }, to - from,
                     !w->places.identical.keep_discarded);
@@ -112,6 +263,8 @@ raw_data_map (struct writer *w, struct guest_off offset)
 {
   int r;
 
+  if (grow_once (w) == -1)
+    return -1;
   atomic_fetch_add (&w->in_turn, 1);
   r = map_step (w, offset);
   atomic_fetch_sub (&w->in_turn, 1);

@@ -10,6 +10,14 @@
  *      is mapped, and mapped, durably, before anything is written to it.
  *      Writes in place wait until it is (struct writer, in_turn).
  *
+ *  D4  The file is as large as the disk, durably, before anything is mapped.
+ *      Until then nothing is mapped that begins behind the end that it had:
+ *      what is written in place needs no space for more of it (I13).
+ *
+ *  D5  After a flush it is as large as the disk even though nothing had to be
+ *      mapped: whoever reads it without the image finds all of the disk.  Where
+ *      it can't be made so it lacks zeros only, and the flush is none the worse.
+ *
  * Mostly all clusters are mapped: as QEMU and manage/create.h make such
  * images.
  */
@@ -19,9 +27,19 @@
 
 #include "qcow2/write/writer.h"
 
+/* Look at what others have put behind what the raw data file had when it was
+ * looked through: it is not to be zeroed by mapping that.  Returns -1 with the
+ * error set: EIO if there is anything but zeros where nothing is mapped.
+ * begin_lock held.
+ */
+extern int raw_data_look (struct writer *w);
+
 /* Map the cluster at this offset, and those behind it as far as a step goes.
  * The caller holds nothing.  Returns -1 with the error set.
  */
 extern int raw_data_map (struct writer *w, struct guest_off offset);
+
+/* Something may have been written, and is about to be flushed: see D5. */
+extern void raw_data_before_flush (struct writer *w);
 
 #endif /* CORE_QCOW2_WRITE_RAW_DATA_H */

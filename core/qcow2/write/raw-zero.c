@@ -54,12 +54,27 @@ fail_fast (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
   return -1;
 }
 
+/* What is mapped behind the end of the file is zeros already, and takes no
+ * space (D4).  What is before that, of a range that goes beyond the end, may be
+ * little: but is punched as well, since to write zeros there wants space (I13).
+ */
 static int
 zero_run (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
 {
   const bool punch = (flags & DISK_MAY_TRIM) && !w->alloc.keep_discarded;
+  const uint64_t end = atomic_load (&w->disk->data_file->size);
+  uint64_t count = run->length;
 
-  return disk_write (w, NULL, run->length, (struct guest_off) { at },
+  if (run->host.v >= end)
+    return 0;
+  if (count > end - run->host.v) {
+    count = end - run->host.v;
+    if (punch && storage_punch (w->disk->data_file, run->host, count)) {
+      writeback_note_data (&w->writeback);
+      return 0;
+    }
+  }
+  return disk_write (w, NULL, count, (struct guest_off) { at },
                      punch ? DISK_PUNCH : 0);
 }
 
@@ -69,7 +84,7 @@ trim_run (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
 {
   (void) at;
   (void) flags;
-  (void) storage_punch (w->disk->data, run->host, run->length);
+  (void) storage_punch (w->disk->data_file, run->host, run->length);
   writeback_note_data (&w->writeback);
   return 0;
 }
@@ -80,6 +95,7 @@ raw_zero (struct writer *w, uint64_t count, struct guest_off offset,
 {
   const uint64_t end = offset.v + count;
 
+  storage_see_growth (w->disk->data_file);
   if (((flags & DISK_FAST) &&
        each_data_run (w, offset.v, end, fail_fast, 0) == -1) ||
       writer_begin (w, offset, count) == -1 ||

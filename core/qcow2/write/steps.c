@@ -58,19 +58,22 @@ regain (struct writer *w)
 
 /* A step has failed, with the error set: whether it is worth another try.  It
  * is where there was no space, but some was being given up.  If not, the error
- * is that of the step, whatever has failed meanwhile.
+ * is that of the step, whatever has failed meanwhile; repeated: all tries have
+ * met what was reported before.
  */
 static bool
-can_retry (struct writer *w, unsigned *tries)
+can_retry (struct writer *w, unsigned *tries, bool repeated)
 {
   char text[1024];
 
-  if (error_errno () != ENOSPC || (*tries)++ >= 3)
+  if (error_errno () != ENOSPC)
     return false;
   snprintf (text, sizeof text, "%s", error_text ());
-  if (regain (w))
+  if ((*tries)++ < 3 && regain (w))
     return true;
   error_set (ENOSPC, "%s", text);
+  if (repeated)
+    error_set_repeated ();
   return false;
 }
 
@@ -78,12 +81,14 @@ int
 steps_run (struct steps *s)
 {
   unsigned tries = 0;
+  bool repeated = true; /* as of can_retry */
 
   while (s->at < s->end) {
     bool remapped = false;
 
     if (s->step (s, &remapped) == -1) {
-      if (can_retry (s->w, &tries))
+      repeated &= error_repeated ();
+      if (can_retry (s->w, &tries, repeated))
         continue;
       if (s->skip == NULL || error_errno () != ENOSPC)
         return -1;

@@ -254,15 +254,20 @@ struct fill {
 
 /* An external data file need not be larger than the disk, and a block device
  * may not be: what the disk's end cuts off of its last cluster is zeros, in
- * case it grows, as far as the file reaches; and beyond that anyway.
+ * case it grows, as far as the file reaches; and beyond that anyway.  If it is
+ * encrypted, what a file has not is no zeros: there all of the cluster is
+ * written.  A device's end is the end even so: a disk that grows beyond it has
+ * no room for data, either.
  */
 static void
 clip_fill (const struct write_step *s, struct fill *f)
 {
   const struct layer *disk = s->w->disk;
-  const uint64_t size = atomic_load (&disk->data->size);
+  const uint64_t size = atomic_load (&disk->data_file->size);
   const uint64_t end = size > disk->size ? size : disk->size;
 
+  if (!storage_holes_read_zero (disk->data) && !disk->data_file->fixed_size)
+    return;
   if (f->to > end)
     f->to = end;
 }

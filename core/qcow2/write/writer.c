@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/write/bitmap-clusters.h"
+#include "qcow2/write/raw-data.h"
 #include "qcow2/write/writer-parts.h"
 
 /* ----------------------------------------------------------------- opening */
@@ -45,6 +46,9 @@ writer_check_header (struct storage *s, const struct header *h,
   else if (h->has_data_file && options->compress_level != 0)
     error_set (ENOTSUP, "%s: it has an external data file (incompatible "
                "feature bit 2), which excludes compressed clusters", s->name);
+  else if (h->encryption != ENCRYPTION_NONE && options->compress_level != 0)
+    error_set (ENOTSUP, "%s: it is encrypted (crypt_method %u), and compressed "
+               "clusters would be in the clear", s->name, h->encryption);
   else if (must_follow && !options->invalidate_bitmaps) {
     error_set (ENOTSUP, "%s: it has persistent bitmaps that are enabled, which "
                "writing would make wrong", s->name);
@@ -214,8 +218,9 @@ static void
 choose_placement (struct writer *w, const struct writer_options *options)
 {
   if (w->header.has_data_file) {
-    identity_placement_init (&w->places.identical, w->disk->data,
-                             w->header.cluster_bits, options->keep_discarded);
+    identity_placement_init (&w->places.identical, w->disk->data_file,
+                             w->header.cluster_bits, options->keep_discarded ||
+                             !storage_holes_read_zero (w->disk->data));
     w->placement = &w->places.identical.placement;
     w->forbidden = &w->nothing;
     return;
@@ -243,6 +248,8 @@ writer_open (const struct layer *disk, const struct header *h,
   w->disk = disk;
   w->header = *h;
   w->leaks_left = h->hint_set;
+  w->raw_seen = w->raw_size = atomic_load (&disk->data_file->size);
+  w->raw_whole = w->raw_seen >= disk->size;
   pthread_mutex_init (&w->tables, NULL);
   pthread_mutex_init (&w->begin_lock, NULL);
   inflight_init (&w->inflight);
@@ -305,8 +312,11 @@ writer_begin (struct writer *w, struct guest_off offset, uint64_t count)
 int
 writer_flush (struct writer *w)
 {
-  if (writeback_check (&w->writeback) == -1 ||
-      writeback_flush (&w->writeback) == -1)
+  if (writeback_check (&w->writeback) == -1)
+    return writer_failed (w);
+  if (w->header.raw_data)
+    raw_data_before_flush (w);
+  if (writeback_flush (&w->writeback) == -1)
     return writer_failed (w);
   alloc_reclaim (&w->alloc);
   return writeback_check (&w->writeback) == -1 ? writer_failed (w) : 0;

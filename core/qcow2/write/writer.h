@@ -74,6 +74,10 @@ struct writer {
   _Atomic bool begun;         /* something was or will be written */
   bool dirty;                 /* begin_lock; we set the dirty bit */
   bool leaks_left;            /* there may be some from before it was opened */
+  uint64_t raw_seen;          /* begin_lock; as far as a raw data file is known
+                               * to have nothing where nothing is mapped */
+  uint64_t raw_size;          /* begin_lock; its size when that was looked at */
+  _Atomic bool raw_whole;     /* it was made as large as the disk, durably */
   _Atomic bool found_corrupt; /* by what no request was waiting for */
 };
 
@@ -95,8 +99,9 @@ writer_has_bitmaps (const struct header *h)
 
 /* Whether an image with this header may be written: not if it is marked as
  * dirty or corrupt, has bitmaps that would become wrong, or lacks a part of its
- * L1 table.  Returns -1 with
- * the error set: ENOTSUP, or EIO, EINVAL if that can't be told.
+ * L1 table; nor with compression if it is encrypted, since compressed clusters
+ * are not (I15).  Returns -1 with the error set: ENOTSUP, or EIO, EINVAL if that
+ * can't be told.
  */
 extern int writer_check_header (struct storage *s, const struct header *h,
                                 const struct writer_options *options);
