@@ -166,16 +166,6 @@ grow_once (struct writer *w)
   return r;
 }
 
-void
-raw_data_before_flush (struct writer *w)
-{
-  struct storage *data = w->disk->data_file;
-
-  if (w->begun && atomic_load (&data->size) < w->disk->size &&
-      storage_extend (data, w->disk->size) == 0)
-    writeback_note_data (&w->writeback);
-}
-
 /* ---------------------------------------------------------------- mapping */
 
 /* D2, as far as the disk goes: what is behind its end is not ours.  The file

@@ -16,7 +16,8 @@
  *
  *  D5  After a flush it is as large as the disk even though nothing had to be
  *      mapped: whoever reads it without the image finds all of the disk.  Where
- *      it can't be made so it lacks zeros only, and the flush is none the worse.
+ *      it can't be made so it lacks zeros only, and the flush is none the
+ *      worse.  This is in writer_flush.
  *
  * Mostly all clusters are mapped: as QEMU and manage/create.h make such
  * images.
@@ -38,8 +39,5 @@ extern int raw_data_look (struct writer *w);
  * The caller holds nothing.  Returns -1 with the error set.
  */
 extern int raw_data_map (struct writer *w, struct guest_off offset);
-
-/* Something may have been written, and is about to be flushed: see D5. */
-extern void raw_data_before_flush (struct writer *w);
 
 #endif /* CORE_QCOW2_WRITE_RAW_DATA_H */

@@ -10,7 +10,6 @@
 #include "base/error.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/write/bitmap-clusters.h"
-#include "qcow2/write/raw-data.h"
 #include "qcow2/write/writer-parts.h"
 
 /* ----------------------------------------------------------------- opening */
@@ -309,13 +308,24 @@ writer_begin (struct writer *w, struct guest_off offset, uint64_t count)
 
 /* ----------------------------------------------------------------- flushing */
 
+/* D5 of raw-data.h. */
+static void
+lengthen_raw_data (struct writer *w)
+{
+  struct storage *data = w->disk->data_file;
+
+  if (w->begun && atomic_load (&data->size) < w->disk->size &&
+      storage_extend (data, w->disk->size) == 0)
+    writeback_note_data (&w->writeback);
+}
+
 int
 writer_flush (struct writer *w)
 {
   if (writeback_check (&w->writeback) == -1)
     return writer_failed (w);
   if (w->header.raw_data)
-    raw_data_before_flush (w);
+    lengthen_raw_data (w);
   if (writeback_flush (&w->writeback) == -1)
     return writer_failed (w);
   alloc_reclaim (&w->alloc);
