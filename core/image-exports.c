@@ -29,33 +29,128 @@ describe_snapshot (const struct snapshot *sn, char *buf, size_t len)
             date, sn->disk_size, vm_state);
 }
 
-int
-image_list (const struct image *im, export_fn fn, void *opaque)
+static void
+describe_bitmap (const struct bitmap_info *b, char *buf, size_t len)
+{
+  static const char *const state[] = {
+    [BITMAP_ENABLED] = "enabled",
+    [BITMAP_DISABLED] = "disabled",
+    [BITMAP_IN_USE] = "in use: not to be trusted",
+    [BITMAP_UNKNOWN] = "of an unknown kind",
+  };
+
+  snprintf (buf, len, "bitmap of changes, granularity %" PRIu64 ", %s",
+            UINT64_C (1) << b->granularity_bits, state[b->state]);
+}
+
+/* ------------------------------------------------------------------ listing */
+
+struct listing {
+  export_fn fn;
+  void *opaque;
+  int r; /* what fn returned last */
+};
+
+static int
+list_one (struct listing *l, const char *prefix, const char *rest,
+          const char *description)
+{
+  char *name;
+
+  if (asprintf (&name, "%s%s", prefix, rest) == -1) {
+    error_set (ENOMEM, "out of memory");
+    l->r = -1;
+  }
+  else {
+    l->r = l->fn (l->opaque, name, description);
+    free (name);
+  }
+  return l->r;
+}
+
+static int
+list_snapshots (const struct image *im, struct listing *l)
 {
   char description[256];
   uint32_t i;
 
-  if (image_describe (im, "", description, sizeof description) == -1 ||
-      fn (opaque, "", description) == -1)
-    return -1;
   for (i = 0; i < im->snapshots.nr; ++i) {
     const struct snapshot *sn = &im->snapshots.snapshot[i];
-    char *name;
-    int r;
 
     if (sn->label == NULL)
       continue;
-    if (asprintf (&name, IMAGE_SNAPSHOT_PREFIX "%s", sn->label) == -1) {
-      error_set (ENOMEM, "out of memory");
-      return -1;
-    }
     describe_snapshot (sn, description, sizeof description);
-    r = fn (opaque, name, description);
-    free (name);
-    if (r == -1)
+    if (list_one (l, IMAGE_SNAPSHOT_PREFIX, sn->label, description) == -1)
       return -1;
   }
   return 0;
+}
+
+static int
+list_bitmap (void *opaque, const struct bitmap_info *b)
+{
+  char description[256];
+
+  if (!error_is_printable_name (b->name))
+    return 0;
+  describe_bitmap (b, description, sizeof description);
+  return list_one (opaque, IMAGE_BITMAP_PREFIX, b->name, description);
+}
+
+/* Should their directory be damaged, they are not listed, or not all: who opens
+ * one is told.
+ */
+static int
+list_bitmaps (const struct image *im, struct listing *l)
+{
+  if (im->kind->list_bitmaps == NULL ||
+      im->kind->list_bitmaps (im, list_bitmap, l) == 0)
+    return 0;
+  if (l->r == 0)
+    debug_message ("%s", error_message ());
+  return l->r;
+}
+
+int
+image_list (const struct image *im, export_fn fn, void *opaque)
+{
+  struct listing l = { .fn = fn, .opaque = opaque };
+  char description[256];
+
+  if (image_describe (im, "", description, sizeof description) == -1 ||
+      fn (opaque, "", description) == -1 || list_snapshots (im, &l) == -1)
+    return -1;
+  return list_bitmaps (im, &l);
+}
+
+/* ------------------------------------------------------------------ opening */
+
+/* The name of the bitmap that an export is of; NULL: it is of none. */
+static const char *
+bitmap_of (const char *export)
+{
+  const size_t prefix = strlen (IMAGE_BITMAP_PREFIX);
+
+  return strncmp (export, IMAGE_BITMAP_PREFIX, prefix) == 0
+    ? export + prefix : NULL;
+}
+
+struct wanted_bitmap {
+  const char *name;
+  char *buf;
+  size_t len;
+  bool found;
+};
+
+static int
+describe_wanted (void *opaque, const struct bitmap_info *b)
+{
+  struct wanted_bitmap *w = opaque;
+
+  w->found = strcmp (b->name, w->name) == 0;
+  if (w->found)
+    describe_bitmap (b, w->buf, w->len);
+  return w->found ? -1 : 0;
 }
 
 /* The snapshot behind an export other than "", or NULL with the error set. */
@@ -81,11 +176,19 @@ int
 image_describe (const struct image *im, const char *export,
                 char *buf, size_t len)
 {
+  struct wanted_bitmap w = { .name = bitmap_of (export), .buf = buf,
+                             .len = len };
   const struct snapshot *sn;
 
   if (export[0] == '\0') {
     snprintf (buf, len, "live disk, size %" PRIu64, im->chain.layer[0]->size);
     return 0;
+  }
+  if (w.name != NULL && im->kind->list_bitmaps != NULL) {
+    const int r = im->kind->list_bitmaps (im, describe_wanted, &w);
+
+    if (w.found || r == -1)
+      return w.found ? 0 : -1;
   }
   sn = find_snapshot (im, export);
   if (sn == NULL)
@@ -97,8 +200,11 @@ image_describe (const struct image *im, const char *export,
 struct layer *
 image_open_disk (const struct image *im, const char *export)
 {
+  const char *bitmap = bitmap_of (export);
   const struct snapshot *sn = NULL;
 
+  if (bitmap != NULL && im->kind->new_bitmap_disk != NULL)
+    return im->kind->new_bitmap_disk (im, bitmap);
   if (export[0] != '\0') {
     sn = find_snapshot (im, export);
     if (sn == NULL)
