@@ -269,8 +269,12 @@ print_bitmap (void *opaque, const struct bitmap_info *b)
     json_open (NULL, '{');
     json_string ("name", b->name);
     json_number ("granularity", UINT64_C (1) << b->granularity_bits);
-    json_bool ("in-use", b->in_use);
-    json_bool ("auto", b->automatic);
+    json_open ("flags", '[');
+    if (b->in_use)
+      json_string (NULL, "in-use");
+    if (b->automatic)
+      json_string (NULL, "auto");
+    json_close (']');
     json_close ('}');
     return 0;
   }
