@@ -219,8 +219,8 @@ check_state (const struct storage *s, const struct bitmap_info *b)
     return -1;
   case BITMAP_UNKNOWN:
     error_set (EINVAL, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
-               PRIx64 ") has a type, flags, a size or extra data that are not "
-               "known here", s->name, b->name, b->place.v);
+               PRIx64 ") has a type, flags, a size, a granularity or extra "
+               "data that are not known here", s->name, b->name, b->place.v);
     return -1;
   }
   abort ();

@@ -145,12 +145,15 @@ judge (const uint8_t *entry, uint64_t cluster_size)
   const uint32_t flags = get_be32 (entry + QCOW2_BITMAP_FIELD_FLAGS);
   const uint32_t parts = get_be32 (entry + QCOW2_BITMAP_FIELD_TABLE_SIZE);
   const uint32_t extra = get_be32 (entry + QCOW2_BITMAP_FIELD_EXTRA_SIZE);
+  const unsigned bits = entry[QCOW2_BITMAP_FIELD_GRANULARITY];
 
   if (flags & QCOW2_BITMAP_IN_USE)
     return BITMAP_IN_USE;
   if (entry[QCOW2_BITMAP_FIELD_TYPE] != QCOW2_BITMAP_DIRTY_TRACKING ||
       (flags & QCOW2_BITMAP_RESERVED_FLAGS) ||
       (extra > 0 && !(flags & QCOW2_BITMAP_EXTRA_COMPATIBLE)) ||
+      bits < QCOW2_MIN_BITMAP_GRANULARITY_BITS ||
+      bits > QCOW2_MAX_BITMAP_GRANULARITY_BITS ||
       parts > QCOW2_MAX_BITMAP_BYTES / cluster_size)
     return BITMAP_UNKNOWN;
   return flags & QCOW2_BITMAP_AUTO ? BITMAP_ENABLED : BITMAP_DISABLED;

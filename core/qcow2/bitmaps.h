@@ -35,8 +35,9 @@ enum bitmap_state {
   BITMAP_ENABLED,  /* it has to follow what is written */
   BITMAP_DISABLED, /* it tells of the changes up to some moment */
   BITMAP_IN_USE,   /* left so by a crashed writer: not to be trusted */
-  BITMAP_UNKNOWN,  /* of a kind, or with data, that is not known here; or it
-                    * is larger than QEMU's largest */
+  BITMAP_UNKNOWN,  /* of a kind, or with data, that is not known here; or its
+                    * size or granularity is none of QEMU's: so that they and
+                    * the extents of a request are bounded */
 };
 
 /* A directory entry. */

@@ -195,9 +195,6 @@ check_find_l1s (struct check *c, struct check_ranges *readable)
 
 /* ----------------------------------------------------------------- bitmaps */
 
-#define BITMAP_MAX_GRANULARITY 31
-#define BITMAP_MIN_GRANULARITY 9 /* QEMU's */
-
 /* Whether this many clusters hold a bit for each granule of the disk. */
 static bool
 is_large_enough (const struct check *c, uint64_t clusters,
@@ -221,8 +218,8 @@ is_bitmap (const struct check *c, const uint8_t *entry)
     entries <= QCOW2_MAX_BITMAP_BYTES / c->h.cluster_size &&
     (flags & QCOW2_BITMAP_RESERVED_FLAGS) == 0 &&
     entry[QCOW2_BITMAP_FIELD_TYPE] == QCOW2_BITMAP_DIRTY_TRACKING &&
-    granularity >= BITMAP_MIN_GRANULARITY &&
-    granularity <= BITMAP_MAX_GRANULARITY &&
+    granularity >= QCOW2_MIN_BITMAP_GRANULARITY_BITS &&
+    granularity <= QCOW2_MAX_BITMAP_GRANULARITY_BITS &&
     get_be16 (entry + QCOW2_BITMAP_FIELD_NAME_SIZE) <= QCOW2_MAX_BITMAP_NAME &&
     ((flags & QCOW2_BITMAP_IN_USE) ||
      is_large_enough (c, entries, granularity));
