@@ -150,8 +150,8 @@ check_valid (const struct bitmap_disk *d)
   if ((get_be64 (features) & QCOW2_AUTOCLEAR_BITMAPS) &&
       memcmp (entry, d->info.entry, sizeof entry) == 0)
     return 0;
-  error_set (EIO, "%s: the bitmap \"%s\" is not valid any more, since the image "
-             "was written", l->tables->name, d->info.name);
+  error_set (EIO, "%s: the bitmap \"%s\" is not valid any more, since the "
+             "image was written", l->tables->name, d->info.name);
   return layer_damaged (l, d->info.place);
 }
 

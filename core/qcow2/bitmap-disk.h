@@ -19,8 +19,9 @@
 /* A new layer of the live disk of this open file, to be freed by free, with the
  * extents of the bitmap of this name.  Its table is read and checked, and
  * everything that it needs of the directory.  Returns NULL with the error set:
- * ENOENT if there is no such bitmap; EINVAL if it is in use, of an unknown kind,
- * or malformed (marked as repeated if that was reported before); EIO, ENOMEM.
+ * ENOENT if there is no such bitmap; EINVAL if it is in use, of an unknown
+ * kind, or malformed (marked as repeated if that was reported before); EIO,
+ * ENOMEM.
  */
 extern struct layer *bitmap_disk_new (const struct qcow2_file *f,
                                       const char *name);

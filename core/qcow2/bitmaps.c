@@ -31,7 +31,8 @@ flags (const struct cursor *c)
 static inline bool
 must_follow (const struct cursor *c)
 {
-  return (flags (c) & (QCOW2_BITMAP_IN_USE | QCOW2_BITMAP_AUTO)) == QCOW2_BITMAP_AUTO;
+  return (flags (c) & (QCOW2_BITMAP_IN_USE | QCOW2_BITMAP_AUTO)) ==
+    QCOW2_BITMAP_AUTO;
 }
 
 static int
@@ -62,14 +63,16 @@ start (struct cursor *c, struct storage *s, const struct header *h)
 static int
 read_entry (struct cursor *c)
 {
-  if (c->ahead == 0 || c->at + QCOW2_BITMAP_ENTRY_SIZE > c->ahead + sizeof c->buf) {
+  const size_t size = sizeof c->entry;
+
+  if (c->ahead == 0 || c->at + size > c->ahead + sizeof c->buf) {
     c->ahead = 0;
     /* If what follows can't be read, this still may be readable. */
     if (storage_read (c->storage, c->buf, sizeof c->buf, c->place) == -1)
-      return storage_read (c->storage, c->entry, QCOW2_BITMAP_ENTRY_SIZE, c->place);
+      return storage_read (c->storage, c->entry, size, c->place);
     c->ahead = c->at;
   }
-  memcpy (c->entry, c->buf + (c->at - c->ahead), QCOW2_BITMAP_ENTRY_SIZE);
+  memcpy (c->entry, c->buf + (c->at - c->ahead), size);
   return 0;
 }
 
@@ -85,8 +88,10 @@ next (struct cursor *c)
   if (c->end - c->at >= QCOW2_BITMAP_ENTRY_SIZE) {
     if (read_entry (c) == -1)
       return -1;
-    size = ((uint64_t) QCOW2_BITMAP_ENTRY_SIZE + get_be32 (c->entry + QCOW2_BITMAP_FIELD_EXTRA_SIZE) +
-            get_be16 (c->entry + QCOW2_BITMAP_FIELD_NAME_SIZE) + 7) & ~UINT64_C (7);
+    size = (sizeof c->entry +
+            (uint64_t) get_be32 (c->entry + QCOW2_BITMAP_FIELD_EXTRA_SIZE) +
+            get_be16 (c->entry + QCOW2_BITMAP_FIELD_NAME_SIZE) + 7) &
+      ~UINT64_C (7);
     if (size <= c->end - c->at) {
       c->at += size;
       c->left--;
@@ -185,7 +190,10 @@ describe (const struct cursor *c, uint64_t cluster_size, struct bitmap_info *b)
     .automatic = flags (c) & QCOW2_BITMAP_AUTO,
   };
   memcpy (b->entry, c->entry, sizeof b->entry);
-  return storage_read (c->storage, b->name, size, name);
+  if (c->ahead == 0 || name.v + size > c->ahead + sizeof c->buf)
+    return storage_read (c->storage, b->name, size, name);
+  memcpy (b->name, c->buf + (name.v - c->ahead), size);
+  return 0;
 }
 
 int

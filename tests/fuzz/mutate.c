@@ -344,7 +344,7 @@ change_snapshot (struct mutation *m)
   }
 }
 
-/* Of the directory of bitmaps, where make-corpus puts it; of a table, or bits. */
+/* Of the directory of bitmaps, where make-corpus puts it; of a table; bits. */
 static void
 change_bitmap (struct mutation *m)
 {

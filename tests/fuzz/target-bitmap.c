@@ -73,7 +73,7 @@ directory_is_there (const struct input *in)
     bytes <= in->size - at;
 }
 
-/* ------------------------------------------------------------- the reference */
+/* ------------------------------------------------------------ the reference */
 
 static bool
 part_is_valid (const struct input *in, uint64_t word)
