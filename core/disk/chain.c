@@ -177,9 +177,17 @@ check_other_uses (const struct chain *c, const struct storage *s, bool is_data)
 static int
 lock (const struct chain *c, struct storage *s, unsigned denies)
 {
+  struct storage *made = NULL;
+
+  if (c->made != NULL && storage_same (s, c->made))
+    made = c->made;
+  else if (c->made_data != NULL && storage_same (s, c->made_data))
+    made = c->made_data;
+  if (c->force_share)
+    denies = 0;
   storage_set_locking (s, c->locking);
-  return storage_lock (s, STORAGE_CONSISTENT_READ,
-                       c->force_share ? 0 : denies);
+  return made == NULL ? storage_lock (s, STORAGE_CONSISTENT_READ, denies)
+    : storage_lock_instead (s, made, STORAGE_CONSISTENT_READ, denies);
 }
 
 static int
@@ -518,6 +526,8 @@ chain_open (struct chain *c, const struct format_ops *format,
   struct storage *s;
 
   memset (c, 0, sizeof *c);
+  c->made = options->made;
+  c->made_data = options->made_data;
   c->force_share = options->force_share;
   c->locking = options->locking;
   s = open_image (options);
@@ -528,6 +538,7 @@ chain_open (struct chain *c, const struct format_ops *format,
     chain_close (c);
     return -1;
   }
+  c->made = c->made_data = NULL;
   return 0;
 }
 

@@ -291,7 +291,6 @@ fill_and_name (struct created *c, const char *temporary,
   if (storage_lock (c->storage, ALL, ALL) == -1 ||
       create_image (c->storage, o) == -1)
     return -1;
-  storage_unlock (c->storage);
   return give_name (c, temporary, old, path, o->locking);
 }
 
@@ -349,9 +348,7 @@ overwrite_it (struct created *c, const char *path, const struct stat *st,
     error_set (EEXIST, "%s: it was replaced by another file meanwhile", path);
   else if (S_ISBLK (st->st_mode)) {
     c->storage = old;
-    r = create_image (old, o);
-    storage_unlock (old);
-    return r;
+    return create_image (old, o);
   }
   else {
     real = realpath (path, NULL);
@@ -417,7 +414,6 @@ fill_data (struct storage *s, const struct create_options *o)
   if (size > 0 && o->preallocation == PREALLOCATION_FULL &&
       create_zeros (s, start, size) == -1)
     return -1;
-  storage_unlock (s);
   return storage_flush (s);
 }
 

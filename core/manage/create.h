@@ -73,7 +73,7 @@ extern int create_zeros (struct storage *s, struct host_off at, uint64_t count);
 
 /* The file of an image that was made at a path. */
 struct created {
-  struct storage *storage; /* open for writing, without locks */
+  struct storage *storage; /* open for writing; lets no other process use it */
   int dir;                 /* its directory */
   char *name;              /* its name there; NULL: it is a block device */
 };

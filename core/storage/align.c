@@ -438,9 +438,12 @@ align_set_locking (struct storage *s, enum storage_locking locking)
 }
 
 static int
-align_lock (struct storage *s, unsigned uses, unsigned denies)
+align_lock (struct storage *s, unsigned uses, unsigned denies, bool alone)
 {
-  return storage_lock (align_of (s)->inner, uses, denies);
+  struct storage *inner = align_of (s)->inner;
+
+  return inner->ops->lock == NULL ? 0
+    : inner->ops->lock (inner, uses, denies, alone);
 }
 
 static void

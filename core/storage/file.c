@@ -298,19 +298,13 @@ locks_are_missing (const struct file *f, int err)
   return 0;
 }
 
-/* Take locks on fd; if that is not the descriptor for reading, then instead of
- * those.  Returns -1 with the error set.
- */
+/* What became of locks on fd.  Returns -1 with the error set. */
 static int
-take_locks (const struct file *f, int fd, unsigned uses, unsigned denies)
+locks_result (const struct file *f, enum locks locks, bool writing)
 {
   const char *name = f->storage.name;
-  const bool writing = fd != f->reading_fd;
 
-  if (f->locking == STORAGE_LOCKING_OFF)
-    return 0;
-  switch (locks_take (fd, uses, denies, writing ? f->reading_fd : -1,
-                      f->denies)) {
+  switch (locks) {
   case LOCKS_TAKEN:
     return 0;
   case LOCKS_MISSING:
@@ -329,13 +323,30 @@ take_locks (const struct file *f, int fd, unsigned uses, unsigned denies)
   return -1;
 }
 
+/* Take locks on fd; if that is not the descriptor for reading, then instead of
+ * those.  Returns -1 with the error set.
+ */
 static int
-file_lock (struct storage *s, unsigned uses, unsigned denies)
+take_locks (const struct file *f, int fd, unsigned uses, unsigned denies)
+{
+  const bool writing = fd != f->reading_fd;
+
+  if (f->locking == STORAGE_LOCKING_OFF)
+    return 0;
+  return locks_result (f, locks_take (fd, uses, denies,
+                                      writing ? f->reading_fd : -1, f->denies),
+                       writing);
+}
+
+static int
+file_lock (struct storage *s, unsigned uses, unsigned denies, bool alone)
 {
   struct file *f = (struct file *) s;
 
   f->denies = denies;
-  return take_locks (f, f->fd, uses, denies);
+  if (!alone || f->locking == STORAGE_LOCKING_OFF)
+    return take_locks (f, f->fd, uses, denies);
+  return locks_result (f, locks_place (f->fd, uses, denies), false);
 }
 
 static void

@@ -137,6 +137,12 @@ unlock (int fd, off_t base, unsigned permissions)
 }
 
 enum locks
+locks_place (int fd, unsigned uses, unsigned denies)
+{
+  return for_both (fd, false, uses, denies);
+}
+
+enum locks
 locks_take (int fd, unsigned uses, unsigned denies, int instead,
             unsigned instead_denies)
 {

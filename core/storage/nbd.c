@@ -517,10 +517,11 @@ far_set_locking (struct storage *s, enum storage_locking locking)
 }
 
 static int
-far_lock (struct storage *s, unsigned uses, unsigned denies)
+far_lock (struct storage *s, unsigned uses, unsigned denies, bool alone)
 {
   (void) uses;
   (void) denies;
+  (void) alone;
   if (far_of (s)->locking != STORAGE_LOCKING_ON)
     return 0;
   error_set (ENOLCK, "%s: NBD has no locks, and locking=on asks for them",
@@ -535,7 +536,7 @@ far_make_writable (struct storage *s, unsigned uses, unsigned denies)
 
   if (atomic_load (&f->writable))
     return 0;
-  if (far_check_writable (s) == -1 || far_lock (s, uses, denies) == -1)
+  if (far_check_writable (s) == -1 || far_lock (s, uses, denies, false) == -1)
     return -1;
   if (pool_make_writable (&f->pool) == 0) {
     atomic_store (&f->writable, true);

@@ -355,7 +355,18 @@ storage_set_locking (struct storage *s, enum storage_locking locking)
 int
 storage_lock (struct storage *s, unsigned uses, unsigned denies)
 {
-  return s->ops->lock == NULL ? 0 : s->ops->lock (s, uses, denies);
+  return s->ops->lock == NULL ? 0 : s->ops->lock (s, uses, denies, false);
+}
+
+int
+storage_lock_instead (struct storage *s, struct storage *other, unsigned uses,
+                      unsigned denies)
+{
+  const int r =
+    s->ops->lock == NULL ? 0 : s->ops->lock (s, uses, denies, true);
+
+  storage_unlock (other);
+  return r;
 }
 
 void

@@ -134,7 +134,8 @@ struct storage_ops {
    * can reach the storage, and it can be written as it is.
    */
   void (*set_locking) (struct storage *, enum storage_locking);
-  int (*lock) (struct storage *, unsigned uses, unsigned denies);
+  int (*lock) (struct storage *, unsigned uses, unsigned denies,
+               bool alone); /* nobody else can hold any: don't look for them */
   void (*unlock) (struct storage *);
   int (*make_writable) (struct storage *, unsigned uses, unsigned denies);
   int (*check_writable) (const struct storage *);
@@ -164,6 +165,13 @@ extern void storage_set_locking (struct storage *s,
  * -1 with the error set: EAGAIN if another process is in the way.
  */
 extern int storage_lock (struct storage *s, unsigned uses, unsigned denies);
+
+/* The same, instead of another storage of the same bytes, which holds locks
+ * that let no other process use them.  It gives these up, and at no moment is
+ * there none.
+ */
+extern int storage_lock_instead (struct storage *s, struct storage *other,
+                                 unsigned uses, unsigned denies);
 
 /* Give these locks up. */
 extern void storage_unlock (struct storage *s);

@@ -351,6 +351,51 @@ test_undo (void)
   CHECK_EQ (count_files (true), 1);
 }
 
+static void
+expect_in_use (void)
+{
+  struct created theirs = CREATED_NOTHING;
+
+  CHECK_EQ (create_file ("new", true, &options, &theirs), -1);
+  CHECK_ERROR (EAGAIN, "new: another process is using it");
+}
+
+/* At no moment from when it gets its name until it has been opened can others
+ * overwrite it: it would be in use then, could not be opened, and the whole
+ * image would be removed again, although theirs could have been in its place.
+ */
+static void
+test_kept (void)
+{
+  struct image_options opening = {
+    .chain = { .file = "new", .follow = FOLLOW_NONE },
+    .cache_size = IMAGE_DEFAULT_CACHE_SIZE,
+  };
+  struct image *im, *reader;
+  unsigned overwrite;
+
+  for (overwrite = 0; overwrite < 2; ++overwrite) {
+    CHECK_OK (create ("new", overwrite));
+    expect_in_use ();
+    CHECK (image_open (&opening) == NULL);
+    CHECK_ERROR (EAGAIN, "new: another process is writing it");
+    opening.chain.made = made.storage;
+    im = image_open (&opening);
+    CHECK (im != NULL);
+    expect_in_use ();
+    opening.chain.made = NULL;
+    reader = image_open (&opening);
+    CHECK (reader != NULL);
+    create_release (&made);
+    expect_in_use ();
+    CHECK_OK (image_close (im));
+    expect_in_use ();
+    CHECK_OK (image_close (reader));
+  }
+  CHECK_OK (create ("new", true));
+  CHECK_EQ (count_files (true), 1);
+}
+
 /* It gets its name when it is complete and durable, which is then made durable
  * itself.
  */
@@ -783,6 +828,7 @@ main (void)
   options.preallocation = PREALLOCATION_FALLOC;
   test_made ();
   test_undo ();
+  test_kept ();
   test_order (false);
   test_order (true);
   test_modes ();

@@ -240,21 +240,28 @@ counts_next (struct counts *c, uint64_t cluster)
 
 /* -------------------------------------------------------------- wide counts */
 
+/* Where a group is, or would be. */
 static struct counts_wide *
-find_wide (const struct counts *c, uint64_t cluster)
+find_wide (const struct counts *c, uint64_t group)
 {
   const uint64_t mask = (UINT64_C (1) << c->wide_bits) - 1;
-  uint64_t i = hash_mix (&c->key, cluster) >> (64 - c->wide_bits);
+  uint64_t i = hash_mix (&c->key, group) >> (64 - c->wide_bits);
 
-  while (c->wide[i].count != 0 && c->wide[i].cluster != cluster)
+  while (c->wide[i].group != 0 && c->wide[i].group != group)
     i = (i + 1) & mask;
   return &c->wide[i];
+}
+
+static uint64_t
+wide_group (uint64_t cluster)
+{
+  return (cluster >> COUNTS_GROUP_BITS) + 1;
 }
 
 uint64_t
 counts_get_wide (const struct counts *c, uint64_t cluster)
 {
-  return find_wide (c, cluster)->count;
+  return find_wide (c, wide_group (cluster))->count[cluster % COUNTS_GROUP];
 }
 
 /* Move those in the window to a table of another size, and drop the others. */
@@ -274,9 +281,12 @@ resize_wide (struct counts *c, unsigned bits)
   c->wide_bits = bits;
   c->nr_wide = 0;
   for (i = 0; i < nr; ++i) {
-    if (old[i].count == 0 || !counts_in_window (c, old[i].cluster))
+    const uint64_t group = old[i].group;
+
+    /* The window consists of whole chunks, and those of whole groups. */
+    if (group == 0 || !counts_in_window (c, (group - 1) << COUNTS_GROUP_BITS))
       continue;
-    *find_wide (c, old[i].cluster) = old[i];
+    *find_wide (c, group) = old[i];
     c->nr_wide++;
   }
   free (old);
@@ -291,10 +301,11 @@ put_wide (struct counts *c, uint64_t cluster, uint64_t count)
   if (c->wide == NULL || c->nr_wide * 4 >= 3 * (UINT64_C (1) << c->wide_bits))
     if (resize_wide (c, c->wide == NULL ? FIRST_BITS : c->wide_bits + 1) == -1)
       return -1;
-  w = find_wide (c, cluster);
-  if (w->count == 0)
+  w = find_wide (c, wide_group (cluster));
+  if (w->group == 0)
     c->nr_wide++;
-  *w = (struct counts_wide) { cluster, count };
+  w->group = wide_group (cluster);
+  w->count[cluster % COUNTS_GROUP] = count;
   return 0;
 }
 

@@ -49,10 +49,15 @@ struct counts_entry {
   struct counts_chunk *chunk;
 };
 
-/* A count that doesn't fit into a byte. */
+/* Counts that don't fit into a byte, of so many clusters in a row: a table that
+ * thousands of snapshots share has them for each of its clusters.
+ */
+#define COUNTS_GROUP_BITS 3
+#define COUNTS_GROUP (UINT64_C (1) << COUNTS_GROUP_BITS)
+
 struct counts_wide {
-  uint64_t cluster;
-  uint64_t count; /* 0: nothing is here */
+  uint64_t group; /* of its clusters, >> COUNTS_GROUP_BITS; plus 1 */
+  uint64_t count[COUNTS_GROUP]; /* 0: it fits */
 };
 
 struct counts {
@@ -70,7 +75,8 @@ struct counts {
   struct counts_chunk **free_chunk; /* a stack of those that were cut off */
   size_t nr_free;
 
-  struct counts_wide *wide; /* likewise; NULL: there are none */
+  struct counts_wide *wide; /* likewise, group 0: nothing is here; NULL: there
+                             * are none */
   unsigned wide_bits;
   size_t nr_wide;
 
