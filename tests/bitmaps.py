@@ -163,17 +163,17 @@ def qemu_made(k, size, granularity, *options):
     rnd = random.Random(k)
     name = "%d: %s" % (k, " ".join(options))
     run("qemu-img", "create", "-q", "-f", "qcow2", *options, file, str(size))
-    run("qemu-io", "-f", "qcow2", *writes(rnd, size, 20), file)
+    run("qemu-io", "-f", "qcow2", *writes(rnd, size, 10), file)
     for b in "enabled", "gone-by":
         run("qemu-img", "bitmap", "--add", "-g", str(granularity), file, b)
-    run("qemu-io", "-f", "qcow2", *writes(rnd, size, 20), file)
+    run("qemu-io", "-f", "qcow2", *writes(rnd, size, 10), file)
     run("qemu-img", "bitmap", "--disable", file, "gone-by")
-    run("qemu-io", "-f", "qcow2", *writes(rnd, size, 20), file)
+    run("qemu-io", "-f", "qcow2", *writes(rnd, size, 10), file)
     table, entries, _ = directory(file)["gone-by"]
     for i in range(min(entries, 300)):
         if entries > 1 and rnd.random() < 0.2:
             patch(file, table + 8 * i, struct.pack(">Q", rnd.randrange(2)))
-    with Server("file=" + file) as srv:
+    with Server("file=" + file, "follow=beneath") as srv:
         a = compare(srv, file, "enabled", name + ": enabled")
         b = compare(srv, file, "gone-by", name + ": disabled")
         check(any(k == "dirty" for _, _, k in a + b), name + ": nothing dirty")
@@ -189,6 +189,10 @@ def matrix():
     qemu_made(5, 5 * G + 512, 2 * G)
     qemu_made(6, 5 * G - 512, 1024, "-o", c + "2M")
     qemu_made(7, 40 * G, 32768, "-o", c + "128k,extended_l2=on")
+    qemu_made(8, 16 << 20, 65536, "-o", "data_file=%s" % path("q8.data"))
+    run("qemu-img", "create", "-q", "-f", "raw", path("base.raw"), "9M")
+    run("qemu-io", "-f", "raw", "-c", "write -P 3 0 9M", path("base.raw"))
+    qemu_made(9, 24 << 20, 4096, "-b", path("base.raw"), "-F", "raw")
 
 
 def names():
@@ -250,16 +254,16 @@ def increment():
     """As in the manual: a full copy, and later what has changed since."""
     qtest.images += 1
     file, full, inc = path("disk.qcow2"), path("full.qcow2"), path("inc.qcow2")
-    size = 64 << 20
+    size = 24 << 20
     run("qemu-img", "create", "-q", "-f", "qcow2", file, str(size))
-    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 16M",
-        "-c", "write -P 2 30M 3M", file)
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 9M",
+        "-c", "write -P 2 12M 3M", file)
     run("qemu-img", "bitmap", "--add", file, "monday")
     with Server("file=" + file) as srv:
         run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", srv.uri(), full)
     run("qemu-io", "-f", "qcow2", "-c", "write -P 3 1M 64k",
-        "-c", "write -z 2M 128k", "-c", "write -P 0 31M 64k",
-        "-c", "discard 8M 1M", "-c", "write -P 4 50M 1M", file)
+        "-c", "write -z 2M 128k", "-c", "write -P 0 13M 64k",
+        "-c", "discard 8M 1M", "-c", "write -P 4 20M 1M", file)
     with Server("file=" + file) as srv:
         run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-B", full,
             "-F", "qcow2", srv.uri("bitmap/monday"), inc)
