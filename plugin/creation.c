@@ -18,6 +18,7 @@
 static struct create_options options = CREATE_DEFAULTS;
 static bool wanted, overwrite;
 static bool has_size, has_compression;
+static bool compress;
 static const char *first_key; /* of a parameter that is only for creating */
 static const char *qcow2_key; /* of one that only qcow2 images have */
 static bool has_table_size;
@@ -215,6 +216,7 @@ creation_set_compression (enum compression c)
     return -1;
   }
   options.compression = c;
+  compress = true;
   return 0;
 }
 
@@ -297,6 +299,8 @@ check_format (void)
     nbdkit_error ("%s= is not for format=qed", qcow2_key);
   else if (options.format == CREATE_QED && recorded_data != NULL)
     nbdkit_error ("data-file= is not for format=qed");
+  else if (options.format == CREATE_QED && compress)
+    nbdkit_error ("compress= is not for format=qed");
   else if (options.format != CREATE_QED && has_table_size)
     nbdkit_error ("table-size= is only for format=qed");
   else
@@ -304,8 +308,21 @@ check_format (void)
   return -1;
 }
 
+/* Say so before anything is overwritten. */
+static int
+check_passphrases (const struct passphrases *given)
+{
+  if (given->image.bytes != NULL)
+    nbdkit_error ("passphrase= was given, but a new image is not encrypted");
+  else if (given->nr_backing > 0 && recorded == NULL)
+    nbdkit_error ("backing-passphrase= without backing=");
+  else
+    return 0;
+  return -1;
+}
+
 int
-creation_complete (struct chain_options *chain)
+creation_complete (struct chain_options *chain, const struct passphrases *given)
 {
   if (!wanted) {
     if (first_key == NULL)
@@ -320,7 +337,8 @@ creation_complete (struct chain_options *chain)
     nbdkit_error ("create= makes files, not images on NBD servers");
     return -1;
   }
-  if (check_format () == -1 || complete_data_file (chain) == -1)
+  if (check_format () == -1 || check_passphrases (given) == -1 ||
+      complete_data_file (chain) == -1)
     return -1;
   if (recorded != NULL)
     return complete_backing (chain);
@@ -354,14 +372,15 @@ remove_image (void)
   create_undo (&made_data);
 }
 
-static int
-keep_when_forked (const char *file)
+int
+creation_keep_when_forked (void)
 {
-  const int err = pthread_atfork (NULL, creation_keep, creation_keep);
+  const int err = wanted
+    ? pthread_atfork (NULL, creation_keep, creation_keep) : 0;
 
   if (err == 0)
     return 0;
-  nbdkit_error ("%s: %s", file, strerror (err));
+  nbdkit_error ("create=: pthread_atfork: %s", strerror (err));
   return -1;
 }
 
@@ -398,7 +417,7 @@ creation_run (struct chain_options *chain)
   }
   chain->made = made.storage;
   chain->made_data = made_data.storage;
-  return keep_when_forked (chain->file);
+  return 0;
 }
 
 void

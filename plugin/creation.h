@@ -28,13 +28,20 @@ extern int creation_set_compression (enum compression c);
  * image's directory, as it is recorded; so is that of a data file.  Returns -1
  * with nbdkit_error called.
  */
-extern int creation_complete (struct chain_options *chain);
+extern int creation_complete (struct chain_options *chain,
+                              const struct passphrases *given);
 
 /* Make the image, if one is to be made, and set chain->made until
  * creation_keep.  If nbdkit fails to start after that, the image is removed.
  * Returns -1 with nbdkit_error called.
  */
 extern int creation_run (struct chain_options *chain);
+
+/* The image is open: keep it when nbdkit forks, which is when it has started.
+ * Not before, since a library may fork a process of its own while it opens
+ * something.  Returns -1 with nbdkit_error called.
+ */
+extern int creation_keep_when_forked (void);
 
 /* nbdkit has started: keep the image, and release it. */
 extern void creation_keep (void);

@@ -324,7 +324,7 @@ params_complete (void)
     options.chain.lower_formats = formats + 1;
   if (complete_compress () == -1)
     return -1;
-  return creation_complete (&options.chain);
+  return creation_complete (&options.chain, options.passphrases);
 }
 
 static const char *

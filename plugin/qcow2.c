@@ -154,7 +154,7 @@ qcow2_get_ready (void)
     return -1;
   }
   image_each_warning (image, log_warning, NULL);
-  if (params_apply (image) == -1)
+  if (params_apply (image) == -1 || creation_keep_when_forked () == -1)
     return -1;
   passphrases_wipe ();
   warn_of_refusal ();

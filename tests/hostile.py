@@ -120,6 +120,11 @@ def far_apart_all(path):
     far_apart(path, 120000, False)
 
 
+def far_apart_within(path):
+    """So many that new refcounts for them are still made."""
+    far_apart(path, 37000, False)
+
+
 def bitmaps_of_one_table(path):
     directory, table = 1 << 20, 8 << 20
     nr, entries = 30000, 131072
@@ -198,10 +203,10 @@ def nothing_is_free(path):
 
 def names():
     return [few_refcount_blocks, many_refcount_blocks, colliding,
-            far_apart_blind, far_apart_all, bitmaps_of_one_table,
-            snapshots_of_one_table, snapshots_that_overlap,
-            snapshots_side_by_side, tables_in_holes, tables_with_one_entry,
-            one_refcount_block, nothing_is_free]
+            far_apart_blind, far_apart_all, far_apart_within,
+            bitmaps_of_one_table, snapshots_of_one_table,
+            snapshots_that_overlap, snapshots_side_by_side, tables_in_holes,
+            tables_with_one_entry, one_refcount_block, nothing_is_free]
 
 
 if __name__ == "__main__":

@@ -43,6 +43,13 @@ for name in image.qcow2 other empty; do
         "$PLUGIN" $name create=overwrite size=1M backing=other \
         backing-format=qcow2
     same $name 'broken backing file'
+    expect_refusal 'passphrase=.* a new image is not encrypted' \
+        "$PLUGIN" $name create=overwrite size=1M passphrase=x
+    expect_refusal 'backing-passphrase= without backing=' \
+        "$PLUGIN" $name create=overwrite size=1M backing-passphrase=x
+    expect_refusal 'compress= is not for format=qed' \
+        "$PLUGIN" $name create=overwrite size=1M format=qed compress=zlib
+    same $name 'parameters for other images'
 done
 
 # --- Whoever uses it keeps it.

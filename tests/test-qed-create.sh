@@ -68,7 +68,7 @@ refused 'compat= is not for format=qed' format=qed size=1M compat=1.1
 refused 'preallocation= is not for' format=qed size=1M preallocation=full
 refused 'table-size= is only for format=qed' size=1M table-size=4
 refused 'format=vmdk: must be qcow2 or qed' format=vmdk size=1M
-refused 'no compressed clusters' format=qed size=1M compress=zlib
+refused 'compress= is not for format=qed' format=qed size=1M compress=zlib
 create size=1M
 expect_refusal 'format= is only for a new image' "$PLUGIN" new.qed format=qed
 expect_refusal 'File exists|exists' "$PLUGIN" new.qed create=true format=qed \

@@ -15,6 +15,7 @@ import threading
 import time
 
 import nbd
+import qedmade
 import qtest
 import stamps
 from qtest import path, run, check, equal, fail, Server, StartError
@@ -75,12 +76,17 @@ def snapped(name, clusters, cb=16, **kw):
     return img.write()
 
 
+def qed(name, clusters, **kw):
+    return qedmade.make(path(name), name, clusters, **kw)
+
+
 def check_image(name, img, content):
-    p = run("qemu-img", "check", "-f", "qcow2", img.path, ok=False)
+    fmt = getattr(img, "format", "qcow2")
+    p = run("qemu-img", "check", "-f", fmt, img.path, ok=False)
     check(p.returncode == 0, "%s: qemu-img check: exit %d: %s" % (
         name, p.returncode, (p.stdout + p.stderr).decode()[-400:]))
     out = path("p.out")
-    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", img.path, out)
+    run("qemu-img", "convert", "-f", fmt, "-O", "raw", img.path, out)
     qtest.file_equal(out, content, "%s: qemu-img convert" % name)
     if getattr(img, "raw_data", None):
         qtest.file_equal(img.raw_data, content, "%s: the raw file" % name)
@@ -272,8 +278,21 @@ def data():
              extl2=True, raw=True, **few)
 
 
+def qeds():
+    few = dict(loads=((8, 16),), rounds=2)
+    exercise("QED", qed, clusters=6, **few)
+    exercise("QED, 4 KiB clusters, small tables", qed, SMALL, clusters=1500,
+             cluster_size=4096, table_size=2, **few)
+    exercise("QED, backing, 4 KiB clusters", qed, clusters=60,
+             cluster_size=4096, backed=True, **few)
+    exercise("QED, backing, parts of sectors", qed, unit=32, clusters=4,
+             cluster_size=4096, backed=True, **few)
+    exercise("QED, backing, 1 MiB clusters", qed, clusters=3,
+             cluster_size=1 << 20, backed=True, **few)
+
+
 PARTS = {"basic": basic, "kinds": kinds, "layers": layers, "pieces": pieces,
-         "data": data}
+         "data": data, "qed": qeds}
 
 for part in sys.argv[1:]:
     PARTS[part]()

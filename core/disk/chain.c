@@ -50,10 +50,10 @@ check_place (const struct name_gate *g, const struct layer *l,
   return -1;
 }
 
-/* The format of file's backing file is not known; above is how many backing
- * files stand above that one.  Formats are given from the top down, since a layer counts
- * whether it records one or not: else a chain in which somebody records a
- * format would suddenly have others taken for what they aren't.
+/* The format of a file's backing file is not known; above is how many backing
+ * files are above that one.  Formats are given from the top down, and a layer
+ * counts whether it records one or not: else a chain in which somebody records
+ * a format would suddenly have others taken for what they aren't.
  */
 static void
 no_format (const char *file, unsigned above)
@@ -177,17 +177,15 @@ check_other_uses (const struct chain *c, const struct storage *s, bool is_data)
 static int
 lock (const struct chain *c, struct storage *s, unsigned denies)
 {
-  struct storage *made = NULL;
+  const bool made =
+    (c->made != NULL && storage_same (s, c->made)) ||
+    (c->made_data != NULL && storage_same (s, c->made_data));
 
-  if (c->made != NULL && storage_same (s, c->made))
-    made = c->made;
-  else if (c->made_data != NULL && storage_same (s, c->made_data))
-    made = c->made_data;
   if (c->force_share)
     denies = 0;
   storage_set_locking (s, c->locking);
-  return made == NULL ? storage_lock (s, STORAGE_CONSISTENT_READ, denies)
-    : storage_lock_instead (s, made, STORAGE_CONSISTENT_READ, denies);
+  return made ? storage_lock_alone (s, STORAGE_CONSISTENT_READ, denies)
+    : storage_lock (s, STORAGE_CONSISTENT_READ, denies);
 }
 
 static int

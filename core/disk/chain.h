@@ -22,11 +22,11 @@ _Static_assert (CHAIN_MAX_DEPTH <= CACHE_MAX_STORAGES,
 struct chain_options {
   const char *file;           /* the image's path, or the URI of a server */
 
-  /* It must be this one, which was just made, and whose locks are given up for
-   * one's own; NULL: any.  And the same of its data file.
+  /* It must be this one, which was just made, and whose locks let no other
+   * process use it; NULL: any.  And the same of its data file.
    */
-  struct storage *made;
-  struct storage *made_data;
+  const struct storage *made;
+  const struct storage *made_data;
   enum follow follow;
   const char *data_file;      /* its data file, or NULL: what it names */
   const char *backing;        /* path or URI of its backing file, or NULL: what
@@ -43,7 +43,7 @@ struct chain_options {
 };
 
 struct chain {
-  struct storage *made, *made_data; /* until it is open, see chain_options */
+  const struct storage *made, *made_data; /* until it is open: see above */
   bool force_share;
   enum storage_locking locking;
   unsigned nr;

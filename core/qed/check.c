@@ -54,10 +54,23 @@ use_clusters (struct qed_checking *c, uint64_t offset, uint64_t bytes)
   return again;
 }
 
-static bool
-is_used (const struct qed_checking *c, uint64_t cluster)
+/* The first cluster from this one on that is in use, or not; or the end of the
+ * file, which may claim very many.
+ */
+static uint64_t
+next_cluster (const struct qed_checking *c, uint64_t i, bool in_use)
 {
-  return c->used[cluster / 64] >> cluster % 64 & 1;
+  while (i < c->nr) {
+    uint64_t word = c->used[i / 64];
+
+    word = (in_use ? word : ~word) >> i % 64;
+    if (word != 0) {
+      i += __builtin_ctzll (word);
+      break;
+    }
+    i = (i / 64 + 1) * 64;
+  }
+  return i < c->nr ? i : c->nr;
 }
 
 /* Say which clusters nothing refers to, as long as somebody listens. */
@@ -68,10 +81,8 @@ tell_leaks (struct qed_checking *c, uint64_t leaks)
   uint64_t i = c->header.header_bytes / size, end;
 
   for (; leaks > 0 && check_findings_wanted (&c->findings); i = end) {
-    while (i < c->nr && is_used (c, i))
-      i++;
-    for (end = i; end < c->nr && !is_used (c, end); ++end)
-      continue;
+    i = next_cluster (c, i, false);
+    end = next_cluster (c, i, true);
     check_found (&c->findings, CHECK_LEAK, end - i, "%" PRIu64 " clusters at "
                  "offset 0x%" PRIx64 " are not in use", end - i, i * size);
     leaks -= end - i;

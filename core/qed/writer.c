@@ -190,10 +190,13 @@ grow_file (struct qed_writer *w, uint64_t bytes)
     return -1;
   if (resize_file (w, bytes, &end) == -1) {
     /* It was set for nothing: the storage is full, or of a fixed size.  That it
-     * stays set would be no harm.
+     * stays set would be no harm, and does after the first time: a guest that
+     * tries again does not pay for that each time.
      */
-    if (!was_marked && !atomic_load (&w->failed))
+    if (!was_marked && !w->taken_back && !atomic_load (&w->failed)) {
+      w->taken_back = true;
       (void) mark (w, false);
+    }
     return -1;
   }
   if (flush_storage (w) == -1)

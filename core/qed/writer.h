@@ -67,6 +67,7 @@ struct qed_writer {
   pthread_mutex_t grow;
   _Atomic bool begun;       /* the header has no unknown autoclear bits */
   bool marked;              /* grow; NEED_CHECK is set by us */
+  bool taken_back;          /* grow; and was once cleared again */
   uint64_t features;        /* grow; as in the header now */
   uint64_t next, end;       /* grow; clusters between them are zeros (W2) */
   struct qed_clusters *back; /* grow; handed out, and not used in the end */

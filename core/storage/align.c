@@ -446,12 +446,6 @@ align_lock (struct storage *s, unsigned uses, unsigned denies, bool alone)
     : inner->ops->lock (inner, uses, denies, alone);
 }
 
-static void
-align_unlock (struct storage *s)
-{
-  storage_unlock (align_of (s)->inner);
-}
-
 static int
 align_make_writable (struct storage *s, unsigned uses, unsigned denies)
 {
@@ -501,7 +495,6 @@ static const struct storage_ops align_ops = {
   .stamp = align_stamp,
   .set_locking = align_set_locking,
   .lock = align_lock,
-  .unlock = align_unlock,
   .make_writable = align_make_writable,
   .check_writable = align_check_writable,
   .identify = align_identify,

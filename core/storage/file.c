@@ -349,15 +349,6 @@ file_lock (struct storage *s, unsigned uses, unsigned denies, bool alone)
   return locks_result (f, locks_place (f->fd, uses, denies), false);
 }
 
-static void
-file_unlock (struct storage *s)
-{
-  struct file *f = (struct file *) s;
-
-  if (f->locking != STORAGE_LOCKING_OFF)
-    locks_drop (f->fd);
-}
-
 /* Open the file once more, for writing: the one that is open, even if others
  * put something else under its name at this very moment.  Some devices do
  * something as soon as they are opened, so where /proc is mounted no name is
@@ -476,7 +467,6 @@ static const struct storage_ops file_ops = {
   .stamp = file_stamp,
   .set_locking = file_set_locking,
   .lock = file_lock,
-  .unlock = file_unlock,
   .make_writable = file_make_writable,
   .check_writable = file_check_writable,
   .identify = file_identify,

@@ -167,10 +167,3 @@ locks_deny (int fd, unsigned denies)
 {
   (void) for_each (fd, false, LOCK_DENIED, denies);
 }
-
-void
-locks_drop (int fd)
-{
-  unlock (fd, LOCK_USED, ~0U);
-  unlock (fd, LOCK_DENIED, ~0U);
-}

@@ -24,15 +24,12 @@ enum locks {
 extern enum locks locks_take (int fd, unsigned uses, unsigned denies,
                               int instead, unsigned instead_denies);
 
-/* Only make it known: nobody can be in the way, since until now another
- * descriptor of this process has held locks that let others hold none.
+/* Only make it known: nobody can be in the way, since another descriptor of
+ * this process has locks that let others have none.
  */
 extern enum locks locks_place (int fd, unsigned uses, unsigned denies);
 
 /* Deny these again, after another descriptor has failed to take its place. */
 extern void locks_deny (int fd, unsigned denies);
-
-/* Give all up. */
-extern void locks_drop (int fd);
 
 #endif /* CORE_STORAGE_LOCKS_H */

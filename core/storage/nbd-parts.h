@@ -4,6 +4,7 @@
  *
  *   nbd-conn.c   one connection: requests, and the wait for their answers
  *   nbd-pool.c   the connections to one server; what becomes of lost ones
+ *   nbd-write.c  writes and flushes
  *   nbd-name.c   names of servers
  */
 
@@ -158,5 +159,17 @@ extern void pool_cache (struct pool *p, uint64_t offset, uint64_t count);
  * what it has begins differently than when it was opened.
  */
 extern int pool_make_writable (struct pool *p);
+
+/* -------------------------------------------------------------- nbd-write.c
+ *
+ * The functions of these names in struct storage_ops: they set errno, ENOSPC
+ * past the server's end.
+ */
+
+extern ssize_t pool_write (struct pool *p, const struct iovec *iov, int nr,
+                           uint64_t offset, bool durable);
+extern int pool_write_many (struct pool *p, const struct storage_run *runs,
+                            unsigned nr);
+extern int pool_flush (struct pool *p);
 
 #endif /* CORE_STORAGE_NBD_PARTS_H */

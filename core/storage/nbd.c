@@ -27,9 +27,6 @@
  */
 #define MOST_ANSWERS 64
 
-/* Pieces up to so many bytes are copied and sent as one. */
-#define SMALL_BYTES 65536
-
 struct far {
   struct storage storage;
   struct storage_ops ops;
@@ -198,192 +195,24 @@ far_hole (struct storage *s, uint64_t offset)
 
 /* ----------------------------------------------------------------- writing */
 
-/* One command for each piece of memory, or for as much of it as goes into one.
- * Returns how many, and in *bytes of how many bytes: not all, perhaps.
- */
-static unsigned
-command_pieces (const struct far *f, const struct iovec *iov, int nr,
-                uint64_t offset, uint32_t flags,
-                struct conn_command commands[CONN_MAX_COMMANDS],
-                uint64_t *bytes)
-{
-  unsigned n = 0;
-
-  *bytes = 0;
-  for (; nr > 0 && n < CONN_MAX_COMMANDS; ++iov, --nr) {
-    const size_t count = iov->iov_len < f->pool.server.most
-      ? iov->iov_len : f->pool.server.most;
-
-    if (count == 0)
-      continue;
-    commands[n++] = (struct conn_command) {
-      .kind = CONN_WRITE, .buf = iov->iov_base, .count = count,
-      .offset = offset + *bytes, .flags = flags,
-    };
-    *bytes += count;
-    if (count < iov->iov_len)
-      break;
-  }
-  return n;
-}
-
-static uint64_t
-count_pieces (const struct iovec *iov, int nr)
-{
-  uint64_t count = 0;
-
-  while (nr > 0)
-    count += iov[--nr].iov_len;
-  return count;
-}
-
-static void
-join_pieces (uint8_t *to, const struct iovec *iov, int nr)
-{
-  for (; nr > 0; ++iov, --nr) {
-    memcpy (to, iov->iov_base, iov->iov_len);
-    to += iov->iov_len;
-  }
-}
-
-/* Write small pieces as one.  Returns as pwritev. */
 static ssize_t
-write_joined (struct far *f, const struct iovec *iov, int nr, uint64_t count,
-              uint64_t offset, uint32_t flags)
+far_pwritev (struct storage *s, const struct iovec *iov, int nr,
+             uint64_t offset, bool durable)
 {
-  uint8_t *buf = malloc (count);
-  const struct conn_command write = {
-    .kind = CONN_WRITE, .buf = buf, .count = count, .offset = offset,
-    .flags = flags,
-  };
-  int r;
-
-  if (buf == NULL)
-    return -1;
-  join_pieces (buf, iov, nr);
-  r = pool_run (&f->pool, &write, 1);
-  free (buf);
-  return r == -1 ? -1 : (ssize_t) count;
-}
-
-static ssize_t
-far_write (struct far *f, const struct iovec *iov, int nr, uint64_t offset,
-           uint32_t flags)
-{
-  struct conn_command commands[CONN_MAX_COMMANDS];
-  const uint64_t count = count_pieces (iov, nr);
-  uint64_t bytes;
-  unsigned n;
-
-  if (offset > f->pool.server.size || count > f->pool.server.size - offset) {
-    errno = ENOSPC;
-    return -1;
-  }
-  if (nr > 1 && count <= SMALL_BYTES && count <= f->pool.server.most)
-    return write_joined (f, iov, nr, count, offset, flags);
-  n = command_pieces (f, iov, nr, offset, flags, commands, &bytes);
-  return pool_run (&f->pool, commands, n) == -1 ? -1 : (ssize_t) bytes;
-}
-
-/* Where the bytes of a run are, or are copied to: *copy is moved on. */
-static void *
-run_bytes (const struct storage_run *r, uint8_t **copy)
-{
-  void *p = *copy;
-
-  if (r->nr == 1)
-    return r->iov[0].iov_base;
-  join_pieces (p, r->iov, r->nr);
-  *copy += count_pieces (r->iov, r->nr);
-  return p;
-}
-
-/* Write one run after the other, each as often as it takes. */
-static int
-write_each (struct far *f, const struct storage_run *runs, unsigned nr)
-{
-  unsigned i;
-  int k;
-
-  for (i = 0; i < nr; ++i) {
-    uint64_t offset = runs[i].offset.v;
-
-    for (k = 0; k < runs[i].nr; ++k) {
-      struct iovec piece = runs[i].iov[k];
-
-      while (piece.iov_len > 0) {
-        const ssize_t r = far_write (f, &piece, 1, offset, 0);
-
-        if (r == -1)
-          return -1;
-        piece.iov_base = (uint8_t *) piece.iov_base + r;
-        piece.iov_len -= r;
-        offset += r;
-      }
-    }
-  }
-  return 0;
+  return pool_write (&far_of (s)->pool, iov, nr, offset, durable);
 }
 
 static int
 far_pwrite_many (struct storage *s, const struct storage_run *runs,
                  unsigned nr)
 {
-  struct far *f = far_of (s);
-  struct conn_command commands[STORAGE_MAX_RUNS];
-  uint64_t bytes = 0, longest = 0;
-  uint8_t *buf, *copy;
-  unsigned i;
-  int r;
-
-  for (i = 0; i < nr; ++i) {
-    const uint64_t count = count_pieces (runs[i].iov, runs[i].nr);
-
-    if (runs[i].offset.v > f->pool.server.size ||
-        count > f->pool.server.size - runs[i].offset.v) {
-      errno = ENOSPC;
-      return -1;
-    }
-    bytes += count;
-    longest = count > longest ? count : longest;
-  }
-  if (longest > f->pool.server.most)
-    return write_each (f, runs, nr);
-  buf = copy = malloc (bytes);
-  if (buf == NULL)
-    return -1;
-  for (i = 0; i < nr; ++i)
-    commands[i] = (struct conn_command) {
-      .kind = CONN_WRITE, .buf = run_bytes (&runs[i], &copy),
-      .offset = runs[i].offset.v,
-      .count = count_pieces (runs[i].iov, runs[i].nr),
-    };
-  r = pool_run (&f->pool, commands, nr);
-  free (buf);
-  return r;
+  return pool_write_many (&far_of (s)->pool, runs, nr);
 }
 
 static int
 far_flush (struct storage *s)
 {
-  struct far *f = far_of (s);
-  const struct conn_command flush = { .kind = CONN_FLUSH };
-
-  if (!f->pool.server.flush) /* without_flush was asked for */
-    return 0;
-  return pool_run (&f->pool, &flush, 1);
-}
-
-static ssize_t
-far_pwritev (struct storage *s, const struct iovec *iov, int nr,
-             uint64_t offset, bool durable)
-{
-  struct far *f = far_of (s);
-  const bool fua = durable && f->pool.server.fua;
-  const ssize_t r = far_write (f, iov, nr, offset,
-                               fua ? LIBNBD_CMD_FLAG_FUA : 0);
-
-  return r != -1 && durable && !fua && far_flush (s) == -1 ? -1 : r;
+  return pool_flush (&far_of (s)->pool);
 }
 
 /* ----------------------------------------------------------------- zeroing */

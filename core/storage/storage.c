@@ -359,21 +359,9 @@ storage_lock (struct storage *s, unsigned uses, unsigned denies)
 }
 
 int
-storage_lock_instead (struct storage *s, struct storage *other, unsigned uses,
-                      unsigned denies)
+storage_lock_alone (struct storage *s, unsigned uses, unsigned denies)
 {
-  const int r =
-    s->ops->lock == NULL ? 0 : s->ops->lock (s, uses, denies, true);
-
-  storage_unlock (other);
-  return r;
-}
-
-void
-storage_unlock (struct storage *s)
-{
-  if (s->ops->unlock != NULL)
-    s->ops->unlock (s);
+  return s->ops->lock == NULL ? 0 : s->ops->lock (s, uses, denies, true);
 }
 
 int

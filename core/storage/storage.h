@@ -136,7 +136,6 @@ struct storage_ops {
   void (*set_locking) (struct storage *, enum storage_locking);
   int (*lock) (struct storage *, unsigned uses, unsigned denies,
                bool alone); /* nobody else can hold any: don't look for them */
-  void (*unlock) (struct storage *);
   int (*make_writable) (struct storage *, unsigned uses, unsigned denies);
   int (*check_writable) (const struct storage *);
 
@@ -166,15 +165,11 @@ extern void storage_set_locking (struct storage *s,
  */
 extern int storage_lock (struct storage *s, unsigned uses, unsigned denies);
 
-/* The same, instead of another storage of the same bytes, which holds locks
- * that let no other process use them.  It gives these up, and at no moment is
- * there none.
+/* The same, while another storage of this process has locks on the same bytes
+ * that let no other process use them.
  */
-extern int storage_lock_instead (struct storage *s, struct storage *other,
-                                 unsigned uses, unsigned denies);
-
-/* Give these locks up. */
-extern void storage_unlock (struct storage *s);
+extern int storage_lock_alone (struct storage *s, unsigned uses,
+                               unsigned denies);
 
 /* Open a storage that was opened for reading once more, for writing: the same
  * file, which must still be under the same path, with locks as by storage_lock

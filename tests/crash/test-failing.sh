@@ -3,5 +3,5 @@
 
 # A part of what failing storage can do; `make check-failing' does more.
 
-exec ./failing --seconds "${FAILING_SECONDS-8}" --jobs "$(nproc)" \
+exec ./failing --seconds "${FAILING_SECONDS-5}" --jobs "$(nproc)" \
                --calls 12 --quiet

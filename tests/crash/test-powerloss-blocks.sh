@@ -10,7 +10,8 @@ if QCOW2_TEST_BLOCK=3 ./powerloss --quiet --cuts 1 --seconds 100 \
     echo 'QCOW2_TEST_BLOCK is ignored'
     exit 1
 fi
-for block in 512 4096; do
-    QCOW2_TEST_BLOCK=$block ./powerloss --jobs "$(nproc)" --quiet --cuts 24 \
-        --mix 4 --random 20 --seconds "${POWERLOSS_SECONDS-10}" || exit 1
+for block in ${POWERLOSS_BLOCKS-512 4096}; do
+    QCOW2_TEST_BLOCK=$block ./powerloss --jobs "$(nproc)" --quiet \
+        --cuts "${POWERLOSS_CUTS-5}" --mix 4 --random 20 \
+        --workloads "$(./powerloss --list | wc -l)" || exit 1
 done

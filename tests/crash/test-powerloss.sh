@@ -8,5 +8,6 @@ ask=()
 if qemu-img --version > /dev/null 2>&1; then
     ask=(--ask 1000)
 fi
-exec ./powerloss --seconds "${POWERLOSS_SECONDS-20}" --jobs "$(nproc)" \
-                 --cuts 24 --mix 4 --random 20 "${ask[@]}" --quiet
+# One workload on each image, however busy the machine is.
+exec ./powerloss --workloads "$(./powerloss --list | wc -l)" --jobs "$(nproc)" \
+                 --cuts "${POWERLOSS_CUTS-9}" --mix 4 --random 20 "${ask[@]}" --quiet

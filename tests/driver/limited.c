@@ -233,6 +233,19 @@ end_all (void)
 
 /* --------------------------------------------------------------------- main */
 
+/* To have memory from the system takes longer than most of what is done with
+ * it, above all in virtual machines: it is taken in large pages where there are
+ * any, and kept for what is allocated next.
+ */
+static void
+keep_memory (void)
+{
+  setenv ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", 0);
+  setenv ("MALLOC_MMAP_THRESHOLD_", "33554432", 0);
+  setenv ("MALLOC_TRIM_THRESHOLD_", "1073741824", 0);
+  setenv ("MALLOC_TOP_PAD_", "16777216", 0);
+}
+
 static void
 start (char **command, const char *limit)
 {
@@ -250,6 +263,7 @@ start (char **command, const char *limit)
   sigprocmask (SIG_SETMASK, &old, NULL);
   /* It needs no limit of its own: see tests/unit/check.h. */
   setenv ("TEST_LIMIT", limit, 1);
+  keep_memory ();
   /* Ctrl-C is for this process, which ends all. */
   setsid ();
   execvp (command[0], command);

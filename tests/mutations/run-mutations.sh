@@ -94,7 +94,7 @@ compile_some () {
     for ((i = first + 1; i <= $#; i += jobs)); do
         name=$(basename "${!i}" .c)
         folder=$(dirname "${!i}")
-        if grep -q '^main (' "${!i}"; then
+        if grep -q -e '^main (' -e '^#include "test-' "${!i}"; then
             grep -qx "$name" "$work/wanted" || continue
             folder=$work/programs
         fi

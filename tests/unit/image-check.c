@@ -75,8 +75,11 @@ parse (const uint8_t *data, uint64_t size)
   m.table_offset = word64 (&m, 48);
   m.table_clusters = word32 (&m, 56);
   m.order = m.version < 3 ? 4 : word32 (&m, 96);
-  if (m.bits < 9 || m.bits > 21 || m.order > 6)
-    abort ();
+  if (m.bits < 9 || m.bits > 21 || m.order > 6) { /* not even an image is left */
+    fprintf (stderr, "the header has other contents: clusters of 2^%u bytes\n",
+             m.bits);
+    exit (1);
+  }
   m.cluster_size = UINT64_C (1) << m.bits;
   m.extended = m.version >= 3 &&
     (word64 (&m, 72) & QCOW2_INCOMPAT_EXTENDED_L2) != 0;

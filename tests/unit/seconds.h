@@ -27,19 +27,14 @@ test_seconds (double usual)
   return s != NULL && atof (s) > 0 ? atof (s) : usual;
 }
 
-/* ThreadSanitizer takes ten times as long, and learns nothing from tests of
- * one thread: these do one of so many rounds there, and with AddressSanitizer one
- * of half as many.  Without either, all are done.
+/* Sanitizers take five to twenty times as long: tests do one of so many rounds
+ * there.  Without them all are done.
  */
-#if defined __SANITIZE_THREAD__
+#if defined __SANITIZE_THREAD__ || defined __SANITIZE_ADDRESS__
 #define TEST_EACH(nr) (nr)
-#elif defined __SANITIZE_ADDRESS__
-#define TEST_EACH(nr) ((nr) / 2 | 1)
 #elif defined __has_feature
-#if __has_feature (thread_sanitizer)
+#if __has_feature (thread_sanitizer) || __has_feature (address_sanitizer)
 #define TEST_EACH(nr) (nr)
-#elif __has_feature (address_sanitizer)
-#define TEST_EACH(nr) ((nr) / 2 | 1)
 #endif
 #endif
 #ifndef TEST_EACH

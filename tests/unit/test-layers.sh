@@ -18,7 +18,7 @@ raw: base storage cache disk
 qcow2: base crypto storage cache disk
 qcow2/check: base/advice.h base/bytes.h base/error.h base/hash.h base/offset.h
 qcow2/check: storage/storage.h
-qcow2/check: qcow2/codec.h qcow2/entry.h qcow2/foreign.h qcow2/format.h
+qcow2/check: qcow2/bitmaps.h qcow2/codec.h qcow2/entry.h qcow2/foreign.h qcow2/format.h
 qcow2/check: qcow2/header.h
 qcow2/write: base storage cache qcow2 disk qcow2/check
 qed: base storage cache disk qcow2/check/report.h qcow2/check/repair.h

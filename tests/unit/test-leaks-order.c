@@ -101,11 +101,14 @@ __wrap_epoch_advance (struct epoch *e, uint64_t then)
     atomic_fetch_add (&looks, 1);
 }
 
-/* It waits for a request; or, which would be wrong, it does not. */
+/* It waits for a request; or, which would be wrong, it does not, and is through
+ * or at its gate.
+ */
 static void
 wait_until_it_waits (void)
 {
-  while (atomic_load (&looks) < 20 && !image_leaks_are_done (rig.im))
+  while (atomic_load (&looks) < 20 && !image_leaks_are_done (rig.im) &&
+         !atomic_load (&gates[SEARCH].reached))
     sched_yield ();
 }
 

@@ -155,6 +155,9 @@ test_given_back (void)
 static void
 test_fixed (void)
 {
+  uint64_t writes, flushes;
+  unsigned i;
+
   qed_image_start (&q, CLUSTER, 2, 1, 20 * CLUSTER, "base");
   qed_image_data (&q, 0, 1);
   CHECK_OK (open_image (true));
@@ -170,6 +173,14 @@ test_fixed (void)
   CHECK_OK (image_flush (im));
   expect (7 * CLUSTER, CLUSTER, 0);
   CHECK_EQ (d.size, q.size);
+  /* A guest that tries again has the header written at most once more. */
+  CHECK (put (5 * CLUSTER, 512, 'x', 0) == -1);
+  writes = control.writes;
+  flushes = control.flushes;
+  for (i = 0; i < 3; ++i)
+    CHECK (put (5 * CLUSTER, 512, 'x', 0) == -1);
+  CHECK_EQ (control.writes, writes);
+  CHECK_EQ (control.flushes, flushes);
   close_image ();
 }
 

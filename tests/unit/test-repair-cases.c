@@ -229,6 +229,76 @@ test_autoclear (void)
   build_free (&b);
 }
 
+/* Where an image has the directory of its bitmaps. */
+static uint64_t
+bitmap_directory (const struct made *m)
+{
+  uint64_t at;
+
+  for (at = get_be32 (m->bytes + 100);
+       get_be32 (m->bytes + at) != QCOW2_EXT_BITMAPS; at += 8)
+    at += (get_be32 (m->bytes + at + 4) + 7) & -8;
+  return get (m->bytes, at + 24);
+}
+
+/* Where the first L1 entry is that leads to a table. */
+static uint64_t
+first_l1_entry (const struct made *m)
+{
+  uint64_t at = get (m->bytes, 40);
+
+  while (get (m->bytes, at) == 0)
+    at += 8;
+  return at;
+}
+
+#define BITMAP_FLAGS 12 /* in an entry of the directory */
+
+enum bitmap_damage {
+  WRONG_FLAG, /* COPIED: the guest does not see it */
+  LOST_TABLE,
+  TWO_USES,   /* the L2 table is the refcount table, too */
+};
+
+/* A repair that changes what the guest sees marks those that should follow as
+ * in use: a backup by them would lack that change.  Where something has two
+ * uses, nothing is written to what it may be: all bitmaps are given up.
+ */
+static void
+test_bitmaps_marked (enum bitmap_damage damage, uint32_t flags, uint32_t then,
+                     uint64_t autoclear)
+{
+  struct repair_report r;
+  struct memory_disk d;
+  struct storage *s;
+  uint64_t directory, at;
+  struct made m;
+
+  CHECK (made_image (&m, "v3-c4k-r32-snap2-bitmap"));
+  directory = bitmap_directory (&m);
+  put_be32 (m.bytes + directory + BITMAP_FLAGS, flags);
+  at = first_l1_entry (&m);
+  if (damage == WRONG_FLAG)
+    put (m.bytes, at, get (m.bytes, at) ^ UINT64_C (1) << 63);
+  else if (damage == LOST_TABLE)
+    put (m.bytes, at, get (m.bytes, at) + 512);
+  else
+    put (m.bytes, at, get (m.bytes, 48));
+  memory_disk_init (&d, m.bytes, m.size);
+  s = memory_disk_open (&d, "test", NULL);
+  CHECK_OK (repair_storage (s, REPAIR_ALL, &quiet, &r));
+  CHECK (r.before.corruptions > 0);
+  CHECK_EQ (r.before.found[CHECK_REFCOUNT] > 0, damage == TWO_USES);
+  CHECK_EQ (get (d.data, 88), autoclear);
+  if (autoclear != 0)
+    CHECK_EQ (get_be32 (d.data + directory + BITMAP_FLAGS), then);
+  if (damage != TWO_USES)
+    CHECK (is_clean (d.data, d.size));
+  storage_close (s);
+  memory_disk_free (&d);
+  made_free (&m);
+}
+
 /* Bitmaps that can't be read are given up, and their clusters freed. */
 static void
 test_bitmaps (void)
@@ -241,10 +311,7 @@ test_bitmaps (void)
 
   CHECK (made_image (&m, "v3-c4k-r32-snap2-bitmap"));
   CHECK_EQ (get (m.bytes, 88), QCOW2_AUTOCLEAR_BITMAPS);
-  for (at = get_be32 (m.bytes + 100);
-       get_be32 (m.bytes + at) != QCOW2_EXT_BITMAPS; at += 8)
-    at += (get_be32 (m.bytes + at + 4) + 7) & -8;
-  at = get (m.bytes, at + 24);
+  at = bitmap_directory (&m);
   put (m.bytes, at, get (m.bytes, at) + 512); /* of the first bitmap's table */
   memory_disk_init (&d, m.bytes, m.size);
   s = memory_disk_open (&d, "test", NULL);
@@ -510,6 +577,10 @@ main (void)
   test_shared ();
   test_autoclear ();
   test_bitmaps ();
+  test_bitmaps_marked (WRONG_FLAG, 2, 2, QCOW2_AUTOCLEAR_BITMAPS);
+  test_bitmaps_marked (LOST_TABLE, 2, 3, QCOW2_AUTOCLEAR_BITMAPS);
+  test_bitmaps_marked (LOST_TABLE, 0, 0, QCOW2_AUTOCLEAR_BITMAPS);
+  test_bitmaps_marked (TWO_USES, 2, 0, 0);
   test_fixed_size ();
   test_full ();
   test_failing (false);

@@ -70,10 +70,13 @@ is_shared (const struct check_span *span, uint64_t cluster)
 
 /* Limits for new refcounts: in all, plus for each cluster with references.
  * References that are far apart need a block each.  In ordinary images the new
- * blocks stay within this; images made to fill the disk get no more.
+ * blocks stay within this; images made to fill the disk, or to keep a processor
+ * busy with small blocks, get no more.
  */
 #define MAX_NEW_BYTES (UINT64_C (64) << 20)
 #define MAX_BYTES_EACH 16
+#define MAX_NEW_BLOCKS 32768
+#define MIN_REFERRED_EACH 8 /* clusters for each block beyond these */
 
 /* Check these limits, before anything is written. */
 static int
@@ -81,10 +84,13 @@ check_size (const struct repair *r)
 {
   const uint64_t bytes = r->blocks << r->c.h.cluster_bits;
 
-  if (!r->rebuild || bytes <= MAX_NEW_BYTES + r->referred * MAX_BYTES_EACH)
+  if (!r->rebuild ||
+      (bytes <= MAX_NEW_BYTES + r->referred * MAX_BYTES_EACH &&
+       r->blocks <= MAX_NEW_BLOCKS + r->referred / MIN_REFERRED_EACH))
     return 0;
   error_set (EIO, "%s: the clusters in use are so far apart that new refcounts "
-             "of them would take %" PRIu64 " bytes", r->c.storage->name, bytes);
+             "of them would take %" PRIu64 " bytes, in %" PRIu64 " blocks",
+             r->c.storage->name, bytes, r->blocks);
   return -1;
 }
 

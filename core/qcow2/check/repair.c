@@ -44,9 +44,11 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "qcow2/bitmaps.h"
 #include "qcow2/check/check.h"
 #include "qcow2/check/repair-entries.h"
 #include "qcow2/check/repair-l1.h"
@@ -79,18 +81,75 @@ write_features (struct storage *s, const struct header *h)
   return storage_flush (s);
 }
 
+/* Whether the guest may see other data after the repair: refcounts and COPIED
+ * flags are nothing to it.
+ */
+static bool
+changes_disk (const struct check_report *before)
+{
+  return before->l1_cut ||
+    before->corruptions > before->found[CHECK_REFCOUNT] +
+                          before->found[CHECK_COPIED];
+}
+
+/* Whether a cluster has two uses: overlaps are only told of those whose
+ * refcounts agree.
+ */
+static bool
+may_be_shared (const struct check_report *before)
+{
+  return before->found[CHECK_OVERLAP] > 0 ||
+    before->found[CHECK_REFCOUNT] > 0 || before->found[CHECK_OVERFLOW] > 0;
+}
+
+/* Whether no bitmap is kept: they are damaged, or have to be marked, and may be
+ * in clusters that have another use as well, where nothing is written.
+ */
+static int
+must_give_up_bitmaps (const struct repair *r, const struct check_report *before,
+                      bool *give_up)
+{
+  bool any;
+
+  *give_up = before->bitmaps_damaged;
+  if (*give_up || !changes_disk (before))
+    return 0;
+  if (bitmaps_must_follow (r->c.storage, &r->c.h, &any) == 0)
+    *give_up = any && may_be_shared (before);
+  else if (error_errno () == EINVAL)
+    *give_up = true;
+  else
+    return -1;
+  return 0;
+}
+
 static int
 clear_autoclear (struct repair *r, const struct check_report *before)
 {
   struct header *h = &r->c.h;
   uint64_t keep = QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+  bool give_up;
 
-  if (before->bitmaps_damaged)
+  if (must_give_up_bitmaps (r, before, &give_up) == -1)
+    return -1;
+  if (give_up)
     keep &= ~QCOW2_AUTOCLEAR_BITMAPS;
   if ((h->autoclear & ~keep) == 0)
     return 0;
   h->autoclear &= keep;
   return write_features (r->c.storage, h);
+}
+
+/* Bitmaps that record changes would not know of the repair's, and a backup by
+ * them would lack those: nobody is to trust them any more.
+ */
+static int
+mark_bitmaps (struct repair *r, const struct check_report *before)
+{
+  bool written;
+
+  return !changes_disk (before) ? 0
+    : bitmaps_mark_in_use (r->c.storage, &r->c.h, &written);
 }
 
 static int
@@ -110,7 +169,7 @@ static int
 run_steps (struct repair *r, struct repair_report *report)
 {
   if (clear_autoclear (r, &report->before) == -1 ||
-      repair_survey (r) == -1 ||
+      repair_survey (r) == -1 || mark_bitmaps (r, &report->before) == -1 ||
       repair_fix_entries (r) == -1 || repair_flush (r) == -1)
     return -1;
   report->why_not = r->nr_shared > 0 ? not_written : NULL;
