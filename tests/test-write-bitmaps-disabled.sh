@@ -110,6 +110,33 @@ check_clean "$image"
 expect_no_connection 'image\.qcow2: .*enabled.*bitmaps=invalidate' \
     "$PLUGIN" "$image"
 
+# Where its bits seem to be free, nothing is written until that is repaired.
+make
+dirty monday > "$tmp/before"
+"$PYTHON" - "$image" <<'PY'
+import struct
+import sys
+from qcow2make import patch
+
+with open(sys.argv[1], "rb") as f:
+    image = f.read()
+
+
+def be64(at):
+    return struct.unpack_from(">Q", image, at)[0]
+
+
+extension = image.index(struct.pack(">I", 0x23852875), 104)
+bits = be64(be64(be64(extension + 24)))
+assert bits != 0 and bits % 65536 == 0
+patch(sys.argv[1], be64(be64(48)) + bits // 65536 * 2, bytes(2))
+PY
+expect_no_connection 'image\.qcow2: .*refcount.*0.*bits of a bitmap.*repair=all' \
+    "$PLUGIN" "$image"
+write repair=all
+test "$(flags)" = monday || die "the repair has lost the bitmap"
+dirty monday | cmp - "$tmp/before" || die "the repair has changed the bitmap"
+
 # Beside an enabled one that is given up it stays as it is.
 make
 qemu-img bitmap --add "$image" friday

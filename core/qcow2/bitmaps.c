@@ -118,6 +118,35 @@ bitmaps_must_follow (struct storage *s, const struct header *h, bool *any)
   return r;
 }
 
+static int
+check_place (struct storage *s, const struct header *h, struct host_off place,
+             struct host_off table, uint32_t nr)
+{
+  return header_check_table (s->name, h, s->size, "bitmap table", place.v,
+                             table, nr, 8,
+                             QCOW2_MAX_BITMAP_BYTES / h->cluster_size * 8);
+}
+
+int
+bitmaps_check_tables (struct storage *s, const struct header *h)
+{
+  struct cursor c;
+  int r;
+
+  if (start (&c, s, h) == -1)
+    return -1;
+  while ((r = next (&c)) == 1) {
+    const struct host_off table = {
+      get_be64 (c.entry + QCOW2_BITMAP_FIELD_TABLE)
+    };
+
+    if (check_place (s, h, c.place, table,
+                     get_be32 (c.entry + QCOW2_BITMAP_FIELD_TABLE_SIZE)) == -1)
+      return -1;
+  }
+  return r;
+}
+
 int
 bitmaps_mark_in_use (struct storage *s, const struct header *h, bool *written)
 {
@@ -227,7 +256,5 @@ bitmap_check_table (struct storage *s, const struct header *h,
                s->name, b->place.v, b->nr_parts, nr);
     return -1;
   }
-  return header_check_table (s->name, h, s->size, "bitmap table", b->place.v,
-                             b->table, b->nr_parts, 8,
-                             QCOW2_MAX_BITMAP_BYTES / h->cluster_size * 8);
+  return check_place (s, h, b->place, b->table, b->nr_parts);
 }

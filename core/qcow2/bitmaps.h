@@ -25,6 +25,11 @@
 extern int bitmaps_must_follow (struct storage *s, const struct header *h,
                                 bool *any);
 
+/* Check that all tables are within the file.  Returns -1 with the error set:
+ * EINVAL, EIO.
+ */
+extern int bitmaps_check_tables (struct storage *s, const struct header *h);
+
 /* Mark those as in use, durably.  Returns -1 with the error set.  *written,
  * even then, tells whether anything was written, durably or not.
  */

@@ -20,19 +20,22 @@
 #define IN_USE 1
 #define AUTO 2 /* enabled */
 
-/* An image with bitmaps that have these flags; their tables are empty. */
+/* An image with bitmaps that have these flags; no bit is set in any. */
 static uint64_t
 build_bitmaps (struct builder *b, unsigned nr, const uint32_t *flags)
 {
-  uint64_t directory, size;
+  uint64_t directory, tables, size;
   unsigned i;
 
   build_start (b, 3, 12, false, COMPRESSION_DEFLATE, 1 << 20);
   directory = build_clusters (b, 1);
+  tables = build_clusters (b, nr);
   for (i = 0, size = 0; i < nr; ++i) {
     uint8_t *p = b->data + directory + size;
     const unsigned name = 3 + i, extra = i % 2 ? 0 : 5;
 
+    put_be64 (p, tables + i * 4096);
+    put_be32 (p + 8, 1);
     put_be32 (p + 12, flags[i]);
     p[16] = 1; /* dirty tracking */
     p[17] = 16;

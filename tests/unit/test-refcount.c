@@ -126,6 +126,17 @@ check_run (uint64_t cluster, uint64_t max, uint64_t limit)
 }
 
 static void
+check_first_free (uint64_t cluster, uint64_t nr)
+{
+  uint64_t first = 77, expected = cluster;
+
+  while (expected < cluster + nr && model[expected] != 0)
+    expected++;
+  CHECK_OK (refcount_first_free (&refcounts, cluster, nr, &first));
+  CHECK_EQ (first, expected);
+}
+
+static void
 test_runs (unsigned bits, unsigned order)
 {
   uint64_t state = bits * 10 + order, limit, i, round;
@@ -157,6 +168,7 @@ test_runs (unsigned bits, unsigned order)
     }
     default:
       check_run (at, nr, limit);
+      check_first_free (at, nr);
     }
   }
   CHECK_OK (writeback_flush (&writeback));
@@ -167,6 +179,13 @@ test_runs (unsigned bits, unsigned order)
   /* What no block is for is 0. */
   check_run (limit * 1000, 100000, 0);
   CHECK_EQ (refcount_of (limit * 1000), 0);
+  model[0] = 1;
+  for (i = 1; i < limit; ++i) /* several slices */
+    model[i] = i < limit - 1;
+  CHECK_OK (refcount_set (&refcounts, 0, limit, 1, NULL));
+  check_first_free (0, limit - 1);
+  CHECK_OK (refcount_set (&refcounts, limit - 1, 1, 0, NULL));
+  check_first_free (0, limit);
   if (check_any_failed ())
     fprintf (stderr, "%s\n", what);
   end ();

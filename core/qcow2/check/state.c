@@ -112,7 +112,9 @@ check_use_name (enum check_use use)
     [USE_SNAPSHOTS] = "snapshot table",
     [USE_REFCOUNT_TABLE] = "refcount table",
     [USE_REFCOUNT_BLOCK] = "refcount block",
-    [USE_BITMAP] = "bitmap",
+    [USE_BITMAP_DIRECTORY] = "bitmap directory",
+    [USE_BITMAP_TABLE] = "bitmap table",
+    [USE_BITS] = "bits of a bitmap",
     [USE_CRYPTO] = "LUKS header",
     [USE_L2] = "L2 table",
     [USE_DATA] = "data",
@@ -255,7 +257,7 @@ check_refer (struct check *c, enum check_use use, struct host_off place,
     return 0;
   }
   if (c->referred != NULL)
-    c->referred (c->opaque, offset, bytes);
+    c->referred (c->opaque, use, offset, bytes);
   if (c->only_look || c->referred != NULL)
     return 1;
   return refer_clusters (c, use, offset >> bits,
@@ -309,7 +311,7 @@ refer_interval (void *opaque, uint64_t start, uint64_t end,
   const unsigned bits = o->c->h.cluster_bits;
 
   if (o->c->referred != NULL) {
-    o->c->referred (o->c->opaque, start, end - start);
+    o->c->referred (o->c->opaque, o->use, start, end - start);
     return 0;
   }
   return refer_clusters (o->c, o->use, start >> bits, end >> bits, paths.all);

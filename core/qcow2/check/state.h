@@ -13,6 +13,21 @@
 #include "qcow2/header.h"
 #include "storage/storage.h"
 
+/* What host clusters are used as. */
+enum check_use {
+  USE_HEADER,
+  USE_L1,
+  USE_SNAPSHOTS,
+  USE_REFCOUNT_TABLE,
+  USE_REFCOUNT_BLOCK,
+  USE_BITMAP_DIRECTORY,
+  USE_BITMAP_TABLE,
+  USE_BITS, /* of a bitmap */
+  USE_CRYPTO,
+  USE_L2,
+  USE_DATA,
+};
+
 struct check {
   struct storage *storage;
   const struct check_options *options;
@@ -39,7 +54,8 @@ struct check {
   /* If not NULL, called for each reference within the file, instead of
    * counting it.
    */
-  void (*referred) (void *opaque, uint64_t offset, uint64_t bytes);
+  void (*referred) (void *opaque, enum check_use use, uint64_t offset,
+                    uint64_t bytes);
   void *opaque;
 
   /* The guest's offset of the L2 table that is visited: of its first entry's
@@ -86,19 +102,6 @@ check_is_first (const struct check *c)
 {
   return c->counts.first == 0 && !c->fixed_up;
 }
-
-/* What host clusters are used as. */
-enum check_use {
-  USE_HEADER,
-  USE_L1,
-  USE_SNAPSHOTS,
-  USE_REFCOUNT_TABLE,
-  USE_REFCOUNT_BLOCK,
-  USE_BITMAP,
-  USE_CRYPTO,
-  USE_L2,
-  USE_DATA,
-};
 
 /* Count n references from an entry at this place of the file (0: in the
  * header) to a range of bytes.  Returns 1 if the range is within the file, 0

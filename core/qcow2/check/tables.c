@@ -236,10 +236,10 @@ bad_bitmap (struct check *c, struct host_off at, const char *what, uint64_t n)
 
 /* Returns as check_refer does. */
 static int
-refer_to_part (struct check *c, struct host_off place, uint64_t offset,
-               uint64_t bytes, uint64_t n)
+refer_to_part (struct check *c, enum check_use use, struct host_off place,
+               uint64_t offset, uint64_t bytes, uint64_t n)
 {
-  const int r = check_refer (c, USE_BITMAP, place, offset, bytes, n);
+  const int r = check_refer (c, use, place, offset, bytes, n);
 
   if (r == 0)
     c->findings.report.bitmaps_damaged = true;
@@ -264,7 +264,7 @@ refer_to_bits (struct check *c, void *opaque, struct host_off place,
       bad_bitmap (c, at, "bitmap table entry", n);
       break;
     case BITMAP_PART_CLUSTER:
-      if (refer_to_part (c, at, host.v, c->h.cluster_size, n) == -1)
+      if (refer_to_part (c, USE_BITS, at, host.v, c->h.cluster_size, n) == -1)
         return -1;
       break;
     case BITMAP_PART_CLEAN:
@@ -298,7 +298,8 @@ add_bitmap (struct check *c, struct check_ranges *tables, struct host_off at,
 
   if (!check_is_beyond (c, offset, bytes))
     return check_ranges_add (tables, offset, bytes, false);
-  return refer_to_part (c, at, offset, bytes, 1) == -1 ? -1 : 0;
+  return refer_to_part (c, USE_BITMAP_TABLE, at, offset, bytes, 1) == -1
+    ? -1 : 0;
 }
 
 /* Returns the entry's size, 0 if it is not valid, or -1. */
@@ -368,12 +369,12 @@ check_bitmaps (struct check *c)
     bad_bitmap (c, field, "bitmap directory's place", 1);
     return 0;
   }
-  r = refer_to_part (c, field, c->h.bitmap_directory.v,
+  r = refer_to_part (c, USE_BITMAP_DIRECTORY, field, c->h.bitmap_directory.v,
                      c->h.bitmap_directory_size, 1);
   if (r == 1) {
     r = find_bitmaps (c, &tables);
     if (r == 0)
-      r = check_refer_ranges (c, USE_BITMAP, &tables);
+      r = check_refer_ranges (c, USE_BITMAP_TABLE, &tables);
     if (r == 0)
       r = check_each_interval (&tables, 8, refer_to_interval, c);
     check_ranges_free (&tables);

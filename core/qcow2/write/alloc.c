@@ -472,6 +472,23 @@ alloc_refcount (struct alloc *s, struct host_off host, uint64_t *refcount)
 }
 
 int
+alloc_find_free (struct alloc *s, struct host_off host, uint64_t bytes,
+                 struct host_off *free)
+{
+  const uint64_t cluster = host.v >> s->cluster_bits;
+  const uint64_t end = (host.v + bytes - 1) / (UINT64_C (1) << s->cluster_bits)
+    + 1;
+  uint64_t first;
+  int r;
+
+  pthread_mutex_lock (&s->refcounts_lock);
+  r = refcount_first_free (&s->refcounts, cluster, end - cluster, &first);
+  pthread_mutex_unlock (&s->refcounts_lock);
+  *free = first < end ? alloc_offset (s, first) : HOST_NONE;
+  return r;
+}
+
+int
 alloc_close (struct alloc *s)
 {
   int r;

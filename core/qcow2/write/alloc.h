@@ -138,6 +138,12 @@ extern void alloc_give_back (struct alloc *s, struct host_off host,
 extern int alloc_refcount (struct alloc *s, struct host_off host,
                            uint64_t *refcount);
 
+/* Find the first cluster within these bytes (> 0) whose refcount is 0;
+ * HOST_NONE if there is none.  Returns -1 with the error set.
+ */
+extern int alloc_find_free (struct alloc *s, struct host_off host,
+                            uint64_t bytes, struct host_off *free);
+
 /* Lower the refcounts of what was given up, as far as P3 allows by now. */
 extern void alloc_reclaim (struct alloc *s);
 

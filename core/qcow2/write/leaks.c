@@ -221,10 +221,11 @@ damaged (const struct leaks *l, struct host_off place)
 }
 
 static void
-refer (void *opaque, uint64_t offset, uint64_t bytes)
+refer (void *opaque, enum check_use use, uint64_t offset, uint64_t bytes)
 {
   struct leaks *l = opaque;
 
+  (void) use;
   suspects_clear_bytes (l->suspects, (struct host_off) { offset }, bytes);
 }
 

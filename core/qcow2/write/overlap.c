@@ -60,6 +60,8 @@ overlap_name (enum metadata kind)
   case METADATA_SNAPSHOT_TABLE: return "the snapshot table";
   case METADATA_SNAPSHOT_L1: return "the L1 table of a snapshot";
   case METADATA_BITMAPS: return "the bitmap directory";
+  case METADATA_BITMAP_TABLE: return "the table of a bitmap";
+  case METADATA_BITS: return "the bits of a bitmap";
   case METADATA_LUKS: return "the LUKS header";
   }
   abort ();

@@ -6,6 +6,8 @@
  * Memory: up to 64 bytes for each L2 table and refcount block of the image,
  * whose number its L1 and refcount tables bound, and for each cluster of other
  * tables that are made while it is open.  Slots of removed tables are reused.
+ * Up to 48 bytes for each range, of which bitmaps may have 2^20 and one for each
+ * bitmap's table.
  */
 
 #ifndef CORE_QCOW2_WRITE_OVERLAP_H
@@ -31,6 +33,8 @@ enum metadata {
   METADATA_SNAPSHOT_TABLE,
   METADATA_SNAPSHOT_L1,
   METADATA_BITMAPS,
+  METADATA_BITMAP_TABLE,
+  METADATA_BITS,
   METADATA_LUKS,
 };
 

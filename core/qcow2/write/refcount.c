@@ -263,6 +263,23 @@ skip_used (struct refcounts *r, uint64_t cluster, uint64_t *next)
   return 0;
 }
 
+int
+refcount_first_free (struct refcounts *r, uint64_t cluster, uint64_t nr,
+                     uint64_t *first)
+{
+  const uint64_t end = cluster + nr;
+  uint64_t next;
+
+  for (*first = cluster; *first < end; *first = next) {
+    if (skip_used (r, *first, &next) == -1)
+      return -1;
+    if (next == *first) /* else that may just begin another slice */
+      return 0;
+  }
+  *first = end;
+  return 0;
+}
+
 /* Set those refcounts that are in the first slice.  Returns how many, or 0
  * with the error set.
  */

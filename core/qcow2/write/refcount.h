@@ -58,6 +58,12 @@ extern int refcount_set (struct refcounts *r, uint64_t cluster, uint64_t nr,
 extern int refcount_next_block (struct refcounts *r, uint64_t *cluster,
                                 struct host_off *block);
 
+/* Find the first free one of nr clusters; *first is the cluster after them if
+ * there is none.  Returns -1 with the error set.
+ */
+extern int refcount_first_free (struct refcounts *r, uint64_t cluster,
+                                uint64_t nr, uint64_t *first);
+
 /* Find up to max contiguous free clusters, and make sure that they have a
  * refcount block.  They may lie beyond the end of the file.  Returns -1 with
  * the error set: ENOSPC, EIO.

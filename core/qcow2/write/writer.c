@@ -9,6 +9,7 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/write/bitmap-clusters.h"
 #include "qcow2/write/writer-parts.h"
 
 /* ----------------------------------------------------------------- opening */
@@ -71,8 +72,10 @@ add_ranges (struct writer *w, const struct snapshots *snapshots)
       overlap_add_range (o, h->crypto, h->crypto_bytes,
                          METADATA_LUKS) == -1 ||
       (writer_has_bitmaps (h) &&
-       overlap_add_range (o, h->bitmap_directory, h->bitmap_directory_size,
-                          METADATA_BITMAPS) == -1))
+       (overlap_add_range (o, h->bitmap_directory, h->bitmap_directory_size,
+                           METADATA_BITMAPS) == -1 ||
+        bitmap_clusters_add (w->disk->tables, h, o,
+                             BITMAP_CLUSTERS_MAX) == -1)))
     return -1;
   for (i = 0; i < snapshots->nr; ++i) {
     const struct snapshot *sn = &snapshots->snapshot[i];
@@ -259,7 +262,8 @@ writer_open (const struct layer *disk, const struct header *h,
   w->compress_level = options->compress_level;
   w->in_turn = w->compress_level != 0 || h->encryption == ENCRYPTION_AES;
   choose_placement (w, options);
-  if (add_l2_tables (w) == -1)
+  if (bitmap_clusters_check (&w->alloc, &w->overlap) == -1 ||
+      add_l2_tables (w) == -1)
     goto fail_l2;
   return w;
 
