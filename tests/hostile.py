@@ -201,12 +201,105 @@ def nothing_is_free(path):
     s.end(1 << 40)
 
 
+class Qed:
+    """A QED file, dirty, whose L1 table follows the header of a cluster."""
+
+    def __init__(self, path, cluster, table, entries, **fields):
+        if os.path.exists(path):
+            os.unlink(path)
+        self.file = open(path, "wb")
+        self.cluster, self.table = cluster, table * cluster
+        f = dict(features=2, disk=min((self.table // 8) ** 2 * cluster,
+                                      1 << 50), header=1)
+        f.update(fields)
+        self.put(0, struct.pack("<4sIIIQQQQQII", b"QED\0", cluster, table,
+                                f["header"], f["features"], 0, 0,
+                                f["header"] * cluster, f["disk"], 0, 0))
+        self.put(f["header"] * cluster, entries)
+
+    def put(self, at, data):
+        self.file.seek(at)
+        self.file.write(data)
+
+    def end(self, size):
+        self.file.truncate(size)
+        self.file.close()
+
+
+def le_words(start, step, n):
+    return b"".join(struct.pack("<Q", start + i * step) for i in range(n))
+
+
+def qed_tables_in_holes(path):
+    """A quarter of a million L2 tables in which nothing is, the last one
+    first."""
+    n, c = 261000, 1 << 17
+    s = Qed(path, c, 8, le_words((9 + 8 * (n - 1)) * c, -8 * c, n))
+    s.end((9 + 8 * n) * c)
+
+
+def qed_far_apart(path):
+    """The longest file that is checked, with data in all places of it."""
+    c, total = 4096, 1 << 28
+    per = 8 * 4096          # clusters that a page of the bitmap has
+    s = Qed(path, c, 16, b"")
+    n = total // per
+    tables = (n + 8191) // 8192
+    s.put(c, le_words(17 * c, 16 * c, tables))
+    s.put(17 * c, le_words((17 + 16 * tables) * c, per * c, n - 1))
+    s.end(total * c)
+
+
+def qed_too_long(path):
+    """The same, but longer."""
+    qed_far_apart(path)
+    os.truncate(path, 1 << 41)
+
+
+def qed_leaks_between(path):
+    """Every second cluster of a file is leaked."""
+    c = 4096
+    s = Qed(path, c, 16, le_words(17 * c, 16 * c, 30))
+    s.put(17 * c, le_words(497 * c, 2 * c, 30 * 8192))
+    s.end((497 + 2 * 30 * 8192) * c)
+
+
+def qed_entries_beyond(path):
+    """A quarter of a million entries that lead nowhere."""
+    c = 4096
+    s = Qed(path, c, 16, le_words(17 * c, 16 * c, 30))
+    s.put(17 * c, le_words(1 << 50, c, 30 * 8192))
+    s.end(497 * c)
+
+
+def qed_one_table(path):
+    """An L1 table of which all entries lead to the same L2 table."""
+    c = 1 << 16
+    s = Qed(path, c, 8, struct.pack("<Q", 9 * c) * (8 * c // 8))
+    s.put(9 * c, le_words(17 * c, c, 8 * c // 8))
+    s.end((17 + 8 * c // 8) * c)
+
+
+def qed_one_entry_each(path):
+    """L2 tables of 1 GiB, of which each block of the file is in a piece of
+    its own."""
+    c = 1 << 26
+    s = Qed(path, c, 16, le_words(17 * c, 16 * c, 4))
+    for i in range(4):
+        for at in range(120):
+            s.put((17 + i * 16) * c + at * (8 << 20), b"\1")
+    s.end((17 + 16 * 4) * c)
+
+
 def names():
     return [few_refcount_blocks, many_refcount_blocks, colliding,
             far_apart_blind, far_apart_all, far_apart_within,
             bitmaps_of_one_table, snapshots_of_one_table,
             snapshots_that_overlap, snapshots_side_by_side, tables_in_holes,
-            tables_with_one_entry, one_refcount_block, nothing_is_free]
+            tables_with_one_entry, one_refcount_block, nothing_is_free,
+            qed_tables_in_holes, qed_far_apart, qed_too_long,
+            qed_leaks_between, qed_entries_beyond, qed_one_table,
+            qed_one_entry_each]
 
 
 if __name__ == "__main__":

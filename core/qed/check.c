@@ -14,14 +14,12 @@
 
 /* Tables are read in pieces of this size, but for their holes. */
 #define PIECE ((size_t) 65536)
-#define PIECE_ENTRIES (PIECE / 8)
 
 struct qed_checking {
   struct storage *s;
   struct qed_header header;
   uint64_t file_size;
   bool fix;           /* write 0 over entries that lead nowhere */
-  uint64_t fixed;
   uint64_t nr;        /* clusters of the file */
   uint64_t in_use;
   uint64_t *used;     /* a bit for each */
@@ -94,17 +92,8 @@ tell_leaks (struct qed_checking *c, uint64_t leaks)
 
 /* --------------------------------------------------------------- the tables */
 
-static int
-fix_entry (struct qed_checking *c, const char *table, struct host_off place)
-{
-  static const uint8_t zero[8];
-
-  c->fixed++;
-  if (storage_write (c->s, zero, sizeof zero, place) == 0)
-    return 0;
-  error_append (" (clearing an %s entry)", table);
-  return -1;
-}
+/* What becomes of an entry. */
+enum entry_fate { ENTRY_FAILED = -1, ENTRY_KEPT, ENTRY_CLEARED };
 
 static const char *
 what_is_wrong (const struct qed_checking *c, uint64_t entry)
@@ -116,18 +105,18 @@ what_is_wrong (const struct qed_checking *c, uint64_t entry)
   return "is beyond the end of the file";
 }
 
-static int
+static enum entry_fate
 bad_entry (struct qed_checking *c, const char *table, struct host_off place,
            uint64_t entry)
 {
   const bool unaligned = entry & (c->header.cluster_size - 1);
 
   if (c->fix)
-    return fix_entry (c, table, place);
+    return ENTRY_CLEARED;
   check_found (&c->findings, unaligned ? CHECK_UNALIGNED : CHECK_BEYOND, 1,
                "the %s entry at offset 0x%" PRIx64 ", 0x%" PRIx64 ", %s",
                table, place.v, entry, what_is_wrong (c, entry));
-  return 0;
+  return ENTRY_KEPT;
 }
 
 static void
@@ -139,14 +128,14 @@ used_twice (struct qed_checking *c, const char *table, struct host_off place,
                "that are in use already", table, place.v, entry, clusters);
 }
 
-static int
+static enum entry_fate
 check_l2_entry (struct qed_checking *c, struct host_off place, uint64_t entry)
 {
   struct check_report *r = &c->findings.report;
   const uint64_t size = c->header.cluster_size;
 
   if (entry == QED_UNALLOCATED || entry == QED_ZERO)
-    return 0;
+    return ENTRY_KEPT;
   r->allocated_clusters++;
   if (c->last != 0 && c->last + size != entry)
     r->fragmented_clusters++;
@@ -155,18 +144,51 @@ check_l2_entry (struct qed_checking *c, struct host_off place, uint64_t entry)
     return bad_entry (c, "L2", place, entry);
   if (use_clusters (c, entry, size) > 0)
     used_twice (c, "L2", place, entry, 1);
-  return 0;
+  return ENTRY_KEPT;
 }
 
-typedef int entry_fn (struct qed_checking *c, struct host_off place,
-                      uint64_t entry);
+typedef enum entry_fate entry_fn (struct qed_checking *c,
+                                  struct host_off place, uint64_t entry);
 
-/* Call fn for each entry of a table that is not 0. */
+/* Call fn for each entry of a piece that is not 0, and write the piece if some
+ * were cleared.
+ */
+static int
+walk_piece (struct qed_checking *c, struct host_off piece, uint8_t *buf,
+            uint64_t bytes, entry_fn *fn)
+{
+  uint64_t first = bytes, end = 0, i;
+
+  if (storage_read (c->s, buf, bytes, piece) == -1)
+    return -1;
+  for (i = 0; i < bytes; i += 8) {
+    const uint64_t entry = get_le64 (buf + i);
+    const struct host_off place = { piece.v + i };
+    const enum entry_fate fate = entry == 0 ? ENTRY_KEPT
+      : fn (c, place, entry);
+
+    if (fate == ENTRY_FAILED)
+      return -1;
+    if (fate == ENTRY_CLEARED) {
+      put_le64 (buf + i, 0);
+      first = first < i ? first : i;
+      end = i + 8;
+    }
+  }
+  if (end == 0 ||
+      storage_write (c->s, buf + first, end - first,
+                     (struct host_off) { piece.v + first }) == 0)
+    return 0;
+  error_append (" (clearing entries of tables)");
+  return -1;
+}
+
+/* The same for a whole table. */
 static int
 walk_table (struct qed_checking *c, struct host_off table, uint8_t *buf,
             entry_fn *fn)
 {
-  uint64_t at, n, i;
+  uint64_t at, n;
 
   for (at = 0; at < c->header.table_bytes; at += n) {
     const struct host_off piece = { table.v + at };
@@ -177,15 +199,8 @@ walk_table (struct qed_checking *c, struct host_off table, uint8_t *buf,
     if (n > 0)
       continue;
     n = left < PIECE ? left : PIECE;
-    if (storage_read (c->s, buf, n, piece) == -1)
+    if (walk_piece (c, piece, buf, n, fn) == -1)
       return -1;
-    for (i = 0; i < n; i += 8) {
-      const uint64_t entry = get_le64 (buf + i);
-
-      if (entry != 0 &&
-          fn (c, (struct host_off) { piece.v + i }, entry) == -1)
-        return -1;
-    }
   }
   return 0;
 }
@@ -200,14 +215,14 @@ tell_progress (const struct qed_checking *c, struct host_off place)
                  c->header.table_entries);
 }
 
-static int
+static enum entry_fate
 check_l1_entry (struct qed_checking *c, struct host_off place, uint64_t entry)
 {
   uint64_t again;
 
   if (!tell_progress (c, place)) {
     error_set (EINTR, "%s: the check was given up", c->s->name);
-    return -1;
+    return ENTRY_FAILED;
   }
   if (!qed_offset_is_valid (&c->header, entry, c->header.table_bytes,
                             c->file_size))
@@ -215,10 +230,11 @@ check_l1_entry (struct qed_checking *c, struct host_off place, uint64_t entry)
   again = use_clusters (c, entry, c->header.table_bytes);
   if (again > 0) { /* what is in it may be anything */
     used_twice (c, "L1", place, entry, again);
-    return 0;
+    return ENTRY_KEPT;
   }
   c->last = 0;
-  return walk_table (c, (struct host_off) { entry }, c->l2, check_l2_entry);
+  return walk_table (c, (struct host_off) { entry }, c->l2,
+                     check_l2_entry) == -1 ? ENTRY_FAILED : ENTRY_KEPT;
 }
 
 /* -------------------------------------------------------------------- whole */
@@ -279,7 +295,7 @@ check_once (struct qed_checking *c, struct check_report *report)
 
 static int
 run_check (struct storage *s, const struct check_options *options, bool fix,
-           struct check_report *report, uint64_t *fixed)
+           struct check_report *report)
 {
   struct qed_checking c;
   int r = checking_init (&c, s, options);
@@ -287,7 +303,6 @@ run_check (struct storage *s, const struct check_options *options, bool fix,
   c.fix = fix;
   if (r == 0)
     r = check_once (&c, report);
-  *fixed = c.fixed;
   checking_destroy (&c);
   return r;
 }
@@ -296,9 +311,7 @@ int
 qed_check_storage (struct storage *s, const struct check_options *options,
                    struct check_report *report)
 {
-  uint64_t fixed;
-
-  return run_check (s, options, false, report, &fixed);
+  return run_check (s, options, false, report);
 }
 
 /* ---------------------------------------------------------------- repairing */
@@ -321,25 +334,32 @@ qed_write_features (struct storage *s, uint64_t features, uint64_t autoclear)
  * something in those clusters; and a block device is as long as it is.
  */
 static int
-cut_leaks (struct storage *s, const struct qed_header *h, uint64_t end)
+cut_leaks (struct storage *s, const struct qed_header *h,
+           struct check_report *report)
 {
-  if (end >= qed_file_end (h, s->size) || h->compatible != 0 ||
-      h->autoclear != 0)
+  const uint64_t end = report->image_end;
+  const uint64_t leaked = qed_file_end (h, s->size) - end;
+
+  if (leaked == 0 || h->compatible != 0 || h->autoclear != 0)
     return 0;
   if (storage_resize (s, end) == -1)
     return error_errno () == ENOSPC ? 0 : -1;
+  report->leaks -= leaked >> h->cluster_bits;
+  report->found[CHECK_LEAK] -= leaked >> h->cluster_bits;
   return storage_flush (s);
 }
 
-/* The image is sound: say so. */
+/* The image is sound: say so, in the report as well.  What is done here does
+ * not want another check, which may take long.
+ */
 static int
-settle (struct storage *s, const struct check_report *report)
+settle (struct storage *s, struct check_report *report)
 {
   struct qed_header h;
 
-  if (qed_read_header (s, &h) == -1 ||
-      cut_leaks (s, &h, report->image_end) == -1)
+  if (qed_read_header (s, &h) == -1 || cut_leaks (s, &h, report) == -1)
     return -1;
+  report->dirty = false;
   if (!(h.features & QED_NEED_CHECK))
     return 0;
   return qed_write_features (s, h.features & ~QED_NEED_CHECK,
@@ -367,7 +387,6 @@ qed_repair_storage (struct storage *s, enum repair_mode mode,
                     struct repair_report *r)
 {
   const struct check_options silent = { .memory = options->memory };
-  uint64_t fixed = 0;
 
   memset (r, 0, sizeof *r);
   if (qed_check_storage (s, options, &r->before) == -1)
@@ -377,9 +396,8 @@ qed_repair_storage (struct storage *s, enum repair_mode mode,
   if (mode == REPAIR_ALL && r->before.found[CHECK_OVERLAP] == 0 &&
       r->before.found[CHECK_UNALIGNED] + r->before.found[CHECK_BEYOND] > 0) {
     if (clear_autoclear (s) == -1 ||
-        run_check (s, &silent, true, &r->after, &fixed) == -1 ||
-        storage_flush (s) == -1 ||
-        qed_check_storage (s, &silent, &r->after) == -1)
+        run_check (s, &silent, true, &r->after) == -1 ||
+        storage_flush (s) == -1)
       return -1;
   }
   if (!check_report_is_sound (&r->after)) {
@@ -387,7 +405,5 @@ qed_repair_storage (struct storage *s, enum repair_mode mode,
       : "clusters are used twice, and which of the uses is wrong is not known";
     return 0;
   }
-  if (settle (s, &r->after) == -1)
-    return -1;
-  return qed_check_storage (s, &silent, &r->after);
+  return settle (s, &r->after);
 }

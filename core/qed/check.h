@@ -13,10 +13,10 @@
 #include "qed/header.h"
 #include "storage/storage.h"
 
-/* A file of more clusters is not checked: memory is a bit for each of them, and
- * no disk needs so many but those that are larger than 64 TiB.
+/* A file of more clusters is not checked: memory is a bit for each of them.
+ * With clusters of 64 KiB it is longer than 16 TiB.
  */
-#define QED_CHECK_MAX_CLUSTERS (UINT64_C (1) << 30)
+#define QED_CHECK_MAX_CLUSTERS (UINT64_C (1) << 28)
 
 /* Check an image that is not being written.  Writes nothing.  report->dirty
  * tells of NEED_CHECK.  Returns -1 with the error set if that can't be done:
