@@ -241,6 +241,7 @@ test_overlaps (void)
 static void
 test_cut_off (void)
 {
+  char said[1000];
   struct builder b;
   struct image *im;
   struct made m;
@@ -249,6 +250,18 @@ test_cut_off (void)
   build_finish (&b);
   put_be64 (b.data + m.table + 16, b.size);
   check_refused (&b, CLUSTER - 1, EIO, "end beyond the end of the file");
+
+  m = build_image (&b, 1, 0);
+  build_finish (&b);
+  put_be64 (b.data + m.table + 16, b.size);
+  im = open_image (&b, CLUSTER - 1);
+  CHECK_OK (image_repair (im, IMAGE_REPAIR_ALL, said, sizeof said));
+  CHECK_EQ (get_be64 (disk.data + 88), 0); /* they are given up */
+  CHECK_OK (image_make_writable (im, &careful));
+  change_all (im);
+  CHECK_OK (image_close (im));
+  image_check_clean ("repaired", disk.data, disk.size);
+  memory_disk_free (&disk);
 
   m = build_image (&b, 1, 0);
   build_finish (&b);

@@ -246,6 +246,24 @@ refer_to_part (struct check *c, enum check_use use, struct host_off place,
   return r;
 }
 
+/* A cluster of bits that the end of the file cuts off.  QEMU reads what is
+ * missing as zeros: as parts of the disk that have not changed.
+ */
+static void
+judge_bits (struct check *c, struct host_off place, uint64_t host, uint64_t n)
+{
+  const uint64_t size = c->storage->size;
+
+  if (check_is_beyond (c, host, c->h.cluster_size) ||
+      c->h.cluster_size <= size - host)
+    return;
+  c->findings.report.bitmaps_damaged = true;
+  if (check_is_first (c))
+    check_found (&c->findings, CHECK_UNREADABLE, n, "bitmap table entry at 0x%"
+                 PRIx64 ": its bits at 0x%" PRIx64 " end beyond the end of the "
+                 "file", place.v, host);
+}
+
 /* opaque: the number of tables that contain these words. */
 static int
 refer_to_bits (struct check *c, void *opaque, struct host_off place,
@@ -264,6 +282,7 @@ refer_to_bits (struct check *c, void *opaque, struct host_off place,
       bad_bitmap (c, at, "bitmap table entry", n);
       break;
     case BITMAP_PART_CLUSTER:
+      judge_bits (c, at, host.v, n);
       if (refer_to_part (c, USE_BITS, at, host.v, c->h.cluster_size, n) == -1)
         return -1;
       break;

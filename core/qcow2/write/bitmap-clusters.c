@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/advice.h"
 #include "base/error.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/check/tables.h"
@@ -28,7 +27,6 @@ struct places {
   const struct storage *storage;
   size_t max;
   struct stretches tables, bits;
-  uint64_t cut;   /* bits here are beyond the end of the file; 0: none are */
   int error;      /* ENOMEM or ENOTSUP: not everything is in here */
   char text[256]; /* what is damaged */
 };
@@ -109,8 +107,6 @@ note_place (void *opaque, enum check_use use, uint64_t offset, uint64_t bytes)
 
   if (use == USE_BITMAP_DIRECTORY || p->error != 0)
     return;
-  if (bits && bytes > p->storage->size - offset && p->cut == 0)
-    p->cut = offset;
   p->error = add_stretch (bits ? &p->bits : &p->tables, offset, offset + bytes,
                           p->max);
 }
@@ -147,7 +143,6 @@ find_places (struct places *p, struct storage *s)
   if (!report.bitmaps_damaged)
     return 0;
   error_set (EIO, "%s: damaged: %s", s->name, p->text);
-  advise (ADVICE_REPAIR);
   return -1;
 }
 
@@ -162,18 +157,9 @@ judge_places (struct places *p)
     p->error = ENOTSUP;
   if (p->error == ENOMEM)
     error_set (ENOMEM, "%s: out of memory", name);
-  else if (p->error != 0) {
+  else if (p->error != 0)
     error_set (p->error, "%s: its bitmaps are in more than %zu places of the "
                "file, too many to keep other data from there", name, p->max);
-    advise (ADVICE_READ_ONLY);
-  }
-  else if (p->cut != 0) {
-    /* What is missing would seem to be clean bits once the file grows. */
-    error_set (EIO, "%s: damaged: the bits of a bitmap at offset 0x%" PRIx64
-               " end beyond the end of the file of %" PRIu64 " bytes", name,
-               p->cut, p->storage->size);
-    advise (ADVICE_READ_ONLY);
-  }
   else
     return 0;
   return -1;
@@ -234,7 +220,6 @@ bitmap_clusters_check (struct alloc *a, const struct overlap *o)
     error_set (EIO, "%s: damaged: the refcount of the cluster at offset 0x%"
                PRIx64 " is 0, but it holds %s",
                a->writeback->tables->name, free.v, overlap_name (r->kind));
-    advise (ADVICE_REPAIR);
     return -1;
   }
   return 0;

@@ -23,7 +23,7 @@
  * ranges that don't overlap (max at most of each); the directory is not added.
  * Tables with several uses are read once.  Returns -1 with the error set:
  * EINVAL, EIO for damage, bits that the file's end has cut off included;
- * ENOTSUP, EIO, ENOMEM.
+ * ENOTSUP if there are more; ENOMEM.
  */
 extern int bitmap_clusters_add (struct storage *s, const struct header *h,
                                 struct overlap *o, size_t max);
