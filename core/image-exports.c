@@ -91,7 +91,11 @@ list_bitmap (void *opaque, const struct bitmap_info *b)
 {
   char description[256];
 
-  if (!error_is_printable_name (b->name))
+  /* Whoever lists exports may open each, and give up at the first that can't
+   * be.
+   */
+  if (b->state == BITMAP_IN_USE || b->state == BITMAP_UNKNOWN ||
+      !error_is_printable_name (b->name))
     return 0;
   describe_bitmap (b, description, sizeof description);
   return list_one (opaque, IMAGE_BITMAP_PREFIX, b->name, description);
@@ -103,7 +107,7 @@ list_bitmap (void *opaque, const struct bitmap_info *b)
 static int
 list_bitmaps (const struct image *im, struct listing *l)
 {
-  if (im->kind->list_bitmaps == NULL ||
+  if (im->kind->list_bitmaps == NULL || im->chain.force_share ||
       im->kind->list_bitmaps (im, list_bitmap, l) == 0)
     return 0;
   if (l->r == 0)
@@ -197,6 +201,20 @@ image_describe (const struct image *im, const char *export,
   return 0;
 }
 
+/* While another process writes the image the tables that are cached here, and
+ * with them what is said to be changed or zeros, may be out of date.
+ */
+static struct layer *
+open_bitmap_disk (const struct image *im, const char *bitmap)
+{
+  if (!im->chain.force_share)
+    return im->kind->new_bitmap_disk (im, bitmap);
+  error_set (ENOTSUP, "%s: the bitmap \"%.256s\" can't be read while another "
+             "process may write the image (force-share)",
+             image_storage (im)->name, bitmap);
+  return NULL;
+}
+
 struct layer *
 image_open_disk (const struct image *im, const char *export)
 {
@@ -204,7 +222,7 @@ image_open_disk (const struct image *im, const char *export)
   const struct snapshot *sn = NULL;
 
   if (bitmap != NULL && im->kind->new_bitmap_disk != NULL)
-    return im->kind->new_bitmap_disk (im, bitmap);
+    return open_bitmap_disk (im, bitmap);
   if (export[0] != '\0') {
     sn = find_snapshot (im, export);
     if (sn == NULL)

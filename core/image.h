@@ -177,12 +177,13 @@ extern int image_flush (struct image *im);
 
 /* Names of exports: "" is the live disk, "snapshot/LABEL" a snapshot.
  * "bitmap/NAME" is the live disk with extents that tell what has changed: see
- * layer_extents.
+ * layer_extents.  None of those can be opened with chain_options.force_share.
  */
 #define IMAGE_SNAPSHOT_PREFIX "snapshot/"
 #define IMAGE_BITMAP_PREFIX "bitmap/"
 
-/* Call fn for each export; the strings are only valid during the call.  fn
+/* Call fn for each export but those bitmaps of which the directory already says
+ * that they can't be opened; the strings are only valid during the call.  fn
  * reports its own error and returns -1 to stop.  Returns -1 if fn did, or with
  * ENOMEM set.
  */

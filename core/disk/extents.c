@@ -58,11 +58,11 @@ find_run (const struct layer *layer, struct guest_off offset, uint64_t max,
 
 struct extents {
   const struct layer *layer;
-  bool one;
   extent_fn fn;
   void *opaque;
   uint64_t start, end; /* of the extent that is growing ... */
   unsigned flags;      /* ... and its flags */
+  uint32_t left;       /* how many more are wanted */
 };
 
 /* Returns as extents_add does. */
@@ -73,7 +73,7 @@ grow (struct extents *e, uint64_t length, unsigned flags)
     if (e->fn (e->opaque, e->start, e->end - e->start, e->flags) == -1)
       return -1;
     e->start = e->end;
-    if (e->one)
+    if (--e->left == 0)
       return 1;
   }
   e->flags = flags;
@@ -114,8 +114,8 @@ layer_extents (const struct layer *layer, uint64_t count,
                struct guest_off offset, bool one, extent_fn fn, void *opaque)
 {
   struct extents e = {
-    .layer = layer, .one = one, .fn = fn, .opaque = opaque,
-    .start = offset.v, .end = offset.v,
+    .layer = layer, .fn = fn, .opaque = opaque,
+    .start = offset.v, .end = offset.v, .left = one ? 1 : EXTENTS_MAX,
   };
   int r;
 

@@ -18,10 +18,14 @@
 typedef int (*extent_fn) (void *opaque, uint64_t offset, uint64_t length,
                           unsigned flags);
 
+/* Callers have no use for more than nbdkit passes on. */
+#define EXTENTS_MAX (UINT32_C (1) << 20)
+
 /* Call fn for the extents from offset on, in order and without gaps, until
  * count bytes are covered; they must be within the layer.  Neighbours
- * differ in their flags, and the last ends where count does.  With `one'
- * only the first is found.  A damaged range counts as data, since reading
+ * differ in their flags, and the last ends where count does, unless there are
+ * more than EXTENTS_MAX, of which the first are found.  With `one' only the
+ * first is.  A damaged range counts as data, since reading
  * is what tells of the damage.  Returns -1 if fn did, or with the error set
  * if a table can't be read.
  */

@@ -17,10 +17,18 @@
 /* What is read at once, of the table and of the bits. */
 #define PAGE 4096
 
+/* Spec: Bitmaps extension: fields in its data; the first is the number. */
+#define EXTENSION_SIZE 8
+#define EXTENSION_DIRECTORY 16
+
 struct bitmap_disk {
   struct qcow2_disk disk; /* first: see qcow2/disk.h */
   struct bitmap_info info;
   unsigned cluster_bits;
+  struct host_off extension; /* where the header says this of the directory: */
+  uint32_t nr_bitmaps;
+  uint64_t directory_size;
+  struct host_off directory;
 };
 
 static inline const struct bitmap_disk *
@@ -43,16 +51,21 @@ struct bits {
 };
 
 /* Point to the bytes at offset at, in a page that is aligned to `unit' bytes,
- * a power of two of at most PAGE.  Returns NULL with the error set.
+ * a power of two of at most PAGE.  They were within the file when it was
+ * opened: if it is shorter now what is missing must not seem to be zeros.
+ * Returns NULL with the error set.
  */
 static const uint8_t *
 find_bytes (struct storage *s, struct page *p, uint64_t at, uint64_t unit)
 {
   const struct host_off start = { at & -unit };
+  const uint64_t size = atomic_load (&s->size);
+  const uint64_t count = start.v < size && size - start.v < unit
+    ? size - start.v : unit;
 
   if (p->start != start.v) {
     p->start = 0;
-    if (storage_read (s, p->bytes, unit, start) == -1)
+    if (storage_read_present (s, p->bytes, count, start) == -1)
       return NULL;
     p->start = start.v;
   }
@@ -134,20 +147,35 @@ find_bits (struct bits *b, uint64_t bit, uint64_t max, bool *set, uint64_t *nr)
   return 0;
 }
 
+/* Whether the header still has the directory in which it was found. */
+static bool
+is_same_directory (const struct bitmap_disk *d, const uint8_t *extension)
+{
+  return get_be32 (extension) == d->nr_bitmaps &&
+    get_be64 (extension + EXTENSION_SIZE) == d->directory_size &&
+    get_be64 (extension + EXTENSION_DIRECTORY) == d->directory.v;
+}
+
 /* Whether the bitmap is what it was when it was opened: the bits that were read
- * before count only then.  Returns -1 with the error set if it isn't.
+ * before count only then.  Another program makes a new directory, and leaves
+ * the old one as it was, until something else is put there.  Returns -1 with
+ * the error set if it isn't.
  */
 static int
 check_valid (const struct bitmap_disk *d)
 {
   const struct layer *l = &d->disk.layer;
   const struct host_off autoclear = { HEADER_FEATURES_OFFSET + 16 };
-  uint8_t features[8], entry[QCOW2_BITMAP_ENTRY_SIZE];
+  uint8_t features[8], entry[sizeof d->info.entry];
+  uint8_t extension[QCOW2_EXT_BITMAPS_BYTES];
 
-  if (storage_read (l->tables, features, sizeof features, autoclear) == -1 ||
-      storage_read (l->tables, entry, sizeof entry, d->info.place) == -1)
+  if (storage_read (l->tables, entry, sizeof entry, d->info.place) == -1 ||
+      storage_read (l->tables, extension, sizeof extension,
+                    d->extension) == -1 ||
+      storage_read (l->tables, features, sizeof features, autoclear) == -1)
     return -1;
   if ((get_be64 (features) & QCOW2_AUTOCLEAR_BITMAPS) &&
+      is_same_directory (d, extension) &&
       memcmp (entry, d->info.entry, sizeof entry) == 0)
     return 0;
   error_set (EIO, "%s: the bitmap \"%s\" is not valid any more, since the "
@@ -268,6 +296,10 @@ open_bitmap (struct bitmap_disk *d, const char *name)
     return -1;
   }
   d->cluster_bits = h.cluster_bits;
+  d->extension.v = h.bitmaps_field - EXTENSION_DIRECTORY;
+  d->nr_bitmaps = h.nr_bitmaps;
+  d->directory_size = h.bitmap_directory_size;
+  d->directory = h.bitmap_directory;
   if (check_state (s, &d->info) == -1 ||
       bitmap_check_table (s, &h, &d->info) == -1)
     return layer_damaged (&d->disk.layer, d->info.place);

@@ -5,8 +5,8 @@
  *
  * Bits are read when they are asked for: a page of them and one of the table
  * at a time, so that memory does not depend on the bitmap, and nothing can be
- * stale.  That the bitmap is still valid is looked up in the file after its
- * bits were read: writing with writer_options.invalidate_bitmaps marks it as in
+ * stale.  That the bitmap is still valid, and its directory where it was, is
+ * looked up in the file after its bits were read: writing with writer_options.invalidate_bitmaps marks it as in
  * use before anything changes, and a repair of damaged bitmaps clears the
  * header's bit before their clusters have another use.
  */

@@ -250,7 +250,7 @@ bitmap_check_table (struct storage *s, const struct header *h,
     bitmap_nr_parts (bitmap_nr_bits (h->disk_size, b->granularity_bits),
                      h->cluster_bits);
 
-  if (b->nr_parts < nr) {
+  if (b->nr_parts != nr) {
     error_set (EINVAL, "%s: bitmap directory entry at offset 0x%" PRIx64 ": a "
                "table of %" PRIu32 " entries, where the disk needs %" PRIu64,
                s->name, b->place.v, b->nr_parts, nr);

@@ -65,8 +65,10 @@ typedef int bitmaps_list_fn (void *opaque, const struct bitmap_info *b);
 extern int bitmaps_list (struct storage *s, const struct header *h,
                          bitmaps_list_fn *fn, void *opaque);
 
-/* Check that the bitmap's table is within the file, and has an entry for all of
- * the disk.  Reads nothing.  Returns -1 with the error set to EINVAL.
+/* Check that the bitmap's table is within the file, and is for a disk of this
+ * size: exactly, as QEMU does, since one that was made before the disk had
+ * another size says nothing of what became of it.  Reads nothing.  Returns -1
+ * with the error set to EINVAL.
  */
 extern int bitmap_check_table (struct storage *s, const struct header *h,
                                const struct bitmap_info *b);

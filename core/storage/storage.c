@@ -42,6 +42,29 @@ storage_read (struct storage *s, void *buf, size_t count,
   return 0;
 }
 
+int
+storage_read_present (struct storage *s, void *buf, size_t count,
+                      struct host_off offset)
+{
+  size_t done = 0;
+
+  while (done < count) {
+    const ssize_t r = s->ops->pread (s, (uint8_t *) buf + done, count - done,
+                                     offset.v + done);
+
+    if (r == -1 && errno == EINTR)
+      continue;
+    if (r <= 0) {
+      error_set (EIO, "%s: reading %zu bytes at offset 0x%" PRIx64 ": %s",
+                 s->name, count - done, offset.v + done,
+                 r == -1 ? strerror (errno) : "the file ends there");
+      return -1;
+    }
+    done += r;
+  }
+  return 0;
+}
+
 /* What a client is told about a failed write. */
 static int
 write_errno (int err)

@@ -201,6 +201,11 @@ extern uint32_t storage_block_size (const struct storage *s);
 extern int storage_read (struct storage *s, void *buf, size_t count,
                          struct host_off offset);
 
+/* The same where nothing may lie past the end of the storage: that is EIO, too.
+ */
+extern int storage_read_present (struct storage *s, void *buf, size_t count,
+                                 struct host_off offset);
+
 /* Write exactly count bytes.  Returns -1 with the error set: ENOSPC if there
  * is no room, else EIO; a part may have been written.
  */

@@ -95,7 +95,7 @@ is_usable (const struct input *in, const struct entry *e)
     return false;
   per_part = 8 * cluster << e->bits;
   needed = in->h.disk_size / per_part + (in->h.disk_size % per_part != 0);
-  if (e->parts < needed)
+  if (e->parts != needed)
     return false;
   if (e->parts > 0 && (e->table == 0 || e->table > in->size ||
                        e->parts * 8 > in->size - e->table))

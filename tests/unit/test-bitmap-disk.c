@@ -337,7 +337,9 @@ test_refused (void)
   check_refused (directory + 8, 4, UINT32_MAX, EINVAL, "not known here");
   check_refused (directory + 8, 4, 1, EINVAL, "1 entries, where the disk "
                  "needs 2");
-  check_refused (directory + 8, 4, 100000, EINVAL, "outside the file");
+  check_refused (directory + 8, 4, 3, EINVAL, "3 entries, where the disk "
+                 "needs 2");
+  check_refused (directory, 8, UINT64_C (1) << 40, EINVAL, "outside the file");
   check_refused (directory, 8, 0, EINVAL, "bitmap table");
   check_refused (directory, 8, 4096 + 512, EINVAL, "bitmap table");
   check_refused (directory, 8, UINT64_MAX << 12, EINVAL, "bitmap table");
@@ -372,7 +374,9 @@ check_extra (uint32_t flags, bool usable)
   close_image (im, l);
 }
 
-/* What a list has is found by its name, and says what it is. */
+/* What a list has is found by its name, and says what it is.  What can't be
+ * opened is not in it, but has a description, too.
+ */
 static int
 find_export (void *opaque, const char *name, const char *description)
 {
@@ -384,7 +388,7 @@ find_export (void *opaque, const char *name, const char *description)
 }
 
 static void
-check_listed (uint32_t flags, char *description)
+check_listed (uint32_t flags, bool listed, char *description)
 {
   char text[256] = "";
   struct builder b;
@@ -393,7 +397,7 @@ check_listed (uint32_t flags, char *description)
   build_small (&b);
   put_be32 (b.data + directory + 12, flags);
   im = open_image (&b);
-  CHECK_EQ (image_list (im, find_export, description), (uint64_t) -1);
+  CHECK_EQ (image_list (im, find_export, description), listed ? -1 : 0);
   CHECK_OK (image_describe (im, IMAGE_BITMAP_PREFIX NAME, text, sizeof text));
   CHECK_STR (text, description);
   CHECK_EQ (image_describe (im, IMAGE_BITMAP_PREFIX "c", text, sizeof text),
@@ -415,10 +419,10 @@ test_listed (void)
   check_extra (4, true);
   check_extra (AUTO | 4, true);
   check_extra (AUTO, false);
-  check_listed (AUTO, enabled);
-  check_listed (0, disabled);
-  check_listed (AUTO | 1, in_use);
-  check_listed (8, unknown);
+  check_listed (AUTO, true, enabled);
+  check_listed (0, true, disabled);
+  check_listed (AUTO | 1, false, in_use);
+  check_listed (8, false, unknown);
 }
 
 /* ----------------------------------------------------------- given up, late */
@@ -505,6 +509,130 @@ test_cleared (void)
   close_image (im, l);
 }
 
+/* Another program has made a new directory, and left the old one. */
+static void
+test_moved (void)
+{
+  struct builder b;
+  struct image *im;
+  struct layer *l;
+  unsigned i;
+
+  for (i = 0; i < 3; ++i) {
+    uint64_t other;
+
+    build_small (&b);
+    other = build_clusters (&b, 1);
+    memcpy (b.data + other, b.data + directory, b.cluster_size);
+    im = open_image (&b);
+    l = image_open_disk (im, IMAGE_BITMAP_PREFIX NAME);
+    CHECK_OK (extents_of (l));
+    if (i == 0)
+      put_be64 (disk.data + EXTENSION + 24, other);
+    else if (i == 1)
+      put_be64 (disk.data + EXTENSION + 16, 64);
+    else
+      put_be32 (disk.data + EXTENSION + 8, 2);
+    CHECK_EQ (extents_of (l), (uint64_t) -1);
+    CHECK_ERROR (EIO, "not valid any more");
+    close_image (im, l);
+  }
+}
+
+/* What the file has lost since it was opened is not clean. */
+static void
+test_truncated (void)
+{
+  struct builder b;
+  struct image *im;
+  struct layer *l;
+  uint64_t whole, last;
+  unsigned i;
+
+  build_small (&b);
+  im = open_image (&b);
+  l = image_open_disk (im, IMAGE_BITMAP_PREFIX NAME);
+  whole = disk.size;
+  last = get_be64 (disk.data + table + 8);
+  CHECK_EQ (last, get_be64 (disk.data + table) + 4096);
+  for (i = 0; i < 5; ++i) {
+    const uint64_t cut[] = { last + 4095, last + 1, last, last - 1, table + 8 };
+
+    disk.size = cut[i];
+    CHECK_EQ (extents_of (l), (uint64_t) -1);
+    CHECK_ERROR (EIO, "the file ends there");
+  }
+  disk.size = last + 4096;
+  CHECK_OK (extents_of (l));
+  disk.size = whole;
+  close_image (im, l);
+}
+
+/* A table that ends where the file does, within a page. */
+static void
+test_table_at_end (void)
+{
+  struct builder b;
+  struct image *im;
+  struct layer *l;
+  uint8_t *bytes;
+
+  build_small (&b);
+  build_finish (&b);
+  bytes = malloc (b.size + 16);
+  if (bytes == NULL)
+    abort ();
+  memcpy (bytes, b.data, b.size);
+  memcpy (bytes + b.size, b.data + table, 16);
+  put_be64 (bytes + directory, b.size);
+  memory_disk_init (&disk, bytes, b.size + 16);
+  free (bytes);
+  build_free (&b);
+  memset (&control, 0, sizeof control);
+  im = image_open_storage (memory_disk_open (&disk, "test", &control),
+                           CACHE_MIN_BYTES);
+  l = image_open_disk (im, IMAGE_BITMAP_PREFIX NAME);
+  CHECK (l != NULL);
+  if (l != NULL)
+    CHECK_OK (extents_of (l));
+  close_image (im, l);
+}
+
+static int
+count_extent (void *opaque, uint64_t offset, uint64_t length, unsigned flags)
+{
+  uint32_t *nr = opaque;
+
+  (void) offset, (void) length, (void) flags;
+  ++*nr;
+  return 0;
+}
+
+/* Every other sector has changed. */
+static void
+test_many (void)
+{
+  const uint64_t size = UINT64_C (2) << 30;
+  uint8_t *bits = malloc (size / 512 / 8);
+  struct builder b;
+  struct image *im;
+  struct layer *l;
+  uint32_t nr = 0;
+
+  if (bits == NULL)
+    abort ();
+  memset (bits, 0x55, size / 512 / 8);
+  build_start (&b, 3, 16, false, COMPRESSION_DEFLATE, size);
+  build_bitmap (&b, 9, bits, size / 512 / 8 / 65536);
+  free (bits);
+  im = open_image (&b);
+  l = image_open_disk (im, IMAGE_BITMAP_PREFIX NAME);
+  CHECK_OK (layer_extents (l, size, (struct guest_off) { 0 }, false,
+                           count_extent, &nr));
+  CHECK_EQ (nr, EXTENTS_MAX);
+  close_image (im, l);
+}
+
 /* Each read that fails fails the whole. */
 static void
 test_unreadable (void)
@@ -555,6 +683,10 @@ main (void)
   test_given_up ();
   test_disabled ();
   test_cleared ();
+  test_moved ();
+  test_truncated ();
+  test_table_at_end ();
+  test_many ();
   test_unreadable ();
   return check_result ();
 }
