@@ -289,11 +289,16 @@ index_in_table (const struct map *m, struct guest_off offset)
 /* Whether the table has nothing from here on, which is left bytes before its
  * end: a hole of the file, of which no part was changed in the cache since.  A
  * change that was answered before this was asked is either there or no hole.
+ * What is in the cache was read, since it is no hole: looking costs less than
+ * the system call.
  */
 static bool
 is_empty (const struct map *m, struct host_off slice, uint64_t left)
 {
-  return cache_is_clean (m->cache, m->id) &&
+  struct cache_ref ref;
+
+  return !cache_find (m->cache, m->id, slice, &ref) &&
+    cache_is_clean (m->cache, m->id) &&
     storage_hole (m->tables, slice) >= left;
 }
 

@@ -51,7 +51,8 @@ count_unallocated (const struct slice *s)
 }
 
 /* How many entries of a table from the slice's end on, to the table's, are
- * known to be 0: in a hole of the file of which nothing was changed since.
+ * known to be 0: in a hole of the file of which nothing was changed since, and
+ * of which nothing had to be read.
  */
 static uint64_t
 known_empty (const struct qed_map *m, const struct slice *s, uint64_t index)
@@ -59,9 +60,11 @@ known_empty (const struct qed_map *m, const struct slice *s, uint64_t index)
   const uint64_t left = m->header->table_entries - index;
   const uint64_t in_slice = QED_SLICE_ENTRIES - s->first;
   const struct host_off next = { s->at.v + CACHE_SLOT_BYTES };
+  struct cache_ref ref;
   uint64_t hole;
 
-  if (left <= in_slice || !cache_is_clean (m->cache, m->id))
+  if (left <= in_slice || cache_find (m->cache, m->id, next, &ref) ||
+      !cache_is_clean (m->cache, m->id))
     return 0;
   hole = storage_hole (m->storage, next) / sizeof (uint64_t);
   return hole < left - in_slice ? hole : left - in_slice;

@@ -23,6 +23,7 @@
 #include "image.h"
 #include "promise.h"
 #include "qcow2/check/check.h"
+#include "qed/check.h"
 #include "random.h"
 #include "sparse.h"
 #include "target.h"
@@ -80,6 +81,7 @@ static uint8_t level[STEPS][2][LEVELS]
 
 static struct {
   struct sparse file;
+  bool qed;
   unsigned bits;
   uint64_t held; /* bytes */
   unsigned nr;   /* blocks of the file, before a step */
@@ -149,7 +151,10 @@ put_word (uint64_t offset, uint64_t word)
 {
   uint8_t buf[8];
 
-  put_be64 (buf, word);
+  if (x.qed)
+    put_le64 (buf, word);
+  else
+    put_be64 (buf, word);
   sparse_put (&x.file, offset, buf, sizeof buf);
 }
 
@@ -157,6 +162,24 @@ static uint64_t
 cluster (uint64_t number)
 {
   return number << x.bits;
+}
+
+static void
+make_qed_header (const uint8_t *p)
+{
+  struct qed_header q;
+  uint8_t h[64] = { 'Q', 'E', 'D' };
+
+  put_le32 (h + 4, 1 << x.bits);
+  put_le32 (h + 8, 1 << p[2] % 5);
+  put_le32 (h + 12, 1);
+  put_le64 (h + QED_FEATURES_AT, p[1] & 2 ? QED_NEED_CHECK : 0);
+  put_le64 (h + QED_AUTOCLEAR_AT, p[1] >> 2 & 1);
+  put_le64 (h + 40, cluster (PLACE_L1));
+  if (!qed_header_set_sizes (&q, 1 << x.bits, 1 << p[2] % 5))
+    abort ();
+  put_le64 (h + 48, (qed_header_max_size (&q) >> p[6] % 32) / 512 * 512);
+  sparse_put (&x.file, 0, h, sizeof h);
 }
 
 static void
@@ -197,8 +220,6 @@ make_header (const uint8_t *p)
   put_be64 (h + 128, cluster (PLACE_BITMAPS));
   sparse_put (&x.file, 0, h, UINT64_C (1) << x.bits < sizeof h
               ? UINT64_C (1) << x.bits : sizeof h);
-  /* Up to some exabytes. */
-  x.file.size = cluster (PLACE_FREE) + (UINT64_C (1) << p[11] % 56);
 }
 
 /* A place of the file, by two bytes. */
@@ -223,7 +244,7 @@ put_words (const uint8_t *p, uint64_t at)
 
   for (i = 0; i < nr; ++i, word += step) {
     const uint64_t offset = cluster (word) & QCOW2_ENTRY_OFFSET_MASK;
-    const uint64_t flags = (uint64_t) (p[14] >> 6) << 62;
+    const uint64_t flags = x.qed ? 0 : (uint64_t) (p[14] >> 6) << 62;
 
     put_word (at + i * (p[15] & 1 ? stride : 8), p[14] & 1
               ? (uint64_t) p[14] * UINT64_C (0x0101010101010101)
@@ -264,12 +285,18 @@ make_image (const uint8_t *data, size_t size)
   uint64_t claimed;
 
   memset (&x.file, 0, sizeof x.file);
-  x.bits = 9 + data[0] % 13;
-  make_header (data);
+  x.qed = data[1] & 0x80;
+  x.bits = x.qed ? QED_MIN_CLUSTER_BITS + data[0] % 15 : 9 + data[0] % 13;
+  if (x.qed)
+    make_qed_header (data);
+  else
+    make_header (data);
+  /* Up to some exabytes. */
+  x.file.size = cluster (PLACE_FREE) + (UINT64_C (1) << data[11] % 56);
   claimed = x.file.size;
   for (size -= HEADER_BYTES, data += HEADER_BYTES; size >= RECORD_BYTES;
        size -= RECORD_BYTES, data += RECORD_BYTES) {
-    switch (data[0] % 4) {
+    switch (x.qed ? 2 : data[0] % 4) { /* QED has tables only */
     case 0: put_entries (data, true); break;
     case 1: put_entries (data, false); break;
     default: put_words (data, some_place (data + 1)); break;
@@ -363,7 +390,10 @@ check (void)
   struct check_report report;
 
   begin ();
-  (void) check_storage (s, &options, &report);
+  if (x.qed)
+    (void) qed_check_storage (s, &options, &report);
+  else
+    (void) check_storage (s, &options, &report);
   end (STEP_CHECK);
   storage_close (s);
 }
