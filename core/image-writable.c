@@ -92,7 +92,8 @@ make_writable (struct image *im, const struct writer_options *options)
    */
   w = im->kind->open_writer (im, options);
   if (w == NULL) {
-    if (error_errno () != ENOMEM)
+    /* What is not supported is not repaired, and has advice of its own. */
+    if (error_errno () != ENOMEM && error_errno () != ENOTSUP)
       advise (ADVICE_REPAIR);
     keep_verdict (im);
     return -1;

@@ -48,6 +48,7 @@ struct set {
   bool in_batch[WAYS];
   uint8_t order[WAYS];
   uint8_t has_space[WAYS]; /* bit i: sector i is known to have some (C6) */
+  uint32_t own[WAYS]; /* lock; the number of its words, from 1; 0: none yet */
 
   /* What the slot holds: its own words, or no_words if all are 0. */
   _Atomic uintptr_t words[WAYS];
@@ -82,7 +83,8 @@ struct cache {
   struct hash_key key; /* or an image could choose what shares a set */
   uint64_t nr_sets;
   struct set *sets;
-  _Atomic uint64_t *words; /* SLOT_WORDS for each way of each set */
+  _Atomic uint64_t *words; /* SLOT_WORDS for each slot that ever had some */
+  uint32_t nr_own;         /* lock; how many did */
   size_t sets_bytes, words_bytes, links_bytes;
 
   struct link *link; /* lock; of each slot */
@@ -94,6 +96,23 @@ struct cache {
   pthread_mutex_t lock;
   pthread_cond_t loaded;
 };
+
+/* Words are handed out one after the other, so that large pages do not take
+ * more memory than is used (C3): the kernel clears one of 2 MiB in a fraction of
+ * the time that 512 faults take, and addresses are found faster in it.  The
+ * first ones are small, for images that need no more.
+ */
+#define LARGE_PAGE ((size_t) 2 << 20)
+
+static void
+want_large_pages (void *p, size_t bytes)
+{
+  const uintptr_t start = ((uintptr_t) p + 2 * LARGE_PAGE - 1) & -LARGE_PAGE;
+
+  if (start < (uintptr_t) p + bytes) /* advice */
+    (void) madvise ((void *) start, (uintptr_t) p + bytes - start,
+                    MADV_HUGEPAGE);
+}
 
 static void *
 map_memory (size_t bytes)
@@ -127,6 +146,7 @@ cache_new (uint64_t bytes)
   c->link = map_memory (c->links_bytes);
   if (c->sets == NULL || c->words == NULL || c->link == NULL)
     goto no_memory;
+  want_large_pages (c->words, c->words_bytes);
   for (i = 0; i < CACHE_MAX_STORAGES; ++i)
     c->changes[i].first = NO_SLOT;
   c->max_listed = c->nr_sets * WAYS / 4;
@@ -166,10 +186,13 @@ find_set (const struct cache *c, uint64_t tag)
   return ((hash_mix (&c->key, tag) >> 32) * c->nr_sets) >> 32;
 }
 
-static inline _Atomic uint64_t *
-slot_words (const struct cache *c, uint64_t set, unsigned way)
+/* The words of a slot, which from now on has some.  Lock held. */
+static _Atomic uint64_t *
+slot_words (struct cache *c, struct set *set, unsigned way)
 {
-  return c->words + (set * WAYS + way) * SLOT_WORDS;
+  if (set->own[way] == 0)
+    set->own[way] = ++c->nr_own;
+  return c->words + (size_t) (set->own[way] - 1) * SLOT_WORDS;
 }
 
 /* C1 */
@@ -268,17 +291,17 @@ publish (struct cache *c, uint64_t set_index, unsigned way, uint64_t tag,
          const uint64_t *words, unsigned nr)
 {
   struct set *set = &c->sets[set_index];
-  _Atomic uint64_t *to = slot_words (c, set_index, way);
   const uint64_t seq = atomic_load_explicit (&set->seq[way],
                                              memory_order_relaxed);
   const bool empty = all_zero (words, nr);
+  _Atomic uint64_t *to = empty ? NULL : slot_words (c, set, way);
   unsigned i;
 
   set->has_space[way] = 0;
   atomic_store_explicit (&set->seq[way], seq + 1, memory_order_relaxed);
   atomic_store_explicit (&set->tag[way], tag, memory_order_release);
   atomic_store_explicit (&set->words[way],
-                         (uintptr_t) (empty ? no_words : to),
+                         empty ? (uintptr_t) no_words : (uintptr_t) to,
                          memory_order_release);
   for (i = 0; !empty && i < nr; ++i)
     atomic_store_explicit (&to[i], words[i], memory_order_release);
@@ -667,7 +690,7 @@ cache_update (struct cache *c, unsigned id, struct host_off slice,
   else if (c->changes[id].holes && find_lacking (set, way, first, nr) != 0)
     r = CACHE_LACKS_SPACE;
   else {
-    _Atomic uint64_t *to = slot_words (c, set_index, way);
+    _Atomic uint64_t *to = slot_words (c, set, way);
     const uint64_t seq = atomic_load_explicit (&set->seq[way],
                                                memory_order_relaxed);
 
@@ -718,7 +741,7 @@ take_slot (struct cache *c, unsigned id, uint32_t slot, struct cache_batch *b)
 {
   struct set *set = &c->sets[slot / WAYS];
   const unsigned way = slot % WAYS;
-  const _Atomic uint64_t *words = slot_words (c, slot / WAYS, way);
+  const _Atomic uint64_t *words = slot_words (c, set, way);
   const uint64_t tag = atomic_load_explicit (&set->tag[way],
                                              memory_order_relaxed);
   unsigned i, w;

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/advice.h"
 #include "base/bytes.h"
 #include "build.h"
 #include "check.h"
@@ -93,11 +94,11 @@ open_image (struct builder *b, uint64_t more)
 
 /* Of 16 bits, all in one block. */
 static uint8_t *
-refcount_place (const struct builder *b, uint64_t host)
+refcount_place (uint8_t *data, uint64_t host)
 {
-  const uint64_t table = get_be64 (b->data + 48);
+  const uint64_t table = get_be64 (data + 48);
 
-  return b->data + get_be64 (b->data + table) + host / CLUSTER * 2;
+  return data + get_be64 (data + table) + host / CLUSTER * 2;
 }
 
 /* It is read, but not written. */
@@ -183,7 +184,7 @@ test_refcount_zero (void)
 
       m = build_image (&b, 1, flags[f]);
       build_finish (&b);
-      put_be16 (refcount_place (&b, i == 0 ? m.directory : i == 1 ? m.table
+      put_be16 (refcount_place (b.data, i == 0 ? m.directory : i == 1 ? m.table
                                 : m.bits[i - 2]), 0);
       check_refused (&b, 0, EIO, why);
       CHECK_HAS (error_message (), "refcount");
@@ -215,6 +216,90 @@ check_data_over_bits (bool write)
   memory_disk_free (&disk);
 }
 
+/* So many entries of the disk that are not COPIED lead to what a bitmap has:
+ * they are replaced, by writes that go elsewhere or by trims, and the bitmap
+ * stays.
+ */
+static void
+check_shared_with_data (uint64_t host, unsigned entries, unsigned refcount,
+                        bool write)
+{
+  uint8_t before[CLUSTER];
+  struct builder b;
+  struct image *im;
+  struct made m;
+  unsigned i;
+
+  m = build_image (&b, 1, 0);
+  build_finish (&b);
+  for (i = 0; i < entries; ++i) {
+    uint8_t *entry = b.data + m.l2 + 8 * i;
+
+    put_be16 (refcount_place (b.data, get_be64 (entry) & 0xfffffe00), 0);
+    put_be64 (entry, host);
+  }
+  put_be16 (refcount_place (b.data, host), refcount);
+  memcpy (before, b.data + host, CLUSTER);
+  im = open_image (&b, 0);
+  CHECK_OK (image_make_writable (im, &careful));
+  for (i = 0; i < entries; ++i)
+    CHECK_OK (write ? image_write (im, "x", 1, AT (i * CLUSTER), 0)
+              : image_trim (im, CLUSTER, AT (i * CLUSTER), 0));
+  CHECK_OK (image_flush (im));
+  CHECK_OK (image_close (im));
+  CHECK (memcmp (before, disk.data + host, CLUSTER) == 0);
+  CHECK_EQ (get_be16 (refcount_place (disk.data, host)), 1);
+  CHECK_EQ (get_be64 (disk.data + 72), 0); /* it is not marked */
+  image_check_clean ("shared", disk.data, disk.size);
+  memory_disk_free (&disk);
+}
+
+/* It would be free, and still a bitmap's. */
+static void
+check_last_reference (uint64_t host, bool write)
+{
+  uint8_t before[CLUSTER];
+  struct builder b;
+  struct image *im;
+  struct made m;
+
+  m = build_image (&b, 1, 0);
+  build_finish (&b);
+  put_be64 (b.data + m.l2, host);
+  memcpy (before, b.data + host, CLUSTER);
+  im = open_image (&b, 0);
+  CHECK_OK (image_make_writable (im, &careful));
+  CHECK_EQ (write ? image_write (im, "x", 1, AT (0), 0)
+            : image_trim (im, CLUSTER, AT (0), 0), (uint64_t) -1);
+  CHECK_ERROR (EIO, "refcount");
+  CHECK_HAS (error_message (), "bitmap");
+  CHECK_OK (image_write (im, "x", 1, AT (CLUSTER), 0)); /* the rest goes on */
+  CHECK_OK (image_flush (im));
+  CHECK_OK (image_close (im));
+  CHECK (memcmp (before, disk.data + host, CLUSTER) == 0);
+  CHECK_EQ (get_be16 (refcount_place (disk.data, host)), 1);
+  CHECK_EQ (get_be64 (disk.data + 72), 0);
+  memory_disk_free (&disk);
+}
+
+static void
+test_shared_with_data (void)
+{
+  struct builder b;
+  const struct made m = build_image (&b, 1, 0);
+  const uint64_t host[] = { m.directory, m.table, m.bits[0], m.bits[1] };
+  unsigned i;
+
+  build_free (&b);
+  for (i = 0; i < 8; ++i) {
+    check_shared_with_data (host[i / 2], 1, 2, i % 2);
+    check_shared_with_data (host[i / 2], 5, 6, i % 2);
+    /* Trimmed one after the other, before either is given up. */
+    check_shared_with_data (host[i / 2], 2, 2, false);
+    check_last_reference (host[i / 2], i % 2);
+  }
+}
+
 /* Other metadata is where a bitmap is. */
 static void
 test_overlaps (void)
@@ -235,6 +320,106 @@ test_overlaps (void)
     check_refused (&b, 0, i == 0 || i > 3 ? EINVAL : EIO, "overlaps");
     CHECK_HAS (error_message (), "damaged");
   }
+}
+
+/* Make the image writable, which a repair has made sound. */
+static void
+check_repaired (struct image *im, bool kept)
+{
+  char said[1000];
+  int writable;
+
+  CHECK_OK (image_repair (im, IMAGE_REPAIR_ALL, said, sizeof said));
+  CHECK_EQ (get_be64 (disk.data + 88), kept ? QCOW2_AUTOCLEAR_BITMAPS : 0);
+  image_check_clean ("repaired", disk.data, disk.size);
+  writable = image_make_writable (im, &careful);
+  CHECK_OK (writable);
+  if (writable == 0)
+    change_all (im);
+  CHECK_OK (image_close (im));
+  image_check_clean ("written", disk.data, disk.size);
+  memory_disk_free (&disk);
+}
+
+/* Let the bitmap and something else have a cluster, one of ten ways.  Returns
+ * which.
+ */
+static uint64_t
+share_cluster (struct builder *b, const struct made *m, unsigned way)
+{
+  const uint64_t refcounts = get_be64 (b->data + 48);
+  const uint64_t other[] = {
+    b->l1_offset, m->l2 & -CLUSTER, refcounts, get_be64 (b->data + refcounts),
+    m->directory, m->table, m->data, m->bits[0],
+  };
+
+  switch (way) {
+  case 8: /* an entry that is not COPIED */
+    put_be64 (b->data + m->l2, m->bits[0]);
+    return m->bits[0];
+  case 9: /* a second bitmap with the same table */
+    memcpy (b->data + m->directory + 24, b->data + m->directory, 24);
+    put_be32 (b->data + EXTENSION + 8, 2);
+    put_be64 (b->data + EXTENSION + 16, 48);
+    return m->table;
+  default:
+    put_be64 (b->data + m->table + 16, other[way]);
+    return other[way];
+  }
+}
+
+/* Bitmaps in clusters that have another use are given up by a repair: it is not
+ * known what is in there.  The refcount is right, or was never raised.
+ */
+static void
+test_given_up (void)
+{
+  unsigned i;
+
+  for (i = 0; i < 20; ++i) {
+    struct builder b;
+    const struct made m = build_image (&b, 1, i % 2 ? IN_USE : 0);
+    uint64_t shared;
+
+    build_finish (&b);
+    shared = share_cluster (&b, &m, i / 2);
+    if (i % 2)
+      put_be16 (refcount_place (b.data, shared), 2);
+    check_repaired (open_image (&b, 0), false);
+  }
+}
+
+/* They are kept if refcounts are all that is wrong. */
+static void
+test_not_given_up (void)
+{
+  struct builder b;
+  struct made m = build_image (&b, 1, 0);
+
+  build_finish (&b);
+  put_be16 (refcount_place (b.data, m.bits[0]), 0);
+  put_be16 (refcount_place (b.data, m.table), 2);
+  check_repaired (open_image (&b, 0), true);
+}
+
+/* Or if the double use is none of theirs, which stays. */
+static void
+test_not_theirs (void)
+{
+  char said[1000];
+  struct builder b;
+  struct image *im;
+  struct made m = build_image (&b, 1, 0);
+
+  build_finish (&b);
+  put_be64 (b.data + m.l2, m.l2 & -CLUSTER);
+  im = open_image (&b, 0);
+  CHECK_EQ (image_repair (im, IMAGE_REPAIR_ALL, said, sizeof said),
+            (uint64_t) -1);
+  CHECK_ERROR (EIO, "used as something else as well");
+  CHECK_EQ (get_be64 (disk.data + 88), QCOW2_AUTOCLEAR_BITMAPS);
+  CHECK_OK (image_close (im));
+  memory_disk_free (&disk);
 }
 
 /* What the file's end cuts off would seem to be clean once the file grows. */
@@ -275,7 +460,17 @@ test_cut_off (void)
 
   m = build_image (&b, 1, 0);
   build_finish (&b);
-  put_be16 (refcount_place (&b, b.size), 1);
+  put_be64 (b.data + m.directory, b.size);
+  check_repaired (open_image (&b, 31), false);
+
+  (void) build_image (&b, 1, 0);
+  build_finish (&b);
+  put_be64 (b.data + EXTENSION + 24, b.size);
+  check_repaired (open_image (&b, 23), false);
+
+  m = build_image (&b, 1, 0);
+  build_finish (&b);
+  put_be16 (refcount_place (b.data, b.size), 1);
   put_be64 (b.data + m.directory, b.size);
   im = open_image (&b, 32); /* as other writers leave it */
   CHECK_OK (image_make_writable (im, &careful));
@@ -385,13 +580,20 @@ test_scattered (void)
   CHECK_OK (add_scattered (64, 8, &o));
   CHECK_EQ (add_scattered (63, 1, &o), (uint64_t) -1);
   CHECK_ERROR (ENOTSUP, "more than 63 places");
+  CHECK_HAS (error_message (), "only be read");
   CHECK_EQ (add_scattered (31, 1, &o), (uint64_t) -1);
   CHECK_ERROR (ENOTSUP, "more than 31 places");
 }
 
+static const char *const words[ADVICE_NR] = {
+  [ADVICE_REPAIR] = "repair it",
+  [ADVICE_READ_ONLY] = "only be read",
+};
+
 int
 main (void)
 {
+  advice_choose (words);
   check_time_limit (100);
   test_kept (1, 0);
   test_kept (1, IN_USE);
@@ -400,7 +602,11 @@ main (void)
   test_refcount_zero ();
   check_data_over_bits (true);
   check_data_over_bits (false);
+  test_shared_with_data ();
   test_overlaps ();
+  test_given_up ();
+  test_not_given_up ();
+  test_not_theirs ();
   test_cut_off ();
   test_malformed ();
   test_reads_fail ();

@@ -14,8 +14,8 @@
  * bitmap directory damaged     can't be opened         corruption, and the
  *                                                      rest is checked
  * bitmap with extra data       can't be opened         fine, as Spec has it
- * bits of a bitmap that the    nothing, and they read  corruption
- * file's end cuts off          as zeros
+ * bits or a table of bitmaps   nothing, and they read  corruption
+ * that the file's end cuts off as zeros
  * more than 1000 unaligned     all are followed        1000 of them are, or
  * L2 tables                                            16 MiB
  * more than 100 entries of     all refcounts of all    those of 100 of them

@@ -47,13 +47,9 @@ add_shared (struct repair *r, uint64_t cluster)
       return -1;
     }
   }
-  if (r->nr_shared == REPAIR_MAX_SHARED) {
-    error_set (EIO, "%s: more than %d clusters of metadata are used as "
-               "something else as well: this can't be repaired",
-               r->c.storage->name, REPAIR_MAX_SHARED);
-    return -1;
-  }
-  r->shared[r->nr_shared++] = cluster;
+  if (r->nr_shared < REPAIR_MAX_SHARED)
+    r->shared[r->nr_shared++] = cluster;
+  r->all_shared++;
   return 0;
 }
 
@@ -194,7 +190,7 @@ repair_survey (struct repair *r)
   const struct check_refcounts *rc = &r->c.refcounts;
   size_t i;
 
-  r->nr_shared = 0;
+  r->nr_shared = r->all_shared = 0;
   r->referred = r->blocks = r->last_block = 0;
   r->raise = r->lower = false;
   /* Two entries share a block. */

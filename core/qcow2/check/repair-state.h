@@ -24,6 +24,7 @@ struct repair {
 
   uint64_t *shared; /* in ascending order */
   size_t nr_shared;
+  uint64_t all_shared; /* more than nr_shared if there is no room for all */
 
   /* What there is to do. */
   bool rebuild; /* the refcount table, and all blocks */

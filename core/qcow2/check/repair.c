@@ -2,8 +2,8 @@
 
 /* A repair goes through these steps, each durable before the next begins:
  *
- * 1. Unknown autoclear bits are cleared, and that of damaged bitmaps, whose
- *    clusters become leaks.
+ * 1. Unknown autoclear bits are cleared, and that of bitmaps that are damaged or
+ *    have clusters with another use; these become leaks.
  * 2. Entries are fixed up or dropped (qcow2/check/fix-up.h).  First, since
  *    entries beyond the end of the file would refer to other data once it
  *    grows.  Nothing can be reached through a dropped entry.
@@ -28,8 +28,8 @@
  * corrected last, if nothing else is wrong (qcow2/check/repair-snapshots.h);
  * the clusters of the old table are freed by going through the steps again.
  *
- * What can't be decided is left alone and stays an error.  Metadata that has
- * another use as well is not written at all, since it is unknown which use is
+ * What can't be decided is left alone and stays an error.  Other metadata that
+ * has another use as well is not written at all, since it is unknown which use is
  * right; QEMU's repair writes it and damages data.  Refcounts that are too
  * narrow stay an error, too.  If a snapshot's L1 table or the snapshot table
  * can't be read completely nothing is repaired, since what it refers to would
@@ -140,6 +140,56 @@ clear_autoclear (struct repair *r, const struct check_report *before)
   return write_features (r->c.storage, h);
 }
 
+/* Look at the image as it would be without bitmaps, or as it is. */
+static int
+survey (struct repair *r, bool bitmaps)
+{
+  struct header *h = &r->c.h;
+
+  if (bitmaps)
+    h->autoclear |= QCOW2_AUTOCLEAR_BITMAPS;
+  else
+    h->autoclear &= ~QCOW2_AUTOCLEAR_BITMAPS;
+  repair_recount (r);
+  return repair_survey (r);
+}
+
+/* Bitmaps are given up, before anything else is changed, if what they have is
+ * used as something else as well: what is in there may be no bits, and a backup
+ * by them would lack something.  All are, since the image has one bit for that.
+ */
+static int
+survey_bitmaps (struct repair *r)
+{
+  const bool had = r->c.h.autoclear & QCOW2_AUTOCLEAR_BITMAPS;
+  uint64_t shared;
+
+  if (survey (r, had) == -1)
+    return -1;
+  shared = r->all_shared;
+  if (had && shared > 0) {
+    if (survey (r, false) == -1)
+      return -1;
+    if (r->all_shared < shared)
+      return write_features (r->c.storage, &r->c.h);
+    return survey (r, true);
+  }
+  return 0;
+}
+
+static int
+survey_all (struct repair *r)
+{
+  if (survey_bitmaps (r) == -1)
+    return -1;
+  if (r->all_shared == r->nr_shared)
+    return 0;
+  error_set (EIO, "%s: more than %d clusters of metadata are used as something "
+             "else as well: this can't be repaired", r->c.storage->name,
+             REPAIR_MAX_SHARED);
+  return -1;
+}
+
 /* Bitmaps that record changes would not know of the repair's, and a backup by
  * them would lack those: nobody is to trust them any more.
  */
@@ -169,7 +219,7 @@ static int
 run_steps (struct repair *r, struct repair_report *report)
 {
   if (clear_autoclear (r, &report->before) == -1 ||
-      repair_survey (r) == -1 || mark_bitmaps (r, &report->before) == -1 ||
+      survey_all (r) == -1 || mark_bitmaps (r, &report->before) == -1 ||
       repair_fix_entries (r) == -1 || repair_flush (r) == -1)
     return -1;
   report->why_not = r->nr_shared > 0 ? not_written : NULL;

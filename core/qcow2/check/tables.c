@@ -315,8 +315,12 @@ add_bitmap (struct check *c, struct check_ranges *tables, struct host_off at,
   const uint64_t bytes = 8 * (uint64_t)
     get_be32 (entry + QCOW2_BITMAP_FIELD_TABLE_SIZE);
 
-  if (!check_is_beyond (c, offset, bytes))
+  if (!check_is_beyond (c, offset, bytes)) {
+    /* Readers refuse a table that the end of the file cuts off. */
+    if (offset > c->storage->size || bytes > c->storage->size - offset)
+      bad_bitmap (c, at, "bitmap directory entry", 1);
     return check_ranges_add (tables, offset, bytes, false);
+  }
   return refer_to_part (c, USE_BITMAP_TABLE, at, offset, bytes, 1) == -1
     ? -1 : 0;
 }

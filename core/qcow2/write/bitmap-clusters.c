@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/advice.h"
 #include "base/error.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/check/tables.h"
@@ -157,9 +158,12 @@ judge_places (struct places *p)
     p->error = ENOTSUP;
   if (p->error == ENOMEM)
     error_set (ENOMEM, "%s: out of memory", name);
-  else if (p->error != 0)
+  else if (p->error != 0) {
     error_set (p->error, "%s: its bitmaps are in more than %zu places of the "
-               "file, too many to keep other data from there", name, p->max);
+               "file, too many to keep other data from there: remove one of "
+               "them", name, p->max);
+    advise (ADVICE_READ_ONLY);
+  }
   else
     return 0;
   return -1;
@@ -194,13 +198,6 @@ bitmap_clusters_add (struct storage *s, const struct header *h,
   return r;
 }
 
-static bool
-is_of_bitmaps (enum metadata kind)
-{
-  return kind == METADATA_BITMAPS || kind == METADATA_BITMAP_TABLE ||
-    kind == METADATA_BITS;
-}
-
 int
 bitmap_clusters_check (struct alloc *a, const struct overlap *o)
 {
@@ -210,7 +207,7 @@ bitmap_clusters_check (struct alloc *a, const struct overlap *o)
     const struct overlap_range *r = &o->range[i];
     struct host_off free;
 
-    if (!is_of_bitmaps (r->kind))
+    if (!overlap_is_bitmap (r->kind))
       continue;
     if (alloc_find_free (a, (struct host_off) { r->start }, r->end - r->start,
                          &free) == -1)

@@ -92,6 +92,16 @@ extern void overlap_remove_range (struct overlap *o, struct host_off offset);
 extern enum metadata overlap_find (struct overlap *o, struct host_off offset,
                                    uint64_t bytes);
 
+/* Whether it is what bitmaps have, whose clusters may be shared with data by
+ * their refcounts, as a repair by QEMU leaves them.
+ */
+static inline bool
+overlap_is_bitmap (enum metadata kind)
+{
+  return kind == METADATA_BITMAPS || kind == METADATA_BITMAP_TABLE ||
+    kind == METADATA_BITS;
+}
+
 /* For messages. */
 extern const char *overlap_name (enum metadata kind);
 

@@ -17,21 +17,36 @@ compare_freed (const void *a, const void *b)
   return x->host.v < y->host.v ? -1 : x->host.v > y->host.v;
 }
 
-/* A freed table is metadata no longer; freed data must not be metadata. */
-static int
-forget_contents (struct alloc *s, struct host_off host, uint64_t nr,
-                 bool is_table)
+/* What is in the first of these clusters, of which *nr is lowered to a number
+ * that has no bitmaps, or to 1.
+ */
+static enum metadata
+find_metadata (struct alloc *s, struct host_off host, uint64_t *nr)
 {
-  const uint64_t bytes = nr << s->cluster_bits;
   enum metadata kind;
 
-  if (is_table) {
-    overlap_remove (s->overlap, host, nr);
-    cache_forget (s->writeback->cache, s->writeback->id, host, bytes,
-                  s->writeback->slice_bytes);
-    return 0;
-  }
-  kind = overlap_find (s->overlap, host, bytes);
+  while (overlap_is_bitmap (kind = overlap_find (s->overlap, host, *nr <<
+                                                 s->cluster_bits)) && *nr > 1)
+    *nr /= 2;
+  return kind;
+}
+
+/* A freed table is metadata no longer. */
+static void
+forget_table (struct alloc *s, struct host_off host, uint64_t nr)
+{
+  overlap_remove (s->overlap, host, nr);
+  cache_forget (s->writeback->cache, s->writeback->id, host,
+                nr << s->cluster_bits, s->writeback->slice_bytes);
+}
+
+/* Freed data must not be metadata of any kind. */
+static int
+forget_data (struct alloc *s, struct host_off host, uint64_t nr,
+             enum metadata kind)
+{
+  const uint64_t bytes = nr << s->cluster_bits;
+
   if (kind == METADATA_NONE) {
     if (s->clusters != NULL)
       cluster_cache_forget (s->clusters, s->writeback->id, host.v, bytes);
@@ -44,18 +59,28 @@ forget_contents (struct alloc *s, struct host_off host, uint64_t nr,
   return -1;
 }
 
-/* The last reference to these clusters is gone (P3).  refcounts_lock held. */
+/* The last reference to up to *nr clusters is gone (P3), as far as refcounts
+ * tell: a bitmap is still there if several entries that shared its cluster were
+ * given up one after the other, more than refcounts said, and it keeps that.
+ * *nr is how many were looked at.  refcounts_lock held.
+ */
 static int
-free_clusters (struct alloc *s, uint64_t first, uint64_t nr, bool is_table)
+free_clusters (struct alloc *s, uint64_t first, uint64_t *nr, bool is_table)
 {
   const struct host_off host = alloc_offset (s, first);
+  const enum metadata kind = is_table ? METADATA_NONE
+    : find_metadata (s, host, nr);
 
-  if (forget_contents (s, host, nr, is_table) == -1)
+  if (overlap_is_bitmap (kind))
+    return 0;
+  if (is_table)
+    forget_table (s, host, *nr);
+  else if (forget_data (s, host, *nr, kind) == -1)
     return -1;
-  pack_leave (s, first, nr);
+  pack_leave (s, first, *nr);
   if (!s->keep_discarded)
-    (void) storage_punch (alloc_storage (s), host, nr << s->cluster_bits);
-  return refcount_set (&s->refcounts, first, nr, 0, NULL);
+    (void) storage_punch (alloc_storage (s), host, *nr << s->cluster_bits);
+  return refcount_set (&s->refcounts, first, *nr, 0, NULL);
 }
 
 /* Remove one reference to each of up to nr clusters whose refcounts are in one
@@ -77,7 +102,7 @@ lower_some (struct alloc *s, uint64_t first, uint64_t nr, bool is_table,
                    alloc_offset (s, first).v);
     return 0;
   case 1:
-    return free_clusters (s, first, *done, is_table);
+    return free_clusters (s, first, done, is_table);
   default:
     return refcount_set (&s->refcounts, first, *done, refcount - 1, NULL);
   }

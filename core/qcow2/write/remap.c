@@ -3,8 +3,11 @@
 #include <config.h>
 
 #include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "qcow2/write/remap.h"
 
 static inline const struct map *
@@ -101,17 +104,18 @@ remap_take_bytes (struct remap *r, uint64_t bytes, struct host_off *host)
 }
 
 /* The references that a mapping to these bytes has: to each cluster that they
- * touch.  shared: others refer to them, too.
+ * touch.  shared: others refer to them, too.  copied: the entry's flag.
  */
 static struct freed
 references_to (const struct map *m, struct host_off host, uint64_t bytes,
-               bool shared)
+               bool shared, bool copied)
 {
   const uint64_t first = host.v & -m->cluster_size;
 
   return (struct freed) {
     .host.v = first,
     .nr = ((host.v + bytes - 1 - first) >> m->format.cluster_bits) + 1,
+    .copied = copied,
     .bytes = shared ? 0 : bytes,
   };
 }
@@ -124,7 +128,7 @@ give_back_taken (struct remap *r)
     r->w->placement->give_back (r->w->placement, r->taken, r->taken_clusters);
   if (r->taken_bytes > 0) {
     const struct freed lost =
-      references_to (remapped_map (r), r->taken, r->taken_bytes, false);
+      references_to (remapped_map (r), r->taken, r->taken_bytes, false, false);
 
     (void) writeback_free (&r->w->writeback, &lost, 1); /* or leaked */
   }
@@ -152,9 +156,9 @@ free_old (struct remap *r, const struct l2_entry *old)
 {
   const struct map *m = remapped_map (r);
   const struct freed f = old->kind == CLUSTER_COMPRESSED
-    ? references_to (m, old->host, old->compressed_size, false)
+    ? references_to (m, old->host, old->compressed_size, false, false)
     : references_to (m, old->host, m->cluster_size,
-                     !old->copied && !m->format.data_file);
+                     !old->copied && !m->format.data_file, old->copied);
   struct freed *last = r->nr_freed > 0 ? &r->freed[r->nr_freed - 1] : NULL;
 
   if (last != NULL && m->format.data_file &&
@@ -209,20 +213,49 @@ remap_set_compressed (struct remap *r, unsigned i, struct host_off host,
 
 /* --------------------------------------------------------------- the change */
 
+/* A reference to metadata, which goes if what is there belongs to a bitmap and
+ * keeps another one.
+ */
+static int
+check_metadata (struct remap *r, struct host_off host, bool copied,
+                enum metadata kind)
+{
+  uint64_t refcount;
+
+  if (copied || !overlap_is_bitmap (kind))
+    return writer_found_corrupt (r->w, "data would be taken away that is", kind,
+                                 host, remapped_map (r)->cluster_size);
+  if (alloc_refcount (&r->w->alloc, host, &refcount) == -1)
+    return -1;
+  if (refcount >= 2)
+    return 0;
+  error_set (EIO, "%s: damaged: the refcount of the cluster at offset 0x%"
+             PRIx64 " is %" PRIu64 ", but it holds both data and %s",
+             writer_name (r->w), host.v, refcount, overlap_name (kind));
+  return -1;
+}
+
 /* R3 */
 static int
 check_freed (struct remap *r)
 {
+  const unsigned bits = remapped_map (r)->format.cluster_bits;
   unsigned i;
 
   for (i = 0; i < r->nr_freed; ++i) {
     const struct freed *f = &r->freed[i];
-    const uint64_t bytes = f->nr << remapped_map (r)->format.cluster_bits;
-    const enum metadata kind = overlap_find (r->w->forbidden, f->host, bytes);
+    uint64_t n;
 
-    if (kind != METADATA_NONE)
-      return writer_found_corrupt (r->w, "data would be taken away that is",
-                                   kind, f->host, bytes);
+    if (overlap_find (r->w->forbidden, f->host, f->nr << bits) == METADATA_NONE)
+      continue;
+    for (n = 0; n < f->nr; ++n) {
+      const struct host_off host = { f->host.v + (n << bits) };
+      const enum metadata kind = overlap_find (r->w->forbidden, host, 1);
+
+      if (kind != METADATA_NONE &&
+          check_metadata (r, host, f->copied, kind) == -1)
+        return -1;
+    }
   }
   return 0;
 }

@@ -19,7 +19,8 @@
  *      nobody can see what was before (I4, I6).  In an external data file it is
  *      nobody else's, and is released before the step ends.
  *  R3  Nothing is given up where metadata is: then nothing is changed, and the
- *      image is corrupt (I7).
+ *      image is corrupt (I7).  But what bitmaps have may lose a reference that
+ *      was not COPIED if the refcount leaves it another one.
  *  R4  An entry is changed after the host was handed what the guest sees there
  *      from then on, and the change is ordered behind that and the refcounts
  *      (I5).  It needs no order if the new place is zeros, durably, and the

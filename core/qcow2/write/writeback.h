@@ -51,6 +51,7 @@ struct freed {
   struct host_off host;
   uint64_t nr;    /* clusters */
   bool is_table;  /* may be in the cache */
+  bool copied;    /* the entry said that there are no other references */
   uint64_t bytes; /* the host's space that should come back: 0 if there are
                    * other references */
 };
