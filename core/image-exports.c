@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -101,13 +102,28 @@ list_bitmap (void *opaque, const struct bitmap_info *b)
   return list_one (opaque, IMAGE_BITMAP_PREFIX, b->name, description);
 }
 
+/* Why another program may write the image now, in spite of locks; NULL: none
+ * can.  The tables that are cached here, and with them what is said to be
+ * changed or zeros, may be out of date then, even if it has ended since.
+ */
+static const char *
+why_not_alone (const struct image *im)
+{
+  if (im->chain.force_share)
+    return "force-share";
+  if (storage_keeps_writers_out (image_storage (im)))
+    return NULL;
+  return im->chain.locking == STORAGE_LOCKING_OFF
+    ? "locking=off" : "no lock can be had on it";
+}
+
 /* Should their directory be damaged, they are not listed, or not all: who opens
  * one is told.
  */
 static int
 list_bitmaps (const struct image *im, struct listing *l)
 {
-  if (im->kind->list_bitmaps == NULL || im->chain.force_share ||
+  if (im->kind->list_bitmaps == NULL || why_not_alone (im) != NULL ||
       im->kind->list_bitmaps (im, list_bitmap, l) == 0)
     return 0;
   if (l->r == 0)
@@ -201,17 +217,19 @@ image_describe (const struct image *im, const char *export,
   return 0;
 }
 
-/* While another process writes the image the tables that are cached here, and
- * with them what is said to be changed or zeros, may be out of date.
- */
 static struct layer *
 open_bitmap_disk (const struct image *im, const char *bitmap)
 {
-  if (!im->chain.force_share)
+  static atomic_flag said = ATOMIC_FLAG_INIT;
+  const char *why = why_not_alone (im);
+
+  if (why == NULL)
     return im->kind->new_bitmap_disk (im, bitmap);
   error_set (ENOTSUP, "%s: the bitmap \"%.256s\" can't be read while another "
-             "process may write the image (force-share)",
-             image_storage (im)->name, bitmap);
+             "process may write the image (%s)", image_storage (im)->name,
+             bitmap, why);
+  if (atomic_flag_test_and_set (&said))
+    error_set_repeated ();
   return NULL;
 }
 

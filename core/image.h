@@ -177,7 +177,9 @@ extern int image_flush (struct image *im);
 
 /* Names of exports: "" is the live disk, "snapshot/LABEL" a snapshot.
  * "bitmap/NAME" is the live disk with extents that tell what has changed: see
- * layer_extents.  None of those can be opened with chain_options.force_share.
+ * layer_extents.  Those can't be opened (ENOTSUP), and are not listed, while
+ * another process may write the image: with chain_options.force_share, or if
+ * no lock is held that denies it.
  */
 #define IMAGE_SNAPSHOT_PREFIX "snapshot/"
 #define IMAGE_BITMAP_PREFIX "bitmap/"

@@ -207,17 +207,26 @@ def exports(srv):
 
 
 def shared():
-    """Another process may be writing: no bitmap of then is right."""
+    """Another process may write, since no lock keeps it from that: no bitmap
+    of then is right.  test-host-locks.sh has the rest of this."""
     file = path("names.qcow2")
-    with Server("file=" + file, "force-share=true") as srv:
-        check(list(exports(srv)) == [""], "listed: %s" % exports(srv))
-        try:
-            srv.connect("bitmap/plain")
-            check(False, "a bitmap can be opened with force-share")
-        except nbd.Error:
-            pass
-        check("force-share" in srv.log(), "log: " + srv.log())
-        srv.stop(quiet=False)
+    far = qtest.Far(file)
+    for args, why in ((("file=" + file, "force-share=true"), "(force-share)"),
+                      (("file=" + file, "locking=off"), "(locking=off)"),
+                      (("uri=" + far.uri,), "(no lock can be had on it)")):
+        with Server(*args) as srv:
+            check(list(exports(srv)) == [""],
+                  "%s: listed: %s" % (why, exports(srv)))
+            for _ in range(2):
+                try:
+                    srv.connect("bitmap/plain")
+                    check(False, "%s: a bitmap can be opened" % why)
+                except nbd.Error:
+                    pass
+            log = srv.log()
+            check(log.count(why) == 1, "%s: log: %s" % (why, log))
+            srv.stop(quiet=False)
+    far.kill()
 
 
 def names():

@@ -4,11 +4,16 @@
  * its persistent bitmaps has it.
  *
  * Bits are read when they are asked for: a page of them and one of the table
- * at a time, so that memory does not depend on the bitmap, and nothing can be
- * stale.  That the bitmap is still valid, and its directory where it was, is
- * looked up in the file after its bits were read: writing with writer_options.invalidate_bitmaps marks it as in
- * use before anything changes, and a repair of damaged bitmaps clears the
+ * at a time, so that memory does not depend on the bitmap.  That the bitmap is
+ * still valid, and its directory where it was, is looked up in the file after
+ * its bits were read: writing with writer_options.invalidate_bitmaps marks it
+ * as in use before anything changes, and a repair of damaged bitmaps clears the
  * header's bit before their clusters have another use.
+ *
+ * That is all that can change under it.  The disk's own tables are cached, so
+ * the caller must be sure that no other process has written the image since it
+ * was opened (storage_keeps_writers_out): what that process has changed would
+ * be stale, and its bits not.
  */
 
 #ifndef CORE_QCOW2_BITMAP_DISK_H

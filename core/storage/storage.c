@@ -387,6 +387,12 @@ storage_lock_alone (struct storage *s, unsigned uses, unsigned denies)
   return s->ops->lock == NULL ? 0 : s->ops->lock (s, uses, denies, true);
 }
 
+bool
+storage_keeps_writers_out (const struct storage *s)
+{
+  return s->ops->keeps_writers_out == NULL || s->ops->keeps_writers_out (s);
+}
+
 int
 storage_make_writable (struct storage *s, unsigned uses, unsigned denies)
 {

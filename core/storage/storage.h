@@ -136,6 +136,7 @@ struct storage_ops {
   void (*set_locking) (struct storage *, enum storage_locking);
   int (*lock) (struct storage *, unsigned uses, unsigned denies,
                bool alone); /* nobody else can hold any: don't look for them */
+  bool (*keeps_writers_out) (const struct storage *);
   int (*make_writable) (struct storage *, unsigned uses, unsigned denies);
   int (*check_writable) (const struct storage *);
 
@@ -170,6 +171,11 @@ extern int storage_lock (struct storage *s, unsigned uses, unsigned denies);
  */
 extern int storage_lock_alone (struct storage *s, unsigned uses,
                                unsigned denies);
+
+/* Whether no other process that heeds locks can write it: a lock that denies
+ * STORAGE_WRITE was asked for, and is really held.
+ */
+extern bool storage_keeps_writers_out (const struct storage *s);
 
 /* Open a storage that was opened for reading once more, for writing: the same
  * file, which must still be under the same path, with locks as by storage_lock
