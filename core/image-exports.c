@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "image-parts.h"
 
 static void
@@ -87,19 +88,82 @@ list_snapshots (const struct image *im, struct listing *l)
   return 0;
 }
 
+/* Hashes of the bitmaps' names, which can be 64 MiB long: to find those that
+ * occur once.
+ */
+struct names {
+  struct hash_key key;
+  uint64_t *hash;
+  size_t nr, room;
+  struct listing *listing;
+};
+
+static uint64_t
+hash_name (const struct names *n, const char *name)
+{
+  uint64_t hash = 0;
+
+  for (; *name != '\0'; ++name)
+    hash = hash_mix (&n->key, hash + (unsigned char) *name);
+  return hash;
+}
+
+static int
+compare_hashes (const void *a, const void *b)
+{
+  const uint64_t x = *(const uint64_t *) a, y = *(const uint64_t *) b;
+
+  return x < y ? -1 : x > y;
+}
+
+static int
+add_name (void *opaque, const struct bitmap_info *b)
+{
+  struct names *n = opaque;
+
+  if (n->nr == n->room) {
+    const size_t room = n->room == 0 ? 16 : 2 * n->room;
+    uint64_t *hash = realloc (n->hash, room * sizeof *hash);
+
+    if (hash == NULL) {
+      error_set (ENOMEM, "out of memory");
+      n->listing->r = -1;
+      return -1;
+    }
+    n->hash = hash;
+    n->room = room;
+  }
+  n->hash[n->nr++] = hash_name (n, b->name);
+  return 0;
+}
+
+/* Of names that are sorted. */
+static bool
+occurs_once (const struct names *n, const char *name)
+{
+  const uint64_t hash = hash_name (n, name);
+  const uint64_t *p = bsearch (&hash, n->hash, n->nr, sizeof hash,
+                               compare_hashes);
+
+  return p != NULL && (p == n->hash || p[-1] != hash) &&
+    (p + 1 == n->hash + n->nr || p[1] != hash);
+}
+
 static int
 list_bitmap (void *opaque, const struct bitmap_info *b)
 {
+  struct names *n = opaque;
   char description[256];
 
   /* Whoever lists exports may open each, and give up at the first that can't
    * be.
    */
   if (b->state == BITMAP_IN_USE || b->state == BITMAP_UNKNOWN ||
-      !error_is_printable_name (b->name))
+      !b->table_fits || !error_is_printable_name (b->name) ||
+      !occurs_once (n, b->name))
     return 0;
   describe_bitmap (b, description, sizeof description);
-  return list_one (opaque, IMAGE_BITMAP_PREFIX, b->name, description);
+  return list_one (n->listing, IMAGE_BITMAP_PREFIX, b->name, description);
 }
 
 /* Why another program may write the image now, in spite of locks; NULL: none
@@ -117,16 +181,24 @@ why_not_alone (const struct image *im)
     ? "locking=off" : "no lock can be had on it";
 }
 
-/* Should their directory be damaged, they are not listed, or not all: who opens
- * one is told.
+/* Should their directory be damaged, they are not listed: who opens one is
+ * told.
  */
 static int
 list_bitmaps (const struct image *im, struct listing *l)
 {
-  if (im->kind->list_bitmaps == NULL || why_not_alone (im) != NULL ||
-      im->kind->list_bitmaps (im, list_bitmap, l) == 0)
+  struct names n = { .key = hash_key (), .listing = l };
+  int r;
+
+  if (im->kind->list_bitmaps == NULL || why_not_alone (im) != NULL)
     return 0;
-  if (l->r == 0)
+  r = im->kind->list_bitmaps (im, add_name, &n);
+  if (r == 0 && n.nr > 0) {
+    qsort (n.hash, n.nr, sizeof n.hash[0], compare_hashes);
+    r = im->kind->list_bitmaps (im, list_bitmap, &n);
+  }
+  free (n.hash);
+  if (r == -1 && l->r == 0)
     debug_message ("%s", error_message ());
   return l->r;
 }

@@ -314,6 +314,27 @@ def increment():
           "the increment has too much: %s" % mine)
 
 
+def taken_for_nothing():
+    """Clients that don't read what is clean, as the manual warns: if this
+    fails, that may be out of date."""
+    file, zeros = path("ones.qcow2"), path("zeros.raw")
+    run("qemu-img", "create", "-q", "-f", "qcow2", file, "1M")
+    run("qemu-img", "create", "-q", "-f", "raw", zeros, "1M")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 1M", file)
+    run("qemu-img", "bitmap", "--add", file, "monday")
+    need = {}
+    with Server("file=" + file) as srv:
+        for export, rc in ("bitmap/monday", 0), ("", 1):
+            p = subprocess.run(["qemu-img", "compare", "-f", "raw", "-F",
+                                "raw", srv.uri(export), zeros],
+                               stdout=subprocess.PIPE)
+            equal(p.returncode, rc, "compare of '%s'" % export)
+            p = run("qemu-img", "measure", "--output=json", "-f", "raw", "-O",
+                    "qcow2", srv.uri(export))
+            need[export] = json.loads(p.stdout)["required"]
+    equal(need[""] - need["bitmap/monday"], 1 << 20, "measure: %s" % need)
+
+
 def given_up():
     """Who reads a bitmap is told once that it is not right any more."""
     qtest.images += 1
@@ -353,5 +374,6 @@ matrix()
 names()
 shared()
 increment()
+taken_for_nothing()
 given_up()
 qtest.finish("bitmaps")

@@ -37,9 +37,10 @@ extern int layer_extents (const struct layer *layer, uint64_t count,
  * since some moment.  Where it has not they are holes without being zeros.
  * Where it has they are none, and zeros if it reads as these.  So a client that
  * copies what it finds over an older copy (qemu-img convert -B) leaves out what
- * has not changed; and to one that knows nothing all is data, or zeros that are
- * really there.  A hole that is zeros would have the first write zeros over
- * what its older copy has.
+ * has not changed; and one that copies the disk to somewhere else reads all but
+ * zeros that are really there.  A hole that is zeros would have the first write
+ * zeros over what its older copy has.  Clients that take any hole for nothing
+ * (qemu-img compare and measure) must be given the live disk.
  */
 
 /* The extents that are being found. */

@@ -83,9 +83,9 @@ invalid_part (const struct bitmap_disk *d, struct host_off place, uint64_t word)
 {
   const struct layer *l = &d->disk.layer;
 
-  error_set (EIO, "%s: bitmap table entry at offset 0x%" PRIx64 ": 0x%" PRIx64
-             " is not valid, or beyond the end of the file", l->tables->name,
-             place.v, word);
+  error_set (EIO, "%s: the bitmap \"%s\": table entry at offset 0x%" PRIx64
+             ": 0x%" PRIx64 " is not valid, or beyond the end of the file",
+             l->tables->name, d->info.name, place.v, word);
   return layer_damaged (l, place);
 }
 
@@ -214,11 +214,11 @@ find_changes (const struct layer *layer, uint64_t count,
 
 /* ------------------------------------------------------------------ opening */
 
-/* bitmaps_list's, which stops where it is found. */
+/* bitmaps_list's, to the end. */
 struct search {
   const char *name;
-  struct bitmap_info *info;
-  bool found;
+  struct bitmap_info *info; /* of the first one that is found */
+  unsigned nr;              /* that were found */
 };
 
 static int
@@ -226,10 +226,9 @@ compare_name (void *opaque, const struct bitmap_info *b)
 {
   struct search *s = opaque;
 
-  s->found = strcmp (b->name, s->name) == 0;
-  if (s->found)
+  if (strcmp (b->name, s->name) == 0 && s->nr++ == 0)
     *s->info = *b;
-  return s->found ? -1 : 0;
+  return 0;
 }
 
 static int
@@ -247,8 +246,9 @@ check_state (const struct storage *s, const struct bitmap_info *b)
     return -1;
   case BITMAP_UNKNOWN:
     error_set (EINVAL, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
-               PRIx64 ") has a type, flags, a size, a granularity or extra "
-               "data that are not known here", s->name, b->name, b->place.v);
+               PRIx64 ") has a type, flags, a size, a granularity, extra data "
+               "or a name that are not known here", s->name, b->name,
+               b->place.v);
     return -1;
   }
   abort ();
@@ -275,6 +275,27 @@ check_parts (const struct bitmap_disk *d)
   return 0;
 }
 
+static int
+find_bitmap (struct bitmap_disk *d, const struct header *h, const char *name)
+{
+  struct storage *s = d->disk.layer.tables;
+  struct search search = { .name = name, .info = &d->info };
+
+  if (bitmaps_list (s, h, compare_name, &search) == -1)
+    return error_errno () != EINVAL ? -1
+      : layer_damaged (&d->disk.layer, (struct host_off) { h->bitmaps_field });
+  if (search.nr == 1)
+    return 0;
+  if (search.nr == 0) {
+    error_set (ENOENT, "%s: there is no bitmap \"%s\"", s->name, name);
+    return -1;
+  }
+  error_set (EINVAL, "%s: %u bitmaps have the name \"%s\" (the first directory "
+             "entry is at offset 0x%" PRIx64 ")", s->name, search.nr, name,
+             d->info.place.v);
+  return layer_damaged (&d->disk.layer, d->info.place);
+}
+
 /* Find it, and check what of it is in the directory and the table.  Damage is
  * marked as repeated, since clients that list the exports try each, each time.
  */
@@ -282,27 +303,22 @@ static int
 open_bitmap (struct bitmap_disk *d, const char *name)
 {
   struct storage *s = d->disk.layer.tables;
-  struct search search = { .name = name, .info = &d->info };
   struct header h;
 
   /* A repair may have changed it since the image was opened. */
-  if (qcow2_read_header (s, &h) == -1)
+  if (qcow2_read_header (s, &h) == -1 || find_bitmap (d, &h, name) == -1)
     return -1;
-  if (bitmaps_list (s, &h, compare_name, &search) == -1 && !search.found)
-    return error_errno () != EINVAL ? -1
-      : layer_damaged (&d->disk.layer, (struct host_off) { h.bitmaps_field });
-  if (!search.found) {
-    error_set (ENOENT, "%s: there is no bitmap \"%s\"", s->name, name);
-    return -1;
-  }
   d->cluster_bits = h.cluster_bits;
   d->extension.v = h.bitmaps_field - EXTENSION_DIRECTORY;
   d->nr_bitmaps = h.nr_bitmaps;
   d->directory_size = h.bitmap_directory_size;
   d->directory = h.bitmap_directory;
-  if (check_state (s, &d->info) == -1 ||
-      bitmap_check_table (s, &h, &d->info) == -1)
+  if (check_state (s, &d->info) == -1)
     return layer_damaged (&d->disk.layer, d->info.place);
+  if (bitmap_check_table (s, &h, &d->info) == -1) {
+    error_append (" (of the bitmap \"%s\")", d->info.name);
+    return layer_damaged (&d->disk.layer, d->info.place);
+  }
   return check_parts (d);
 }
 

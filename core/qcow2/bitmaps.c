@@ -219,9 +219,12 @@ describe (const struct cursor *c, uint64_t cluster_size, struct bitmap_info *b)
     .automatic = flags (c) & QCOW2_BITMAP_AUTO,
   };
   memcpy (b->entry, c->entry, sizeof b->entry);
-  if (c->ahead == 0 || name.v + size > c->ahead + sizeof c->buf)
-    return storage_read (c->storage, b->name, size, name);
-  memcpy (b->name, c->buf + (name.v - c->ahead), size);
+  if (c->ahead != 0 && name.v + size <= c->ahead + sizeof c->buf)
+    memcpy (b->name, c->buf + (name.v - c->ahead), size);
+  else if (storage_read (c->storage, b->name, size, name) == -1)
+    return -1;
+  if (memchr (b->name, '\0', size) != NULL)
+    b->state = BITMAP_UNKNOWN;
   return 0;
 }
 
@@ -236,7 +239,11 @@ bitmaps_list (struct storage *s, const struct header *h, bitmaps_list_fn *fn,
   if (start (&c, s, h) == -1)
     return -1;
   while ((r = next (&c)) == 1) {
-    if (describe (&c, h->cluster_size, &b) == -1 || fn (opaque, &b) == -1)
+    if (describe (&c, h->cluster_size, &b) == -1)
+      return -1;
+    b.table_fits = b.state != BITMAP_UNKNOWN &&
+      bitmap_check_table (s, h, &b) == 0;
+    if (fn (opaque, &b) == -1)
       return -1;
   }
   return r;

@@ -42,7 +42,8 @@ enum bitmap_state {
   BITMAP_IN_USE,   /* left so by a crashed writer: not to be trusted */
   BITMAP_UNKNOWN,  /* of a kind, or with data, that is not known here; or its
                     * size or granularity is none of QEMU's: so that they and
-                    * the extents of a request are bounded */
+                    * the extents of a request are bounded; or its name has a
+                    * NUL, which ends it here */
 };
 
 /* A directory entry. */
@@ -50,6 +51,7 @@ struct bitmap_info {
   char name[QCOW2_MAX_BITMAP_NAME + 1];
   enum bitmap_state state;
   bool in_use, automatic; /* its flags */
+  bool table_fits; /* bitmap_check_table found no fault; false if UNKNOWN */
   unsigned granularity_bits; /* at most 63: log2 of the disk's bytes per bit */
   struct host_off table; /* not checked: see bitmap_check_table */
   uint32_t nr_parts;     /* entries of that */

@@ -406,6 +406,24 @@ check_listed (uint32_t flags, bool listed, char *description)
   close_image (im, NULL);
 }
 
+/* A table that opening would refuse, although the state says nothing. */
+static void
+check_not_listed (uint64_t at, uint64_t value)
+{
+  static char any[] = "";
+  struct builder b;
+  struct image *im;
+
+  build_small (&b);
+  if (at == directory)
+    put_be64 (b.data + at, value);
+  else
+    put_be32 (b.data + at, value);
+  im = open_image (&b);
+  CHECK_EQ (image_list (im, find_export, any), 0);
+  close_image (im, NULL);
+}
+
 static void
 test_listed (void)
 {
@@ -423,6 +441,102 @@ test_listed (void)
   check_listed (0, true, disabled);
   check_listed (AUTO | 1, false, in_use);
   check_listed (8, false, unknown);
+  check_not_listed (directory + 8, 1);
+  check_not_listed (directory + 8, 3);
+  check_not_listed (directory, UINT64_C (1) << 40);
+}
+
+/* Another entry after the first, with a name of this size. */
+static void
+build_second (struct builder *b, const char *name, unsigned size)
+{
+  uint8_t *p = b->data + directory + 32;
+
+  memcpy (p, b->data + directory, 24);
+  put_be16 (p + 18, size);
+  memcpy (p + 24, name, size);
+  put_be32 (b->data + EXTENSION + 8, 2);
+  put_be64 (b->data + EXTENSION + 16, 64);
+}
+
+static void
+check_names (const char *second, unsigned size, bool usable)
+{
+  static char listed[] = "bitmap of changes, granularity 1024, enabled";
+  struct builder b;
+  struct image *im;
+  struct layer *l;
+
+  build_small (&b);
+  build_second (&b, second, size);
+  im = open_image (&b);
+  CHECK_EQ (image_list (im, find_export, listed), usable ? -1 : 0);
+  l = image_open_disk (im, IMAGE_BITMAP_PREFIX NAME);
+  CHECK_EQ (l != NULL, usable);
+  if (!usable) {
+    CHECK_ERROR (EINVAL, "2 bitmaps have the name \"" NAME "\"");
+    CHECK (!error_repeated ());
+    CHECK (image_open_disk (im, IMAGE_BITMAP_PREFIX NAME) == NULL);
+    CHECK (error_repeated ());
+  }
+  close_image (im, l);
+}
+
+/* A name that ends before its last byte is none; nor is one of two. */
+static void
+test_names (void)
+{
+  struct builder b;
+  struct image *im;
+
+  check_names ("c", 1, true);
+  check_names (NAME NAME, 2, true);
+  check_names (NAME, 1, false);
+  check_names (NAME "\0x", 3, false);
+  build_small (&b);
+  put_be16 (b.data + directory + 18, 3);
+  memcpy (b.data + directory + 24, NAME "\0x", 3);
+  im = open_image (&b);
+  CHECK (image_open_disk (im, IMAGE_BITMAP_PREFIX NAME) == NULL);
+  CHECK_ERROR (EINVAL, "not known here");
+  close_image (im, NULL);
+}
+
+static bool
+nobody_is_kept_out (const struct storage *s)
+{
+  (void) s;
+  return false;
+}
+
+/* Without a lock another program may write it: none is right then. */
+static void
+test_not_locked (void)
+{
+  static char any[] = "";
+  struct storage_ops ops;
+  struct storage *s;
+  struct builder b;
+  struct image *im;
+  unsigned i;
+
+  build_small (&b);
+  build_finish (&b);
+  memory_disk_init (&disk, b.data, b.size);
+  build_free (&b);
+  memset (&control, 0, sizeof control);
+  s = memory_disk_open (&disk, "test", &control);
+  ops = *s->ops;
+  ops.keeps_writers_out = nobody_is_kept_out;
+  s->ops = &ops;
+  im = image_open_storage (s, CACHE_MIN_BYTES);
+  CHECK_EQ (image_list (im, find_export, any), 0);
+  for (i = 0; i < 2; ++i) {
+    CHECK (image_open_disk (im, IMAGE_BITMAP_PREFIX NAME) == NULL);
+    CHECK_ERROR (ENOTSUP, "another process may write the image (no lock");
+    CHECK_EQ (error_repeated (), i);
+  }
+  close_image (im, NULL);
 }
 
 /* ----------------------------------------------------------- given up, late */
@@ -680,6 +794,8 @@ main (void)
   test_read ();
   test_refused ();
   test_listed ();
+  test_names ();
+  test_not_locked ();
   test_given_up ();
   test_disabled ();
   test_cleared ();
