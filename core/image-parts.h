@@ -57,7 +57,8 @@ struct image_kind {
   struct layer *(*new_disk) (const struct image *im, const struct snapshot *sn);
 
   /* A layer like the live disk's, whose extents tell what a bitmap has: see
-   * bitmap_disk_new, which wants no other process to write the image.  NULL: there are no bitmaps.
+   * bitmap_disk_new, which wants no other process to write the image.  NULL:
+   * there are no bitmaps.
    */
   struct layer *(*new_bitmap_disk) (const struct image *im, const char *name);
 
