@@ -4,12 +4,14 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "image-parts.h"
 
 static void
@@ -29,33 +31,218 @@ describe_snapshot (const struct snapshot *sn, char *buf, size_t len)
             date, sn->disk_size, vm_state);
 }
 
-int
-image_list (const struct image *im, export_fn fn, void *opaque)
+static void
+describe_bitmap (const struct bitmap_info *b, char *buf, size_t len)
+{
+  static const char *const state[] = {
+    [BITMAP_ENABLED] = "enabled",
+    [BITMAP_DISABLED] = "disabled",
+    [BITMAP_IN_USE] = "in use: not to be trusted",
+    [BITMAP_UNKNOWN] = "of an unknown kind",
+  };
+
+  snprintf (buf, len, "bitmap of changes, granularity %" PRIu64 ", %s",
+            UINT64_C (1) << b->granularity_bits, state[b->state]);
+}
+
+/* ------------------------------------------------------------------ listing */
+
+struct listing {
+  export_fn fn;
+  void *opaque;
+  int r; /* what fn returned last */
+};
+
+static int
+list_one (struct listing *l, const char *prefix, const char *rest,
+          const char *description)
+{
+  char *name;
+
+  if (asprintf (&name, "%s%s", prefix, rest) == -1) {
+    error_set (ENOMEM, "out of memory");
+    l->r = -1;
+  }
+  else {
+    l->r = l->fn (l->opaque, name, description);
+    free (name);
+  }
+  return l->r;
+}
+
+static int
+list_snapshots (const struct image *im, struct listing *l)
 {
   char description[256];
   uint32_t i;
 
-  if (image_describe (im, "", description, sizeof description) == -1 ||
-      fn (opaque, "", description) == -1)
-    return -1;
   for (i = 0; i < im->snapshots.nr; ++i) {
     const struct snapshot *sn = &im->snapshots.snapshot[i];
-    char *name;
-    int r;
 
     if (sn->label == NULL)
       continue;
-    if (asprintf (&name, IMAGE_SNAPSHOT_PREFIX "%s", sn->label) == -1) {
-      error_set (ENOMEM, "out of memory");
-      return -1;
-    }
     describe_snapshot (sn, description, sizeof description);
-    r = fn (opaque, name, description);
-    free (name);
-    if (r == -1)
+    if (list_one (l, IMAGE_SNAPSHOT_PREFIX, sn->label, description) == -1)
       return -1;
   }
   return 0;
+}
+
+/* Hashes of the bitmaps' names, which can be 64 MiB long: to find those that
+ * occur once.
+ */
+struct names {
+  struct hash_key key;
+  uint64_t *hash;
+  size_t nr, room;
+  struct listing *listing;
+};
+
+static uint64_t
+hash_name (const struct names *n, const char *name)
+{
+  uint64_t hash = 0;
+
+  for (; *name != '\0'; ++name)
+    hash = hash_mix (&n->key, hash + (unsigned char) *name);
+  return hash;
+}
+
+static int
+compare_hashes (const void *a, const void *b)
+{
+  const uint64_t x = *(const uint64_t *) a, y = *(const uint64_t *) b;
+
+  return x < y ? -1 : x > y;
+}
+
+static int
+add_name (void *opaque, const struct bitmap_info *b)
+{
+  struct names *n = opaque;
+
+  if (n->nr == n->room) {
+    const size_t room = n->room == 0 ? 16 : 2 * n->room;
+    uint64_t *hash = realloc (n->hash, room * sizeof *hash);
+
+    if (hash == NULL) {
+      error_set (ENOMEM, "out of memory");
+      n->listing->r = -1;
+      return -1;
+    }
+    n->hash = hash;
+    n->room = room;
+  }
+  n->hash[n->nr++] = hash_name (n, b->name);
+  return 0;
+}
+
+/* Of names that are sorted. */
+static bool
+occurs_once (const struct names *n, const char *name)
+{
+  const uint64_t hash = hash_name (n, name);
+  const uint64_t *p = bsearch (&hash, n->hash, n->nr, sizeof hash,
+                               compare_hashes);
+
+  return p != NULL && (p == n->hash || p[-1] != hash) &&
+    (p + 1 == n->hash + n->nr || p[1] != hash);
+}
+
+static int
+list_bitmap (void *opaque, const struct bitmap_info *b)
+{
+  struct names *n = opaque;
+  char description[256];
+
+  /* Whoever lists exports may open each, and give up at the first that can't
+   * be.
+   */
+  if (b->state == BITMAP_IN_USE || b->state == BITMAP_UNKNOWN ||
+      !b->table_fits || !error_is_printable_name (b->name) ||
+      !occurs_once (n, b->name))
+    return 0;
+  describe_bitmap (b, description, sizeof description);
+  return list_one (n->listing, IMAGE_BITMAP_PREFIX, b->name, description);
+}
+
+/* Why another program may write the image now, in spite of locks; NULL: none
+ * can.  The tables that are cached here, and with them what is said to be
+ * changed or zeros, may be out of date then, even if it has ended since.
+ */
+static const char *
+why_not_alone (const struct image *im)
+{
+  if (im->chain.force_share)
+    return "force-share";
+  if (storage_keeps_writers_out (image_storage (im)))
+    return NULL;
+  return im->chain.locking == STORAGE_LOCKING_OFF
+    ? "locking=off" : "no lock can be had on it";
+}
+
+/* Should their directory be damaged, they are not listed: who opens one is
+ * told.
+ */
+static int
+list_bitmaps (const struct image *im, struct listing *l)
+{
+  struct names n = { .key = hash_key (), .listing = l };
+  int r;
+
+  if (im->kind->list_bitmaps == NULL || why_not_alone (im) != NULL)
+    return 0;
+  r = im->kind->list_bitmaps (im, add_name, &n);
+  if (r == 0 && n.nr > 0) {
+    qsort (n.hash, n.nr, sizeof n.hash[0], compare_hashes);
+    r = im->kind->list_bitmaps (im, list_bitmap, &n);
+  }
+  free (n.hash);
+  if (r == -1 && l->r == 0)
+    debug_message ("%s", error_message ());
+  return l->r;
+}
+
+int
+image_list (const struct image *im, export_fn fn, void *opaque)
+{
+  struct listing l = { .fn = fn, .opaque = opaque };
+  char description[256];
+
+  if (image_describe (im, "", description, sizeof description) == -1 ||
+      fn (opaque, "", description) == -1 || list_snapshots (im, &l) == -1)
+    return -1;
+  return list_bitmaps (im, &l);
+}
+
+/* ------------------------------------------------------------------ opening */
+
+/* The name of the bitmap that an export is of; NULL: it is of none. */
+static const char *
+bitmap_of (const char *export)
+{
+  const size_t prefix = strlen (IMAGE_BITMAP_PREFIX);
+
+  return strncmp (export, IMAGE_BITMAP_PREFIX, prefix) == 0
+    ? export + prefix : NULL;
+}
+
+struct wanted_bitmap {
+  const char *name;
+  char *buf;
+  size_t len;
+  bool found;
+};
+
+static int
+describe_wanted (void *opaque, const struct bitmap_info *b)
+{
+  struct wanted_bitmap *w = opaque;
+
+  w->found = strcmp (b->name, w->name) == 0;
+  if (w->found)
+    describe_bitmap (b, w->buf, w->len);
+  return w->found ? -1 : 0;
 }
 
 /* The snapshot behind an export other than "", or NULL with the error set. */
@@ -81,11 +268,19 @@ int
 image_describe (const struct image *im, const char *export,
                 char *buf, size_t len)
 {
+  struct wanted_bitmap w = { .name = bitmap_of (export), .buf = buf,
+                             .len = len };
   const struct snapshot *sn;
 
   if (export[0] == '\0') {
     snprintf (buf, len, "live disk, size %" PRIu64, im->chain.layer[0]->size);
     return 0;
+  }
+  if (w.name != NULL && im->kind->list_bitmaps != NULL) {
+    const int r = im->kind->list_bitmaps (im, describe_wanted, &w);
+
+    if (w.found || r == -1)
+      return w.found ? 0 : -1;
   }
   sn = find_snapshot (im, export);
   if (sn == NULL)
@@ -94,11 +289,30 @@ image_describe (const struct image *im, const char *export,
   return 0;
 }
 
+static struct layer *
+open_bitmap_disk (const struct image *im, const char *bitmap)
+{
+  static atomic_flag said = ATOMIC_FLAG_INIT;
+  const char *why = why_not_alone (im);
+
+  if (why == NULL)
+    return im->kind->new_bitmap_disk (im, bitmap);
+  error_set (ENOTSUP, "%s: the bitmap \"%.256s\" can't be read while another "
+             "process may write the image (%s)", image_storage (im)->name,
+             bitmap, why);
+  if (atomic_flag_test_and_set (&said))
+    error_set_repeated ();
+  return NULL;
+}
+
 struct layer *
 image_open_disk (const struct image *im, const char *export)
 {
+  const char *bitmap = bitmap_of (export);
   const struct snapshot *sn = NULL;
 
+  if (bitmap != NULL && im->kind->new_bitmap_disk != NULL)
+    return open_bitmap_disk (im, bitmap);
   if (export[0] != '\0') {
     sn = find_snapshot (im, export);
     if (sn == NULL)

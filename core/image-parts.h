@@ -16,6 +16,7 @@
 #include "base/gate.h"
 #include "disk/chain.h"
 #include "image.h"
+#include "qcow2/bitmaps.h"
 #include "qcow2/snapshot.h"
 #include "qcow2/write/leaks.h"
 #include "qcow2/write/writer.h"
@@ -54,6 +55,16 @@ struct image_kind {
    * does not close: image_close_disk frees it.  NULL: the error is set.
    */
   struct layer *(*new_disk) (const struct image *im, const struct snapshot *sn);
+
+  /* A layer like the live disk's, whose extents tell what a bitmap has: see
+   * bitmap_disk_new, which wants no other process to write the image.  NULL:
+   * there are no bitmaps.
+   */
+  struct layer *(*new_bitmap_disk) (const struct image *im, const char *name);
+
+  /* As bitmaps_list.  NULL: there are none. */
+  int (*list_bitmaps) (const struct image *im, bitmaps_list_fn *fn,
+                       void *opaque);
 
   /* Whether a repair in this mode has something to look at. */
   bool (*is_to_be_repaired) (const struct image *im, enum image_repair mode);

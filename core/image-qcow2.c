@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "image-parts.h"
+#include "qcow2/bitmap-disk.h"
 #include "qcow2/check/check.h"
 #include "qcow2/check/repair.h"
 #include "qcow2/check/size.h"
@@ -64,6 +65,22 @@ qcow2_new_disk (const struct image *im, const struct snapshot *sn)
     disk->map.l1_size = sn->l1_size;
   }
   return &disk->layer;
+}
+
+static struct layer *
+qcow2_new_bitmap_disk (const struct image *im, const char *name)
+{
+  return bitmap_disk_new (image_top (im), name);
+}
+
+/* A repair may have changed the header since the image was opened. */
+static int
+qcow2_list_bitmaps (const struct image *im, bitmaps_list_fn *fn, void *opaque)
+{
+  struct header h;
+
+  return qcow2_read_header (image_storage (im), &h) == -1 ? -1
+    : bitmaps_list (image_storage (im), &h, fn, opaque);
 }
 
 bool
@@ -433,6 +450,8 @@ const struct image_kind image_qcow2 = {
   .format = &qcow2_format,
   .opened = qcow2_opened,
   .new_disk = qcow2_new_disk,
+  .new_bitmap_disk = qcow2_new_bitmap_disk,
+  .list_bitmaps = qcow2_list_bitmaps,
   .is_to_be_repaired = qcow2_is_to_be_repaired,
   .check = qcow2_check,
   .check_data = qcow2_check_data,

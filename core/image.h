@@ -187,10 +187,17 @@ extern int image_trim (struct image *im, uint64_t count,
  */
 extern int image_flush (struct image *im);
 
-/* Names of exports: "" is the live disk, "snapshot/LABEL" a snapshot. */
+/* Names of exports: "" is the live disk, "snapshot/LABEL" a snapshot.
+ * "bitmap/NAME" is the live disk with extents that tell what has changed: see
+ * layer_extents.  Those can't be opened (ENOTSUP), and are not listed, while
+ * another process may write the image: with chain_options.force_share, or if
+ * no lock is held that denies it.
+ */
 #define IMAGE_SNAPSHOT_PREFIX "snapshot/"
+#define IMAGE_BITMAP_PREFIX "bitmap/"
 
-/* Call fn for each export; the strings are only valid during the call.  fn
+/* Call fn for each export but those bitmaps of which the directory already says
+ * that they can't be opened; the strings are only valid during the call.  fn
  * reports its own error and returns -1 to stop.  Returns -1 if fn did, or with
  * ENOMEM set.
  */
@@ -206,8 +213,8 @@ extern int image_describe (const struct image *im, const char *export,
 
 /* Open the disk of an export, for layer_read and the like.  The caller owns
  * it, and closes it before the image.  Returns NULL with the error set: ENOENT
- * if there is no such export, EINVAL if the snapshot is malformed (marked as
- * repeated if that was reported before).
+ * if there is no such export, EINVAL if the snapshot is malformed or the bitmap
+ * can't be used (marked as repeated if that was reported before).
  */
 extern struct layer *image_open_disk (const struct image *im,
                                       const char *export);

@@ -98,7 +98,8 @@ qcow2_dump_plugin (void)
   const char *libnbd = storage_nbd_library ();
 
   printf ("qcow2_versions=2,3\n");
-  printf ("qcow2_features=compression-type,extended-l2,snapshot-exports\n");
+  printf ("qcow2_features=compression-type,extended-l2,snapshot-exports,"
+          "bitmap-exports\n");
   printf ("qcow2_formats=qcow2,qed\n");
   printf ("qcow2_backing_formats=raw,qcow2,qed\n");
   printf ("qcow2_compression=deflate,zstd\n");
@@ -497,7 +498,8 @@ static struct nbdkit_plugin plugin = {
   .name = "qcow2",
   .version = PACKAGE_VERSION,
   .longname = "nbdkit qcow2 plugin",
-  .description = "Serve qcow2 disk images and their internal snapshots.",
+  .description = "Serve qcow2 disk images, their internal snapshots and "
+                 "bitmaps.",
   .magic_config_key = "file",
   .config = params_set,
   .config_complete = params_complete,

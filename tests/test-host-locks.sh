@@ -28,6 +28,7 @@ base="$tmp/d/base.qcow2"
 image="$tmp/d/image.qcow2"
 qemu-img create -q -f qcow2 "$base" 1M
 qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 "$image"
+qemu-img bitmap --add --disable "$image" monday
 
 # once MESSAGE: the log has this in one line.
 once ()
@@ -46,9 +47,17 @@ for k in range(2):
     h.flush()
     h.shutdown()' "$sock" || die "$ERROR: the client failed"
 }
+# Nor is a bitmap there, which others may make wrong.
 read_only ()
 {
     "$PYTHON" -c 'import sys, nbd
+names = []
+h = nbd.NBD()
+h.set_opt_mode(True)
+h.connect_unix(sys.argv[1])
+h.opt_list(lambda name, d: names.append(name) or 0)
+h.opt_abort()
+assert names == [""], names
 h = nbd.NBD()
 h.connect_unix(sys.argv[1])
 assert h.is_read_only()

@@ -142,6 +142,22 @@ error_is_printable (uint32_t code)
   return (code & 0xfffe) != 0xfffe; /* never a character */
 }
 
+bool
+error_is_printable_name (const char *name)
+{
+  if (*name == '\0')
+    return false;
+  while (*name != '\0') {
+    uint32_t code;
+    const size_t n = error_character (name, &code);
+
+    if (n == 0 || !error_is_printable (code))
+      return false;
+    name += n;
+  }
+  return true;
+}
+
 size_t
 error_escape (char out[ERROR_ESCAPE_BYTES], const char *name)
 {

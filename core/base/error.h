@@ -69,6 +69,9 @@ extern size_t error_character (const char *name, uint32_t *code);
 
 extern bool error_is_printable (uint32_t code);
 
+/* Whether a name is not empty and consists of visible UTF-8 characters only. */
+extern bool error_is_printable_name (const char *name);
+
 /* Places in an image already reported as damaged.  Bounded: once it is full,
  * every further place counts as reported.  Does its own locking.
  */

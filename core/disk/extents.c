@@ -56,31 +56,74 @@ find_run (const struct layer *layer, struct guest_off offset, uint64_t max,
   return r;
 }
 
+struct extents {
+  const struct layer *layer;
+  extent_fn fn;
+  void *opaque;
+  uint64_t start, end; /* of the extent that is growing ... */
+  unsigned flags;      /* ... and its flags */
+  uint32_t left;       /* how many more are wanted */
+};
+
+/* Returns as extents_add does. */
+static int
+grow (struct extents *e, uint64_t length, unsigned flags)
+{
+  if (flags != e->flags && e->end > e->start) {
+    if (e->fn (e->opaque, e->start, e->end - e->start, e->flags) == -1)
+      return -1;
+    e->start = e->end;
+    if (--e->left == 0)
+      return 1;
+  }
+  e->flags = flags;
+  e->end += length;
+  return 0;
+}
+
+/* Add count bytes as they are found, but only these flags.  Returns as
+ * extents_add does.
+ */
+static int
+add_runs (struct extents *e, uint64_t count, unsigned mask)
+{
+  const uint64_t end = e->end + count;
+  int r = 0;
+
+  while (r == 0 && e->end < end) {
+    struct run run;
+    unsigned flags = 0;
+
+    if (find_run (e->layer, (struct guest_off) { e->end }, end - e->end, &run,
+                  &flags) == -1)
+      return -1;
+    r = grow (e, run.length, flags & mask);
+  }
+  return r;
+}
+
+int
+extents_add (struct extents *e, uint64_t count, bool changed)
+{
+  return changed ? add_runs (e, count, EXTENT_ZERO)
+    : grow (e, count, EXTENT_HOLE);
+}
+
 int
 layer_extents (const struct layer *layer, uint64_t count,
                struct guest_off offset, bool one, extent_fn fn, void *opaque)
 {
-  const uint64_t end = offset.v + count;
-  uint64_t start = offset.v;   /* of the extent that is growing ... */
-  unsigned flags = 0;          /* ... and its flags */
+  struct extents e = {
+    .layer = layer, .fn = fn, .opaque = opaque,
+    .start = offset.v, .end = offset.v, .left = one ? 1 : EXTENTS_MAX,
+  };
+  int r;
 
-  while (offset.v < end) {
-    struct run run;
-    unsigned next = 0;
-
-    if (find_run (layer, offset, end - offset.v, &run, &next) == -1)
-      return -1;
-    if (next != flags && offset.v > start) {
-      if (fn (opaque, start, offset.v - start, flags) == -1)
-        return -1;
-      if (one)
-        return 0;
-      start = offset.v;
-    }
-    flags = next;
-    offset.v += run.length;
-  }
-  if (offset.v > start)
-    return fn (opaque, start, offset.v - start, flags);
-  return 0;
+  if (layer->find_changes != NULL)
+    r = layer->find_changes (layer, count, offset, &e);
+  else
+    r = add_runs (&e, count, EXTENT_HOLE | EXTENT_ZERO);
+  if (r == 0 && e.end > e.start)
+    r = fn (opaque, e.start, e.end - e.start, e.flags);
+  return r == -1 ? -1 : 0;
 }

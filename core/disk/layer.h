@@ -20,6 +20,7 @@
 struct cache;
 struct cluster_cache;
 struct codec_pool;
+struct extents;
 struct passphrases;
 
 /* What all layers of a chain share. */
@@ -61,6 +62,14 @@ struct layer {
   const char *data_name;
 
   bool excludes_backing; /* a backing file can't be: its data are all there is */
+
+  /* NULL; or its extents tell what has changed (disk/extents.h): call
+   * extents_add for the count (> 0) bytes at offset.  Returns what that did if
+   * it is not 0; else 0, or -1 with the error set.  Then what was added does
+   * not count.
+   */
+  int (*find_changes) (const struct layer *layer, uint64_t count,
+                       struct guest_off offset, struct extents *e);
 };
 
 /* Find the run at offset of the disk whose top layer this is, in the

@@ -7,21 +7,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "qcow2/bitmap-bits.h"
 #include "qcow2/bitmaps.h"
-
-/* Spec: Bitmap directory: the fixed part of an entry. */
-#define ENTRY_BYTES 24
-#define FIELD_TABLE_SIZE 8
-#define FIELD_FLAGS 12
-#define FIELD_GRANULARITY 17
-#define FIELD_NAME_SIZE 18
-#define FIELD_EXTRA_SIZE 20
-#define FLAG_IN_USE UINT32_C (1)
-#define FLAG_AUTO UINT32_C (2)
-
-/* QEMU's limit. */
-#define MAX_BITMAPS 65535
-#define MAX_TABLE_BYTES (UINT64_C (8) << 20) /* with the smallest clusters */
 
 /* Iterates over the entries, which are small and so are read together. */
 struct cursor {
@@ -29,7 +16,7 @@ struct cursor {
   uint32_t left;
   uint64_t at, end; /* the rest of the directory, in the file */
   struct host_off place; /* of this entry */
-  uint8_t entry[ENTRY_BYTES];
+  uint8_t entry[QCOW2_BITMAP_ENTRY_SIZE];
   uint64_t ahead;     /* offset of what is in buf; 0: nothing is */
   uint8_t buf[4096];
 };
@@ -37,14 +24,15 @@ struct cursor {
 static inline uint32_t
 flags (const struct cursor *c)
 {
-  return get_be32 (c->entry + FIELD_FLAGS);
+  return get_be32 (c->entry + QCOW2_BITMAP_FIELD_FLAGS);
 }
 
 /* Whether writing the disk makes this one wrong. */
 static inline bool
 must_follow (const struct cursor *c)
 {
-  return (flags (c) & (FLAG_IN_USE | FLAG_AUTO)) == FLAG_AUTO;
+  return (flags (c) & (QCOW2_BITMAP_IN_USE | QCOW2_BITMAP_AUTO)) ==
+    QCOW2_BITMAP_AUTO;
 }
 
 static int
@@ -60,10 +48,10 @@ start (struct cursor *c, struct storage *s, const struct header *h)
                           h->bitmap_directory_size, 1,
                           QCOW2_MAX_BITMAP_DIRECTORY_BYTES) == -1)
     return -1;
-  if (h->nr_bitmaps > MAX_BITMAPS) {
+  if (h->nr_bitmaps > QCOW2_MAX_BITMAPS) {
     error_set (EINVAL, "%s: %" PRIu32 " bitmaps (header extension at offset "
                "%" PRIu64 ") are more than %d", s->name, h->nr_bitmaps,
-               h->bitmaps_field, MAX_BITMAPS);
+               h->bitmaps_field, QCOW2_MAX_BITMAPS);
     return -1;
   }
   c->left = h->nr_bitmaps;
@@ -75,14 +63,16 @@ start (struct cursor *c, struct storage *s, const struct header *h)
 static int
 read_entry (struct cursor *c)
 {
-  if (c->ahead == 0 || c->at + ENTRY_BYTES > c->ahead + sizeof c->buf) {
+  const size_t size = sizeof c->entry;
+
+  if (c->ahead == 0 || c->at + size > c->ahead + sizeof c->buf) {
     c->ahead = 0;
     /* If what follows can't be read, this still may be readable. */
     if (storage_read (c->storage, c->buf, sizeof c->buf, c->place) == -1)
-      return storage_read (c->storage, c->entry, ENTRY_BYTES, c->place);
+      return storage_read (c->storage, c->entry, size, c->place);
     c->ahead = c->at;
   }
-  memcpy (c->entry, c->buf + (c->at - c->ahead), ENTRY_BYTES);
+  memcpy (c->entry, c->buf + (c->at - c->ahead), size);
   return 0;
 }
 
@@ -95,11 +85,13 @@ next (struct cursor *c)
   if (c->left == 0)
     return 0;
   c->place.v = c->at;
-  if (c->end - c->at >= ENTRY_BYTES) {
+  if (c->end - c->at >= QCOW2_BITMAP_ENTRY_SIZE) {
     if (read_entry (c) == -1)
       return -1;
-    size = ((uint64_t) ENTRY_BYTES + get_be32 (c->entry + FIELD_EXTRA_SIZE) +
-            get_be16 (c->entry + FIELD_NAME_SIZE) + 7) & ~UINT64_C (7);
+    size = (sizeof c->entry +
+            (uint64_t) get_be32 (c->entry + QCOW2_BITMAP_FIELD_EXTRA_SIZE) +
+            get_be16 (c->entry + QCOW2_BITMAP_FIELD_NAME_SIZE) + 7) &
+      ~UINT64_C (7);
     if (size <= c->end - c->at) {
       c->at += size;
       c->left--;
@@ -126,6 +118,15 @@ bitmaps_must_follow (struct storage *s, const struct header *h, bool *any)
   return r;
 }
 
+static int
+check_place (struct storage *s, const struct header *h, struct host_off place,
+             struct host_off table, uint32_t nr)
+{
+  return header_check_table (s->name, h, s->size, "bitmap table", place.v,
+                             table, nr, 8,
+                             QCOW2_MAX_BITMAP_BYTES / h->cluster_size * 8);
+}
+
 int
 bitmaps_check_tables (struct storage *s, const struct header *h)
 {
@@ -135,11 +136,12 @@ bitmaps_check_tables (struct storage *s, const struct header *h)
   if (start (&c, s, h) == -1)
     return -1;
   while ((r = next (&c)) == 1) {
-    const struct host_off table = { get_be64 (c.entry) };
-    const uint32_t nr = get_be32 (c.entry + FIELD_TABLE_SIZE);
+    const struct host_off table = {
+      get_be64 (c.entry + QCOW2_BITMAP_FIELD_TABLE)
+    };
 
-    if (header_check_table (s->name, h, s->size, "bitmap table", c.place.v,
-                            table, nr, 8, MAX_TABLE_BYTES) == -1)
+    if (check_place (s, h, c.place, table,
+                     get_be32 (c.entry + QCOW2_BITMAP_FIELD_TABLE_SIZE)) == -1)
       return -1;
   }
   return r;
@@ -155,12 +157,12 @@ bitmaps_mark_in_use (struct storage *s, const struct header *h, bool *written)
   if (start (&c, s, h) == -1)
     return -1;
   while ((r = next (&c)) == 1) {
-    const struct host_off place = { c.place.v + FIELD_FLAGS };
+    const struct host_off place = { c.place.v + QCOW2_BITMAP_FIELD_FLAGS };
     uint8_t buf[4];
 
     if (!must_follow (&c))
       continue;
-    put_be32 (buf, flags (&c) | FLAG_IN_USE);
+    put_be32 (buf, flags (&c) | QCOW2_BITMAP_IN_USE);
     *written = true;
     if (storage_write (s, buf, sizeof buf, place) == -1)
       return -1;
@@ -170,14 +172,36 @@ bitmaps_mark_in_use (struct storage *s, const struct header *h, bool *written)
   return r;
 }
 
+/* What can be done with it, as far as the entry tells. */
+static enum bitmap_state
+judge (const uint8_t *entry, uint64_t cluster_size)
+{
+  const uint32_t flags = get_be32 (entry + QCOW2_BITMAP_FIELD_FLAGS);
+  const uint32_t parts = get_be32 (entry + QCOW2_BITMAP_FIELD_TABLE_SIZE);
+  const uint32_t extra = get_be32 (entry + QCOW2_BITMAP_FIELD_EXTRA_SIZE);
+  const unsigned bits = entry[QCOW2_BITMAP_FIELD_GRANULARITY];
+
+  if (flags & QCOW2_BITMAP_IN_USE)
+    return BITMAP_IN_USE;
+  if (entry[QCOW2_BITMAP_FIELD_TYPE] != QCOW2_BITMAP_DIRTY_TRACKING ||
+      (flags & QCOW2_BITMAP_RESERVED_FLAGS) ||
+      (extra > 0 && !(flags & QCOW2_BITMAP_EXTRA_COMPATIBLE)) ||
+      bits < QCOW2_MIN_BITMAP_GRANULARITY_BITS ||
+      bits > QCOW2_MAX_BITMAP_GRANULARITY_BITS ||
+      parts > QCOW2_MAX_BITMAP_BYTES / cluster_size)
+    return BITMAP_UNKNOWN;
+  return flags & QCOW2_BITMAP_AUTO ? BITMAP_ENABLED : BITMAP_DISABLED;
+}
+
 static int
-describe (const struct cursor *c, struct bitmap_info *b)
+describe (const struct cursor *c, uint64_t cluster_size, struct bitmap_info *b)
 {
   const struct host_off name = {
-    c->place.v + ENTRY_BYTES + get_be32 (c->entry + FIELD_EXTRA_SIZE)
+    c->place.v + QCOW2_BITMAP_ENTRY_SIZE +
+    get_be32 (c->entry + QCOW2_BITMAP_FIELD_EXTRA_SIZE)
   };
-  const unsigned size = get_be16 (c->entry + FIELD_NAME_SIZE);
-  const unsigned bits = c->entry[FIELD_GRANULARITY];
+  const unsigned size = get_be16 (c->entry + QCOW2_BITMAP_FIELD_NAME_SIZE);
+  const unsigned bits = c->entry[QCOW2_BITMAP_FIELD_GRANULARITY];
 
   if (size >= sizeof b->name || bits > 63) {
     error_set (EINVAL, "%s: bitmap directory entry at offset 0x%" PRIx64
@@ -185,11 +209,23 @@ describe (const struct cursor *c, struct bitmap_info *b)
                c->storage->name, c->place.v, size, bits);
     return -1;
   }
-  b->name[size] = '\0';
-  b->granularity = UINT64_C (1) << bits;
-  b->in_use = flags (c) & FLAG_IN_USE;
-  b->automatic = flags (c) & FLAG_AUTO;
-  return storage_read (c->storage, b->name, size, name);
+  *b = (struct bitmap_info) {
+    .place = c->place,
+    .table.v = get_be64 (c->entry + QCOW2_BITMAP_FIELD_TABLE),
+    .nr_parts = get_be32 (c->entry + QCOW2_BITMAP_FIELD_TABLE_SIZE),
+    .granularity_bits = bits,
+    .state = judge (c->entry, cluster_size),
+    .in_use = flags (c) & QCOW2_BITMAP_IN_USE,
+    .automatic = flags (c) & QCOW2_BITMAP_AUTO,
+  };
+  memcpy (b->entry, c->entry, sizeof b->entry);
+  if (c->ahead != 0 && name.v + size <= c->ahead + sizeof c->buf)
+    memcpy (b->name, c->buf + (name.v - c->ahead), size);
+  else if (storage_read (c->storage, b->name, size, name) == -1)
+    return -1;
+  if (memchr (b->name, '\0', size) != NULL)
+    b->state = BITMAP_UNKNOWN;
+  return 0;
 }
 
 int
@@ -203,8 +239,29 @@ bitmaps_list (struct storage *s, const struct header *h, bitmaps_list_fn *fn,
   if (start (&c, s, h) == -1)
     return -1;
   while ((r = next (&c)) == 1) {
-    if (describe (&c, &b) == -1 || fn (opaque, &b) == -1)
+    if (describe (&c, h->cluster_size, &b) == -1)
+      return -1;
+    b.table_fits = b.state != BITMAP_UNKNOWN &&
+      bitmap_check_table (s, h, &b) == 0;
+    if (fn (opaque, &b) == -1)
       return -1;
   }
   return r;
+}
+
+int
+bitmap_check_table (struct storage *s, const struct header *h,
+                    const struct bitmap_info *b)
+{
+  const uint64_t nr =
+    bitmap_nr_parts (bitmap_nr_bits (h->disk_size, b->granularity_bits),
+                     h->cluster_bits);
+
+  if (b->nr_parts != nr) {
+    error_set (EINVAL, "%s: bitmap directory entry at offset 0x%" PRIx64 ": a "
+               "table of %" PRIu32 " entries, where the disk needs %" PRIu64,
+               s->name, b->place.v, b->nr_parts, nr);
+    return -1;
+  }
+  return check_place (s, h, b->place, b->table, b->nr_parts);
 }

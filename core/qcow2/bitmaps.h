@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Persistent bitmaps.  They are not updated here, but an image that has some
- * can be written once they are marked as "in use", as a crashed writer leaves
- * them.  Readers then know not to trust them, and they can still be removed.
+/* The directory of persistent bitmaps.  They are not updated here, but an image
+ * that has some can be written once they are marked as "in use", as a crashed
+ * writer leaves them.  Readers then know not to trust them, and they can still
+ * be removed.
  *
  * A disabled one (whose `auto' flag is clear) records the changes up to some
  * moment, so writing can't make it wrong: it is left alone.  Spec: Bitmaps
@@ -35,11 +36,27 @@ extern int bitmaps_check_tables (struct storage *s, const struct header *h);
 extern int bitmaps_mark_in_use (struct storage *s, const struct header *h,
                                 bool *written);
 
+enum bitmap_state {
+  BITMAP_ENABLED,  /* it has to follow what is written */
+  BITMAP_DISABLED, /* it tells of the changes up to some moment */
+  BITMAP_IN_USE,   /* left so by a crashed writer: not to be trusted */
+  BITMAP_UNKNOWN,  /* of a kind, or with data, that is not known here; or its
+                    * size or granularity is none of QEMU's: so that they and
+                    * the extents of a request are bounded; or its name has a
+                    * NUL, which ends it here */
+};
+
+/* A directory entry. */
 struct bitmap_info {
-  char name[1024];
-  uint64_t granularity; /* bytes of the disk for each bit */
-  bool in_use;          /* left so by a crashed writer: not to be trusted */
-  bool automatic;       /* enabled whenever the image is used */
+  char name[QCOW2_MAX_BITMAP_NAME + 1];
+  enum bitmap_state state;
+  bool in_use, automatic; /* its flags */
+  bool table_fits; /* bitmap_check_table found no fault; false if UNKNOWN */
+  unsigned granularity_bits; /* at most 63: log2 of the disk's bytes per bit */
+  struct host_off table; /* not checked: see bitmap_check_table */
+  uint32_t nr_parts;     /* entries of that */
+  struct host_off place; /* of this entry */
+  uint8_t entry[QCOW2_BITMAP_ENTRY_SIZE]; /* its fixed part as it is there */
 };
 
 /* Call fn for each bitmap, if the directory can be trusted.  Stops when fn
@@ -49,5 +66,13 @@ struct bitmap_info {
 typedef int bitmaps_list_fn (void *opaque, const struct bitmap_info *b);
 extern int bitmaps_list (struct storage *s, const struct header *h,
                          bitmaps_list_fn *fn, void *opaque);
+
+/* Check that the bitmap's table is within the file, and is for a disk of this
+ * size: exactly, as QEMU does, since one that was made before the disk had
+ * another size says nothing of what became of it.  Reads nothing.  Returns -1
+ * with the error set to EINVAL.
+ */
+extern int bitmap_check_table (struct storage *s, const struct header *h,
+                               const struct bitmap_info *b);
 
 #endif /* CORE_QCOW2_BITMAPS_H */

@@ -188,3 +188,19 @@ entry_put_refcount (unsigned order, uint64_t word, uint64_t i,
   word &= ~(entry_refcount_max (order) << shift);
   return word | refcount << shift;
 }
+
+enum bitmap_part
+entry_decode_bitmap (uint64_t word, unsigned cluster_bits,
+                     struct host_off *host)
+{
+  const uint64_t within = (UINT64_C (1) << cluster_bits) - 1;
+
+  if (word == 0)
+    return BITMAP_PART_CLEAN;
+  if (word == QCOW2_BITMAP_ALL_ONES)
+    return BITMAP_PART_DIRTY;
+  if ((word & ~QCOW2_ENTRY_OFFSET_MASK) != 0 || (word & within) != 0)
+    return BITMAP_PART_INVALID;
+  host->v = word;
+  return BITMAP_PART_CLUSTER;
+}

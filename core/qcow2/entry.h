@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* L1 and L2 entries, from 64-bit words (in the host's byte order) to
- * decoded values.  Pure.  Spec: Cluster mapping, Extended L2 Entries.
+/* Entries of L1, L2 and bitmap tables, from 64-bit words (in the host's byte
+ * order) to decoded values.  Pure.  Spec: Cluster mapping, Extended L2 Entries,
+ * Bitmap table.
  */
 
 #ifndef CORE_QCOW2_ENTRY_H
@@ -98,6 +99,21 @@ entry_refcount_max (unsigned order)
 extern uint64_t entry_get_refcount (unsigned order, uint64_t word, uint64_t i);
 extern uint64_t entry_put_refcount (unsigned order, uint64_t word, uint64_t i,
                                     uint64_t refcount);
+
+/* What an entry of a bitmap table says of the bits that it stands for. */
+enum bitmap_part {
+  BITMAP_PART_CLEAN,   /* no cluster: all zeroes */
+  BITMAP_PART_DIRTY,   /* no cluster: all ones */
+  BITMAP_PART_CLUSTER, /* they are in a cluster */
+  BITMAP_PART_INVALID,
+};
+
+/* *host is set for a cluster, which is aligned, but may be beyond the end of
+ * the file.
+ */
+extern enum bitmap_part entry_decode_bitmap (uint64_t word,
+                                             unsigned cluster_bits,
+                                             struct host_off *host);
 
 /* The state of one subcluster of a SUBCLUSTERS entry: one of UNALLOCATED,
  * ZERO_PLAIN, ZERO_ALLOC, STANDARD.

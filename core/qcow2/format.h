@@ -72,7 +72,12 @@
 #define QCOW2_MAX_SNAPSHOTS 65536
 #define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (UINT64_C (64) << 20)
 #define QCOW2_MAX_SNAPSHOT_EXTRA 1024
+#define QCOW2_MAX_BITMAPS 65535
 #define QCOW2_MAX_BITMAP_DIRECTORY_BYTES (UINT64_C (1024) * 65535)
+#define QCOW2_MAX_BITMAP_BYTES (UINT64_C (512) << 20) /* of its bits */
+#define QCOW2_MAX_BITMAP_NAME 1023
+#define QCOW2_MIN_BITMAP_GRANULARITY_BITS 9
+#define QCOW2_MAX_BITMAP_GRANULARITY_BITS 31
 
 /* QEMU makes LUKS headers of 2 MiB, and sets no limit. */
 #define QCOW2_MAX_CRYPTO_BYTES (UINT64_C (64) << 20)
@@ -96,6 +101,25 @@
 
 /* Spec: Compressed Clusters Descriptor. */
 #define QCOW2_COMPRESSED_SECTOR 512
+
+/* Spec: Bitmap directory: an entry's fixed part, and the fields in it. */
+#define QCOW2_BITMAP_ENTRY_SIZE 24
+#define QCOW2_BITMAP_FIELD_TABLE 0
+#define QCOW2_BITMAP_FIELD_TABLE_SIZE 8
+#define QCOW2_BITMAP_FIELD_FLAGS 12
+#define QCOW2_BITMAP_FIELD_TYPE 16
+#define QCOW2_BITMAP_FIELD_GRANULARITY 17
+#define QCOW2_BITMAP_FIELD_NAME_SIZE 18
+#define QCOW2_BITMAP_FIELD_EXTRA_SIZE 20
+
+#define QCOW2_BITMAP_IN_USE (UINT32_C (1) << 0)
+#define QCOW2_BITMAP_AUTO (UINT32_C (1) << 1)
+#define QCOW2_BITMAP_EXTRA_COMPATIBLE (UINT32_C (1) << 2)
+#define QCOW2_BITMAP_RESERVED_FLAGS UINT32_C (0xfffffff8)
+#define QCOW2_BITMAP_DIRTY_TRACKING 1 /* the only type */
+
+/* Spec: Bitmap table: an entry has no bits but these, and an offset. */
+#define QCOW2_BITMAP_ALL_ONES (UINT64_C (1) << 0)
 
 /* Spec: Snapshots: a table entry's fixed part. */
 #define QCOW2_SNAPSHOT_ENTRY_SIZE 40

@@ -144,19 +144,7 @@ read_entry (struct cursor *c, const struct header *h, struct snapshot *sn,
 static bool
 is_presentable (const char *s)
 {
-  const size_t len = strlen (s);
-
-  if (len == 0 || len > MAX_LABEL)
-    return false;
-  while (*s != '\0') {
-    uint32_t code;
-    const size_t n = error_character (s, &code);
-
-    if (n == 0 || !error_is_printable (code))
-      return false;
-    s += n;
-  }
-  return true;
+  return strlen (s) <= MAX_LABEL && error_is_printable_name (s);
 }
 
 static int

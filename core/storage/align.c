@@ -446,6 +446,12 @@ align_lock (struct storage *s, unsigned uses, unsigned denies, bool alone)
     : inner->ops->lock (inner, uses, denies, alone);
 }
 
+static bool
+align_keeps_writers_out (const struct storage *s)
+{
+  return storage_keeps_writers_out (((const struct align *) s)->inner);
+}
+
 static int
 align_make_writable (struct storage *s, unsigned uses, unsigned denies)
 {
@@ -495,6 +501,7 @@ static const struct storage_ops align_ops = {
   .stamp = align_stamp,
   .set_locking = align_set_locking,
   .lock = align_lock,
+  .keeps_writers_out = align_keeps_writers_out,
   .make_writable = align_make_writable,
   .check_writable = align_check_writable,
   .identify = align_identify,

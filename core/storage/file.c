@@ -28,6 +28,7 @@ struct file {
   ino_t ino;       /* 0 for a block device */
   unsigned denies; /* to others, by locks on reading_fd */
   enum storage_locking locking;
+  atomic_bool no_writers; /* locks keep other processes from writing it */
 
   /* To open it again; NULL if it was adopted. */
   char *path;
@@ -326,14 +327,16 @@ locks_are_missing (const struct file *f, int err)
 
 /* What became of locks on fd.  Returns -1 with the error set. */
 static int
-locks_result (const struct file *f, enum locks locks, bool writing)
+locks_result (struct file *f, enum locks locks, unsigned denies, bool writing)
 {
   const char *name = f->storage.name;
 
   switch (locks) {
   case LOCKS_TAKEN:
+    f->no_writers = denies & STORAGE_WRITE;
     return 0;
   case LOCKS_MISSING:
+    f->no_writers = false;
     return locks_are_missing (f, errno);
   case LOCKS_CONFLICT:
     break;
@@ -353,7 +356,7 @@ locks_result (const struct file *f, enum locks locks, bool writing)
  * those.  Returns -1 with the error set.
  */
 static int
-take_locks (const struct file *f, int fd, unsigned uses, unsigned denies)
+take_locks (struct file *f, int fd, unsigned uses, unsigned denies)
 {
   const bool writing = fd != f->reading_fd;
 
@@ -361,7 +364,7 @@ take_locks (const struct file *f, int fd, unsigned uses, unsigned denies)
     return 0;
   return locks_result (f, locks_take (fd, uses, denies,
                                       writing ? f->reading_fd : -1, f->denies),
-                       writing);
+                       denies, writing);
 }
 
 static int
@@ -372,7 +375,14 @@ file_lock (struct storage *s, unsigned uses, unsigned denies, bool alone)
   f->denies = denies;
   if (!alone || f->locking == STORAGE_LOCKING_OFF)
     return take_locks (f, f->fd, uses, denies);
-  return locks_result (f, locks_place (f->fd, uses, denies), false);
+  return locks_result (f, locks_place (f->fd, uses, denies), denies,
+                       false);
+}
+
+static bool
+file_keeps_writers_out (const struct storage *s)
+{
+  return ((const struct file *) s)->no_writers;
 }
 
 /* Open the file once more, for writing: the one that is open, even if others
@@ -494,6 +504,7 @@ static const struct storage_ops file_ops = {
   .stamp = file_stamp,
   .set_locking = file_set_locking,
   .lock = file_lock,
+  .keeps_writers_out = file_keeps_writers_out,
   .make_writable = file_make_writable,
   .check_writable = file_check_writable,
   .identify = file_identify,

@@ -358,6 +358,14 @@ far_lock (struct storage *s, unsigned uses, unsigned denies, bool alone)
   return -1;
 }
 
+/* Others may use the server, or what is behind it. */
+static bool
+far_keeps_writers_out (const struct storage *s)
+{
+  (void) s;
+  return false;
+}
+
 static int
 far_make_writable (struct storage *s, unsigned uses, unsigned denies)
 {
@@ -415,6 +423,7 @@ static const struct storage_ops far_ops = {
   .stamp = far_stamp,
   .set_locking = far_set_locking,
   .lock = far_lock,
+  .keeps_writers_out = far_keeps_writers_out,
   .make_writable = far_make_writable,
   .check_writable = far_check_writable,
   .identify = far_identify,

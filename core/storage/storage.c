@@ -42,6 +42,29 @@ storage_read (struct storage *s, void *buf, size_t count,
   return 0;
 }
 
+int
+storage_read_present (struct storage *s, void *buf, size_t count,
+                      struct host_off offset)
+{
+  size_t done = 0;
+
+  while (done < count) {
+    const ssize_t r = s->ops->pread (s, (uint8_t *) buf + done, count - done,
+                                     offset.v + done);
+
+    if (r == -1 && errno == EINTR)
+      continue;
+    if (r <= 0) {
+      error_set (EIO, "%s: reading %zu bytes at offset 0x%" PRIx64 ": %s",
+                 s->name, count - done, offset.v + done,
+                 r == -1 ? strerror (errno) : "the file ends there");
+      return -1;
+    }
+    done += r;
+  }
+  return 0;
+}
+
 /* What a client is told about a failed write. */
 static int
 write_errno (int err)
@@ -431,6 +454,12 @@ int
 storage_lock_alone (struct storage *s, unsigned uses, unsigned denies)
 {
   return s->ops->lock == NULL ? 0 : s->ops->lock (s, uses, denies, true);
+}
+
+bool
+storage_keeps_writers_out (const struct storage *s)
+{
+  return s->ops->keeps_writers_out == NULL || s->ops->keeps_writers_out (s);
 }
 
 int

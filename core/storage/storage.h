@@ -143,6 +143,7 @@ struct storage_ops {
   void (*set_locking) (struct storage *, enum storage_locking);
   int (*lock) (struct storage *, unsigned uses, unsigned denies,
                bool alone); /* nobody else can hold any: don't look for them */
+  bool (*keeps_writers_out) (const struct storage *);
   int (*make_writable) (struct storage *, unsigned uses, unsigned denies);
   int (*check_writable) (const struct storage *);
 
@@ -179,6 +180,11 @@ extern int storage_lock (struct storage *s, unsigned uses, unsigned denies);
 extern int storage_lock_alone (struct storage *s, unsigned uses,
                                unsigned denies);
 
+/* Whether no other process that heeds locks can write it: a lock that denies
+ * STORAGE_WRITE was asked for, and is really held.
+ */
+extern bool storage_keeps_writers_out (const struct storage *s);
+
 /* Open a storage that was opened for reading once more, for writing: the same
  * file, which must still be under the same path, with locks as by storage_lock
  * instead of those it has.  Nothing is written, and reads may go on meanwhile.
@@ -208,6 +214,11 @@ extern uint32_t storage_block_size (const struct storage *s);
  */
 extern int storage_read (struct storage *s, void *buf, size_t count,
                          struct host_off offset);
+
+/* The same where nothing may lie past the end of the storage: that is EIO, too.
+ */
+extern int storage_read_present (struct storage *s, void *buf, size_t count,
+                                 struct host_off offset);
 
 /* Write exactly count bytes.  Returns -1 with the error set: ENOSPC if there
  * is no room, else EIO; a part may have been written.

@@ -19,7 +19,7 @@ export srcdir
 find ../.. -name '*.gcda' -delete
 make --silent fuzz-replay
 ./fuzz-replay -n 0
-for target in check codec cost header map qed snapshot write; do
+for target in bitmap check codec cost header map qed snapshot write; do
     if [ -n "$found" ] && [ -d "$found/$target" ]; then
         ./fuzz-replay -n 0 -t "$target" "$found/$target"
     fi

@@ -318,6 +318,38 @@ bitmap (void)
   put_be64 (b.data + 88, QCOW2_AUTOCLEAR_BITMAPS);
 }
 
+/* Images with bitmaps, to be read. */
+static void
+with_bitmaps (void)
+{
+  uint64_t at;
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
+  some_clusters ();
+  bitmap ();
+  b.data[get_be64 (b.data + 136) + 17] = 9;
+  at = get_be64 (b.data + get_be64 (b.data + 136));
+  memset (b.data + get_be64 (b.data + at), 0x0f, 20);
+  build_finish (&b);
+  save ("bitmap", "v3-512");
+
+  /* A table of several entries, one of which is for ones. */
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 5 << 20);
+  some_clusters ();
+  bitmap ();
+  put_be32 (b.data + get_be64 (b.data + 136) + 8, 4);
+  b.data[get_be64 (b.data + 136) + 17] = 9;
+  put_be64 (b.data + get_be64 (b.data + get_be64 (b.data + 136)) + 8, 1);
+  build_finish (&b);
+  save ("bitmap", "v3-512-parts");
+
+  build_start (&b, 3, 14, true, COMPRESSION_DEFLATE, 900000);
+  build_entry (&b, 0, build_data (&b, 3), 0x00ff000f0000fff0);
+  bitmap ();
+  build_finish (&b);
+  save ("bitmap", "v3-16k-extended");
+}
+
 static void
 writable (void)
 {
@@ -771,6 +803,7 @@ main (int argc, char *argv[])
   headers ();
   readable ();
   with_snapshots ();
+  with_bitmaps ();
   writable ();
   full ();
   repairable ();

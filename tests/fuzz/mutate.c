@@ -344,6 +344,29 @@ change_snapshot (struct mutation *m)
   }
 }
 
+/* Of the directory of bitmaps, where make-corpus puts it; of a table; bits. */
+static void
+change_bitmap (struct mutation *m)
+{
+  static const uint8_t offsets[] = { 0, 8, 12, 16, 17, 18, 20, 24 };
+  static const uint8_t widths[] = { 8, 4, 4, 1, 1, 2, 4, 1 };
+  const uint64_t at = get (m, 136) + 32 * below (m, 2);
+  const uint64_t table = get (m, at);
+  const unsigned i = below (m, sizeof offsets);
+
+  switch (below (m, 8)) {
+  case 0: put (m, at + offsets[i], widths[i], some_number (m)); break;
+  case 1: put (m, at + 12, 4, below (m, 9)); break;
+  case 2: put (m, at + 8, 4, below (m, 200)); break;
+  case 3: put (m, at + 17, 1, 8 + below (m, 25)); break;
+  case 4: put (m, table + 8 * below (m, 4), 8, below (m, 3)); break;
+  case 5: put (m, table + 8 * below (m, 4), 8, some_cluster (m)); break;
+  case 6: put (m, table + 8 * below (m, 4), 8, some_word (m)); break;
+  case 7: put (m, (get (m, table) & QCOW2_ENTRY_OFFSET_MASK) + below (m, 512),
+               1, random_next (&m->state)); break;
+  }
+}
+
 static void
 change_bytes (struct mutation *m)
 {
@@ -409,6 +432,10 @@ static const change_fn for_snapshot[] = {
   cut_or_grow,
 };
 
+static const change_fn for_bitmap[] = {
+  change_bitmap, change_bitmap, change_bitmap, change_bitmap, change_bitmap,
+  change_field, change_l2, change_bytes, flip_bit, cut_or_grow,
+};
 static const change_fn for_check[] = {
   change_field, change_l1, change_l1, change_l2, change_l2, change_l2,
   change_refcounts, change_refcounts, change_refcounts, change_flags,
@@ -426,6 +453,7 @@ static const struct {
   [MUTATE_MAP] = { for_map, NR (for_map) },
   [MUTATE_WRITE] = { for_write, NR (for_write) },
   [MUTATE_SNAPSHOT] = { for_snapshot, NR (for_snapshot) },
+  [MUTATE_BITMAP] = { for_bitmap, NR (for_bitmap) },
   [MUTATE_CHECK] = { for_check, NR (for_check) },
 };
 

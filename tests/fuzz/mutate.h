@@ -14,6 +14,7 @@ enum mutate_for {
   MUTATE_MAP,
   MUTATE_WRITE,
   MUTATE_SNAPSHOT,
+  MUTATE_BITMAP,
   MUTATE_CHECK,
 };
 

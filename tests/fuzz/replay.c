@@ -25,7 +25,7 @@
 
 static const struct target *const targets[] = {
   &target_header, &target_map, &target_write, &target_snapshot, &target_codec,
-  &target_check, &target_cost, &target_qed,
+  &target_check, &target_cost, &target_qed, &target_bitmap,
 };
 #define NR_TARGETS (sizeof targets / sizeof targets[0])
 

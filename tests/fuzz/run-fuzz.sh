@@ -3,7 +3,7 @@
 
 # run-fuzz.sh SECONDS [JOBS [TARGET...]]: fuzz each target for so many seconds,
 # JOBS of them at a time (default: as many as there are processors).  Targets
-# are check, codec, cost, header, map, qed, snapshot, write; default: all.
+# are bitmap, check, codec, cost, header, map, qed, snapshot, write; default: all.
 #
 # Run it in the build folder of tests/fuzz, of a build that was configured like
 # this:
@@ -21,7 +21,7 @@ folder=$(cd "$(dirname "$0")" && pwd) || exit 1
 seconds=${1-}
 jobs=${2-$(nproc)}
 shift $(($# < 2 ? $# : 2))
-[ $# -gt 0 ] || set -- check write map cost snapshot codec header qed
+[ $# -gt 0 ] || set -- check write map cost snapshot codec header qed bitmap
 
 case $seconds,$jobs in
     ,* | *[!0-9,]* | *, | *,0)
@@ -34,7 +34,7 @@ max_len () {
     case $1 in
         cost) echo 1040 ;;
         header) echo 8192 ;;
-        check | codec | snapshot) echo 65536 ;;
+        bitmap | check | codec | snapshot) echo 65536 ;;
         *) echo 131072 ;;
     esac
 }

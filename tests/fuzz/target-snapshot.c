@@ -200,7 +200,7 @@ struct list {
   bool live;
 };
 
-/* The live disk comes first, and then all that have a label. */
+/* The live disk comes first, then all that have a label, and then bitmaps. */
 static int
 take_name (void *opaque, const char *name, const char *description)
 {
@@ -215,6 +215,10 @@ take_name (void *opaque, const char *name, const char *description)
   }
   while (l->next < l->t->nr && l->t->snapshot[l->next].label == NULL)
     l->next++;
+  if (strncmp (name, IMAGE_BITMAP_PREFIX, strlen (IMAGE_BITMAP_PREFIX)) == 0) {
+    expect (l->next == l->t->nr, "a bitmap comes before a snapshot");
+    return 0;
+  }
   expect (l->next < l->t->nr, "more exports than snapshots");
   expect (strncmp (name, IMAGE_SNAPSHOT_PREFIX, prefix) == 0 &&
           strcmp (name + prefix, l->t->snapshot[l->next].label) == 0,

@@ -32,6 +32,7 @@ extern const struct target target_header;
 /* An input of these is an image. */
 extern const struct target target_map;      /* reads, extents, refcounts */
 extern const struct target target_write;    /* all that changes the disk */
+extern const struct target target_bitmap; /* bitmaps, as extents */
 extern const struct target target_snapshot; /* the table, and what is in it */
 extern const struct target target_check;    /* check and repair */
 

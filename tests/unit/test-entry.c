@@ -468,6 +468,30 @@ test_refcounts (void)
   }
 }
 
+static void
+test_bitmap_entries (void)
+{
+  static const uint64_t invalid[] = {
+    2, 0x100, 0x10001, 0x10002, 0x10100, 0x10200, 0x18000,
+    UINT64_C (1) << 56, UINT64_C (1) << 63, (UINT64_C (1) << 63) | 0x10000,
+    (UINT64_C (1) << 63) | 1, UINT64_MAX,
+  };
+  const uint64_t last = UINT64_C (0x00ffffffffff0000);
+  struct host_off host = HOST_NONE;
+  size_t i;
+
+  CHECK_EQ (entry_decode_bitmap (0, 16, &host), BITMAP_PART_CLEAN);
+  CHECK_EQ (entry_decode_bitmap (1, 16, &host), BITMAP_PART_DIRTY);
+  for (i = 0; i < sizeof invalid / sizeof invalid[0]; ++i)
+    CHECK_EQ (entry_decode_bitmap (invalid[i], 16, &host),
+              BITMAP_PART_INVALID);
+  CHECK (host_is_none (host));
+  CHECK_EQ (entry_decode_bitmap (last, 16, &host), BITMAP_PART_CLUSTER);
+  CHECK_EQ (host.v, last);
+  CHECK_EQ (entry_decode_bitmap (0x200, 9, &host), BITMAP_PART_CLUSTER);
+  CHECK_EQ (host.v, 0x200);
+}
+
 int
 main (void)
 {
@@ -480,6 +504,7 @@ main (void)
   test_encode_compressed ();
   test_compressed_fits ();
   test_l1 ();
+  test_bitmap_entries ();
   test_random ();
   return check_result ();
 }

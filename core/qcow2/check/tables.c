@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "qcow2/check/tables.h"
+#include "qcow2/entry.h"
 
 /* Offsets of the header's fields that point to tables. */
 #define FIELD_L1_OFFSET 40
@@ -194,28 +195,6 @@ check_find_l1s (struct check *c, struct check_ranges *readable)
 
 /* ----------------------------------------------------------------- bitmaps */
 
-/* Spec: Bitmap directory: fields of an entry. */
-#define BITMAP_ENTRY_BYTES 24
-#define BITMAP_TABLE_SIZE 8
-#define BITMAP_FLAGS 12
-#define BITMAP_TYPE 16
-#define BITMAP_GRANULARITY 17
-#define BITMAP_NAME_SIZE 18
-#define BITMAP_EXTRA_SIZE 20
-
-#define BITMAP_IN_USE UINT32_C (1)
-#define BITMAP_RESERVED_FLAGS UINT32_C (0xfffffff8)
-#define BITMAP_DIRTY_TRACKING 1
-#define BITMAP_MAX_NAME 1023
-#define BITMAP_MAX_GRANULARITY 31
-#define BITMAP_MIN_GRANULARITY 9 /* QEMU's */
-#define BITMAP_MAX_BYTES (UINT64_C (512) << 20) /* likewise: bounds this */
-#define MAX_BITMAPS 65535
-
-/* Spec: Bitmap table. */
-#define TABLE_RESERVED UINT64_C (0xff000000000001fe)
-#define TABLE_ALL_ONES UINT64_C (1)
-
 /* Whether this many clusters hold a bit for each granule of the disk. */
 static bool
 is_large_enough (const struct check *c, uint64_t clusters,
@@ -230,19 +209,20 @@ is_large_enough (const struct check *c, uint64_t clusters,
 static bool
 is_bitmap (const struct check *c, const uint8_t *entry)
 {
-  const uint64_t offset = get_be64 (entry);
-  const uint32_t entries = get_be32 (entry + BITMAP_TABLE_SIZE);
-  const uint32_t flags = get_be32 (entry + BITMAP_FLAGS);
-  const unsigned granularity = entry[BITMAP_GRANULARITY];
+  const uint64_t offset = get_be64 (entry + QCOW2_BITMAP_FIELD_TABLE);
+  const uint32_t entries = get_be32 (entry + QCOW2_BITMAP_FIELD_TABLE_SIZE);
+  const uint32_t flags = get_be32 (entry + QCOW2_BITMAP_FIELD_FLAGS);
+  const unsigned granularity = entry[QCOW2_BITMAP_FIELD_GRANULARITY];
 
   return offset != 0 && offset % c->h.cluster_size == 0 && entries > 0 &&
-    entries <= BITMAP_MAX_BYTES / c->h.cluster_size &&
-    (flags & BITMAP_RESERVED_FLAGS) == 0 &&
-    entry[BITMAP_TYPE] == BITMAP_DIRTY_TRACKING &&
-    granularity >= BITMAP_MIN_GRANULARITY &&
-    granularity <= BITMAP_MAX_GRANULARITY &&
-    get_be16 (entry + BITMAP_NAME_SIZE) <= BITMAP_MAX_NAME &&
-    ((flags & BITMAP_IN_USE) || is_large_enough (c, entries, granularity));
+    entries <= QCOW2_MAX_BITMAP_BYTES / c->h.cluster_size &&
+    (flags & QCOW2_BITMAP_RESERVED_FLAGS) == 0 &&
+    entry[QCOW2_BITMAP_FIELD_TYPE] == QCOW2_BITMAP_DIRTY_TRACKING &&
+    granularity >= QCOW2_MIN_BITMAP_GRANULARITY_BITS &&
+    granularity <= QCOW2_MAX_BITMAP_GRANULARITY_BITS &&
+    get_be16 (entry + QCOW2_BITMAP_FIELD_NAME_SIZE) <= QCOW2_MAX_BITMAP_NAME &&
+    ((flags & QCOW2_BITMAP_IN_USE) ||
+     is_large_enough (c, entries, granularity));
 }
 
 static void
@@ -294,17 +274,21 @@ refer_to_bits (struct check *c, void *opaque, struct host_off place,
 
   for (i = 0; i < bytes; i += 8) {
     const struct host_off at = { place.v + i };
-    const uint64_t word = get_be64 (words + i);
-    const uint64_t offset = word & QCOW2_ENTRY_OFFSET_MASK;
+    struct host_off host;
 
-    if ((word & TABLE_RESERVED) || (offset != 0 && (word & TABLE_ALL_ONES)) ||
-        offset % c->h.cluster_size != 0)
+    switch (entry_decode_bitmap (get_be64 (words + i), c->h.cluster_bits,
+                                 &host)) {
+    case BITMAP_PART_INVALID:
       bad_bitmap (c, at, "bitmap table entry", n);
-    else if (offset != 0) {
-      judge_bits (c, at, offset, n);
-      if (refer_to_part (c, USE_BITS, at, offset, c->h.cluster_size,
-                         n) == -1)
+      break;
+    case BITMAP_PART_CLUSTER:
+      judge_bits (c, at, host.v, n);
+      if (refer_to_part (c, USE_BITS, at, host.v, c->h.cluster_size, n) == -1)
         return -1;
+      break;
+    case BITMAP_PART_CLEAN:
+    case BITMAP_PART_DIRTY:
+      break;
     }
   }
   return 0;
@@ -327,8 +311,9 @@ static int
 add_bitmap (struct check *c, struct check_ranges *tables, struct host_off at,
             const uint8_t *entry)
 {
-  const uint64_t offset = get_be64 (entry);
-  const uint64_t bytes = 8 * (uint64_t) get_be32 (entry + BITMAP_TABLE_SIZE);
+  const uint64_t offset = get_be64 (entry + QCOW2_BITMAP_FIELD_TABLE);
+  const uint64_t bytes = 8 * (uint64_t)
+    get_be32 (entry + QCOW2_BITMAP_FIELD_TABLE_SIZE);
 
   if (!check_is_beyond (c, offset, bytes)) {
     /* Readers refuse a table that the end of the file cuts off. */
@@ -345,15 +330,16 @@ static int64_t
 find_bitmap (struct check *c, struct check_ranges *tables,
              struct check_reader *rd, struct host_off at, uint64_t rest)
 {
-  uint8_t entry[BITMAP_ENTRY_BYTES];
+  uint8_t entry[QCOW2_BITMAP_ENTRY_SIZE];
   uint64_t size;
 
   if (rest < sizeof entry)
     return 0;
   if (check_read_piece (c, rd, entry, sizeof entry, at) == -1)
     return -1;
-  size = (sizeof entry + (uint64_t) get_be32 (entry + BITMAP_EXTRA_SIZE) +
-          get_be16 (entry + BITMAP_NAME_SIZE) + 7) & ~UINT64_C (7);
+  size = (sizeof entry +
+          (uint64_t) get_be32 (entry + QCOW2_BITMAP_FIELD_EXTRA_SIZE) +
+          get_be16 (entry + QCOW2_BITMAP_FIELD_NAME_SIZE) + 7) & ~UINT64_C (7);
   if (size > rest || !is_bitmap (c, entry))
     return 0;
   return add_bitmap (c, tables, at, entry) == -1 ? -1 : (int64_t) size;
@@ -362,7 +348,7 @@ find_bitmap (struct check *c, struct check_ranges *tables,
 static bool
 directory_is_valid (const struct check *c)
 {
-  return c->h.nr_bitmaps <= MAX_BITMAPS && c->h.bitmap_directory.v != 0 &&
+  return c->h.nr_bitmaps <= QCOW2_MAX_BITMAPS && c->h.bitmap_directory.v != 0 &&
     c->h.bitmap_directory.v % c->h.cluster_size == 0 &&
     c->h.bitmap_directory_size <= QCOW2_MAX_BITMAP_DIRECTORY_BYTES;
 }

@@ -1,0 +1,341 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "disk/extents.h"
+#include "qcow2/bitmap-bits.h"
+#include "qcow2/bitmap-disk.h"
+#include "qcow2/bitmaps.h"
+#include "qcow2/qcow2.h"
+
+/* What is read at once, of the table and of the bits. */
+#define PAGE 4096
+
+/* Spec: Bitmaps extension: fields in its data; the first is the number. */
+#define EXTENSION_SIZE 8
+#define EXTENSION_DIRECTORY 16
+
+struct bitmap_disk {
+  struct qcow2_disk disk; /* first: see qcow2/disk.h */
+  struct bitmap_info info;
+  unsigned cluster_bits;
+  struct host_off extension; /* where the header says this of the directory: */
+  uint32_t nr_bitmaps;
+  uint64_t directory_size;
+  struct host_off directory;
+};
+
+static inline const struct bitmap_disk *
+bitmap_disk (const struct layer *layer)
+{
+  return (const struct bitmap_disk *) layer;
+}
+
+/* Reads pages of a bitmap.  start: what offset in the file a page has; 0: none
+ * was read.
+ */
+struct page {
+  uint64_t start;
+  uint8_t bytes[PAGE];
+};
+
+struct bits {
+  const struct bitmap_disk *d;
+  struct page table, data;
+};
+
+/* Point to the bytes at offset at, in a page that is aligned to `unit' bytes,
+ * a power of two of at most PAGE.  They were within the file when it was
+ * opened: if it is shorter now what is missing must not seem to be zeros.
+ * Returns NULL with the error set.
+ */
+static const uint8_t *
+find_bytes (struct storage *s, struct page *p, uint64_t at, uint64_t unit)
+{
+  const struct host_off start = { at & -unit };
+  const uint64_t size = atomic_load (&s->size);
+  const uint64_t count = start.v < size && size - start.v < unit
+    ? size - start.v : unit;
+
+  if (p->start != start.v) {
+    p->start = 0;
+    if (storage_read_present (s, p->bytes, count, start) == -1)
+      return NULL;
+    p->start = start.v;
+  }
+  return p->bytes + (at - start.v);
+}
+
+static uint64_t
+page_size (unsigned cluster_bits)
+{
+  return cluster_bits < 12 ? UINT64_C (1) << cluster_bits : PAGE;
+}
+
+static int __attribute__ ((__cold__))
+invalid_part (const struct bitmap_disk *d, struct host_off place, uint64_t word)
+{
+  const struct layer *l = &d->disk.layer;
+
+  error_set (EIO, "%s: the bitmap \"%s\": table entry at offset 0x%" PRIx64
+             ": 0x%" PRIx64 " is not valid, or beyond the end of the file",
+             l->tables->name, d->info.name, place.v, word);
+  return layer_damaged (l, place);
+}
+
+/* Decode the i-th entry of the table; a cluster is within the file.  Returns -1
+ * with the error set.
+ */
+static int
+find_part (struct bits *b, uint64_t i, enum bitmap_part *part,
+           struct host_off *host)
+{
+  const struct bitmap_disk *d = b->d;
+  struct storage *s = d->disk.layer.tables;
+  const uint64_t cluster = UINT64_C (1) << d->cluster_bits;
+  const struct host_off place = { d->info.table.v + 8 * i };
+  const uint64_t size = atomic_load (&s->size);
+  const uint8_t *p = find_bytes (s, &b->table, place.v,
+                                 page_size (d->cluster_bits));
+
+  if (p == NULL)
+    return -1;
+  *part = entry_decode_bitmap (get_be64 (p), d->cluster_bits, host);
+  if (*part == BITMAP_PART_INVALID ||
+      (*part == BITMAP_PART_CLUSTER &&
+       (host->v > size || cluster > size - host->v)))
+    return invalid_part (d, place, get_be64 (p));
+  return 0;
+}
+
+/* Find the value of the bit, and how many (at most max) after it have the same,
+ * which may be fewer than there are.  Returns -1 with the error set.
+ */
+static int
+find_bits (struct bits *b, uint64_t bit, uint64_t max, bool *set, uint64_t *nr)
+{
+  const unsigned cluster_bits = b->d->cluster_bits;
+  const uint64_t per_part = UINT64_C (8) << cluster_bits;
+  const uint64_t per_page = 8 * page_size (cluster_bits);
+  uint64_t left = per_part - bit % per_part;
+  struct host_off host = HOST_NONE;
+  enum bitmap_part part;
+  const uint8_t *p;
+
+  if (find_part (b, bit / per_part, &part, &host) == -1)
+    return -1;
+  *set = part == BITMAP_PART_DIRTY;
+  if (part == BITMAP_PART_CLUSTER) {
+    const uint64_t first = bit % per_page;
+
+    p = find_bytes (b->d->disk.layer.tables, &b->data,
+                    host.v + bit % per_part / per_page * (per_page / 8),
+                    per_page / 8);
+    if (p == NULL)
+      return -1;
+    left = per_page - first < max ? per_page - first : max;
+    *set = bitmap_bit (p, first);
+    left = bitmap_same (p, first, first + left);
+  }
+  *nr = left < max ? left : max;
+  return 0;
+}
+
+/* Whether the header still has the directory in which it was found. */
+static bool
+is_same_directory (const struct bitmap_disk *d, const uint8_t *extension)
+{
+  return get_be32 (extension) == d->nr_bitmaps &&
+    get_be64 (extension + EXTENSION_SIZE) == d->directory_size &&
+    get_be64 (extension + EXTENSION_DIRECTORY) == d->directory.v;
+}
+
+/* Whether the bitmap is what it was when it was opened: the bits that were read
+ * before count only then.  Another program makes a new directory, and leaves
+ * the old one as it was, until something else is put there.  Returns -1 with
+ * the error set if it isn't.
+ */
+static int
+check_valid (const struct bitmap_disk *d)
+{
+  const struct layer *l = &d->disk.layer;
+  const struct host_off autoclear = { HEADER_FEATURES_OFFSET + 16 };
+  uint8_t features[8], entry[sizeof d->info.entry];
+  uint8_t extension[QCOW2_EXT_BITMAPS_BYTES];
+
+  if (storage_read (l->tables, entry, sizeof entry, d->info.place) == -1 ||
+      storage_read (l->tables, extension, sizeof extension,
+                    d->extension) == -1 ||
+      storage_read (l->tables, features, sizeof features, autoclear) == -1)
+    return -1;
+  if ((get_be64 (features) & QCOW2_AUTOCLEAR_BITMAPS) &&
+      is_same_directory (d, extension) &&
+      memcmp (entry, d->info.entry, sizeof entry) == 0)
+    return 0;
+  error_set (EIO, "%s: the bitmap \"%s\" is not valid any more, since the "
+             "image was written", l->tables->name, d->info.name);
+  return layer_damaged (l, d->info.place);
+}
+
+/* See layer.find_changes. */
+static int
+find_changes (const struct layer *layer, uint64_t count,
+              struct guest_off offset, struct extents *e)
+{
+  const struct bitmap_disk *d = bitmap_disk (layer);
+  const unsigned shift = d->info.granularity_bits;
+  const uint64_t end = offset.v + count;
+  struct bits b = { .d = d, .table.start = 0, .data.start = 0 };
+  uint64_t at = offset.v;
+  int r = 0;
+
+  while (r == 0 && at < end) {
+    const uint64_t bit = at >> shift;
+    uint64_t nr, next = end;
+    bool set;
+
+    if (find_bits (&b, bit, ((end - 1) >> shift) + 1 - bit, &set, &nr) == -1)
+      return -1;
+    if (bit + nr <= (end - 1) >> shift)
+      next = (bit + nr) << shift;
+    r = extents_add (e, next - at, set);
+    at = next;
+  }
+  if (r != -1 && check_valid (d) == -1)
+    r = -1;
+  return r;
+}
+
+/* ------------------------------------------------------------------ opening */
+
+/* bitmaps_list's, to the end. */
+struct search {
+  const char *name;
+  struct bitmap_info *info; /* of the first one that is found */
+  unsigned nr;              /* that were found */
+};
+
+static int
+compare_name (void *opaque, const struct bitmap_info *b)
+{
+  struct search *s = opaque;
+
+  if (strcmp (b->name, s->name) == 0 && s->nr++ == 0)
+    *s->info = *b;
+  return 0;
+}
+
+static int
+check_state (const struct storage *s, const struct bitmap_info *b)
+{
+  switch (b->state) {
+  case BITMAP_ENABLED:
+  case BITMAP_DISABLED:
+    return 0;
+  case BITMAP_IN_USE:
+    error_set (EINVAL, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
+               PRIx64 ") is marked as in use: who wrote the image last did not "
+               "complete it, so that it misses changes", s->name, b->name,
+               b->place.v);
+    return -1;
+  case BITMAP_UNKNOWN:
+    error_set (EINVAL, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
+               PRIx64 ") has a type, flags, a size, a granularity, extra data "
+               "or a name that are not known here", s->name, b->name,
+               b->place.v);
+    return -1;
+  }
+  abort ();
+}
+
+/* Each entry of the table that stands for bits of the disk. */
+static int
+check_parts (const struct bitmap_disk *d)
+{
+  const uint64_t nr =
+    bitmap_nr_parts (bitmap_nr_bits (d->disk.layer.size,
+                                     d->info.granularity_bits),
+                     d->cluster_bits);
+  struct bits b = { .d = d, .table.start = 0, .data.start = 0 };
+  uint64_t i;
+
+  for (i = 0; i < nr; ++i) {
+    enum bitmap_part part;
+    struct host_off host;
+
+    if (find_part (&b, i, &part, &host) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+find_bitmap (struct bitmap_disk *d, const struct header *h, const char *name)
+{
+  struct storage *s = d->disk.layer.tables;
+  struct search search = { .name = name, .info = &d->info };
+
+  if (bitmaps_list (s, h, compare_name, &search) == -1)
+    return error_errno () != EINVAL ? -1
+      : layer_damaged (&d->disk.layer, (struct host_off) { h->bitmaps_field });
+  if (search.nr == 1)
+    return 0;
+  if (search.nr == 0) {
+    error_set (ENOENT, "%s: there is no bitmap \"%s\"", s->name, name);
+    return -1;
+  }
+  error_set (EINVAL, "%s: %u bitmaps have the name \"%s\" (the first directory "
+             "entry is at offset 0x%" PRIx64 ")", s->name, search.nr, name,
+             d->info.place.v);
+  return layer_damaged (&d->disk.layer, d->info.place);
+}
+
+/* Find it, and check what of it is in the directory and the table.  Damage is
+ * marked as repeated, since clients that list the exports try each, each time.
+ */
+static int
+open_bitmap (struct bitmap_disk *d, const char *name)
+{
+  struct storage *s = d->disk.layer.tables;
+  struct header h;
+
+  /* A repair may have changed it since the image was opened. */
+  if (qcow2_read_header (s, &h) == -1 || find_bitmap (d, &h, name) == -1)
+    return -1;
+  d->cluster_bits = h.cluster_bits;
+  d->extension.v = h.bitmaps_field - EXTENSION_DIRECTORY;
+  d->nr_bitmaps = h.nr_bitmaps;
+  d->directory_size = h.bitmap_directory_size;
+  d->directory = h.bitmap_directory;
+  if (check_state (s, &d->info) == -1)
+    return layer_damaged (&d->disk.layer, d->info.place);
+  if (bitmap_check_table (s, &h, &d->info) == -1) {
+    error_append (" (of the bitmap \"%s\")", d->info.name);
+    return layer_damaged (&d->disk.layer, d->info.place);
+  }
+  return check_parts (d);
+}
+
+struct layer *
+bitmap_disk_new (const struct qcow2_file *f, const char *name)
+{
+  struct bitmap_disk *d = malloc (sizeof *d);
+
+  if (d == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return NULL;
+  }
+  d->disk = f->disk;
+  if (open_bitmap (d, name) == -1) {
+    free (d);
+    return NULL;
+  }
+  d->disk.layer.find_changes = find_changes;
+  return &d->disk.layer;
+}

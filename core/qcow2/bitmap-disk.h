@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The live disk of an image, with extents that tell what has changed as one of
+ * its persistent bitmaps has it.
+ *
+ * Bits are read when they are asked for: a page of them and one of the table
+ * at a time, so that memory does not depend on the bitmap.  That the bitmap is
+ * still valid, and its directory where it was, is looked up in the file after
+ * its bits were read: writing with writer_options.invalidate_bitmaps marks it
+ * as in use before anything changes, and a repair of damaged bitmaps clears the
+ * header's bit before their clusters have another use.
+ *
+ * That is all that can change under it.  The disk's own tables are cached, so
+ * the caller must be sure that no other process has written the image since it
+ * was opened (storage_keeps_writers_out): what that process has changed would
+ * be stale, and its bits not.
+ */
+
+#ifndef CORE_QCOW2_BITMAP_DISK_H
+#define CORE_QCOW2_BITMAP_DISK_H
+
+#include "qcow2/disk.h"
+
+/* A new layer of the live disk of this open file, to be freed by free, with the
+ * extents of the bitmap of this name.  Its table is read and checked, and
+ * everything that it needs of the directory.  Returns NULL with the error set:
+ * ENOENT if there is no such bitmap; EINVAL if it is in use, of an unknown
+ * kind, or malformed (marked as repeated if that was reported before); EIO,
+ * ENOMEM.
+ */
+extern struct layer *bitmap_disk_new (const struct qcow2_file *f,
+                                      const char *name);
+
+#endif /* CORE_QCOW2_BITMAP_DISK_H */
