@@ -43,10 +43,12 @@ fails_late ()
         die 'not for want of a socket'
 }
 
-# _opened PROCESS FILE: it has the file open.
+# _opened PROCESS FILE: it has the file open.  So does this shell's child, until
+# it closes the file and becomes nbdkit.
 _opened ()
 {
-    test -n "$(find -L "/proc/$1/fd" -samefile "$2" 2>/dev/null)"
+    ! test "/proc/$1/exe" -ef "/proc/$$/exe" &&
+        test -n "$(find -L "/proc/$1/fd" -samefile "$2" 2>/dev/null)"
 }
 
 fails_late true
