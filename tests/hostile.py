@@ -19,22 +19,12 @@ def words(start, step, n, flags=0):
 
 
 class Sparse:
-    """A file with a header, and what is put in it here and there."""
+    """A file of which most is holes: what is put in it here and there."""
 
-    def __init__(self, path, bits, **fields):
-        self.path, self.size = path, 0
-        self.cluster = 1 << bits
+    def __init__(self, path):
         if os.path.exists(path):
             os.unlink(path)
         self.file = open(path, "wb")
-        f = dict(disk=1 << 20, l1=(0, 0), table=(0, 1), snapshots=(0, 0),
-                 incompatible=0, autoclear=0, order=4, extensions=b"")
-        f.update(fields)
-        self.put(0, struct.pack(
-            ">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, bits, f["disk"], 0,
-            f["l1"][1], f["l1"][0], f["table"][0], f["table"][1],
-            f["snapshots"][1], f["snapshots"][0], f["incompatible"], 0,
-            f["autoclear"], f["order"], 104) + f["extensions"])
 
     def put(self, at, data):
         self.file.seek(at)
@@ -45,11 +35,24 @@ class Sparse:
         self.file.close()
 
 
+class Qcow2(Sparse):
+    def __init__(self, path, bits, **fields):
+        super().__init__(path)
+        f = dict(disk=1 << 20, l1=(0, 0), table=(0, 1), snapshots=(0, 0),
+                 incompatible=0, autoclear=0, order=4, extensions=b"")
+        f.update(fields)
+        self.put(0, struct.pack(
+            ">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, bits, f["disk"], 0,
+            f["l1"][1], f["l1"][0], f["table"][0], f["table"][1],
+            f["snapshots"][1], f["snapshots"][0], f["incompatible"], 0,
+            f["autoclear"], f["order"], 104) + f["extensions"])
+
+
 def refcount_blocks(path, n):
     """n refcount blocks of 16 million refcounts each, all in holes."""
     c = 1 << 21
-    s = Sparse(path, 21, l1=(2 * c, 1), table=(c, 1), incompatible=DIRTY,
-               order=0)
+    s = Qcow2(path, 21, l1=(2 * c, 1), table=(c, 1), incompatible=DIRTY,
+              order=0)
     s.put(c, words(4 * c, c, n))
     s.end((4 + n) * c)
 
@@ -87,8 +90,8 @@ def colliding(path):
         found.add(x)
         x += max(best[1] % 4096, 1)
     tables = sorted(found)[:100000]
-    s = Sparse(path, 9, disk=len(tables) << 15, l1=(1 << 20, len(tables)),
-               table=(4096, 1))
+    s = Qcow2(path, 9, disk=len(tables) << 15, l1=(1 << 20, len(tables)),
+              table=(4096, 1))
     s.put(4096, struct.pack(">Q", 8192))
     s.put(8192, b"\0\1" * 256)
     s.put(1 << 20, b"".join(struct.pack(">Q", t << 9 | 1 << 63)
@@ -101,8 +104,8 @@ def far_apart(path, n, blind):
     top, per = 0xfffffff0000, 64
     nr = (n + per - 1) // per
     snapshots = (1 << 17, 1) if blind else (0, 0)
-    s = Sparse(path, 9, disk=nr * per * 512, l1=(1 << 20, nr),
-               table=(1 << 16, 1), snapshots=snapshots, incompatible=DIRTY)
+    s = Qcow2(path, 9, disk=nr * per * 512, l1=(1 << 20, nr),
+              table=(1 << 16, 1), snapshots=snapshots, incompatible=DIRTY)
     l2 = ((1 << 20) + 8 * nr + 511) // 512 * 512
     s.put(1 << 20, words(l2, 512, nr, 1 << 63))
     s.put(l2, words(1 << 26, (top - (1 << 26)) // n // 512 * 512, n, 1 << 63))
@@ -130,8 +133,8 @@ def bitmaps_of_one_table(path):
     nr, entries = 30000, 131072
     extension = struct.pack(">IIIIQQ", 0x23852875, 24, nr, 0, 24 * nr,
                             directory)
-    s = Sparse(path, 12, l1=(1 << 16, 1), table=(1 << 12, 1),
-               incompatible=DIRTY, autoclear=1, extensions=extension)
+    s = Qcow2(path, 12, l1=(1 << 16, 1), table=(1 << 12, 1),
+              incompatible=DIRTY, autoclear=1, extensions=extension)
     s.put(directory, struct.pack(">QIIBBHI", table, entries, 1, 1, 9, 0, 0) *
           nr)
     s.put(table, words(32 << 20, 0, entries))
@@ -141,8 +144,8 @@ def bitmaps_of_one_table(path):
 def snapshots(path, step):
     """L1 tables of 32 MiB, each so many clusters behind the one before."""
     nr, entries, base = 35000, 1 << 22, 1 << 30
-    s = Sparse(path, 9, disk=1 << 15, l1=(1 << 12, 1), table=(1 << 10, 1),
-               snapshots=(1 << 20, nr), incompatible=DIRTY)
+    s = Qcow2(path, 9, disk=1 << 15, l1=(1 << 12, 1), table=(1 << 10, 1),
+              snapshots=(1 << 20, nr), incompatible=DIRTY)
     s.put(1 << 20, b"".join(
         struct.pack(">QIHHIIQIIQQ", base + i * step * 512, entries, 0, 0, 0, 0,
                     0, 0, 16, 0, 1 << 15) for i in range(nr)))
@@ -164,8 +167,8 @@ def snapshots_side_by_side(path):
 def tables_in_holes(path):
     """L2 tables of 2 MiB each, in holes, or with one entry of each."""
     c, n = 1 << 21, 200000
-    s = Sparse(path, 21, disk=n << 39, l1=(4 * c, n), table=(c, 1),
-               incompatible=DIRTY)
+    s = Qcow2(path, 21, disk=n << 39, l1=(4 * c, n), table=(c, 1),
+              incompatible=DIRTY)
     s.put(c, words(2 * c, c, 1))
     s.put(4 * c, words(8 * c, c, n, 1 << 63))
     s.end((8 + n) * c)
@@ -173,8 +176,8 @@ def tables_in_holes(path):
 
 def tables_with_one_entry(path):
     c, n = 1 << 21, 500
-    s = Sparse(path, 21, disk=n << 39, l1=(4 * c, n), table=(c, 1),
-               incompatible=DIRTY)
+    s = Qcow2(path, 21, disk=n << 39, l1=(4 * c, n), table=(c, 1),
+              incompatible=DIRTY)
     s.put(c, words(2 * c, c, 1))
     s.put(4 * c, words(8 * c, c, n, 1 << 63))
     for i in range(n):
@@ -185,8 +188,8 @@ def tables_with_one_entry(path):
 def one_refcount_block(path):
     """The refcount table has one block for all; all of its bits are set."""
     c, n = 1 << 16, 131072
-    s = Sparse(path, 16, l1=(4 * c, 1), table=(1 << 20, 128), order=0,
-               incompatible=DIRTY)
+    s = Qcow2(path, 16, l1=(4 * c, 1), table=(1 << 20, 128), order=0,
+              incompatible=DIRTY)
     s.put(1 << 20, words(1 << 24, 0, n))
     s.put(1 << 24, b"\xff" * c)
     s.end(1 << 43)
@@ -195,35 +198,24 @@ def one_refcount_block(path):
 def nothing_is_free(path):
     """Refcounts of 1 and 2 by turns, of 2 bits, of which none is 0."""
     c = 1 << 16
-    s = Sparse(path, 16, l1=(2 * c, 1), table=(c, 1), order=1)
+    s = Qcow2(path, 16, l1=(2 * c, 1), table=(c, 1), order=1)
     s.put(c, words(4 * c, c, 30))
     s.put(4 * c, b"\x66" * (30 * c))
     s.end(1 << 40)
 
 
-class Qed:
+class Qed(Sparse):
     """A QED file, dirty, whose L1 table follows the header of a cluster."""
 
     def __init__(self, path, cluster, table, entries, **fields):
-        if os.path.exists(path):
-            os.unlink(path)
-        self.file = open(path, "wb")
-        self.cluster, self.table = cluster, table * cluster
-        f = dict(features=2, disk=min((self.table // 8) ** 2 * cluster,
+        super().__init__(path)
+        f = dict(features=2, disk=min((table * cluster // 8) ** 2 * cluster,
                                       1 << 50), header=1)
         f.update(fields)
         self.put(0, struct.pack("<4sIIIQQQQQII", b"QED\0", cluster, table,
                                 f["header"], f["features"], 0, 0,
                                 f["header"] * cluster, f["disk"], 0, 0))
         self.put(f["header"] * cluster, entries)
-
-    def put(self, at, data):
-        self.file.seek(at)
-        self.file.write(data)
-
-    def end(self, size):
-        self.file.truncate(size)
-        self.file.close()
 
 
 def le_words(start, step, n):

@@ -308,7 +308,9 @@ writer_begin (struct writer *w, struct guest_off offset, uint64_t count)
 
 /* ----------------------------------------------------------------- flushing */
 
-/* D5 of raw-data.h. */
+/* Whoever reads a raw data file alone finds all of the disk there (D5 of
+ * raw-data.h).
+ */
 static void
 lengthen_raw_data (struct writer *w)
 {
