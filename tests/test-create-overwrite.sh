@@ -17,9 +17,29 @@ keep () { fingerprint "$1" > "$tmp/kept"; }
 same ()
 {
     fingerprint "$1" | cmp -s - "$tmp/kept" || die "$2: $1 was touched"
-    test "$(ls -A | tr '\n' ' ')" = "$files" || die "$2: files: $(ls -A)"
+    only_files "$2"
 }
 create () { "$NBDKIT" -U - "$PLUGIN" "$@" --run true; }
+only_files ()
+{
+    local found
+    found="$(ls -A | tr '\n' ' ')"
+    test "$found" = "$files" || die "$1: files: $found, not $files"
+}
+# has_size NAME MIB
+has_size ()
+{
+    local info
+    info="$(qemu-img info "$1")"
+    [[ "$info" == *"virtual size: $2 MiB"* ]] || die "$1: not $2 MiB: $info"
+}
+# has_pattern NAME BYTE: at its start.
+has_pattern ()
+{
+    local said
+    said="$(qemu-io -f qcow2 -r -c "read -P $2 0 64k" "$1")"
+    [[ "$said" == 'read 65536'* ]] || die "$1: not $2: $said"
+}
 
 # --- Not without being told.
 qemu-img create -q -f qcow2 image.qcow2 1M
@@ -99,31 +119,33 @@ ln image.qcow2 ../old
 exec 5< image.qcow2
 create image.qcow2 create=overwrite size=3M
 check_clean image.qcow2
-qemu-img info image.qcow2 | grep -q 'virtual size: 3 MiB'
-test "$(stat -c %i image.qcow2)" != "$(stat -c %i ../old)"
+has_size image.qcow2 3
+test "$(stat -c %i image.qcow2)" != "$(stat -c %i ../old)" || die 'the same file'
 cmp - ../old <&5
 exec 5<&-
-qemu-io -f qcow2 -r -c 'read -P 7 0 64k' ../old | grep -q 'read 65536'
-qemu-io -f qcow2 -r -c 'read -P 0 0 64k' image.qcow2 | grep -q 'read 65536'
+has_pattern ../old 7
+has_pattern image.qcow2 0
 for name in other empty; do
     create $name create=overwrite size=1M cluster-size=512
     check_clean $name
 done
-test "$(ls -A | tr '\n' ' ')" = "$files"
+only_files replaced
 
 # --- It is for the same users as before.
 for mode in 600 640 666 4755; do
     for mask in 022 077; do
         chmod $mode image.qcow2
         ( umask $mask; create image.qcow2 create=overwrite size=1M )
-        test "$(stat -c %a image.qcow2)" = ${mode#4}
+        found="$(stat -c %a image.qcow2)"
+        test "$found" = ${mode#4} || die "mode $found, after $mode"
     done
 done
 if test "$(id -u)" -eq 0; then
     chown 12:34 image.qcow2
     chmod 660 image.qcow2
     create image.qcow2 create=overwrite size=1M
-    test "$(stat -c '%u %g %a' image.qcow2)" = '12 34 660'
+    found="$(stat -c '%u %g %a' image.qcow2)"
+    test "$found" = '12 34 660' || die "owner, group and mode: $found"
     chown 0:0 image.qcow2
 fi
 chmod 644 image.qcow2
@@ -138,13 +160,14 @@ for link in link twice; do
         create=true size=1M
     same image.qcow2 'through a link'
     create ../links/$link create=overwrite size=5M
-    test -L ../links/$link
-    qemu-img info image.qcow2 | grep -q 'virtual size: 5 MiB'
+    test -L ../links/$link || die "$link is no link any more"
+    has_size image.qcow2 5
     check_clean image.qcow2
     qemu-img create -q -f qcow2 image.qcow2 1M
 done
-test "$(ls -A ../links | tr '\n' ' ')" = 'link twice '
-test "$(ls -A | tr '\n' ' ')" = "$files"
+found="$(ls -A ../links | tr '\n' ' ')"
+test "$found" = 'link twice ' || die "beside the links: $found"
+only_files 'through links'
 
 # --- Served at once, with nothing of what was there.
 qemu-io -f qcow2 -c 'write -P 7 0 1M' image.qcow2 >/dev/null
@@ -172,12 +195,13 @@ for i in 1 2 3 4 5; do
     for p in "${_pids[@]}"; do wait "$p" || true; done
     _pids=()
     test "$(wc -l < ../made)" = 1 || die "made by: $(cat ../made)"
-    qemu-img info twice.qcow2 | grep -q "virtual size: $(cat ../made) MiB"
+    has_size twice.qcow2 "$(cat ../made)"
     for j in 1 2 3 4; do
-        test $j = "$(cat ../made)" || grep -q 'exists' ../log$j
+        test $j = "$(cat ../made)" || grep -q 'exists' ../log$j ||
+            die "another error: $(cat ../log$j)"
     done
     rm twice.qcow2
-    test "$(ls -A | tr '\n' ' ')" = "$files"
+    only_files 'two at once'
 done
 
 # And of those who overwrite it, who were told that they did.

@@ -364,7 +364,8 @@ create_or_overwrite (struct created *c, const char *path, bool overwrite,
   if (stat (path, &st) == -1) {
     if (errno != ENOENT)
       return names_error (path, "looking for it");
-    if (lstat (path, &st) == 0) {
+    /* Or others have just made it: then its name is taken. */
+    if (lstat (path, &st) == 0 && S_ISLNK (st.st_mode)) {
       error_set (EEXIST, "%s: a symbolic link that leads nowhere", path);
       return -1;
     }

@@ -145,6 +145,20 @@ static const char *appears;
 
 static void put (const char *path, const char *text);
 
+/* Somebody makes this file once it was found missing. */
+static const char *made_late;
+
+extern int __real_lstat (const char *path, struct stat *st);
+extern int __wrap_lstat (const char *path, struct stat *st);
+int
+__wrap_lstat (const char *path, struct stat *st)
+{
+  if (made_late != NULL)
+    put (made_late, "theirs");
+  made_late = NULL;
+  return __real_lstat (path, st);
+}
+
 /* Somebody else's file replaces the new one as soon as it has its name. */
 static bool replaced;
 
@@ -723,7 +737,7 @@ test_ways (void)
 static void
 test_race (void)
 {
-  unsigned way;
+  unsigned way, overwrite;
 
   for (way = 0; way < 3; ++way) {
     have_way (way, EINVAL);
@@ -735,6 +749,13 @@ test_race (void)
     CHECK_EQ (count_files (true), 1);
   }
   have_way (0, 0);
+  for (overwrite = 0; overwrite < 2; ++overwrite) {
+    made_late = "new";
+    CHECK_EQ (create ("new", overwrite), -1);
+    CHECK_ERROR (EEXIST, "new: naming the new image");
+    CHECK (holds ("new", "theirs"));
+    CHECK_EQ (count_files (true), 1);
+  }
 }
 
 /* ------------------------------------------------------------- an attacker */
