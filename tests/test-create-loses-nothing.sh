@@ -35,7 +35,7 @@ parameters="$on=plain.qcow2 backing-passphrase=x"
 kept 'no backing file is encrypted'
 if "$NBDKIT" --dump-plugin "$PLUGIN" | grep -q '^qcow2_encryption=luks'; then
     printf 'right' > ../secret
-    qemu-img create -q -f qcow2 --object secret,id=s,file=../secret \
+    quickly qemu-img create -q -f qcow2 --object secret,id=s,file=../secret \
         -o encrypt.format=luks,encrypt.iter-time=10,encrypt.key-secret=s \
         luks.qcow2 1M
     parameters="$on=luks.qcow2 backing-passphrase=wrong"

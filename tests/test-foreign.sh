@@ -112,7 +112,7 @@ for method in LUKS AES; do
         AES) options=encrypt.format=aes ;;
     esac
     rm -f secret.qcow2
-    qemu-img create -q --object secret,id=s,data=abc123456 -f qcow2 \
+    quickly qemu-img create -q --object secret,id=s,data=abc123456 -f qcow2 \
         -o $options,encrypt.key-secret=s secret.qcow2 1M \
         2> created || { echo "qemu-img can't encrypt by $method"; continue; }
     # Without the library it says who can serve it.
