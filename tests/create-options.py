@@ -16,12 +16,44 @@ OURS = {"cluster_size": "cluster-size", "refcount_bits": "refcount-bits",
         "compression_type": "compression-type"}
 
 
+PREALLOCATIONS = ("off", "metadata", "falloc", "full")
+
+
 def kinds():
     """Pairs of a disk size and the options, as QEMU names them."""
     yield 10 * MiB, {}
     for size in (0, 1, 511, 512, 513, 65535, 65536, 123456789, 2 * GiB,
                  16 * TiB):
         yield size, {}
+    yield 1 * GiB, {"preallocation": "metadata", "cluster_size": 4096}
+    yield 40 * MiB, {"preallocation": "metadata", "cluster_size": 512,
+                     "refcount_bits": 64}
+    yield 8 * MiB, {"cluster_size": 131072, "extended_l2": "on",
+                    "lazy_refcounts": "on", "refcount_bits": 8,
+                    "compression_type": "zstd"}
+    yield from one_by_one() if qtest.VOLUME > 1 else together()
+
+
+def together():
+    """Each value of each option, several at once."""
+    for k, bits in enumerate(range(9, 22)):
+        yield 2 * MiB + 1000, {
+            "cluster_size": 1 << bits, "refcount_bits": 1 << k % 7,
+            "lazy_refcounts": ("on", "off")[k // 2 % 2],
+            "compression_type": ("zlib", "zstd")[k % 2],
+            "preallocation": PREALLOCATIONS[k % 4]}
+    for k, bits in enumerate((9, 12, 16, 21)):
+        yield 3 * MiB + 512, {"cluster_size": 1 << bits, "compat": "0.10",
+                              "preallocation": PREALLOCATIONS[3 - k]}
+    for k, bits in enumerate(range(14, 22)):
+        yield 3 * MiB, {"cluster_size": 1 << bits, "extended_l2": "on",
+                        "compat": "1.1", "refcount_bits": 1 << (k + 3) % 7,
+                        "preallocation": PREALLOCATIONS[k // 2 % 4]}
+    yield 0, {"preallocation": "metadata"}
+
+
+def one_by_one():
+    """Each value of each option, most of them alone."""
     for bits in range(9, 22):
         yield 2 * MiB + 1000, {"cluster_size": 1 << bits}
     for bits in (9, 12, 16, 21):
@@ -40,18 +72,12 @@ def kinds():
         yield 10 * MiB, {"extended_l2": value}
     for value in ("zlib", "zstd"):
         yield 10 * MiB, {"compression_type": value}
-    for value in ("off", "metadata", "falloc", "full"):
+    for value in PREALLOCATIONS:
         yield 6 * MiB + 3000, {"preallocation": value}
         yield 6 * MiB, {"preallocation": value, "compat": "0.10"}
         yield 3 * MiB, {"preallocation": value, "cluster_size": 512}
         yield 6 * MiB, {"preallocation": value, "extended_l2": "on"}
         yield 0, {"preallocation": value}
-    yield 1 * GiB, {"preallocation": "metadata", "cluster_size": 4096}
-    yield 40 * MiB, {"preallocation": "metadata", "cluster_size": 512,
-                     "refcount_bits": 64}
-    yield 8 * MiB, {"cluster_size": 131072, "extended_l2": "on",
-                    "lazy_refcounts": "on", "refcount_bits": 8,
-                    "compression_type": "zstd"}
 
 
 def spell(options):

@@ -54,6 +54,19 @@ def every_other(k):
     return VOLUME > 1 or k % 2 == 0
 
 
+def some(items, each):
+    """Of many that repeat each other one of so many; all with more volume."""
+    items = list(items)
+    return items if VOLUME > 1 else items[::each]
+
+
+def pairs(one, two, each):
+    """Each of both at least once, in one of so many of all pairs; all of them
+    with more volume."""
+    return [(a, b) for i, a in enumerate(one) for j, b in enumerate(two)
+            if VOLUME > 1 or (i + j) % each == 0]
+
+
 def fail(msg):
     failures.append(msg)
     print("FAIL: %s" % msg, flush=True)

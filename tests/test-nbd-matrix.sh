@@ -16,6 +16,6 @@ export QTEST_FAR="::|--filter=multi-conn::multi-conn-mode=disable\
 |--filter=blocksize-policy::blocksize-minimum=4096 $blocks\
 |--filter=nozero::|--filter=noextents::\
 |--filter=blocksize-policy::blocksize-minimum=512 $blocks"
-QTEST_EVERY="$(awk -v v="${QTEST_VOLUME-1}" 'BEGIN { print (v > 1 ? 3 : 19) }')"
+QTEST_EVERY="$(awk -v v="${QTEST_VOLUME-1}" 'BEGIN { print (v > 1 ? 3 : 11) }')"
 export QTEST_EVERY
 "$PYTHON" "$testsrc/write-matrix.py" v2 small large extl2

@@ -4,7 +4,8 @@ Clients get an error for what failed and go on reading; a flush that was
 answered doesn't lie; nothing that was flushed before is lost; and what is
 left on disk has leaks at most.
 
-QTEST_VOLUME multiplies how many requests are made.
+QTEST_VOLUME multiplies how many requests are made, and each fault meets two
+kinds of images if it is more than 1.
 QTEST_ROUNDS multiplies how much is done, each time other requests.
 QTEST_ONLY takes a seed that a failure named, and does that alone."""
 
@@ -303,8 +304,9 @@ for turn in range(ROUNDS):
     full(turn)
     for faults, harmless in ((FAULTS, False), (HARMLESS, True)):
         for fault in faults:
-            # Each fault on two kinds of images, others in the next round.
-            for _ in range(2):
+            # Each fault on one or two kinds of images, others in the next
+            # round; there are six kinds, and each has its turn.
+            for _ in range(2 if qtest.VOLUME > 1 else 1):
                 k += 1
                 seed = "%s-%s-%d" % (fault[0].split(",")[0], fault[1], k)
                 makers = images(seed)

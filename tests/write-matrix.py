@@ -56,16 +56,18 @@ def cells(part):
     more = qtest.VOLUME > 1
     if part == "v2":
         return [(2, cb, 4, False) for cb in (9, 10, 12, 16, 21)] * (
-            10 if more else 5)
+            10 if more else 3)
     if part == "small":
         return [(3, cb, o, False) for cb in (9, 10, 12)
-                for o in range(7)] * (3 if more else 2)
+                for o in range(7)] * (3 if more else 1)
     if part == "large":
-        return [(3, cb, o, False) for cb in (16, 21, 16)
+        return [(3, cb, o, False) for cb in ((16, 21, 16) if more else
+                                             (16, 21))
                 for o in range(7)] * (2 if more else 1)
     if part == "extl2":
-        return [(3, cb, o, True) for cb in (14, 16, 17, 21)
-                for o in range(7)] * (2 if more else 1)
+        return [(3, cb, o, True) for cb, o in
+                qtest.pairs((14, 16, 17, 21), range(7), 2)] * (
+                    2 if more else 1)
     if part == "data":
         return [(3, cb, 4, l2, raw) for raw in ("off", "on")
                 for cb, l2 in ((12, False), (16, False), (16, True),

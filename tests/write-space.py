@@ -5,7 +5,8 @@ that have to do with it.  After each request the file is held to what the disk
 needs at most, plus what may wait to be given back; and so is the server's
 memory.  Arguments: which of CASES, default all.
 
-QTEST_VOLUME multiplies how much is written to each image."""
+QTEST_VOLUME multiplies how much is written to each image; unless it is more
+than 1 some have two of the properties at once."""
 
 import hashlib
 import os
@@ -68,25 +69,41 @@ class Case:
 
 CASES = {
     "default": Case(create=None),
-    "discard=keep": Case(args=("discard=keep",)),
-    "detect-zeroes=unmap": Case(args=("detect-zeroes=unmap",), zeros=True),
     "compress=zlib": Case(args=("compress=zlib",), text=True),
     "compress=zlib, noise": Case(args=("compress=zlib",)),
     "fuamode=discard": Case(args=("fuamode=discard",),
                             opts=("--filter=fua",)),
-    "extended L2": Case(create="extended_l2=on,cluster_size=128k",
-                        cluster=128 << 10, granule=4096),
     "512-byte clusters": Case(create="cluster_size=512", cluster=512, size=8,
                               most=256 << 10, volume=0.8),
-    "4 KiB clusters": Case(create="cluster_size=4k", cluster=4096),
     "2 MiB clusters": Case(create="cluster_size=2M", cluster=2 * MiB,
                            size=128, most=8 * MiB, volume=1.75),
-    "version 2": Case(create="compat=0.10", v2=True),
-    "lazy refcounts": Case(create="lazy_refcounts=on"),
-    "snapshot": Case(snapshot=True),
-    "backing": Case(backing=True),
     "version 2, backing": Case(create="compat=0.10", v2=True, backing=True),
 }
+# Each of these alone, or two at once.
+ALONE = {
+    "discard=keep": Case(args=("discard=keep",)),
+    "version 2": Case(create="compat=0.10", v2=True),
+    "detect-zeroes=unmap": Case(args=("detect-zeroes=unmap",), zeros=True),
+    "lazy refcounts": Case(create="lazy_refcounts=on"),
+    "4 KiB clusters": Case(create="cluster_size=4k", cluster=4096),
+    "snapshot": Case(snapshot=True),
+    "extended L2": Case(create="extended_l2=on,cluster_size=128k",
+                        cluster=128 << 10, granule=4096),
+    "backing": Case(backing=True),
+}
+TOGETHER = {
+    "discard=keep, version 2": Case(args=("discard=keep",),
+                                    create="compat=0.10", v2=True),
+    "detect-zeroes=unmap, lazy refcounts": Case(
+        args=("detect-zeroes=unmap",), zeros=True,
+        create="lazy_refcounts=on"),
+    "4 KiB clusters, snapshot": Case(create="cluster_size=4k", cluster=4096,
+                                     snapshot=True),
+    "extended L2, backing": Case(
+        create="extended_l2=on,cluster_size=128k", cluster=128 << 10,
+        granule=4096, backing=True),
+}
+CASES.update(ALONE if qtest.VOLUME > 1 else TOGETHER)
 
 
 class Disk(diskmodel.Disk):
