@@ -50,6 +50,7 @@ static struct shared_state *shared;
 static struct {
   struct explore_options explore;
   const char *image;  /* a name, or part of names */
+  unsigned every;     /* so many-th of those */
   const char *script;
   unsigned seconds;
   unsigned jobs;
@@ -62,6 +63,7 @@ static struct {
     .seed = 1, .cut = EXPLORE_ANY, .cut2 = EXPLORE_ANY, .threads = 1,
     .cuts = 150, .torn = 4, .second_every = 150,
   },
+  .every = 1,
   .jobs = 1,
   .random = 60,
   .workloads = UINT64_MAX,
@@ -77,6 +79,7 @@ usage (FILE *f)
 "  --jobs N       processes\n"
 "  --image NAME   this image, or with a `*' at the end all whose names begin\n"
 "                 so; --list names them, and others can be made up\n"
+"  --every N      only each N-th of these images\n"
 "  --script TEXT  this script: requests, systematic:N, pair:SEED,\n"
 "                 random:SEED:REQUESTS or churn:SEED:REQUESTS\n"
 "  --seed N       of all that is random\n"
@@ -124,10 +127,10 @@ is_wanted (const char *name)
 static unsigned
 wanted_images (const char **names, unsigned max)
 {
-  unsigned i, nr = 0;
+  unsigned i, nr = 0, seen = 0;
 
   for (i = 0; made_names[i] != NULL && nr < max; ++i) {
-    if (is_wanted (made_names[i]))
+    if (is_wanted (made_names[i]) && seen++ % options.every == 0)
       names[nr++] = made_names[i];
   }
   if (nr == 0)
@@ -478,16 +481,17 @@ supervise (void)
 /* Options. */
 
 enum {
-  OPT_SECONDS = 256, OPT_JOBS, OPT_IMAGE, OPT_SCRIPT, OPT_SEED, OPT_CUT,
-  OPT_SUBSET, OPT_CUT2, OPT_SUBSET2, OPT_THREADS, OPT_MIX, OPT_CUTS, OPT_TORN,
-  OPT_SECOND, OPT_RANDOM, OPT_WORKLOADS, OPT_ASK, OPT_VERBOSE, OPT_QUIET,
-  OPT_LIST, OPT_HELP,
+  OPT_SECONDS = 256, OPT_JOBS, OPT_IMAGE, OPT_EVERY, OPT_SCRIPT, OPT_SEED,
+  OPT_CUT, OPT_SUBSET, OPT_CUT2, OPT_SUBSET2, OPT_THREADS, OPT_MIX, OPT_CUTS,
+  OPT_TORN, OPT_SECOND, OPT_RANDOM, OPT_WORKLOADS, OPT_ASK, OPT_VERBOSE,
+  OPT_QUIET, OPT_LIST, OPT_HELP,
 };
 
 static const struct option long_options[] = {
   { "seconds", required_argument, NULL, OPT_SECONDS },
   { "jobs", required_argument, NULL, OPT_JOBS },
   { "image", required_argument, NULL, OPT_IMAGE },
+  { "every", required_argument, NULL, OPT_EVERY },
   { "script", required_argument, NULL, OPT_SCRIPT },
   { "seed", required_argument, NULL, OPT_SEED },
   { "cut", required_argument, NULL, OPT_CUT },
@@ -551,6 +555,7 @@ set_option (int opt, const char *arg)
   case OPT_SECONDS: options.seconds = positive (arg); break;
   case OPT_JOBS: options.jobs = positive (arg); break;
   case OPT_IMAGE: options.image = arg; break;
+  case OPT_EVERY: options.every = positive (arg); break;
   case OPT_SCRIPT: options.script = arg; break;
   case OPT_SEED: e->seed = strtoull (arg, NULL, 0); break;
   case OPT_CUT: e->cut = strtoull (arg, NULL, 0); break;

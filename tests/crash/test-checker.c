@@ -22,6 +22,7 @@
 #include "maker.h"
 #include "qcow2/entry.h"
 #include "random.h"
+#include "seconds.h"
 
 static unsigned failures;
 static unsigned damaged_found, leaks_found, sound_found;
@@ -302,7 +303,8 @@ test_made (void)
 int
 main (int argc, char *argv[])
 {
-  const uint64_t states = argc > 1 ? strtoull (argv[1], NULL, 0) : 500;
+  const uint64_t states = argc > 1 ? strtoull (argv[1], NULL, 0)
+    : 300 / TEST_EACH (3);
   const uint64_t seed = argc > 2 ? strtoull (argv[2], NULL, 0) : 1;
   uint64_t i;
 

@@ -27,6 +27,7 @@
 #include "must-have.h"
 #include "power-cut.h"
 #include "random.h"
+#include "seconds.h"
 
 #define CLUSTERS 12
 #define REQUESTS 14
@@ -344,7 +345,9 @@ cut_everywhere (uint64_t seed)
 int
 main (int argc, char *argv[])
 {
-  const uint64_t nr = argc > 1 ? strtoull (argv[1], NULL, 0) : 48;
+  /* Each form at least twice. */
+  const uint64_t nr = argc > 1 ? strtoull (argv[1], NULL, 0)
+    : 48 / TEST_EACH (3);
   const uint64_t seed = argc > 2 ? strtoull (argv[2], NULL, 0) : 1;
   uint64_t i;
 

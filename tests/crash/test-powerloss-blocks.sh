@@ -10,8 +10,10 @@ if QCOW2_TEST_BLOCK=3 ./powerloss --quiet --cuts 1 --seconds 100 \
     echo 'QCOW2_TEST_BLOCK is ignored'
     exit 1
 fi
+every="${POWERLOSS_EVERY-1}"
+images="$(./powerloss --list | wc -l)"
 for block in ${POWERLOSS_BLOCKS-512 4096}; do
     QCOW2_TEST_BLOCK=$block ./powerloss --jobs "$(nproc)" --quiet \
         --cuts "${POWERLOSS_CUTS-5}" --mix 4 --random 20 \
-        --workloads "$(./powerloss --list | wc -l)" || exit 1
+        --every "$every" --workloads $(( (images - 1) / every + 1 )) || exit 1
 done

@@ -212,7 +212,8 @@ test_size (void)
   size_t s, t;
   uint64_t i;
 
-  for (s = 0; s < sizeof sizes / sizeof sizes[0]; ++s) {
+  /* The largest two are long for sanitizers, and have nothing for them. */
+  for (s = 0; s < sizeof sizes / sizeof sizes[0] + 1 - TEST_EACH (3); ++s) {
     for (t = 0; t < sizeof strides / sizeof strides[0]; ++t) {
       const uint32_t bytes = strides[t] < 4096 ? strides[t] : 4096;
       const uint64_t nr = sizes[s] / CACHE_SLOT_BYTES / 2;

@@ -4,10 +4,12 @@
 
 #include <config.h>
 
+#include <endian.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cache/clusters.h"
 #include "check.h"
@@ -32,13 +34,26 @@ byte_at (uint64_t seed, size_t i)
   return mix (seed + i / 8) >> (8 * (i % 8));
 }
 
+/* The first bytes, by words: byte by byte is long for a thread sanitizer. */
+static void
+fill (uint64_t seed, uint8_t *p, size_t n)
+{
+  size_t i;
+
+  for (i = 0; i + 8 <= n; i += 8) {
+    const uint64_t word = htole64 (mix (seed + i / 8));
+
+    memcpy (p + i, &word, 8);
+  }
+  for (; i < n; ++i)
+    p[i] = byte_at (seed, i);
+}
+
 static int
 decode (void *opaque, void *out, size_t out_len)
 {
   struct decoder *d = opaque;
   const unsigned running = ++d->running;
-  uint8_t *p = out;
-  size_t i;
   int r = 0;
 
   if (running > d->most_running)
@@ -54,8 +69,7 @@ decode (void *opaque, void *out, size_t out_len)
     error_set (EIO, "decoder failed");
     r = -1;
   }
-  for (i = 0; i < out_len; ++i)
-    p[i] = byte_at (d->seed, i);
+  fill (d->seed, out, out_len);
   d->running--;
   return r;
 }
@@ -68,6 +82,7 @@ read_part (struct cluster_cache *d, unsigned id, uint64_t offset, size_t cluster
     .id = id, .size = 100, .offset = offset,
   };
   uint8_t *buf = malloc (count);
+  uint64_t word = mix (z->seed + skip / 8);
   size_t i;
   int r;
 
@@ -75,7 +90,11 @@ read_part (struct cluster_cache *d, unsigned id, uint64_t offset, size_t cluster
     abort ();
   r = cluster_cache_read (d, key, cluster, skip, buf, count, decode, z);
   for (i = 0; r == 0 && i < count; ++i) {
-    if (buf[i] != byte_at (z->seed, skip + i)) {
+    const size_t at = skip + i;
+
+    if (at % 8 == 0)
+      word = mix (z->seed + at / 8);
+    if (buf[i] != (uint8_t) (word >> (8 * (at % 8)))) {
       check_failed (__FILE__, __LINE__, "offset %" PRIu64 " byte %zu is wrong",
                     offset, skip + i);
       break;
@@ -187,7 +206,7 @@ test_mixed_sizes (void)
   uint64_t state = 8;
   unsigned i;
 
-  for (i = 0; i < 3000; ++i) {
+  for (i = 0; i < 3000 / TEST_EACH (10); ++i) {
     const uint64_t nr = random_below (&state, 400);
     const size_t size = (size_t) 512 << (nr % 13);
     const size_t skip = random_below (&state, size);
