@@ -336,6 +336,17 @@ qcow2_can_write (void *handle)
   return h->writable;
 }
 
+/* Where nothing can be written there is nothing to flush.  nbdkit's cache filter
+ * writes back what it has before a flush, and aborts if it can't write.
+ */
+static int
+qcow2_can_flush (void *handle)
+{
+  struct handle *h = handle;
+
+  return h->writable;
+}
+
 /* A flush on one connection flushes what was written on all. */
 static int
 qcow2_can_multi_conn (void *handle)
@@ -517,6 +528,7 @@ static struct nbdkit_plugin plugin = {
   .get_size = qcow2_get_size,
   .block_size = qcow2_block_size,
   .can_write = qcow2_can_write,
+  .can_flush = qcow2_can_flush,
   .can_multi_conn = qcow2_can_multi_conn,
   .can_fua = qcow2_can_fua,
   .can_fast_zero = qcow2_can_fast_zero,

@@ -174,6 +174,8 @@ simple("refcount table of 2^31 clusters", r"refcount",
        (56, be32(0x80000000)))
 simple("refcount table reaches beyond the end", r"refcount",
        (56, be32(100)), strict=True)
+simple("cut off in the first cluster", r"refcount.*the file of 1000 bytes",
+       trunc=1000, strict=True)
 
 # --- extensions
 for length in (0xffffffff, 0x7fffffff, CS, CS - 112, CS - 112 - 7):

@@ -85,6 +85,12 @@ foreign "a raw disk with LVM: $raw" disk
 put 0 'LUKS\xba\xbe'
 foreign "a raw disk encrypted with LUKS: $raw" disk
 
+# Nothing tells what these are.
+put 512 x
+foreign "a file that begins with zeros (.*): $raw" disk
+head -c 511 disk > short
+expect_refusal 'short: not a qcow2 image: magic' "$PLUGIN" short
+
 # --- What is not known is told by its magic number, and so is what is short.
 put 0 'whatever'
 expect_refusal 'not a qcow2 image: magic 0x77686174 at offset 0' \

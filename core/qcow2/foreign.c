@@ -51,6 +51,9 @@ static const struct {
 #undef BYTES
 };
 
+/* The sector that has an image's header, which is written last. */
+#define ZEROS 512
+
 enum foreign
 foreign_recognize (const uint8_t *buf, size_t len, const char **name)
 {
@@ -63,6 +66,11 @@ foreign_recognize (const uint8_t *buf, size_t len, const char **name)
       *name = formats[i].name;
       return formats[i].kind;
     }
+  }
+  if (len >= ZEROS && buf[0] == 0 && memcmp (buf, buf + 1, ZEROS - 1) == 0) {
+    *name = "a file that begins with zeros (an empty raw disk, or an image "
+      "whose creation was interrupted)";
+    return FOREIGN_RAW;
   }
   *name = NULL;
   return FOREIGN_UNKNOWN;

@@ -500,6 +500,17 @@ decode_disk (const char *name, const uint8_t *buf, uint64_t file_size,
 }
 
 static int
+check_refcount_table (const char *name, const struct header *h,
+                      uint64_t file_size)
+{
+  return header_check_table (name, h, file_size, "refcount table",
+                             FIELD_REFCOUNT_TABLE_OFFSET,
+                             h->refcount_table_offset,
+                             h->refcount_table_clusters, h->cluster_size,
+                             QCOW2_MAX_REFCOUNT_TABLE_BYTES);
+}
+
+static int
 decode_refcount_table (const char *name, const uint8_t *buf,
                        uint64_t file_size, struct header *h)
 {
@@ -515,11 +526,10 @@ decode_refcount_table (const char *name, const uint8_t *buf,
                name, FIELD_REFCOUNT_TABLE_CLUSTERS);
     return -1;
   }
-  return header_check_table (name, h, rounded_size, "refcount table",
-                             FIELD_REFCOUNT_TABLE_OFFSET,
-                             h->refcount_table_offset,
-                             h->refcount_table_clusters, h->cluster_size,
-                             QCOW2_MAX_REFCOUNT_TABLE_BYTES);
+  if (check_refcount_table (name, h, rounded_size) == 0)
+    return 0;
+  /* For a message that has the file's own size. */
+  return check_refcount_table (name, h, file_size);
 }
 
 static int

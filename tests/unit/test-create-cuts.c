@@ -2,7 +2,7 @@
 
 /* Power cuts while an image is made over another one, on a disk that can't be
  * renamed.  What is found is the old one as it was, all of the new one, or
- * nothing that could be taken for an image.
+ * nothing that could be taken for an image.  One that wants a passphrase is an image.
  */
 
 #include <config.h>
@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "check.h"
+#include "crypto/library.h"
 #include "image.h"
 #include "manage/create.h"
 #include "memory-storage.h"
@@ -18,7 +19,7 @@
 #include "seconds.h"
 
 #define SECTOR 512
-#define DISK (UINT64_C (640) << 10)
+#define MAX_DISK (UINT64_C (3) << 20)
 #define MAX_CALLS 100
 #define ROUNDS 40 /* torn ones, of each cut */
 
@@ -30,8 +31,9 @@ struct call {
   uint8_t *data; /* NULL: zeros */
 };
 
-static uint8_t before[DISK]; /* what it held at first */
-static uint8_t now[DISK];
+static uint64_t disk_size;
+static uint8_t before[MAX_DISK]; /* what it held at first */
+static uint8_t now[MAX_DISK];
 static struct call calls[MAX_CALLS];
 static unsigned nr_calls;
 static bool can_zero;
@@ -41,7 +43,7 @@ log_call (uint64_t offset, uint64_t count)
 {
   struct call *c = &calls[nr_calls++];
 
-  if (nr_calls > MAX_CALLS || offset > DISK || count > DISK - offset)
+  if (nr_calls > MAX_CALLS || offset > disk_size || count > disk_size - offset)
     abort ();
   *c = (struct call) { offset, count, NULL };
   return c;
@@ -50,10 +52,10 @@ log_call (uint64_t offset, uint64_t count)
 static ssize_t
 device_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
 {
-  if (offset >= DISK)
+  if (offset >= disk_size)
     return 0;
-  if (count > DISK - offset)
-    count = DISK - offset;
+  if (count > disk_size - offset)
+    count = disk_size - offset;
   memcpy (buf, now + offset, count);
   return count;
 }
@@ -116,9 +118,9 @@ static void
 create (const struct create_options *o)
 {
   static char name[] = "device";
-  struct storage device = { .ops = &device_ops, .name = name, .size = DISK };
+  struct storage device = { .ops = &device_ops, .name = name, .size = disk_size };
 
-  memcpy (now, before, DISK);
+  memcpy (now, before, disk_size);
   CHECK_OK (create_image (&device, o));
 }
 
@@ -132,16 +134,17 @@ forget_calls (void)
 /* ------------------------------------------------------------------ states */
 
 static char what[100];
-static uint8_t state[DISK];
+static uint8_t state[MAX_DISK];
 static uint64_t states, old_ones, new_ones;
 
 static bool
 is_image (void)
 {
   struct image *im =
-    image_open_storage (memory_storage_new ("state", state, DISK, NULL),
+    image_open_storage (memory_storage_new ("state", state, disk_size, NULL),
                         CACHE_MIN_BYTES);
-  const bool r = im != NULL || strstr (error_message (), "backing") != NULL;
+  const bool r = im != NULL || strstr (error_message (), "backing") != NULL ||
+    strstr (error_message (), "passphrase") != NULL;
 
   (void) image_close (im);
   return r;
@@ -151,9 +154,9 @@ static void
 check_state (unsigned cut, const char *how, uint64_t arg)
 {
   states++;
-  if (memcmp (state, before, DISK) == 0)
+  if (memcmp (state, before, disk_size) == 0)
     old_ones++;
-  else if (memcmp (state, now, DISK) == 0)
+  else if (memcmp (state, now, disk_size) == 0)
     new_ones++;
   else if (is_image ())
     check_failed (__FILE__, __LINE__, "%s: power cut before call %u, %s %"
@@ -205,7 +208,7 @@ cut_at (unsigned cut, unsigned first, const uint8_t *durable, uint64_t seed)
   unsigned j;
 
   for (mask = 0; pending <= 6 && mask < UINT64_C (1) << pending; ++mask) {
-    memcpy (state, durable, DISK);
+    memcpy (state, durable, disk_size);
     for (j = 0; j < pending; ++j) {
       if (mask >> j & 1)
         land_all (&calls[first + j]);
@@ -214,7 +217,7 @@ cut_at (unsigned cut, unsigned first, const uint8_t *durable, uint64_t seed)
   }
   for (i = 0; pending > 0 && i < ROUNDS / TEST_EACH (4); ++i) {
     random = seed + i;
-    memcpy (state, durable, DISK);
+    memcpy (state, durable, disk_size);
     for (j = first; j < cut; ++j)
       land_some (&calls[j], 1 + i % 7, &random);
     check_state (cut, "seed", seed + i);
@@ -224,18 +227,18 @@ cut_at (unsigned cut, unsigned first, const uint8_t *durable, uint64_t seed)
 static void
 cut_everywhere (uint64_t seed)
 {
-  static uint8_t durable[DISK];
+  static uint8_t durable[MAX_DISK];
   unsigned cut, first = 0, i;
 
-  memcpy (durable, before, DISK);
+  memcpy (durable, before, disk_size);
   for (cut = 0; cut <= nr_calls; ++cut) {
     cut_at (cut, first, durable, seed + cut * ROUNDS);
     if (cut == nr_calls || calls[cut].count > 0)
       continue;
-    memcpy (state, durable, DISK);
+    memcpy (state, durable, disk_size);
     for (i = first; i < cut; ++i)
       land_all (&calls[i]);
-    memcpy (durable, state, DISK);
+    memcpy (durable, state, disk_size);
     first = cut + 1;
   }
 }
@@ -260,29 +263,38 @@ make_old (unsigned bits)
   o.backing_format = "raw";
   o.cluster_size = UINT64_C (1) << bits;
   o.size = 300000;
-  random_fill (&random, before, DISK);
+  random_fill (&random, before, disk_size);
   create (&o);
   forget_calls ();
-  memcpy (before, now, DISK);
+  memcpy (before, now, disk_size);
 }
+
+enum kind { PLAIN, WITH_BACKING, ENCRYPTED };
 
 static void
 test (unsigned old_bits, unsigned bits, enum preallocation preallocation,
-      bool with_backing)
+      enum kind kind)
 {
+  static const char *const name[] = { "", ", backing", ", LUKS" };
+  static const struct passphrase words = { "words", 5 };
   struct create_options o = CREATE_DEFAULTS;
-  const uint64_t seed = bits * 1000 + preallocation * 100 + with_backing;
+  const uint64_t seed = bits * 1000 + preallocation * 100 + kind;
 
   snprintf (what, sizeof what, "clusters of 2^%u over 2^%u, preallocation %d%s",
-            bits, old_bits, preallocation, with_backing ? ", backing" : "");
+            bits, old_bits, preallocation, name[kind]);
+  /* The material of LUKS keys alone is 2 MB. */
+  disk_size = kind == ENCRYPTED ? MAX_DISK : UINT64_C (640) << 10;
   make_old (old_bits);
   o.cluster_size = UINT64_C (1) << bits;
   o.size = 200000;
   o.preallocation = preallocation;
-  if (with_backing) {
+  if (kind == WITH_BACKING) {
     o.backing = "/a/name/that/is/long/enough/to/go/beyond/the/first/sector/of/"
       "512/bytes/if/the/names/of/features/and/the/format/are/before/it";
     o.backing_format = "qcow2";
+  } else if (kind == ENCRYPTED) {
+    o.passphrase = &words;
+    o.iter_time = 1;
   }
   create (&o);
   cut_everywhere (seed);
@@ -302,8 +314,10 @@ main (void)
         continue;
       for (can_zero = false;; can_zero = true) {
         for (p = PREALLOCATION_OFF; p <= PREALLOCATION_FULL; ++p)
-          test (bits[i], bits[j], p, false);
-        test (bits[i], bits[j], PREALLOCATION_OFF, true);
+          test (bits[i], bits[j], p, PLAIN);
+        test (bits[i], bits[j], PREALLOCATION_OFF, WITH_BACKING);
+        if (crypto_library () != NULL)
+          test (bits[i], bits[j], PREALLOCATION_OFF, ENCRYPTED);
         if (can_zero)
           break;
       }
