@@ -22,7 +22,7 @@ from qcow2make import noise, text
 
 MiB = 1 << 20
 # Enough to see by a file that nothing came back.
-VOLUME = int(240 * MiB * qtest.VOLUME)
+VOLUME = int(200 * MiB * qtest.VOLUME)
 CONNECTIONS = 2
 
 # nbdkit keeps a buffer for each of its threads, as large as the largest

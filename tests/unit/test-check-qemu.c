@@ -24,6 +24,7 @@
 #include "memory-storage.h"
 #include "qcow2/check/check.h"
 #include "random.h"
+#include "seconds.h"
 #include "spoil.h"
 
 static unsigned failures, clean, leaking, corrupt, unchecked;
@@ -420,7 +421,8 @@ int
 main (int argc, char *argv[])
 {
   const char *states_wanted = getenv ("CHECK_STATES");
-  uint64_t states = states_wanted ? strtoull (states_wanted, NULL, 0) : 250;
+  uint64_t states = states_wanted ? strtoull (states_wanted, NULL, 0)
+    : 180 / TEST_EACH (3);
   const uint64_t seed = argc > 2 ? strtoull (argv[2], NULL, 0) : 1;
   int i;
 
