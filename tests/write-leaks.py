@@ -3,7 +3,7 @@
 one that may write the image frees what was leaked, unasked, while it serves
 it.
 
-QTEST_KILLS is how often it is killed, in each image: 12 times QTEST_VOLUME, if
+QTEST_KILLS is how often it is killed, in each image: 7 times QTEST_VOLUME, if
 it is not said."""
 
 import json
@@ -14,7 +14,7 @@ import time
 import qtest
 from qtest import path, run, check, Server
 
-KILLS = int(os.environ.get("QTEST_KILLS", qtest.volume(12)))
+KILLS = int(os.environ.get("QTEST_KILLS", qtest.volume(7)))
 CLUSTER = 65536
 SIZE = 4 << 30
 AREA = 64 << 20         # of the disk, so that much is written again
