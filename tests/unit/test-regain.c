@@ -166,7 +166,7 @@ main (void)
   unsigned i;
 
   check_time_limit (300);
-  for (i = 0; i < sizeof forms / sizeof forms[0]; i += TEST_EACH (3))
+  for (i = 0; i < sizeof forms / sizeof forms[0]; i += TEST_EACH (5))
     test_form (&forms[i]);
   test_stuck ();
   return check_result ();
