@@ -9,6 +9,8 @@
 #include "check.h"
 #include "qcow2/foreign.h"
 
+#define SECTOR 512
+
 static uint8_t buf[FOREIGN_BYTES];
 
 static enum foreign
@@ -28,6 +30,15 @@ recognize (size_t offset, const char *bytes, size_t n, size_t len,
 }
 
 static void
+zeros_or_unknown (enum foreign kind, bool zeros, const char **name)
+{
+  CHECK_EQ (kind, zeros ? FOREIGN_RAW : FOREIGN_UNKNOWN);
+  CHECK_EQ (*name != NULL, zeros);
+  if (zeros)
+    CHECK_HAS (*name, "begins with zeros");
+}
+
+static void
 is (enum foreign kind, const char *part, size_t offset, const char *bytes,
     size_t n)
 {
@@ -36,9 +47,8 @@ is (enum foreign kind, const char *part, size_t offset, const char *bytes,
   CHECK_EQ (recognize (offset, bytes, n, sizeof buf, &name), kind);
   CHECK_HAS (name, part);
   CHECK_EQ (recognize (offset, bytes, n, offset + n, &name), kind);
-  CHECK_EQ (recognize (offset, bytes, n, offset + n - 1, &name),
-            FOREIGN_UNKNOWN);
-  CHECK (name == NULL);
+  zeros_or_unknown (recognize (offset, bytes, n, offset + n - 1, &name),
+                    offset >= SECTOR, &name);
 }
 
 int
@@ -67,7 +77,11 @@ main (void)
             FOREIGN_UNKNOWN);
   CHECK_EQ (recognize (0, "QFI\xfb\0\0\0\3", 8, sizeof buf, &name),
             FOREIGN_UNKNOWN);
+  /* Nor are zeros, until there is a sector of them. */
   for (len = 0; len <= sizeof buf; len += len < 2000 ? 1 : 997)
-    CHECK_EQ (recognize (0, "", 0, len, &name), FOREIGN_UNKNOWN);
+    zeros_or_unknown (recognize (0, "", 0, len, &name), len >= SECTOR, &name);
+  zeros_or_unknown (recognize (SECTOR - 1, "x", 1, sizeof buf, &name), false,
+                    &name);
+  zeros_or_unknown (recognize (SECTOR, "x", 1, sizeof buf, &name), true, &name);
   return check_result ();
 }
