@@ -16,9 +16,7 @@ make_image "$image" "$tmp/expected"
 size="$(stat -c %s "$image")"
 cp "$image" "$tmp/disk"
 truncate -s $(( (size + (1 << 20)) / 4096 * 4096 )) "$tmp/disk"
-loop="$(losetup --find --show --read-only "$tmp/disk" 2>"$tmp/losetup.err")" ||
-    skip "no loop device: $(cat "$tmp/losetup.err")"
-at_exit losetup --detach "$loop"
+new_loop --read-only "$tmp/disk"
 
 "$NBDKIT" -U - "$PLUGIN" "$loop" --run "nbdcopy \"\$uri\" '$tmp/copy'"
 cmp "$tmp/copy" "$tmp/expected"

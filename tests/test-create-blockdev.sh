@@ -19,9 +19,7 @@ qemu-img create -q -f qcow2 "$tmp/first" 20M
 qemu-io -f qcow2 -c 'write -P 9 0 5M' "$tmp/first" >/dev/null
 dd if="$tmp/first" of="$tmp/garbage" conv=notrunc status=none
 cp "$tmp/garbage" "$tmp/disk"
-loop="$(losetup --find --show "$tmp/disk" 2>"$tmp/losetup.err")" ||
-    skip "no loop device: $(cat "$tmp/losetup.err")"
-at_exit losetup --detach "$loop"
+new_loop "$tmp/disk"
 
 same_device ()
 {

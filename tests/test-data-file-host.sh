@@ -10,7 +10,6 @@ requires_python_nbd
 requires_qemu
 requires_ext4
 fs="$tmp/fs"
-at_exit end_ext4
 
 # full WHERE RAW: the image is on the full file system, too, or is not.
 full ()
@@ -61,8 +60,7 @@ for raw in off on; do
     test $raw = off || cmp "$loop" "$tmp/disk" ||
         die "the device is not the disk"
     test "$(blockdev --getsize64 "$loop")" = 8388608
-    losetup --detach "$loop"
-    loop=
+    end_loop
 done
 
 # --- Smaller than the disk: what is beyond its end can't be written, and is not
@@ -98,5 +96,3 @@ h.shutdown()
 PY
 stop_nbdkit "$pid"
 check_clean "$image"
-losetup --detach "$loop"
-loop=

@@ -15,13 +15,21 @@ image="$tmp/image.qcow2"
 qemu-img create -q -f qcow2 "$image" 1M
 qemu-img snapshot -c snap "$image"
 
+# An error would be another status than 2.
+offers_none ()
+{
+    local status=0
+    nbdinfo --can flush "$1" || status=$?
+    test $status = 2 || die "$1: a flush is offered, or $status"
+}
+
 start_nbdkit "$PLUGIN" "$image"
 snapshot="nbd+unix:///snapshot%2Fsnap?socket=$sock"
 nbdinfo --can flush "$uri" || die 'the live disk: no flush'
-! nbdinfo --can flush "$snapshot" || die 'a snapshot: flush'
+offers_none "$snapshot"
 stop_nbdkit "$pid"
 start_nbdkit -r "$PLUGIN" "$image"
-! nbdinfo --can flush "$uri" || die 'with -r: flush'
+offers_none "$uri"
 stop_nbdkit "$pid"
 
 # Whoever asks all the same gets an answer, and the server goes on.

@@ -17,9 +17,7 @@ qemu-io -f qcow2 -c 'write -P 5 0 64k' "$tmp/image.qcow2" > /dev/null
 cp "$tmp/image.qcow2" "$tmp/disk"
 truncate -s 8M "$tmp/disk"
 sum="$(sha256sum "$tmp/disk")"
-loop="$(losetup --find --show --read-only "$tmp/disk" 2>"$tmp/losetup.err")" ||
-    skip "no loop device: $(cat "$tmp/losetup.err")"
-at_exit losetup --detach "$loop"
+new_loop --read-only "$tmp/disk"
 
 start_nbdkit "$PLUGIN" "$loop" repair=all
 for i in 1 2 3; do

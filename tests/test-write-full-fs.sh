@@ -13,7 +13,6 @@ requires_qemu
 requires_ext4
 
 fs="$tmp/fs"
-at_exit end_ext4
 
 image="$fs/image.qcow2"
 disk=1G

@@ -146,9 +146,7 @@ done
 # On a block device that has room for an eighth of it.
 test "$(id -u)" -eq 0 || skip "only root can set up a loop device"
 truncate -s 32M "$tmp/device"
-loop="$(losetup --find --show "$tmp/device" 2>"$tmp/losetup.err")" ||
-    skip "no loop device: $(cat "$tmp/losetup.err")"
-at_exit losetup --detach "$loop"
+new_loop "$tmp/device"
 cp "$tmp/below" "$tmp/raw"
 qemu-img create -q "${version_2[@]}" "$loop"
 exercise 'version 2 over a backing file, block device' "$loop"

@@ -52,7 +52,7 @@ static const struct {
 };
 
 /* The sector that has an image's header, which is written last. */
-#define ZEROS 512
+#define HEADER_SECTOR 512
 
 enum foreign
 foreign_recognize (const uint8_t *buf, size_t len, const char **name)
@@ -67,7 +67,8 @@ foreign_recognize (const uint8_t *buf, size_t len, const char **name)
       return formats[i].kind;
     }
   }
-  if (len >= ZEROS && buf[0] == 0 && memcmp (buf, buf + 1, ZEROS - 1) == 0) {
+  if (len >= HEADER_SECTOR && buf[0] == 0 &&
+      memcmp (buf, buf + 1, HEADER_SECTOR - 1) == 0) {
     *name = "a file that begins with zeros (an empty raw disk, or an image "
       "whose creation was interrupted)";
     return FOREIGN_RAW;
