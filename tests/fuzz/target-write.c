@@ -43,7 +43,9 @@
 /* The file may grow by this much. */
 #define MAX_GROWTH (UINT64_C (4) << 20)
 
-/* A disk: the live one, and some snapshots. */
+/* A disk: the live one, and some snapshots.  A bitmap's export has the data of
+ * the live disk, which is written: it is none of them.
+ */
 struct view {
   char *export;
   struct layer *disk;
@@ -309,7 +311,10 @@ choose_places (void)
 static int
 take_name (void *opaque, const char *name, const char *description)
 {
-  if (x.nr_views < MAX_VIEWS) {
+  const size_t prefix = strlen (IMAGE_BITMAP_PREFIX);
+
+  if (strncmp (name, IMAGE_BITMAP_PREFIX, prefix) != 0 &&
+      x.nr_views < MAX_VIEWS) {
     x.view[x.nr_views].export = strdup (name);
     if (x.view[x.nr_views++].export == NULL)
       abort ();
