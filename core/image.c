@@ -11,6 +11,7 @@
 #include "image-parts.h"
 #include "qcow2/codec.h"
 #include "storage/open.h"
+#include "storage/place.h"
 
 void
 image_each_warning (const struct image *im, image_warning_fn *fn,
@@ -189,6 +190,23 @@ struct image *
 image_open_storage (struct storage *s, uint64_t cache_size)
 {
   return image_open_storages (&s, 1, cache_size);
+}
+
+void
+image_hide_places (struct image *im)
+{
+  unsigned i;
+
+  for (i = 0; i < im->chain.nr; ++i) {
+    const struct layer *l = im->chain.layer[i];
+
+    debug_message ("%s: called by its name alone from now on", l->tables->name);
+    storage_hide_place (l->tables);
+    if (l->data_file != l->tables)
+      debug_message ("%s: likewise", l->data_file->name);
+    storage_hide_place (l->data_file);
+    storage_hide_place (l->data);
+  }
 }
 
 int

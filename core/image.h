@@ -89,6 +89,11 @@ typedef void image_warning_fn (void *opaque, const char *text);
 extern void image_each_warning (const struct image *im, image_warning_fn *fn,
                                 void *opaque);
 
+/* From now on messages name files without their directories: clients may see
+ * them.  Before anything else uses the image.
+ */
+extern void image_hide_places (struct image *im);
+
 /* All disks must be closed and all requests have ended.  Makes everything
  * durable and leaves the image clean: no leaks, not dirty.  Returns -1 with
  * the error set if that failed; the image is freed regardless.  NULL is

@@ -168,6 +168,8 @@ qcow2_get_ready (void)
     return -1;
   passphrases_wipe ();
   warn_of_refusal ();
+  /* nbdkit >= 1.42 sends errors to clients while they connect. */
+  image_hide_places (image);
   return 0;
 }
 

@@ -55,7 +55,7 @@ warned ()
     if nbdinfo --size "$uri" > "$tmp/out" 2>&1; then
         die "$2: served, although it warns"
     fi
-    test "$(grep -c "error: $image: " "$log")" -eq 1 ||
+    test "$(grep -c "error: ${image##*/}: " "$log")" -eq 1 ||
         die "$2: the refusal is not in the log: $(cat "$log")"
     stop_nbdkit "$pid"
 

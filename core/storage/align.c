@@ -472,6 +472,12 @@ align_identify (const struct storage *s, struct storage_identity *id)
   a->inner->ops->identify (a->inner, id);
 }
 
+static struct storage *
+align_inner (struct storage *s)
+{
+  return align_of (s)->inner;
+}
+
 static uint32_t
 align_block_size (const struct storage *s)
 {
@@ -505,6 +511,7 @@ static const struct storage_ops align_ops = {
   .make_writable = align_make_writable,
   .check_writable = align_check_writable,
   .identify = align_identify,
+  .inner = align_inner,
   .block_size = align_block_size,
   .close = align_close,
 };

@@ -150,6 +150,10 @@ struct storage_ops {
   /* May be NULL where no two of them can be of the same bytes. */
   void (*identify) (const struct storage *, struct storage_identity *);
 
+  /* The storage that this one changes requests to.  May be NULL: there is none.
+   */
+  struct storage *(*inner) (struct storage *);
+
   /* In bytes, a power of 2.  May be NULL: 1. */
   uint32_t (*block_size) (const struct storage *);
 
