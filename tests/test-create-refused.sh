@@ -144,3 +144,21 @@ for mode in true overwrite; do
 done
 test "$(ls -A | tr '\n' ' ')" = 'dangling fifo '
 test "$(ls -A ../kept)" = file
+
+# --- A file that is a mount point, as FUSE has them: no other one can take its
+# name, and it is not written over.
+if unshare --mount true 2>/dev/null; then
+    qemu-img create -q -f qcow2 mounted.qcow2 3M
+    cp mounted.qcow2 ../kept/before
+    cat > ../mounted <<'SH'
+#!/bin/sh
+exec unshare --mount sh -c 'mount --bind mounted.qcow2 mounted.qcow2 &&
+    exec "$REAL_NBDKIT" "$@"' sh "$@"
+SH
+    chmod +x ../mounted
+    REAL_NBDKIT="$NBDKIT" NBDKIT=../mounted \
+        expect_refusal 'replaced by another one, never written over' \
+        "$PLUGIN" mounted.qcow2 create=overwrite size=1M
+    cmp mounted.qcow2 ../kept/before
+    test "$(ls -A | tr '\n' ' ')" = 'dangling fifo mounted.qcow2 '
+fi

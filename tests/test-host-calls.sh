@@ -113,6 +113,41 @@ for ERROR in EPERM ENOSYS; do
     done
 done
 
+# --- A file that can't grow: what has space is written, and the rest is ENOSPC,
+# once in the log; the end is as clean as always.
+for ERROR in ENOSYS EOPNOTSUPP; do
+    export ERROR CALLS=ftruncate
+    qemu-img create -q -f qcow2 fixed.qcow2 16M
+    qemu-io -f qcow2 -c 'write -P 98 0 64k' fixed.qcow2 >/dev/null
+    size="$(stat -c %s fixed.qcow2)"
+    rm -f "$TRACE"
+    start_nbdkit "$PLUGIN" fixed.qcow2
+    "$PYTHON" -c 'import errno, sys, nbd
+h = nbd.NBD()
+h.connect_unix(sys.argv[1])
+h.pwrite(b"f" * 4096, 0)
+for at in range(1 << 20, 4 << 20, 1 << 20):
+    try:
+        h.pwrite(b"g" * 65536, at)
+    except nbd.Error as e:
+        assert e.errnum == errno.ENOSPC, e
+    else:
+        sys.exit("written where there is no space")
+h.flush()
+h.trim(65536, 0)
+h.flush()
+h.pwrite(b"h" * 4096, 1 << 20)
+h.flush()
+assert h.pread(65536, 0) == bytes(65536)
+assert h.pread(8192, 1 << 20) == b"h" * 4096 + bytes(4096)
+h.shutdown()' "$sock" || die "$ERROR: the client failed"
+    stop_nbdkit "$pid"
+    happened ftruncate
+    test "$(grep -c 'error: ' "$log")" -eq 1 || die "$ERROR: $(cat "$log")"
+    test "$(stat -c %s fixed.qcow2)" -eq "$size" || die "another size"
+    check_clean fixed.qcow2
+done
+
 # --- What can't be had is said, not hidden: here the file can't be written,
 # and no call at all would tell.
 export ERROR=EPERM CALLS=faccessat2

@@ -36,6 +36,10 @@ open_alone (const char *path, const struct create_options *o)
 
 /* ------------------------------------------------------------ the old file */
 
+/* Where that is all that could be done.  It would be lost if anything failed. */
+#define NOT_IN_PLACE \
+  " (the old file is only ever replaced by another one, never written over)"
+
 static int
 replaced_meanwhile (const char *path)
 {
@@ -51,8 +55,12 @@ exchange (struct created *c, char **temporary, const char *path)
 {
   if (!names_has (c->old, c->dir, c->name))
     return replaced_meanwhile (path);
-  if (renameat2 (c->dir, *temporary, c->dir, c->name, RENAME_EXCHANGE) == -1)
-    return names_error (path, "naming the new image");
+  if (renameat2 (c->dir, *temporary, c->dir, c->name, RENAME_EXCHANGE) == -1) {
+    names_error (path, "naming the new image");
+    if (error_errno () == EBUSY) /* something is mounted there */
+      error_append (NOT_IN_PLACE);
+    return -1;
+  }
   if (names_has (c->old, c->dir, *temporary) &&
       names_has (c->storage, c->dir, c->name)) {
     c->old_name = *temporary;
@@ -277,6 +285,8 @@ make_temporary (int dir, const char *path, const struct stat *old, char **name)
   if (fd != -1 && (old == NULL || make_alike (fd, old) == 0))
     return fd;
   names_error (path, "making a file next to it");
+  if (old != NULL)
+    error_append (NOT_IN_PLACE);
   if (fd != -1) {
     names_drop (dir, *name, path);
     close (fd);

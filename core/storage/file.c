@@ -147,13 +147,27 @@ file_allocate (struct storage *s, uint64_t offset, uint64_t count)
   return fallocate (f->fd, FALLOC_FL_KEEP_SIZE, offset, count);
 }
 
+/* Some file systems (of FUSE) have files of a fixed size: one that can't grow has
+ * no more room than a device.
+ */
+static int
+resize_file (const struct file *f, uint64_t size)
+{
+  if (ftruncate (f->fd, size) == 0)
+    return 0;
+  if ((errno == ENOSYS || errno == EOPNOTSUPP) &&
+      size > atomic_load (&f->storage.size))
+    errno = ENOSPC;
+  return -1;
+}
+
 static int
 file_resize (struct storage *s, uint64_t size)
 {
   struct file *f = (struct file *) s;
 
   if (f->ino != 0)
-    return ftruncate (f->fd, size);
+    return resize_file (f, size);
   /* A device is not cut, either: what is there would pass for zeros. */
   if (size == atomic_load (&s->size))
     return 0;

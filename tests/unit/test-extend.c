@@ -37,6 +37,21 @@ __wrap_fallocate (int fd, int mode, off_t offset, off_t count)
   return -1;
 }
 
+/* A file of a fixed size: what ftruncate says. */
+static int fixed_errno;
+
+extern int __real_ftruncate (int fd, off_t size);
+extern int __wrap_ftruncate (int fd, off_t size);
+
+int
+__wrap_ftruncate (int fd, off_t size)
+{
+  if (fixed_errno == 0)
+    return __real_ftruncate (fd, size);
+  errno = fixed_errno;
+  return -1;
+}
+
 static char folder[] = "extend.XXXXXX";
 static char path[64];
 
@@ -154,6 +169,35 @@ test_unsupported (void)
   storage_close (s);
 }
 
+/* One that can't grow has no more room; that it can't be cut, or fails, is
+ * another error.
+ */
+static void
+test_fixed (void)
+{
+  static const struct {
+    int said;
+    uint64_t size;
+    int told;
+  } cases[] = {
+    { ENOSYS, 5, ENOSPC }, { EOPNOTSUPP, 5, ENOSPC }, { EIO, 5, EIO },
+    { EPERM, 5, EIO }, { ENOSYS, 3, EIO }, { EOPNOTSUPP, 3, EIO },
+  };
+  struct storage *s = open_storage ();
+  unsigned i;
+
+  for (i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
+    fixed_errno = cases[i].said;
+    CHECK (storage_resize (s, cases[i].size) == -1);
+    CHECK_ERROR (cases[i].told, "resizing to ");
+    CHECK_EQ (atomic_load (&s->size), 4);
+  }
+  fixed_errno = 0;
+  CHECK_OK (storage_resize (s, 5));
+  CHECK_EQ (length (), 5);
+  storage_close (s);
+}
+
 /* What is looked through for zeros is asked for its holes once for each, and once
  * for the data between them.
  */
@@ -200,6 +244,7 @@ main (void)
   test_longer ();
   CHECK_EQ (interrupts, 0);
   test_unsupported ();
+  test_fixed ();
   test_zeros ();
   unlink (path);
   rmdir (folder);
