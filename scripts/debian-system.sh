@@ -6,7 +6,9 @@
 #
 # The system as debootstrap makes it is kept, one tar file for each release, in
 # $SYSTEMS (default: nbdkit-qcow2-plugin/ in the user's cache folder).  A file
-# that is removed is made anew.
+# that is removed is made anew.  $APT_CONF is more configuration of apt in the
+# system, for instance where a snapshot of sid is older than apt accepts:
+#   APT_CONF='Acquire::Check-Valid-Until "false";'
 
 SYSTEMS=${SYSTEMS:-${XDG_CACHE_HOME:-$HOME/.cache}/nbdkit-qcow2-plugin}
 src=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
@@ -35,6 +37,7 @@ new_system () {
     fi
     chmod 755 "$system"
     cp /etc/resolv.conf "$system/etc/" || exit 1
+    echo "${APT_CONF-}" > "$system/etc/apt/apt.conf.d/zz-local" || exit 1
 }
 
 # inside COMMAND [ARG...]: run in the system, as root in /root.  What it starts

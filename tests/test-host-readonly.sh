@@ -11,12 +11,7 @@ requires nbdinfo --version
 
 image="$tmp/image.qcow2"
 qemu-img create -q -f qcow2 "$image" 1M
-as=()
-if test "$(id -u)" -eq 0; then
-    as=(setpriv --reuid=65534 --regid=65534 --clear-groups)
-    requires "${as[@]}" test -r "$PLUGIN"
-fi
-chmod 0755 "$tmp"
+as_nobody
 chmod 0444 "$image"
 cat > "$tmp/twice" <<'SH'
 nbdinfo --is read-only "$uri" && nbdinfo --is read-only "$uri"

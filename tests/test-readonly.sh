@@ -24,17 +24,7 @@ chmod 0555 "$tmp/d"
 at_exit chmod 0755 "$tmp/d"
 before="$(fingerprint "$tmp/d"/*; ls -lA --full-time "$tmp/d"; stat -c "%A %y %z" "$tmp/d")"
 
-# Permissions don't bind root, so be nobody if there is one who can get here.
-as=()
-if test "$(id -u)" -eq 0; then
-    nobody=(setpriv --reuid=65534 --regid=65534 --clear-groups)
-    chmod 0755 "$tmp"
-    if "${nobody[@]}" test -r "$PLUGIN" &&
-       "${nobody[@]}" test -r "$tmp/d/image.qcow2"; then
-        as=("${nobody[@]}")
-    fi
-fi
-
+as_nobody
 "${as[@]}" "$NBDKIT" -U - "$PLUGIN" "$tmp/d/image.qcow2" follow=beneath \
     --run 'nbdcopy "$uri" -' > "$tmp/copy"
 cmp "$tmp/copy" "$tmp/expected"

@@ -17,13 +17,13 @@
 #include "check.h"
 #include "qcow2/codec.h"
 
+#ifdef HAVE_LIBISAL
+
 #define CLUSTER 65536
 
 static uint8_t plain[CLUSTER];
 static uint8_t packed[CLUSTER];
 static uint8_t out[CLUSTER];
-
-#ifdef HAVE_LIBISAL
 
 static enum {
   RIGHT,

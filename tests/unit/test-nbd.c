@@ -556,14 +556,16 @@ negotiate (int fd)
   if (!get_all (fd, words, 4))
     return false;
   while (get_all (fd, words, 16)) {
-    const uint32_t count = be32toh (words[3]);
+    const uint32_t count = be32toh (words[3]), option = be32toh (words[2]);
 
     if (count > sizeof data || !get_all (fd, data, count))
       return false;
-    if (be32toh (words[2]) == 7) /* GO */
+    if (option == 7) /* GO */
       put_option_reply (fd, words[2], 3, &info, sizeof info);
-    put_option_reply (fd, words[2], 1, NULL, 0); /* no contexts, too */
-    if (be32toh (words[2]) == 7)
+    /* Not extended headers (11), which newer libnbds ask for. */
+    put_option_reply (fd, words[2], option == 11 ? UINT32_C (0x80000001) : 1,
+                      NULL, 0); /* no contexts, too */
+    if (option == 7)
       return true;
   }
   return false;
