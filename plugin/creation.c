@@ -378,6 +378,12 @@ creation_complete (struct chain_options *chain, const struct passphrases *given)
                   : "");
     return -1;
   }
+  if (chain->command != NULL) {
+    nbdkit_error ("create= and command= exclude each other: the server is "
+                  "started after nbdkit has gone to the background, when "
+                  "nobody would see why the image can't be made");
+    return -1;
+  }
   if (storage_nbd_is_uri (chain->file)) {
     nbdkit_error ("create= makes files, not images on NBD servers");
     return -1;

@@ -22,6 +22,11 @@ _Static_assert (CHAIN_MAX_DEPTH <= CACHE_MAX_STORAGES,
 struct chain_options {
   const char *file;           /* the image's path, or the URI of a server */
 
+  /* A server is started that has the image, by this command (see
+   * storage_nbd_start), and file is only its name in messages; NULL: none.
+   */
+  char *const *command;
+
   /* It must be this one, which was just made, and whose locks let no other
    * process use it; NULL: any.  And the same of its data file.
    */
