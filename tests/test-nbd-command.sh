@@ -25,9 +25,14 @@ far ()
     for a; do far+=("arg=$a"); done
     rm -f far.pid
 }
+# It ends.  Nobody may have collected its status: then it is a zombie.
 far_ends ()
 {
-    _gone "$(cat far.pid)" || die "the far server lives on"
+    wait_until -t 30 _is_dead "$(cat far.pid)" || die "the far server lives on"
+}
+_is_dead ()
+{
+    ! kill -0 "$1" 2>/dev/null || grep -q ') Z' "/proc/$1/stat"
 }
 
 # write_to SOCKET [flush]
@@ -87,10 +92,12 @@ for signal in TERM INT; do
     same_disk image.qcow2 model
 done
 
-# --- Killed: the far one ends as well, and what was flushed is there.
+# --- Killed: the far one ends as well, though it would serve others (-t), and
+# what was flushed is there.
 cp unchanged.qcow2 image.qcow2
 truncate -s +8M image.qcow2
-far file "$tmp/image.qcow2"
+far=(command=qemu-nbd arg=-t arg=-f arg=raw "arg=--pid-file=$tmp/far.pid"
+     "arg=$tmp/image.qcow2")
 start_nbdkit "$PLUGIN" "${far[@]}"
 write_to "$sock" flush
 kill -9 "$pid"

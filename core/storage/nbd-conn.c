@@ -153,6 +153,22 @@ conn_open (const struct far_place *place, const struct nbd_options *options,
   return c;
 }
 
+/* libnbd waits for a server that it started.  One that does nothing any more,
+ * and so does not hang up, does not end by SIGTERM, either.
+ */
+static void
+end_server (struct conn *c)
+{
+  struct pollfd hangup = { .fd = c->fd, .events = POLLRDHUP };
+
+  if (nbd_kill_subprocess (c->nbd, SIGTERM) == -1) /* there is none */
+    return;
+  if (c->timed_out ||
+      (c->fd != -1 && poll (&hangup, 1, c->patience < INT32_MAX
+                            ? (int) c->patience : INT32_MAX) == 0))
+    (void) nbd_kill_subprocess (c->nbd, SIGKILL);
+}
+
 void
 conn_close (struct conn *c)
 {
@@ -160,11 +176,7 @@ conn_close (struct conn *c)
     /* So that the server knows that nobody has gone astray. */
     if (nbd_aio_is_ready (c->nbd))
       (void) nbd_aio_disconnect (c->nbd, 0);
-    /* libnbd sends SIGTERM to a server that it started, and waits for it: one
-     * that does not answer may not end by that, either.
-     */
-    if (c->timed_out)
-      (void) nbd_kill_subprocess (c->nbd, SIGKILL);
+    end_server (c);
     nbd_close (c->nbd);
   }
   if (c->fd != -1)
