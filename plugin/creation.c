@@ -300,6 +300,11 @@ complete_data_file (struct chain_options *chain)
   }
   if (recorded_data == NULL)
     return 0;
+  if (storage_nbd_is_uri (recorded_data)) {
+    nbdkit_error ("data-file=%s: the data file of a new image must be a file; "
+                  "it can be put on a server later", recorded_data);
+    return -1;
+  }
   if (check_colon ("data-file", recorded_data) == -1)
     return -1;
   data_file = path_from (chain->file, recorded_data);

@@ -246,9 +246,15 @@ set_backing (const char *key, const char *value)
 static int
 set_data_file (const char *key, const char *value)
 {
-  if (set_path (key, value, &data_file) == -1)
+  int r;
+
+  if (data_file != NULL) {
+    nbdkit_error ("%s= was given twice", key);
     return -1;
-  return creation_set_data_file (value);
+  }
+  r = storage_nbd_is_uri (value) ? servers_set_uri (key, value, &data_file)
+    : set_path (key, value, &data_file);
+  return r == -1 ? -1 : creation_set_data_file (value);
 }
 
 int
@@ -330,8 +336,9 @@ params_complete (void)
   }
   options.passphrases = passphrases_given ();
   if (servers_complete (storage_nbd_is_uri (file) ||
-                        (backing != NULL && storage_nbd_is_uri (backing))) ==
-      -1)
+                        (backing != NULL && storage_nbd_is_uri (backing)) ||
+                        (data_file != NULL &&
+                         storage_nbd_is_uri (data_file))) == -1)
     return -1;
   options.chain.nbd = servers_options ();
   options.chain.file = file;

@@ -184,8 +184,8 @@ servers_complete (bool uris)
     nbdkit_error ("%s= is not for a server that command= starts: it has one "
                   "connection, and is started once", uri_key);
   else if (first_key != NULL && !started && !uris)
-    nbdkit_error ("%s= is only for images on NBD servers: neither uri= nor "
-                  "backing= names one", first_key);
+    nbdkit_error ("%s= is only for images on NBD servers: neither uri=, "
+                  "backing= nor data-file= names one", first_key);
   else
     return 0;
   return -1;

@@ -38,7 +38,7 @@ extern void servers_free (void);
 
 #define SERVERS_HELP                                                    \
   "uri=<NBD-URI>              The image is on an NBD server, instead of in a\n" \
-  "                           file; backing=<NBD-URI> likewise.\n"        \
+  "                           file; backing= and data-file= likewise.\n"  \
   "command=<CMD>              The image is on an NBD server that is started\n" \
   "                           by this command.\n"                        \
   "arg=<ARG>                  An argument of the command; again for each.\n" \

@@ -492,7 +492,7 @@ open_data (const struct chain *c, const struct chain_options *options)
                options->file, options->data_file);
     return -1;
   }
-  s = storage_open_path (options->data_file);
+  s = storage_open (options->data_file, &options->nbd);
   if (s == NULL)
     return -1;
   if (options->made_data != NULL && !storage_same (s, options->made_data)) {

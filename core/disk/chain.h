@@ -33,7 +33,8 @@ struct chain_options {
   const struct storage *made;
   const struct storage *made_data;
   enum follow follow;
-  const char *data_file;      /* its data file, or NULL: what it names */
+  const char *data_file;      /* path or URI of its data file, or NULL: what it
+                               * names */
   const char *backing;        /* path or URI of its backing file, or NULL: what
                                * it names */
   const char *backing_format; /* its name, or NULL: what it says */
