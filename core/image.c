@@ -99,6 +99,29 @@ image_open (const struct image_options *options)
                               &im->shared));
 }
 
+/* Nobody knows what is behind an NBD server, so that it may be what is below:
+ * then both begin with the same.  Zeros tell nothing.  Returns -1 with the error
+ * set.
+ */
+static int
+check_start (struct storage *s, struct storage *below)
+{
+  const struct host_off start = { 0 };
+  uint8_t a[4096], b[sizeof a];
+
+  if (!storage_nbd_is_uri (s->name) && !storage_nbd_is_uri (below->name))
+    return 0;
+  if (storage_read (s, a, sizeof a, start) == -1 ||
+      storage_read (below, b, sizeof b, start) == -1)
+    return -1;
+  if ((a[0] == 0 && memcmp (a, a + 1, sizeof a - 1) == 0) ||
+      memcmp (a, b, sizeof a) != 0)
+    return 0;
+  error_set (EINVAL, "%s: it begins with the same bytes as %s, which is to be "
+             "below it: they may be the same", s->name, below->name);
+  return -1;
+}
+
 /* The image itself must not be its own backing file, nor below that: once it
  * is made anew its data would be lost.  Returns -1 with the error set.
  */
@@ -109,6 +132,7 @@ check_is_not_below (const struct chain *c, const struct chain_options *options)
   struct storage *s;
   bool same = false;
   unsigned i;
+  int r = 0;
 
   if (c->nr == 1)
     return 0;
@@ -118,10 +142,16 @@ check_is_not_below (const struct chain *c, const struct chain_options *options)
   for (i = 1; i < c->nr; ++i)
     same |= storage_same (c->layer[i]->tables, s) ||
       storage_same (c->layer[i]->data_file, s);
-  storage_close (s);
-  if (same)
+  if (same) {
     error_set (EINVAL, "%s: can't be its own backing file", file);
-  return same ? -1 : 0;
+    r = -1;
+  }
+  for (i = 1; r == 0 && i < c->nr; ++i)
+    if (check_start (s, c->layer[i]->tables) == -1 ||
+        check_start (s, c->layer[i]->data_file) == -1)
+      r = -1;
+  storage_close (s);
+  return r;
 }
 
 struct image *

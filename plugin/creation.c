@@ -280,6 +280,17 @@ check_colon (const char *key, const char *name)
   return -1;
 }
 
+/* A name, or NULL, that an image on an NBD server is to record. */
+static int
+check_far_name (const char *key, const char *name)
+{
+  if (name == NULL || name[0] == '/' || storage_nbd_is_uri (name))
+    return 0;
+  nbdkit_error ("%s=%s: an image on an NBD server has no directory: say the "
+                "absolute path", key, name);
+  return -1;
+}
+
 static int
 complete_data_file (struct chain_options *chain)
 {
@@ -289,6 +300,11 @@ complete_data_file (struct chain_options *chain)
   }
   if (recorded_data == NULL)
     return 0;
+  if (storage_nbd_is_uri (recorded_data)) {
+    nbdkit_error ("data-file=%s: the data file of a new image must be a file; "
+                  "it can be put on a server later", recorded_data);
+    return -1;
+  }
   if (check_colon ("data-file", recorded_data) == -1)
     return -1;
   data_file = path_from (chain->file, recorded_data);
@@ -378,10 +394,16 @@ creation_complete (struct chain_options *chain, const struct passphrases *given)
                   : "");
     return -1;
   }
-  if (storage_nbd_is_uri (chain->file)) {
-    nbdkit_error ("create= makes files, not images on NBD servers");
+  if (chain->command != NULL) {
+    nbdkit_error ("create= and command= exclude each other: the server is "
+                  "started after nbdkit has gone to the background, when "
+                  "nobody would see why the image can't be made");
     return -1;
   }
+  if (storage_nbd_is_uri (chain->file) &&
+      (check_far_name ("backing", recorded) == -1 ||
+       check_far_name ("data-file", recorded_data) == -1))
+    return -1;
   if (check_format () == -1 || complete_encryption (given) == -1 ||
       complete_data_file (chain) == -1)
     return -1;
@@ -439,10 +461,16 @@ close_end (int *fd)
   *fd = -1;
 }
 
+static bool
+made_something (void)
+{
+  return made.storage != NULL || made_data.storage != NULL;
+}
+
 static void
 before_fork (void)
 {
-  if (made.storage != NULL && pipe2 (born, O_CLOEXEC) == -1)
+  if (made_something () && pipe2 (born, O_CLOEXEC) == -1)
     no_pipe = errno;
 }
 
@@ -455,7 +483,7 @@ in_child (void)
 {
   const char here = 1;
 
-  if (made.storage == NULL)
+  if (!made_something ())
     return;
   /* The other end is still open here: this can't raise SIGPIPE. */
   while (born[1] != -1 && write (born[1], &here, 1) == -1 && errno == EINTR)
@@ -483,7 +511,7 @@ is_born (void)
 static void
 in_parent (void)
 {
-  if (made.storage == NULL)
+  if (!made_something ())
     return;
   if (born[0] == -1) {
     /* There may be a child or not: none of the files is given up. */
@@ -531,6 +559,14 @@ open_below (const struct image_options *o)
   return below;
 }
 
+static int
+make_image (const struct chain_options *chain)
+{
+  return storage_nbd_is_uri (chain->file)
+    ? create_far (chain->file, overwrite, &options, &chain->nbd)
+    : create_file (chain->file, overwrite, &options, &made);
+}
+
 int
 creation_run (struct image_options *o, struct image **below)
 {
@@ -543,7 +579,7 @@ creation_run (struct image_options *o, struct image **below)
   options.locking = o->chain.locking;
   if ((data_file != NULL &&
        create_data_file (data_file, &options, &made_data) == -1) ||
-      create_file (o->chain.file, overwrite, &options, &made) == -1) {
+      make_image (&o->chain) == -1) {
     nbdkit_error ("%s", error_message ());
     (void) image_close (*below);
     return -1;

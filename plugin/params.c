@@ -3,6 +3,7 @@
 #include <config.h>
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +18,7 @@
 /* A larger metadata cache is a typing error. */
 #define MAX_CACHE_SIZE (UINT64_C (1) << 40)
 
-static char *file; /* or uri= */
+static char *file; /* or uri=, or "command=CMD" */
 static const char *file_key;
 static char *backing;
 static char *data_file;
@@ -51,25 +52,41 @@ set_path (const char *key, const char *value, char **path)
   return *path == NULL ? -1 : 0;
 }
 
-/* file= or uri=. */
+static int
+set_command (const char *key, const char *value)
+{
+  if (servers_set_command (key, value) == -1)
+    return -1;
+  if (asprintf (&file, "%s=%s", key, value) != -1)
+    return 0;
+  file = NULL;
+  nbdkit_error ("out of memory");
+  return -1;
+}
+
+/* file=, uri= or command=. */
 static int
 set_image (const char *key, const char *value)
 {
   const bool uri = strcmp (key, "uri") == 0;
+  const bool command = strcmp (key, "command") == 0;
 
   if (file != NULL && strcmp (file_key, key) != 0)
-    nbdkit_error ("two images: %s=%s and %s=%s: one nbdkit serves one image",
-                  file_key, file, key, value);
+    nbdkit_error ("two images: %s%s%s and %s=%s: one nbdkit serves one image",
+                  strcmp (file_key, "command") == 0 ? "" : file_key,
+                  strcmp (file_key, "command") == 0 ? "" : "=", file, key,
+                  value);
   else if (file != NULL)
     nbdkit_error ("two images: %s, and %s= was given twice (%s): one nbdkit "
                   "serves one image, and parameters are KEY=VALUE", file, key,
                   value);
-  else if (!uri && storage_nbd_is_uri (value))
+  else if (!uri && !command && storage_nbd_is_uri (value))
     nbdkit_error ("%s=%s: that is an NBD URI: say uri=%s (or file=./%s if it "
                   "is a file)", key, value, value, value);
   else {
-    file_key = uri ? "uri" : "file";
-    return uri ? servers_set_uri (key, value, &file)
+    file_key = command ? "command" : uri ? "uri" : "file";
+    return command ? set_command (key, value)
+      : uri ? servers_set_uri (key, value, &file)
       : set_path (key, value, &file);
   }
   return -1;
@@ -229,9 +246,15 @@ set_backing (const char *key, const char *value)
 static int
 set_data_file (const char *key, const char *value)
 {
-  if (set_path (key, value, &data_file) == -1)
+  int r;
+
+  if (data_file != NULL) {
+    nbdkit_error ("%s= was given twice", key);
     return -1;
-  return creation_set_data_file (value);
+  }
+  r = storage_nbd_is_uri (value) ? servers_set_uri (key, value, &data_file)
+    : set_path (key, value, &data_file);
+  return r == -1 ? -1 : creation_set_data_file (value);
 }
 
 int
@@ -245,7 +268,8 @@ params_set (const char *key, const char *value)
     r = servers_set (key, value);
   if (r != 0)
     return r == -1 ? -1 : 0;
-  if (strcmp (key, "file") == 0 || strcmp (key, "uri") == 0)
+  if (strcmp (key, "file") == 0 || strcmp (key, "uri") == 0 ||
+      strcmp (key, "command") == 0)
     return set_image (key, value);
   if (strcmp (key, "backing") == 0)
     return set_backing (key, value);
@@ -312,11 +336,13 @@ params_complete (void)
   }
   options.passphrases = passphrases_given ();
   if (servers_complete (storage_nbd_is_uri (file) ||
-                        (backing != NULL && storage_nbd_is_uri (backing))) ==
-      -1)
+                        (backing != NULL && storage_nbd_is_uri (backing)) ||
+                        (data_file != NULL &&
+                         storage_nbd_is_uri (data_file))) == -1)
     return -1;
   options.chain.nbd = servers_options ();
   options.chain.file = file;
+  options.chain.command = servers_command ();
   options.chain.backing = backing;
   options.chain.data_file = data_file;
   options.chain.backing_format = formats[0];
@@ -397,5 +423,6 @@ params_free (void)
   free (file);
   free (backing);
   free (data_file);
+  servers_free ();
   creation_free ();
 }

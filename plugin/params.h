@@ -36,8 +36,8 @@ extern void params_free (void);
 
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
-  "file=<PATH>                The image, qcow2 or QED (this or uri= is\n"   \
-  "                           required).\n"                               \
+  "file=<PATH>                The image, qcow2 or QED (this, uri= or\n"     \
+  "                           command= is required).\n"                   \
   "follow=none|beneath|any    Which backing files and data files an image may\n" \
   "                           name: none (default), those in its own folder,\n" \
   "                           any.\n"                                    \

@@ -146,19 +146,13 @@ open_image (struct image_options *options)
   return im;
 }
 
-/* Open here, so that an image which can't be served stops nbdkit before it
- * forks, with its reason on stderr.
+/* Open what is to be served, and say what the user must know.  Returns -1 with
+ * nbdkit_error called.
  */
 static int
-qcow2_get_ready (void)
+open_and_check (void)
 {
   struct image_options options = *params_options ();
-
-  debug_hooks.message = message_hook;
-  debug_hooks.note = report_note;
-  debug_hooks.map = qcow2_debug_map > 0;
-  debug_hooks.cache = qcow2_debug_cache > 0;
-  advice_choose (params_advice);
 
   image = open_image (&options);
   if (image == NULL)
@@ -173,11 +167,35 @@ qcow2_get_ready (void)
   return 0;
 }
 
+/* A server that command= starts is a child of this process, and must be one of
+ * the process that serves.
+ */
+static bool
+opens_after_fork (void)
+{
+  return params_options ()->chain.command != NULL;
+}
+
+/* Open here, so that an image which can't be served stops nbdkit before it
+ * forks, with its reason on stderr.
+ */
+static int
+qcow2_get_ready (void)
+{
+
+  debug_hooks.message = message_hook;
+  debug_hooks.note = report_note;
+  debug_hooks.map = qcow2_debug_map > 0;
+  debug_hooks.cache = qcow2_debug_cache > 0;
+  advice_choose (params_advice);
+  return opens_after_fork () ? 0 : open_and_check ();
+}
+
 static int
 qcow2_after_fork (void)
 {
   creation_keep ();
-  return 0;
+  return opens_after_fork () ? open_and_check () : 0;
 }
 
 /* nbdkit refuses to list more; those beyond can still be opened. */

@@ -19,16 +19,29 @@ extern int servers_set (const char *key, const char *value);
  */
 extern int servers_set_uri (const char *key, const char *value, char **uri);
 
-/* All parameters are known.  used: there is a server.  Returns -1 with
- * nbdkit_error called.
+/* command=CMD, the first time.  Returns -1 with nbdkit_error called. */
+extern int servers_set_command (const char *key, const char *value);
+
+/* All parameters are known.  uris: there is a server that is connected to.
+ * Returns -1 with nbdkit_error called.
  */
-extern int servers_complete (bool used);
+extern int servers_complete (bool uris);
+
+/* The command that starts a server and its arguments, for
+ * chain_options.command; NULL: there is none.
+ */
+extern char *const *servers_command (void);
 
 extern struct nbd_options servers_options (void);
 
+extern void servers_free (void);
+
 #define SERVERS_HELP                                                    \
   "uri=<NBD-URI>              The image is on an NBD server, instead of in a\n" \
-  "                           file; backing=<NBD-URI> likewise.\n"        \
+  "                           file; backing= and data-file= likewise.\n"  \
+  "command=<CMD>              The image is on an NBD server that is started\n" \
+  "                           by this command.\n"                        \
+  "arg=<ARG>                  An argument of the command; again for each.\n" \
   "retry=<N>                  Try N times more to connect to a server, a\n" \
   "                           second apart (default: when a connection is\n" \
   "                           lost that was only read from, 5).\n"        \

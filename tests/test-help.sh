@@ -8,7 +8,7 @@
 
 "$NBDKIT" "$PLUGIN" --help > "$tmp/help"
 keys="$(sed -n 's/^\([a-z0-9-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
-want='backing backing-format backing-passphrase bitmaps cache-size cluster-size '
+want='arg backing backing-format backing-passphrase bitmaps cache-size cluster-size command '
 want+='compat compress compress-level compression-type connections create '
 want+='data-file data-file-raw detect-zeroes discard encrypt '
 want+='extended-l2 file follow force-share format iter-time lazy-refcounts '

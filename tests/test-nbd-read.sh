@@ -155,7 +155,6 @@ expect_refusal 'must be absolute' "$PLUGIN" 'uri=nbd+unix:///?socket=s'
 expect_refusal 'retry= is only for' "$PLUGIN" image.qcow2 retry=1
 expect_refusal 'from 1 to 16' "$PLUGIN" "uri=$far_image" connections=17
 expect_refusal 'from 1 to' "$PLUGIN" "uri=$far_image" timeout=0
-expect_refusal 'makes files' "$PLUGIN" "uri=$far_image" create=true size=1M
 expect_refusal 'NBD has no locks' -r "$PLUGIN" "uri=$far_image" locking=on
 far empty memory 1M
 expect_refusal 'qcow2' "$PLUGIN" "uri=$far_empty"

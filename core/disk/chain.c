@@ -427,6 +427,13 @@ base_name (const char *path)
   return slash == NULL ? path : slash + 1;
 }
 
+/* The image's path or URI; empty if it has neither. */
+static const char *
+image_path (const struct chain_options *options)
+{
+  return options->command == NULL ? options->file : "";
+}
+
 /* Go on from the last file of the chain, which is at this path, for as
  * long as files name others.
  */
@@ -479,13 +486,13 @@ open_data (const struct chain *c, const struct chain_options *options)
   struct storage *s;
 
   if (options->data_file == NULL)
-    return follow_data (c, l, options, options->file);
+    return follow_data (c, l, options, image_path (options));
   if (l->data_name == NULL) {
     error_set (EINVAL, "%s: it has no external data file that %s could be",
                options->file, options->data_file);
     return -1;
   }
-  s = storage_open_path (options->data_file);
+  s = storage_open (options->data_file, &options->nbd);
   if (s == NULL)
     return -1;
   if (options->made_data != NULL && !storage_same (s, options->made_data)) {
@@ -536,7 +543,7 @@ follow_all (struct chain *c, const struct chain_options *options,
   if (open_data (c, options) == -1)
     return -1;
   if (options->backing == NULL)
-    r = follow_names (c, options, options->file, shared);
+    r = follow_names (c, options, image_path (options), shared);
   else
     r = follow_backing (c, options, options->backing_format != NULL
                         ? options->backing_format
@@ -548,7 +555,8 @@ follow_all (struct chain *c, const struct chain_options *options,
 static struct storage *
 open_image (const struct chain_options *o)
 {
-  struct storage *s = storage_open (o->file, &o->nbd);
+  struct storage *s = o->command == NULL ? storage_open (o->file, &o->nbd)
+    : storage_nbd_start (o->command, &o->nbd, o->file);
 
   if (s == NULL || o->made == NULL || storage_same (s, o->made))
     return s;

@@ -22,13 +22,19 @@ _Static_assert (CHAIN_MAX_DEPTH <= CACHE_MAX_STORAGES,
 struct chain_options {
   const char *file;           /* the image's path, or the URI of a server */
 
+  /* A server is started that has the image, by this command (see
+   * storage_nbd_start), and file is only its name in messages; NULL: none.
+   */
+  char *const *command;
+
   /* It must be this one, which was just made, and whose locks let no other
    * process use it; NULL: any.  And the same of its data file.
    */
   const struct storage *made;
   const struct storage *made_data;
   enum follow follow;
-  const char *data_file;      /* its data file, or NULL: what it names */
+  const char *data_file;      /* path or URI of its data file, or NULL: what it
+                               * names */
   const char *backing;        /* path or URI of its backing file, or NULL: what
                                * it names */
   const char *backing_format; /* its name, or NULL: what it says */

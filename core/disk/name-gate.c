@@ -47,7 +47,7 @@ int
 name_gate_open (struct name_gate *g, enum follow follow, const char *path)
 {
   *g = (struct name_gate) { .follow = follow, .fd = -1 };
-  if (storage_nbd_is_uri (path))
+  if (path[0] == '\0' || storage_nbd_is_uri (path))
     return 0;
   g->root = directory_of (path);
   if (g->root == NULL) {

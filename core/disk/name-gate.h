@@ -26,7 +26,9 @@ struct name_gate {
   int fd;          /* of root, FOLLOW_BENEATH only, else -1 */
 };
 
-/* Open the gate at the directory of this path.  Returns -1 with the error set.
+/* Open the gate at the directory of this path.  There is none if it is the URI
+ * of an NBD server, or empty: then only absolute paths lead anywhere.  Returns
+ * -1 with the error set.
  */
 extern int name_gate_open (struct name_gate *g, enum follow follow,
                            const char *path);

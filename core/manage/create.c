@@ -40,6 +40,7 @@ struct creation {
   const struct create_options *options;
   struct header h;
   struct layout layout;
+  uint64_t min_table; /* clusters of the refcount table, at least */
   uint64_t mapped; /* clusters of the guest that tables map from the start */
   struct luks_new *luks; /* NULL: it is not encrypted */
   uint8_t *buf; /* PIECE_BYTES */
@@ -246,7 +247,8 @@ plan_refcounts (struct creation *c)
   const uint64_t in_table = c->h.cluster_size / sizeof (uint64_t);
   uint64_t blocks, table;
 
-  l->table = l->blocks = 1;
+  l->blocks = 1;
+  l->table = c->min_table > 1 ? c->min_table : 1;
   for (;;) {
     l->total = first_data (l) + l->data;
     blocks = divide_up (l->total, in_block);
@@ -301,6 +303,55 @@ plan (struct creation *c)
   if (l->crypto > 0)
     h->crypto = cluster_offset (c, first_crypto (l));
   return 0;
+}
+
+/* What a disk of this size takes once all of it is written.  False if there is
+ * no room for that.
+ */
+static bool
+fits (const struct creation *c, uint64_t size, struct layout *full)
+{
+  struct create_options o = *c->options;
+  struct creation f = { .storage = c->storage, .options = &o, .h = c->h };
+
+  o.preallocation = PREALLOCATION_METADATA;
+  f.h.disk_size = size;
+  if (plan (&f) == -1)
+    return false;
+  *full = f.layout;
+  return full->total <= c->storage->size >> c->h.cluster_bits;
+}
+
+/* All of the disk must find room on a storage of fixed size.  The refcount table
+ * is large enough for that from the start: where it grows there are two for a
+ * moment.
+ */
+static int
+plan_to_fit (struct creation *c)
+{
+  uint64_t low = 0, high = c->h.disk_size / SECTOR_BYTES;
+  struct layout full;
+
+  if (fits (c, c->h.disk_size, &full)) {
+    c->min_table = full.table;
+    return plan (c);
+  }
+  while (high - low > 1) { /* high does not fit */
+    const uint64_t middle = low + (high - low) / 2;
+
+    if (fits (c, middle * SECTOR_BYTES, &full))
+      low = middle;
+    else
+      high = middle;
+  }
+  if (low > 0)
+    error_set (ENOSPC, "%s: there is no room for a disk of %" PRIu64 " bytes: "
+               "size=%" PRIu64 " would fit", c->storage->name, c->h.disk_size,
+               low * SECTOR_BYTES);
+  else
+    error_set (ENOSPC, "%s: %" PRIu64 " bytes are too few for an image",
+               c->storage->name, c->storage->size);
+  return -1;
 }
 
 /* ------------------------------------------------------------------ writing */
@@ -505,7 +556,8 @@ create_image (struct storage *s, const struct create_options *o)
   }
   if (o->format == CREATE_QED)
     return create_qed (s, o);
-  if (make_header (&c) == -1 || plan (&c) == -1)
+  if (make_header (&c) == -1 || plan (&c) == -1 ||
+      (o->must_fit && plan_to_fit (&c) == -1))
     return -1;
   len = c.h.cluster_size < HEADER_BYTES ? c.h.cluster_size : HEADER_BYTES;
   if (header_encode (s->name, &c.h, header, len) == -1)

@@ -17,6 +17,7 @@
 
 #include "crypto/passphrase.h"
 #include "qcow2/header.h"
+#include "storage/nbd.h"
 #include "storage/storage.h"
 
 /* How much of a new disk is allocated from the start. */
@@ -60,6 +61,9 @@ struct create_options {
    */
   const struct passphrase *passphrase;
   unsigned iter_time;
+
+  /* The storage, whose size is fixed, must have room for all of the disk. */
+  bool must_fit;
 };
 
 /* The longest that an image may take to be opened here. */
@@ -73,7 +77,7 @@ struct create_options {
 /* Make an image in a storage: a new file, which is empty and grows, or a block
  * device, whose contents are lost.  Durable on return.  Returns -1 with the
  * error set: EINVAL if there can't be such an image (nothing is changed then),
- * ENOSPC, EIO, ENOMEM.  Spec: Header, Host cluster management, Cluster
+ * ENOSPC (nor then, with must_fit), EIO, ENOMEM.  Spec: Header, Host cluster management, Cluster
  * mapping.
  */
 extern int create_image (struct storage *s, const struct create_options *o);
@@ -111,6 +115,16 @@ struct created {
  */
 extern int create_file (const char *path, bool overwrite,
                         const struct create_options *o, struct created *made);
+
+/* The same on an NBD server: a device of fixed size, which is formatted.  Without
+ * a backing file or data file, it must have room for all of the disk.  Returns
+ * -1 with the error set, and nothing is changed: EEXIST if its first 1 MiB is
+ * not all zeros, unless overwrite is set; EROFS, ENOTSUP if it can't be written
+ * or flushed; ENOLCK; as create_image.  After other errors (EIO) it is no image.
+ */
+extern int create_far (const char *uri, bool overwrite,
+                       const struct create_options *o,
+                       const struct nbd_options *nbd);
 
 /* Make the external data file of an image that is to be made with these
  * options: a new file at a path, as large as the disk, which reads as zeros;

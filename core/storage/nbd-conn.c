@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -87,15 +88,16 @@ ask_server (struct nbd_handle *nbd, struct far_server *s, const char *name)
 
 /* Returns -1 with the error set. */
 static int
-connect_to (struct nbd_handle *nbd, const char *uri, unsigned seconds,
-            const char *name)
+connect_to (struct nbd_handle *nbd, const struct far_place *place,
+            unsigned seconds, const char *name)
 {
   const uint64_t end = milliseconds () + UINT64_C (1000) * seconds;
 
   if (nbd_set_uri_allow_local_file (nbd, true) == -1 ||
       nbd_add_meta_context (nbd, CONTEXT) == -1 ||
       nbd_set_pread_initialize (nbd, false) == -1 ||
-      nbd_aio_connect_uri (nbd, uri) == -1)
+      (place->uri != NULL ? nbd_aio_connect_uri (nbd, place->uri)
+       : conn_start_server (nbd, place->command)) == -1)
     goto failed;
   while (!nbd_aio_is_ready (nbd)) {
     const uint64_t now = milliseconds ();
@@ -117,7 +119,7 @@ connect_to (struct nbd_handle *nbd, const char *uri, unsigned seconds,
 }
 
 struct conn *
-conn_open (const char *uri, const struct nbd_options *options,
+conn_open (const struct far_place *place, const struct nbd_options *options,
            unsigned seconds, const char *name)
 {
   struct conn *c = calloc (1, sizeof *c);
@@ -137,7 +139,7 @@ conn_open (const char *uri, const struct nbd_options *options,
   if (c->wake != -1 && c->nbd == NULL)
     error_set (ENOMEM, "%s: %s", name, nbd_get_error ());
   if (c->nbd == NULL ||
-      connect_to (c->nbd, uri, seconds, name) == -1 ||
+      connect_to (c->nbd, place, seconds, name) == -1 ||
       ask_server (c->nbd, &c->server, name) == -1) {
     conn_close (c);
     return NULL;
@@ -151,6 +153,22 @@ conn_open (const char *uri, const struct nbd_options *options,
   return c;
 }
 
+/* libnbd waits for a server that it started.  One that does nothing any more,
+ * and so does not hang up, does not end by SIGTERM, either.
+ */
+static void
+end_server (struct conn *c)
+{
+  struct pollfd hangup = { .fd = c->fd, .events = POLLRDHUP };
+
+  if (nbd_kill_subprocess (c->nbd, SIGTERM) == -1) /* there is none */
+    return;
+  if (c->timed_out ||
+      (c->fd != -1 && poll (&hangup, 1, c->patience < INT32_MAX
+                            ? (int) c->patience : INT32_MAX) == 0))
+    (void) nbd_kill_subprocess (c->nbd, SIGKILL);
+}
+
 void
 conn_close (struct conn *c)
 {
@@ -158,6 +176,7 @@ conn_close (struct conn *c)
     /* So that the server knows that nobody has gone astray. */
     if (nbd_aio_is_ready (c->nbd))
       (void) nbd_aio_disconnect (c->nbd, 0);
+    end_server (c);
     nbd_close (c->nbd);
   }
   if (c->fd != -1)

@@ -3,6 +3,7 @@
 /* What the parts of storage on NBD have in common: nbd.c, the storage, and
  *
  *   nbd-conn.c   one connection: requests, and the wait for their answers
+ *   nbd-start.c  servers that are started here
  *   nbd-pool.c   the connections to one server; what becomes of lost ones
  *   nbd-write.c  writes and flushes
  *   nbd-name.c   names of servers
@@ -18,6 +19,14 @@
 #include "storage/nbd.h"
 
 struct nbd_handle; /* libnbd's */
+
+/* Where a server is: at a URI, or it is started here by a command, argv as
+ * execvp(3) wants it.  The other one is NULL.
+ */
+struct far_place {
+  const char *uri;
+  char *const *command;
+};
 
 /* What a server is and can do. */
 struct far_server {
@@ -88,13 +97,16 @@ struct conn {
 };
 
 /* Connect, and wait for that so many seconds at most.  options->timeout holds
- * from then on.  Returns NULL with the error set.
+ * from then on.  A server that is started for it ends with it; this thread must
+ * live for as long.  Returns NULL with the error set.
  */
-extern struct conn *conn_open (const char *uri,
+extern struct conn *conn_open (const struct far_place *place,
                                const struct nbd_options *options,
                                unsigned seconds, const char *name);
 
-/* Nobody may be using it.  An answer that is outstanding is not waited for. */
+/* Nobody may be using it.  An answer that is outstanding is not waited for, but
+ * the end of a server that was started for it is.
+ */
 extern void conn_close (struct conn *c);
 
 extern bool conn_is_lost (const struct conn *c);
@@ -112,6 +124,13 @@ extern int conn_run (struct conn *c, const struct conn_command *commands,
  */
 extern void conn_cache (struct conn *c, uint64_t offset, uint64_t count);
 
+/* --------------------------------------------------------------- nbd-start.c
+ *
+ * Have libnbd start a server, and connect to it.  It ends when this thread does
+ * (with SIGTERM), at the latest.  Returns -1 with errno set, or libnbd's error.
+ */
+extern int conn_start_server (struct nbd_handle *nbd, char *const *command);
+
 /* ---------------------------------------------------------------- nbd-pool.c
  *
  *  N1  Once the pool is made writable, no connection is added, and when one is
@@ -120,10 +139,12 @@ extern void conn_cache (struct conn *c, uint64_t offset, uint64_t count);
  *  N2  A connection that is added, or takes the place of all lost ones, must
  *      lead to what was there before: it has the same size, and begins with
  *      the same bytes.
+ *  N3  A server that was started here has one connection, and once that is lost
+ *      it stays so.
  */
 
 struct pool {
-  char *uri;
+  char *uri;         /* NULL: N3 */
   const char *name;  /* the storage's */
   struct nbd_options options;
   struct far_server server;
@@ -142,7 +163,8 @@ struct pool {
 };
 
 /* Connect.  Returns -1 with the error set, and nothing is to be freed. */
-extern int pool_init (struct pool *p, const char *uri, const char *name,
+extern int pool_init (struct pool *p, const struct far_place *place,
+                      const char *name,
                       const struct nbd_options *options);
 extern void pool_destroy (struct pool *p);
 

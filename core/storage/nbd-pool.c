@@ -31,14 +31,24 @@ seconds_now (void)
   return t.tv_sec;
 }
 
-/* Try several times.  Returns NULL with the error set. */
+/* Connect to a URI, as all do but the first. */
 static struct conn *
-connect_patiently (const struct pool *p, unsigned retries)
+connect_once (const struct pool *p, unsigned seconds)
+{
+  const struct far_place place = { .uri = p->uri };
+
+  return conn_open (&place, &p->options, seconds, p->name);
+}
+
+/* The first: try several times.  Returns NULL with the error set. */
+static struct conn *
+connect_patiently (const struct pool *p, const struct far_place *place)
 {
   const struct timespec second = { .tv_sec = 1 };
+  unsigned retries = place->uri != NULL ? p->options.opening_retries : 0;
   struct conn *c;
 
-  while ((c = conn_open (p->uri, &p->options, p->options.timeout,
+  while ((c = conn_open (place, &p->options, p->options.timeout,
                          p->name)) == NULL && retries-- > 0)
     nanosleep (&second, NULL);
   return c;
@@ -55,8 +65,7 @@ connect_in_time (const struct pool *p, unsigned retries)
   time_t now = end - p->options.timeout;
   struct conn *c;
 
-  while ((c = conn_open (p->uri, &p->options, end - now, p->name)) == NULL &&
-         retries-- > 0) {
+  while ((c = connect_once (p, end - now)) == NULL && retries-- > 0) {
     nanosleep (&second, NULL);
     now = seconds_now ();
     if (now >= end)
@@ -122,7 +131,7 @@ compare_start (const struct pool *p, struct conn *c)
 }
 
 int
-pool_init (struct pool *p, const char *uri, const char *name,
+pool_init (struct pool *p, const struct far_place *place, const char *name,
            const struct nbd_options *options)
 {
   struct conn *c;
@@ -134,18 +143,19 @@ pool_init (struct pool *p, const char *uri, const char *name,
     p->options.timeout = NBD_TIMEOUT;
   pthread_mutex_init (&p->lock, NULL);
   pthread_cond_init (&p->changed, NULL);
-  p->uri = strdup (uri);
+  p->uri = place->uri != NULL ? strdup (place->uri) : NULL;
   p->start = malloc (START_BYTES);
-  if (p->uri == NULL || p->start == NULL) {
+  if ((place->uri != NULL && p->uri == NULL) || p->start == NULL) {
     error_set (ENOMEM, "%s: out of memory", name);
     goto failed;
   }
-  c = connect_patiently (p, options->opening_retries);
+  c = connect_patiently (p, place);
   if (c == NULL)
     goto failed;
   p->conn[p->nr++] = c;
   p->server = c->server;
-  p->max = p->server.multi_conn ? p->options.connections : 1;
+  p->max = p->server.multi_conn && p->uri != NULL /* N3 */
+    ? p->options.connections : 1;
   p->start_bytes = p->server.size < START_BYTES
     ? p->server.size & -(uint64_t) p->server.block : START_BYTES;
   if (read_start (p, c, p->start) == 0)
@@ -187,7 +197,7 @@ least_used (const struct pool *p)
 static struct conn *
 open_extra (const struct pool *p)
 {
-  struct conn *c = conn_open (p->uri, &p->options, EXTRA_SECONDS, p->name);
+  struct conn *c = connect_once (p, EXTRA_SECONDS);
 
   if (c != NULL && compare_start (p, c) == -1) {
     conn_close (c);
@@ -262,7 +272,7 @@ enter (struct pool *p)
       add_connection (p);
     else if (p->replaced)
       err = ESTALE;
-    else if (p->writable) /* N1 */
+    else if (p->writable || p->uri == NULL) /* N1, N3 */
       err = ENOTCONN;
     else if (p->connecting)
       pthread_cond_wait (&p->changed, &p->lock);

@@ -387,7 +387,7 @@ far_make_writable (struct storage *s, unsigned uses, unsigned denies)
   return -1;
 }
 
-static const char far_kind[] = "nbd";
+static const char far_kind[] = "nbd", own_kind[] = "nbd, started here";
 
 static void
 far_identify (const struct storage *s, struct storage_identity *id)
@@ -395,7 +395,8 @@ far_identify (const struct storage *s, struct storage_identity *id)
   const struct far *f = (const struct far *) s;
 
   *id = (struct storage_identity) {
-    far_kind, { f->identity[0], f->identity[1] },
+    f->pool.uri != NULL ? far_kind : own_kind,
+    { f->identity[0], f->identity[1] },
   };
 }
 
@@ -460,9 +461,18 @@ set_identity (struct far *f, const char *uri)
   }
 }
 
-struct storage *
-storage_nbd_open (const char *uri, const struct nbd_options *options,
-                  const char *name)
+/* No other storage is on a server that was started for this one. */
+static void
+set_own_identity (struct far *f)
+{
+  static _Atomic uint64_t count;
+
+  f->identity[0] = atomic_fetch_add (&count, 1);
+}
+
+static struct storage *
+open_far (const struct far_place *place, const struct nbd_options *options,
+          const char *name)
 {
   struct far *f = calloc (1, sizeof *f);
 
@@ -475,8 +485,11 @@ storage_nbd_open (const char *uri, const struct nbd_options *options,
     return NULL;
   }
   pthread_mutex_init (&f->known_lock, NULL);
-  set_identity (f, uri);
-  if (pool_init (&f->pool, uri, f->storage.name, options) == -1) {
+  if (place->uri != NULL)
+    set_identity (f, place->uri);
+  else
+    set_own_identity (f);
+  if (pool_init (&f->pool, place, f->storage.name, options) == -1) {
     free (f->storage.name);
     pthread_mutex_destroy (&f->known_lock);
     free (f);
@@ -488,6 +501,24 @@ storage_nbd_open (const char *uri, const struct nbd_options *options,
   if (f->pool.server.block > 1)
     return storage_align_new (&f->storage, f->pool.server.block);
   return &f->storage;
+}
+
+struct storage *
+storage_nbd_open (const char *uri, const struct nbd_options *options,
+                  const char *name)
+{
+  const struct far_place place = { .uri = uri };
+
+  return open_far (&place, options, name);
+}
+
+struct storage *
+storage_nbd_start (char *const *command, const struct nbd_options *options,
+                   const char *name)
+{
+  const struct far_place place = { .command = command };
+
+  return open_far (&place, options, name);
 }
 
 const char *

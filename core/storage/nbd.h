@@ -62,6 +62,16 @@ extern struct storage *storage_nbd_open (const char *uri,
                                          const struct nbd_options *options,
                                          const char *name);
 
+/* The same of a server that is started for it, by a command: argv as execvp(3)
+ * wants it.  It must take a socket that listens from this process (socket
+ * activation, see sd_listen_fds(3)), as nbdkit and qemu-nbd do.  There is one
+ * connection, which is not made again once it is lost.  The server ends when the
+ * storage is closed, or else with the thread that called this.
+ */
+extern struct storage *storage_nbd_start (char *const *command,
+                                          const struct nbd_options *options,
+                                          const char *name);
+
 /* The version of libnbd, or NULL if this was built without it. */
 extern const char *storage_nbd_library (void);
 

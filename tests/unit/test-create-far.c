@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* create_far, and what is looked at before it: nothing is written to a server
+ * that holds something, has no room, or may be what the image is to lie on.
+ */
+
+#include <config.h>
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "far-server.h"
+#include "image.h"
+#include "manage/create.h"
+#include "storage/nbd.h"
+
+#define SIZE (UINT64_C (4) << 20)
+
+static const struct nbd_options defaults = NBD_DEFAULTS;
+static uint8_t before[SIZE], after[SIZE];
+
+static void
+read_all (const struct far_nbdkit *server, uint8_t *buf)
+{
+  struct storage *s = storage_nbd_open (server->uri, &defaults, "far");
+
+  if (s == NULL)
+    abort ();
+  CHECK_OK (storage_read (s, buf, SIZE, (struct host_off) { 0 }));
+  storage_close (s);
+}
+
+static void
+write_byte (const struct far_nbdkit *server, uint64_t offset)
+{
+  struct storage *s = storage_nbd_open (server->uri, &defaults, "far");
+
+  if (s == NULL)
+    abort ();
+  CHECK_OK (storage_make_writable (s, 0, 0));
+  CHECK_OK (storage_write (s, "x", 1, (struct host_off) { offset }));
+  CHECK_OK (storage_flush (s));
+  storage_close (s);
+}
+
+static void
+check_refused (const struct far_nbdkit *server, const struct create_options *o,
+               int err, const char *part)
+{
+  read_all (server, before);
+  CHECK_EQ (create_far (server->uri, err != EEXIST, o, &defaults), -1);
+  CHECK_ERROR (err, part);
+  read_all (server, after);
+  CHECK (memcmp (before, after, SIZE) == 0);
+}
+
+static void
+test_data (void)
+{
+  static const uint64_t offsets[] = { 0, 4096, 65535, 65536, 1048575 };
+  struct create_options o = CREATE_DEFAULTS;
+  struct far_nbdkit server;
+  unsigned i;
+
+  o.size = 65536;
+  for (i = 0; i < sizeof offsets / sizeof offsets[0]; ++i) {
+    far_start (&server, "memory 4M");
+    write_byte (&server, offsets[i]);
+    check_refused (&server, &o, EEXIST, "create=overwrite");
+    CHECK_OK (create_far (server.uri, true, &o, &defaults));
+    far_end (&server);
+  }
+  far_start (&server, "memory 4M");
+  write_byte (&server, 1048576);
+  CHECK_OK (create_far (server.uri, false, &o, &defaults));
+  far_end (&server);
+}
+
+static void
+test_room (void)
+{
+  struct create_options o = CREATE_DEFAULTS;
+  struct far_nbdkit server;
+  const char *at;
+
+  o.size = 3 * SIZE;
+  far_start (&server, "memory 4M");
+  write_byte (&server, 0);
+  check_refused (&server, &o, ENOSPC, "would fit");
+  at = strstr (error_message (), "size=");
+  o.size = at != NULL ? strtoull (at + 5, NULL, 10) : 0;
+  CHECK (o.size > SIZE / 2 && o.size < SIZE);
+  o.size++;
+  check_refused (&server, &o, ENOSPC, "would fit");
+  o.size--;
+  CHECK_OK (create_far (server.uri, true, &o, &defaults));
+  far_end (&server);
+}
+
+/* Two URIs may lead to the same. */
+static void
+test_same (void)
+{
+  struct image_options options = { .cache_size = CACHE_MIN_BYTES };
+  struct far_nbdkit server;
+  struct image *below;
+  char other[256];
+
+  far_start (&server, "memory 4M");
+  snprintf (other, sizeof other, "nbd+unix:///other?%s",
+            strchr (server.uri, '?') + 1);
+  options.chain.file = other;
+  options.chain.backing = server.uri;
+  options.chain.backing_format = "raw";
+  options.chain.nbd = defaults;
+  below = image_open_below (&options); /* zeros tell nothing */
+  CHECK (below != NULL);
+  (void) image_close (below);
+  write_byte (&server, 4095);
+  CHECK (image_open_below (&options) == NULL);
+  CHECK_ERROR (EINVAL, "may be the same");
+  options.chain.file = server.uri;
+  CHECK (image_open_below (&options) == NULL);
+  CHECK_ERROR (EINVAL, "its own backing file");
+  far_end (&server);
+}
+
+int
+main (void)
+{
+  check_time_limit (60);
+  (void) signal (SIGPIPE, SIG_IGN);
+  if (storage_nbd_library () == NULL || !have_nbdkit ()) {
+    printf ("SKIP: no libnbd, or no nbdkit\n");
+    return 77;
+  }
+  test_data ();
+  test_room ();
+  test_same ();
+  return check_result ();
+}
