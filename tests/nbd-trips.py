@@ -7,6 +7,7 @@ import os
 import time
 
 import farwire
+import nbd
 import qtest
 from qtest import Far, Server, check, path, run
 
@@ -107,10 +108,39 @@ def over_a_backing_file():
         h.pwrite(b"x" * 4096, 100000)
         h.flush()
         limit("4 KiB write + flush, over a backing file", 4, began)
+        began = time.monotonic()
+        h.pwrite(b"x" * 4096, 300000, nbd.CMD_FLAG_FUA)
+        limit("4 KiB write with FUA, over a backing file", 4, began)
         h.shutdown()
 
 
-for part in fresh, reading, over_a_backing_file:
+def mapping():
+    """Of 8 GiB, in which each of 16 L2 tables has a cluster."""
+    file = path("t.qcow2")
+    if os.path.exists(file):
+        os.unlink(file)
+    run("qemu-img", "create", "-q", "-f", "qcow2", file, "8G")
+    run("qemu-io", "-f", "qcow2", *(arg for k in range(16) for arg in
+                                    ("-c", "write -P 7 %d 64k" % (k << 29))),
+        file)
+    far, srv, began = serve("map", file, readonly=True)
+    with end(far, srv):
+        h = srv.connect()
+        began = time.monotonic()
+        at, pieces = 0, []
+
+        def note(context, offset, entries, err):
+            pieces.extend(entries)
+
+        while at < h.get_size():
+            del pieces[:]
+            h.block_status(min(1 << 30, h.get_size() - at), at, note)
+            at += sum(pieces[::2])
+        limit("the map, with 16 L2 tables", 18, began)
+        h.shutdown()
+
+
+for part in fresh, reading, over_a_backing_file, mapping:
     for delay in DELAYS:
         try:
             part()
