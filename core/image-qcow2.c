@@ -17,6 +17,7 @@
 #include "qcow2/check/size.h"
 #include "qcow2/disk.h"
 #include "qcow2/qcow2.h"
+#include "qcow2/write/follow.h"
 #include "qcow2/write/write.h"
 #include "qcow2/write/zero.h"
 
@@ -377,8 +378,19 @@ static void *
 qcow2_open_writer (struct image *im, const struct writer_options *options)
 {
   const struct qcow2_file *f = image_top (im);
+  struct writer *w = writer_open (&f->layer, &f->header, &im->snapshots,
+                                  options);
 
-  return writer_open (&f->layer, &f->header, &im->snapshots, options);
+  if (w == NULL || follow_open (w, options) == 0)
+    return w;
+  (void) writer_close (w); /* which has nothing to write */
+  return NULL;
+}
+
+static int
+qcow2_prepare (void *writer)
+{
+  return follow_prepare (writer);
 }
 
 /* By the hint, where there is one. */
@@ -409,21 +421,33 @@ static int
 qcow2_write (void *writer, const void *buf, uint64_t count,
              struct guest_off offset, unsigned flags)
 {
-  return disk_write (writer, buf, count, offset, disk_flags (flags));
+  struct writer *w = writer;
+
+  return w->follow == NULL
+    ? disk_write (w, buf, count, offset, disk_flags (flags))
+    : follow_write (w, buf, count, offset, disk_flags (flags));
 }
 
 static int
 qcow2_zero (void *writer, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
-  return disk_zero (writer, count, offset, disk_flags (flags));
+  struct writer *w = writer;
+
+  return w->follow == NULL
+    ? disk_zero (w, count, offset, disk_flags (flags))
+    : follow_zero (w, count, offset, disk_flags (flags));
 }
 
 static int
 qcow2_trim (void *writer, uint64_t count, struct guest_off offset,
             unsigned flags)
 {
-  return disk_trim (writer, count, offset, disk_flags (flags));
+  struct writer *w = writer;
+
+  return w->follow == NULL
+    ? disk_trim (w, count, offset, disk_flags (flags))
+    : follow_trim (w, count, offset, disk_flags (flags));
 }
 
 static int
@@ -443,6 +467,7 @@ qcow2_close_writer (void *writer, bool no_leaks)
 {
   if (no_leaks)
     writer_no_leaks (writer);
+  follow_close (writer);
   return writer_close (writer);
 }
 
@@ -459,6 +484,7 @@ const struct image_kind image_qcow2 = {
   .mend = lower_excess,
   .find_leaks = qcow2_find_leaks,
   .open_writer = qcow2_open_writer,
+  .prepare = qcow2_prepare,
   .write = qcow2_write,
   .zero = qcow2_zero,
   .trim = qcow2_trim,

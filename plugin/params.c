@@ -154,11 +154,12 @@ set_discard (const char *key, const char *value)
 static int
 set_bitmaps (const char *key, const char *value)
 {
-  static const char *const words[] = { "invalidate", NULL };
+  static const char *const words[] = { "keep", "invalidate", NULL };
+  const int i = value_choose (key, value, words, "keep or invalidate");
 
-  if (value_choose (key, value, words, "invalidate") == -1)
+  if (i == -1)
     return -1;
-  writer_options.invalidate_bitmaps = true;
+  writer_options.invalidate_bitmaps = i == 1;
   return 0;
 }
 

@@ -54,8 +54,9 @@ extern void params_free (void);
   "                           can be had (default), always, never.\n"     \
   "discard=unmap|keep         Whether trimmed clusters give their space\n" \
   "                           back to the host (default) or not.\n"       \
-  "bitmaps=invalidate         Write even an image with persistent bitmaps,\n" \
-  "                           which are lost by it.\n"                     \
+  "bitmaps=keep|invalidate    Whether persistent bitmaps that are enabled\n" \
+  "                           follow what is written (default), or are lost\n" \
+  "                           by it.\n"                                   \
   "compress=zlib|zstd         Compress whole clusters that are written.\n" \
   "compress-level=<N>         zlib: from 1 to 9, fast up to 3 (default with\n" \
   "                           ISA-L 2, else 1); zstd: 1 to 22 (default 2).\n" \

@@ -370,10 +370,11 @@ def given_up():
         srv.stop(quiet=False)
 
 
-matrix()
-names()
-shared()
-increment()
-taken_for_nothing()
-given_up()
-qtest.finish("bitmaps")
+if __name__ == "__main__":
+    matrix()
+    names()
+    shared()
+    increment()
+    taken_for_nothing()
+    given_up()
+    qtest.finish("bitmaps")

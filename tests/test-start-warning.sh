@@ -23,6 +23,11 @@ make ()
         dirty-bitmaps)
             qemu-img bitmap --add "$image" since-monday
             incompatible 1 ;;
+        other-bitmaps)
+            other_bitmap ;;
+        dirty-other-bitmaps)
+            other_bitmap
+            incompatible 1 ;;
         no-directory)
             qemu-img bitmap --add "$image" since-monday
             "$PYTHON" -c 'import sys
@@ -41,6 +46,23 @@ incompatible ()
     "$PYTHON" -c 'import sys
 from qcow2make import patch, be64
 patch(sys.argv[1], 72, be64(int(sys.argv[2])))' "$image" "$1"
+}
+
+# other_bitmap: add one whose table is for a larger disk.
+other_bitmap ()
+{
+    qemu-img bitmap --add "$image" since-monday
+    "$PYTHON" - "$image" <<'PY'
+import struct
+import sys
+from qcow2make import EXT_BITMAPS, be32, patch
+
+with open(sys.argv[1], "rb") as f:
+    image = f.read()
+at = image.index(be32(EXT_BITMAPS) + be32(24))
+directory = struct.unpack_from(">Q", image, at + 24)[0]
+patch(sys.argv[1], directory + 8, be32(2))
+PY
 }
 
 # warned REGEX KIND [PARAMETER...]
@@ -76,9 +98,10 @@ silent ()
     stop_nbdkit "$pid"
 }
 
-warned 'bitmaps=invalidate' bitmaps
-warned 'bitmaps=invalidate' dirty-bitmaps
-warned 'bitmaps=invalidate' bitmaps repair=leaks
+warned 'bitmaps=invalidate' other-bitmaps
+warned 'bitmaps=invalidate' other-bitmaps bitmaps=keep
+warned 'bitmaps=invalidate' dirty-other-bitmaps
+warned 'bitmaps=invalidate' other-bitmaps repair=leaks
 warned 'bitmap directory' no-directory
 warned 'dirty.*repair=all' dirty repair=none
 warned 'corrupt.*repair=all' corrupt
@@ -87,14 +110,17 @@ warned 'corrupt.*repair=all' corrupt repair=none
 
 silent sound
 silent sound repair=none
-silent bitmaps bitmaps=invalidate
+silent bitmaps
+silent bitmaps bitmaps=keep
+silent other-bitmaps bitmaps=invalidate
 silent dirty
-silent dirty-bitmaps bitmaps=invalidate
+silent dirty-bitmaps
+silent dirty-other-bitmaps bitmaps=invalidate
 silent corrupt repair=all
 silent no-directory repair=all
 
 # Where it is read-only anyway.
-make bitmaps
+make other-bitmaps
 start_nbdkit "$PLUGIN" "$image" force-share=true
 nbdinfo --is read-only "$uri"
 test ! -s "$log" || die "warned, although it is read-only: $(cat "$log")"

@@ -10,7 +10,8 @@
  * as in use before anything changes, and a repair of damaged bitmaps clears the
  * header's bit before their clusters have another use.
  *
- * That is all that can change under it.  The disk's own tables are cached, so
+ * That is all that can change under it, but that a bitmap which follows what is
+ * written gets more bits, and loses those that were marked ahead.  The disk's own tables are cached, so
  * the caller must be sure that no other process has written the image since it
  * was opened (storage_keeps_writers_out): what that process has changed would
  * be stale, and its bits not.

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* The directory of persistent bitmaps.  They are not updated here, but an image
- * that has some can be written once they are marked as "in use", as a crashed
- * writer leaves them.  Readers then know not to trust them, and they can still
- * be removed.
+/* The directory of persistent bitmaps.  Those that are enabled have to follow
+ * what is written (qcow2/write/follow.h).  Or they are marked as "in use", as a
+ * crashed writer leaves them: readers then know not to trust them, and they can
+ * still be removed.
  *
  * A disabled one (whose `auto' flag is clear) records the changes up to some
  * moment, so writing can't make it wrong: it is left alone.  Spec: Bitmaps
@@ -24,6 +24,14 @@
  */
 extern int bitmaps_must_follow (struct storage *s, const struct header *h,
                                 bool *any);
+
+/* Check that those can follow what is written, as far as the directory tells:
+ * of a kind that is known here, for a disk of this size, and so few that a
+ * request can hold bits of all.  Returns -1 with the error set: ENOTSUP if one
+ * can't; EINVAL if the directory is malformed; EIO.
+ */
+#define BITMAPS_MAX_FOLLOWED 16
+extern int bitmaps_check_followed (struct storage *s, const struct header *h);
 
 /* Check that all tables are within the file.  Returns -1 with the error set:
  * EINVAL, EIO.

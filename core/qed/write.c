@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "disk/read.h"
 #include "qed/write.h"
+#include "storage/durable.h"
 
 /* The most bytes of a step, but for a single cluster. */
 #define MAX_STEP (UINT64_C (16) << 20)
@@ -308,18 +309,17 @@ write_elsewhere (struct qed_writer *w, const void *data,
 }
 
 /* Write durably: its failure sticks, like a flush's, since it may stand for
- * data of other requests; but for a lack of space that a plain write meets as
- * well.
+ * data of other requests; but for a mere lack of space.
  */
 static int
 write_durably (struct qed_writer *w, const void *data, const struct run *run)
 {
-  struct iovec iov = { (void *) data, run->length };
+  bool sticks;
 
-  if (storage_writev (w->storage, &iov, 1, run->host, true) == 0)
+  if (storage_write_durably (w->storage, data, run->length, run->host,
+                             &sticks) == 0)
     return 0;
-  if (error_errno () != ENOSPC ||
-      storage_write (w->storage, data, run->length, run->host) == 0)
+  if (sticks)
     qed_writer_fail (w);
   return -1;
 }

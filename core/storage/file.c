@@ -22,6 +22,7 @@
 struct file {
   struct storage storage;
   _Atomic int fd;  /* the one to use */
+  int durable_fd;  /* the same file, opened once more: see file_pwritev */
   int reading_fd;  /* that it was opened with; the same until made writable;
                     * -1 if it was adopted */
   dev_t dev;       /* the device itself where the file is one */
@@ -100,6 +101,11 @@ file_prefetch (struct storage *s, uint64_t offset, uint64_t count)
   (void) posix_fadvise (f->fd, offset, count, POSIX_FADV_WILLNEED);
 }
 
+/* The kernel reports that it could not write back earlier data once for each
+ * descriptor that was opened, by whatever is first to make something durable
+ * with that.  Durable writes have one of their own, so that what they are told
+ * is not kept from file_flush: see storage/durable.h.
+ */
 static ssize_t
 file_pwritev (struct storage *s, const struct iovec *iov, int nr,
               uint64_t offset, bool durable)
@@ -111,13 +117,13 @@ file_pwritev (struct storage *s, const struct iovec *iov, int nr,
     return pwrite (f->fd, iov->iov_base, iov->iov_len, offset);
   if (!durable)
     return pwritev (f->fd, iov, nr, offset);
-  r = pwritev2 (f->fd, iov, nr, offset, RWF_DSYNC);
+  r = pwritev2 (f->durable_fd, iov, nr, offset, RWF_DSYNC);
   /* EPERM: so do containers whose rules are older than the call. */
   if (r != -1 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL &&
                   errno != EPERM))
     return r;
   r = pwritev (f->fd, iov, nr, offset);
-  return r != -1 && fdatasync (f->fd) == -1 ? -1 : r;
+  return r != -1 && fdatasync (f->durable_fd) == -1 ? -1 : r;
 }
 
 static int
@@ -212,6 +218,8 @@ file_close (struct storage *s)
 
   if (f->reading_fd != f->fd && f->reading_fd != -1)
     close (f->reading_fd);
+  if (f->durable_fd != f->fd)
+    close (f->durable_fd);
   if (f->fd != -1)
     close (f->fd);
   if (f->dirfd != AT_FDCWD && f->dirfd != -1)
@@ -487,19 +495,26 @@ static int
 file_make_writable (struct storage *s, unsigned uses, unsigned denies)
 {
   struct file *f = (struct file *) s;
-  int fd;
+  int fd, durable_fd;
 
   if (f->fd != f->reading_fd)
     return 0;
   fd = is_read_only_device (f) ? -1 : open_for_writing (f);
   if (fd == -1)
     return -1;
-  if (take_locks (f, fd, uses, denies) == -1) {
-    if (f->locking != STORAGE_LOCKING_OFF)
-      locks_deny (f->reading_fd, f->denies);
+  durable_fd = open_for_writing (f);
+  if (durable_fd == -1) {
     close (fd);
     return -1;
   }
+  if (take_locks (f, fd, uses, denies) == -1) {
+    if (f->locking != STORAGE_LOCKING_OFF)
+      locks_deny (f->reading_fd, f->denies);
+    close (durable_fd);
+    close (fd);
+    return -1;
+  }
+  f->durable_fd = durable_fd;
   f->fd = fd;
   return 0;
 }
@@ -533,7 +548,7 @@ new_file (const char *name)
 
   if (f != NULL) {
     f->storage.ops = &file_ops;
-    f->fd = f->reading_fd = -1;
+    f->fd = f->reading_fd = f->durable_fd = -1;
     f->dirfd = AT_FDCWD;
     f->storage.name = strdup (name);
     if (f->storage.name != NULL)
@@ -553,7 +568,8 @@ storage_file_open (int dirfd, const char *path, bool beneath,
   if (f == NULL)
     return NULL;
   if (remember (f, dirfd, path, beneath) == 0)
-    f->fd = f->reading_fd = open_fd (dirfd, path, beneath, O_RDONLY);
+    f->fd = f->reading_fd = f->durable_fd =
+      open_fd (dirfd, path, beneath, O_RDONLY);
   if (f->fd == -1)
     error_set (errno, "%s: %s", name, strerror (errno));
   else if (examine (f) == 0)
@@ -571,7 +587,7 @@ storage_file_adopt (int fd, const char *name)
     close (fd);
     return NULL;
   }
-  f->fd = fd;
+  f->fd = f->durable_fd = fd;
   if (examine (f) == 0)
     return &f->storage;
   storage_close (&f->storage);

@@ -18,7 +18,6 @@
 
 #define HEADER_INCOMPATIBLE 72
 #define HEADER_AUTOCLEAR 88
-#define BITMAP_IN_USE 1U
 
 /* After so many violations of one workload the others would be the same. */
 #define MAX_VIOLATIONS 3
@@ -97,7 +96,7 @@ is_unchanged (const struct made *m, const struct disk_state *s)
   const struct { uint64_t start, end; } announces[] = {
     { HEADER_INCOMPATIBLE, HEADER_INCOMPATIBLE + 8 },
     { HEADER_AUTOCLEAR, HEADER_AUTOCLEAR + 8 },
-    { m->bitmap_flags, m->bitmap_flags + 4 },
+    { m->bitmaps_at, m->bitmaps_at + MADE_BITMAPS * MADE_BITMAP_BYTES },
   };
   const unsigned nr = m->bitmaps ? 3 : 2;
   uint64_t at = 0;
@@ -115,7 +114,7 @@ is_unchanged (const struct made *m, const struct disk_state *s)
 }
 
 /* What others rely on while it says so is withdrawn before anything changes:
- * unknown autoclear bits (I8), bitmaps that are up to date, and that an image
+ * unknown autoclear bits (I8), bitmaps that are given up, and that an image
  * with lazy refcounts has right ones: no leaks but those from before.
  */
 static bool
@@ -129,8 +128,8 @@ check_announced (struct explore *e, const struct made *m,
     return true;
   if (autoclear (m, s->bytes) & unknown)
     return violation (e, "changed, with an unknown autoclear bit set");
-  if (m->bitmaps && (autoclear (m, s->bytes) & QCOW2_AUTOCLEAR_BITMAPS) &&
-      !(get_be32 (s->bytes + m->bitmap_flags) & BITMAP_IN_USE))
+  if (m->give_up && (autoclear (m, s->bytes) & QCOW2_AUTOCLEAR_BITMAPS) &&
+      made_bitmaps_in_use (m, s->bytes) < MADE_BITMAPS)
     return violation (e, "changed, with a bitmap that is not in use");
   if (m->lazy && !r->dirty && r->leaks + r->beyond > leaks)
     return violation (e, "%" PRIu64 " leaks, and not dirty",
@@ -238,6 +237,17 @@ check_metadata (struct explore *e, const struct made *m,
   return true;
 }
 
+/* I14 */
+static bool
+check_bitmaps (struct explore *e, const struct made *m, const uint8_t *bytes,
+               const uint8_t *content)
+{
+  char why[128];
+
+  return made_bitmaps_are_kept (m, bytes, content, why, sizeof why) ||
+    violation (e, "%s", why);
+}
+
 /* The data of a state that r has open (I1, I2); they are in r->buf then. */
 static bool
 check_data (struct explore *e, struct guest *r, const struct history *h,
@@ -258,7 +268,7 @@ check_data (struct explore *e, struct guest *r, const struct history *h,
   }
   if (!guest_check_snapshots (r))
     return violation (e, "%s", r->why);
-  return true;
+  return check_bitmaps (e, r->m, r->disk->bytes, r->buf);
 }
 
 /* The first cut's place makes different numbers for each state. */
@@ -570,6 +580,8 @@ run_workload (struct explore *e, const struct made *m,
                       result.leaks + result.beyond);
   if (!same_header (m, r->disk->bytes))
     return violation (e, "the header has changed");
+  if (!check_bitmaps (e, m, r->disk->bytes, r->expect))
+    return false;
   check_image (m->bytes, m->size, 0, &before);
   if (result.shared_zeros > before.shared_zeros)
     return violation (e, "after closing it: %" PRIu64 " zero clusters keep "

@@ -123,7 +123,7 @@ check_state (const struct made *m, struct guest *reader, struct cut *c,
              const struct history *h, uint64_t moment, struct landed l)
 {
   struct check_result result;
-  char name[160], landed[64];
+  char name[160], landed[64], why[128];
   uint64_t sector;
 
   landed_format (l, landed, sizeof landed);
@@ -147,8 +147,12 @@ check_state (const struct made *m, struct guest *reader, struct cut *c,
     history_explain (h, sector, moment);
     return false;
   }
-  return guest_check_snapshots (reader)
-    || violation ("cut at %" PRIu64 ", %s: %s", moment, landed, reader->why);
+  if (!guest_check_snapshots (reader))
+    return violation ("cut at %" PRIu64 ", %s: %s", moment, landed,
+                      reader->why);
+  return made_bitmaps_are_kept (m, reader->disk->bytes, reader->buf, why,
+                                sizeof why)
+    || violation ("cut at %" PRIu64 ", %s: %s", moment, landed, why);
 }
 
 /* What may be on the disk at the end, and at some moments before. */
@@ -190,6 +194,7 @@ check_again (const struct made *m, struct guest *reader, struct guest *g)
     .kind = REQUEST_WRITE, .offset = m->disk_size / 2, .count = 2 * SECTOR,
   };
   const struct request flush = { .kind = REQUEST_FLUSH };
+  char why[128];
 
   check_image (g->disk->bytes, g->disk->size,
                m->lazy ? CHECK_ANY_REFCOUNTS : 0, &before);
@@ -210,7 +215,9 @@ check_again (const struct made *m, struct guest *reader, struct guest *g)
   check_image (reader->disk->bytes, reader->disk->size, 0, &after);
   if (!check_is_sound (&after))
     return violation ("afterwards, written: %s", after.why);
-  return true;
+  return made_bitmaps_are_kept (m, reader->disk->bytes, reader->expect, why,
+                                sizeof why)
+    || violation ("afterwards, written: %s", why);
 }
 
 /* One run with a fault. */

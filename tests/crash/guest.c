@@ -169,7 +169,8 @@ bool
 guest_make_writable (struct guest *r)
 {
   const struct writer_options options = {
-    .invalidate_bitmaps = r->m->bitmaps,
+    .invalidate_bitmaps = r->m->give_up,
+    .bitmap_pages = MADE_BITMAPS, /* one of each */
     .keep_discarded = r->m->keep,
     .compress_level = r->m->zip,
     .max_freed = r->m->tight ? 4 * r->m->cluster_size : 0,

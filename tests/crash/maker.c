@@ -2,6 +2,7 @@
 
 #include <config.h>
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,14 +27,15 @@ struct maker {
   uint64_t random;
 
   bool compressed, snap, share_all, second, holes, full, table_full;
-  bool tail, many, bitmap, autoclear;
+  bool tail, many, bitmap, give_up, autoclear;
   enum backing backing;
   unsigned arrangement;
 
   unsigned entry_bits;
   uint64_t per_table; /* clusters that an L2 table maps */
   uint64_t snapshot_l1[MADE_MAX_SNAPSHOTS];
-  uint64_t bitmap_directory, bitmap_table, bitmap_data;
+  uint64_t bitmap_directory, bitmap_table[MADE_BITMAPS], bitmap_data;
+  uint64_t bitmap_parts; /* of each; their tables have a cluster each */
   uint64_t *hole; /* host clusters that are free */
   uint64_t nr_holes;
   uint64_t padding; /* clusters with a refcount and no reference */
@@ -78,7 +80,7 @@ parse_flag (struct maker *k, const char *word)
     { "snapall", &k->share_all }, { "snap2", &k->second },
     { "holes", &k->holes }, { "full", &k->full }, { "table", &k->table_full },
     { "tail", &k->tail }, { "many", &k->many }, { "bitmap", &k->bitmap },
-    { "autoclear", &k->autoclear },
+    { "giveup", &k->give_up }, { "autoclear", &k->autoclear },
     { "keep", &k->m->keep }, { "zip", &k->m->zip },
     { "nozero", &k->m->no_zero }, { "tight", &k->m->tight },
     { "known", &k->m->known }, { "aes", &k->m->aes },
@@ -139,6 +141,7 @@ parse_name (struct maker *k, const char *name)
       return false;
   }
   k->snap |= k->share_all | k->second;
+  k->bitmap |= k->give_up;
   if (m->version == 2 && (m->extended || m->lazy || k->bitmap ||
                           k->autoclear || m->refcount_order != 4 ||
                           m->compression != COMPRESSION_DEFLATE))
@@ -646,24 +649,41 @@ make_snapshot_table (struct maker *k)
   put_be64 (k->b.data + 64, at);
 }
 
+/* Of a directory: see MADE_BITMAPS. */
 static void
-make_bitmap (struct maker *k)
+make_bitmap (struct maker *k, unsigned i)
 {
-  uint8_t *p;
+  static const char *const names[MADE_BITMAPS] = { "clean", "dirty", "parts" };
+  uint8_t *p = k->b.data + k->bitmap_directory + i * MADE_BITMAP_BYTES;
+  uint64_t n;
 
-  k->bitmap_directory = build_clusters (&k->b, 1);
-  k->bitmap_table = build_clusters (&k->b, 1);
-  k->bitmap_data = build_clusters (&k->b, 1);
-  p = k->b.data + k->bitmap_directory;
-  put_be64 (p, k->bitmap_table);
-  put_be32 (p + 8, 1);
+  put_be64 (p, k->bitmap_table[i]);
+  put_be32 (p + 8, k->bitmap_parts);
   put_be32 (p + 12, 2); /* auto */
-  k->m->bitmap_flags = k->bitmap_directory + 12;
   p[16] = 1;
-  p[17] = 16;
+  p[17] = 9;
   put_be16 (p + 18, 5);
-  memcpy (p + 24, "dirty", 5);
-  put_be64 (k->b.data + k->bitmap_table, k->bitmap_data);
+  memcpy (p + 24, names[i], 5);
+  for (n = 0; n < k->bitmap_parts; ++n)
+    put_be64 (k->b.data + k->bitmap_table[i] + 8 * n,
+              i == 0 ? 0 : i == 1 ? 1
+              : k->bitmap_data + n * k->b.cluster_size);
+}
+
+static void
+make_bitmaps (struct maker *k)
+{
+  const uint64_t per_part = k->b.cluster_size * 8 * SECTOR;
+  unsigned i;
+
+  k->bitmap_parts = (k->m->disk_size + per_part - 1) / per_part;
+  k->bitmap_directory = build_clusters (&k->b, 1);
+  for (i = 0; i < MADE_BITMAPS; ++i)
+    k->bitmap_table[i] = build_clusters (&k->b, 1);
+  k->bitmap_data = build_clusters (&k->b, k->bitmap_parts);
+  for (i = 0; i < MADE_BITMAPS; ++i)
+    make_bitmap (k, i);
+  k->m->bitmaps_at = k->bitmap_directory;
   k->b.data[k->bitmap_data] = 1;
 }
 
@@ -690,9 +710,9 @@ make_extensions (struct maker *k)
   if (!k->m->known)
     extension (&p, EXT_UNKNOWN, unknown, sizeof unknown);
   if (k->bitmap) {
-    put_be32 (bitmap, 1);
+    put_be32 (bitmap, MADE_BITMAPS);
     put_be32 (bitmap + 4, 0);
-    put_be64 (bitmap + 8, 32);
+    put_be64 (bitmap + 8, MADE_BITMAPS * MADE_BITMAP_BYTES);
     put_be64 (bitmap + 16, k->bitmap_directory);
     extension (&p, EXT_BITMAPS, bitmap, sizeof bitmap);
   }
@@ -789,8 +809,9 @@ count_all (const struct maker *k, struct counts *c)
     count (k, c, get_be64 (k->b.data + 64), cluster_size);
   if (k->bitmap) {
     count (k, c, k->bitmap_directory, cluster_size);
-    count (k, c, k->bitmap_table, cluster_size);
-    count (k, c, k->bitmap_data, cluster_size);
+    for (i = 0; i < MADE_BITMAPS; ++i)
+      count (k, c, k->bitmap_table[i], cluster_size);
+    count (k, c, k->bitmap_data, k->bitmap_parts * cluster_size);
   }
 }
 
@@ -943,6 +964,7 @@ start (struct maker *k)
   m->disk_size = disk_size (k);
   m->nr_clusters = (m->disk_size + m->cluster_size - 1) >> m->cluster_bits;
   m->bitmaps = k->bitmap;
+  m->give_up = k->give_up;
   k->random = mix (k->arrangement + 1);
   k->entry_bits = m->extended ? 4 : 3;
   k->per_table = m->cluster_size >> k->entry_bits;
@@ -995,7 +1017,7 @@ made_image (struct made *m, const char *name)
   if (k.snap)
     share_tables (&k);
   if (k.bitmap)
-    make_bitmap (&k);
+    make_bitmaps (&k);
   finish (&k);
   free (k.hole);
   return true;
@@ -1013,6 +1035,60 @@ made_free (struct made *m)
   for (i = 0; i < m->nr_snapshots; ++i)
     free (m->snapshot_content[i]);
   memset (m, 0, sizeof *m);
+}
+
+unsigned
+made_bitmaps_in_use (const struct made *m, const uint8_t *bytes)
+{
+  unsigned i, nr = 0;
+
+  for (i = 0; i < MADE_BITMAPS; ++i)
+    nr += get_be32 (bytes + m->bitmaps_at + i * MADE_BITMAP_BYTES +
+                    QCOW2_BITMAP_FIELD_FLAGS) & QCOW2_BITMAP_IN_USE;
+  return nr;
+}
+
+/* Whether a bitmap says that a sector is dirty. */
+static bool
+is_dirty (const struct made *m, const uint8_t *bytes, const uint8_t *entry,
+          uint64_t sector)
+{
+  const uint64_t per_part = m->cluster_size * 8;
+  const uint64_t table = get_be64 (entry + QCOW2_BITMAP_FIELD_TABLE);
+  const uint64_t part = get_be64 (bytes + table + sector / per_part * 8);
+  const uint64_t bit = sector % per_part;
+
+  return part == 1 ||
+    (part != 0 && (bytes[part + bit / 8] >> bit % 8 & 1));
+}
+
+bool
+made_bitmaps_are_kept (const struct made *m, const uint8_t *bytes,
+                       const uint8_t *content, char *why, size_t len)
+{
+  const uint8_t *directory = bytes + m->bitmaps_at;
+  unsigned i;
+  uint64_t s;
+
+  if (!m->bitmaps || m->give_up)
+    return true;
+  if (!(get_be64 (bytes + 88) & QCOW2_AUTOCLEAR_BITMAPS) ||
+      made_bitmaps_in_use (m, bytes) > 0) {
+    snprintf (why, len, "a bitmap is not valid any more");
+    return false;
+  }
+  for (s = 0; s < m->disk_size / SECTOR; ++s) {
+    if (memcmp (content + s * SECTOR, m->content + s * SECTOR, SECTOR) == 0)
+      continue;
+    for (i = 0; i < MADE_BITMAPS; ++i) {
+      if (is_dirty (m, bytes, directory + i * MADE_BITMAP_BYTES, s))
+        continue;
+      snprintf (why, len, "sector %" PRIu64 " has changed, and is clean in "
+                "bitmap %u", s, i);
+      return false;
+    }
+  }
+  return true;
 }
 
 /* Each dimension with each other at least once, the small ones first. */
@@ -1033,6 +1109,11 @@ const char *const made_names[] = {
   "v3-c4k-snap-comp-holes-back",
   "v2-c4k-comp-tail",
   "v3-c4k-r32-snap2-bitmap",
+  "v3-c512-bitmap-holes-comp-snap-back",
+  "v3-c1k-bitmap-many-known",
+  "v3-c4k-bitmap-zip-lazy-autoclear",
+  "v3-c16k-bitmap-ext-holes-tail",
+  "v3-c512-giveup-snap-holes",
   "v3-c16k-ext",
   "v3-c16k-ext-comp-back",
   "v3-c16k-ext-snap-comp-holes-tail",

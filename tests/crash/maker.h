@@ -36,6 +36,13 @@ enum cluster_state {
 
 #define MADE_MAX_SNAPSHOTS 2
 
+/* Bitmaps have a bit for each sector.  The parts of the first are clean, of the
+ * second all dirty, of the third in clusters.  Each has MADE_BITMAP_BYTES in the
+ * directory.
+ */
+#define MADE_BITMAPS 3
+#define MADE_BITMAP_BYTES 32
+
 struct made {
   char name[96];
   uint8_t *bytes;
@@ -49,8 +56,9 @@ struct made {
   unsigned refcount_order;
   enum compression compression;
   bool lazy;
-  bool bitmaps;
-  uint64_t bitmap_flags; /* where those of the bitmap are, in the file */
+  bool bitmaps;        /* MADE_BITMAPS of them, which are enabled */
+  bool give_up;        /* and to be given up */
+  uint64_t bitmaps_at; /* where their directory is, in the file */
   bool keep;    /* to be written without punching holes */
   bool zip;     /* to be written with clusters compressed */
   bool no_zero; /* on a storage that can't zero, punch or allocate */
@@ -93,7 +101,8 @@ struct made {
  *   table            few free places in the refcount table
  *   tail             the disk ends within a cluster, and the file, too
  *   many             a disk of many L2 tables
- *   bitmap           a persistent bitmap
+ *   bitmap           persistent bitmaps that follow what is written
+ *   giveup           those, but they are given up
  *   autoclear        an unknown autoclear bit
  *   keep             written without punching holes
  *   zip              written with clusters compressed; not with aes
@@ -107,6 +116,17 @@ struct made {
  */
 extern bool made_image (struct made *m, const char *name);
 extern void made_free (struct made *m);
+
+/* How many of the bitmaps of this image are in use, as bytes are now. */
+extern unsigned made_bitmaps_in_use (const struct made *m,
+                                     const uint8_t *bytes);
+
+/* I14: whether those that are kept are valid, and have each sector which is
+ * another in content than when the image was made.  False: why says why not.
+ */
+extern bool made_bitmaps_are_kept (const struct made *m, const uint8_t *bytes,
+                                   const uint8_t *content, char *why,
+                                   size_t len);
 
 extern const struct passphrases made_passphrases;
 

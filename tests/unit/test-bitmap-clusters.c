@@ -543,6 +543,7 @@ add_scattered (size_t max, unsigned repeat, struct overlap *o)
   struct made m;
   uint64_t bits;
   unsigned i;
+  bool shared;
   int r;
 
   m = build_image (&b, 1, 0);
@@ -555,7 +556,8 @@ add_scattered (size_t max, unsigned repeat, struct overlap *o)
   s = build_storage (&b, NULL);
   CHECK_OK (qcow2_read_header (s, &h));
   overlap_init (o, 12);
-  r = bitmap_clusters_add (s, &h, o, max);
+  r = bitmap_clusters_add (s, &h, o, max, &shared);
+  CHECK_EQ (shared, repeat > 1);
   if (r == 0) {
     CHECK_OK (overlap_sort (o, "test"));
     for (i = 0; i < 128; ++i)

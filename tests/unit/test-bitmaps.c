@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* qcow2/bitmaps.c: images with persistent bitmaps, which writing makes
- * useless.
+/* qcow2/bitmaps.c: the directory of persistent bitmaps, some of which writing
+ * makes useless.
  */
 
 #include <config.h>
@@ -77,7 +77,7 @@ static const struct writer_options invalidate = {
   .invalidate_bitmaps = true,
 };
 
-/* Refused unless they may be lost; then those that are enabled are marked
+/* Refused unless they may be lost, where one can't follow; then those that are enabled are marked
  * before anything is written, durably, and their autoclear bit stays, others
  * don't.
  */
@@ -95,7 +95,7 @@ test_consistent (void)
   start (&b);
   im = open_image ();
   CHECK_EQ (image_make_writable (im, &careful), (uint64_t) -1);
-  CHECK_ERROR (ENOTSUP, "that are enabled");
+  CHECK_ERROR (ENOTSUP, "is enabled, but has a type");
   CHECK_OK (image_make_writable (im, &invalidate));
   CHECK_EQ (control.writes, 0);
   control.log = &log;

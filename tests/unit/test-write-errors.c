@@ -699,9 +699,42 @@ test_fua_fails (void)
   memory_fail_no_more (&rig.control);
   CHECK_OK (rig_try_write (&rig, 0, 512, 1, IMAGE_FUA));
 
+  /* Space that is found by the next write is no failure at all. */
+  memory_fail (&rig.control, MEMORY_WRITE, 1, ENOSPC);
+  CHECK_OK (rig_try_write (&rig, 0, 512, 4, IMAGE_FUA));
+  CHECK_EQ (rig.control.failed, 1);
+  memory_fail_no_more (&rig.control);
+  CHECK_OK (image_flush (rig.im));
+
   memory_fail (&rig.control, MEMORY_WRITE, 1, EIO);
   CHECK_EQ (rig_try_write (&rig, 0, 512, 2, IMAGE_FUA), (uint64_t) -1);
   memory_fail_no_more (&rig.control);
+  CHECK_EQ (rig_try_write (&rig, 0, 512, 3, 0), (uint64_t) -1);
+  CHECK_ERROR (EIO, "nothing is written any more");
+  CHECK_EQ (rig_close_only (&rig), (uint64_t) -1);
+  rig_free (&rig);
+}
+
+/* The next flush fails, once something was written that was not durable. */
+static void
+fail_flush_then (void *opaque, const struct memory_call *call)
+{
+  if (call->kind == MEMORY_WRITE && !call->durable)
+    memory_fail (opaque, MEMORY_FLUSH, 1, EIO);
+}
+
+/* Where the write finds space after all, and what makes it durable fails, the
+ * lack of space may have been met by other data: that sticks.
+ */
+static void
+test_fua_flush_fails (void)
+{
+  start (NO_SNAPSHOT, false);
+  memory_fail (&rig.control, MEMORY_WRITE, 1, ENOSPC);
+  rig.control.opaque = &rig.control;
+  rig.control.hook = fail_flush_then;
+  CHECK_EQ (rig_try_write (&rig, 0, 512, 1, IMAGE_FUA), (uint64_t) -1);
+  rig.control.hook = NULL;
   CHECK_EQ (rig_try_write (&rig, 0, 512, 3, 0), (uint64_t) -1);
   CHECK_ERROR (EIO, "nothing is written any more");
   CHECK_EQ (rig_close_only (&rig), (uint64_t) -1);
@@ -822,6 +855,7 @@ main (void)
   test_close_full ();
   test_fixed_size ();
   test_fua_fails ();
+  test_fua_flush_fails ();
   test_short ();
   test_fill_fails ();
   test_damaged_entry ();

@@ -257,7 +257,7 @@ check_refer (struct check *c, enum check_use use, struct host_off place,
     return 0;
   }
   if (c->referred != NULL)
-    c->referred (c->opaque, use, offset, bytes);
+    c->referred (c->opaque, use, offset, bytes, n);
   if (c->only_look || c->referred != NULL)
     return 1;
   return refer_clusters (c, use, offset >> bits,
@@ -311,7 +311,7 @@ refer_interval (void *opaque, uint64_t start, uint64_t end,
   const unsigned bits = o->c->h.cluster_bits;
 
   if (o->c->referred != NULL) {
-    o->c->referred (o->c->opaque, o->use, start, end - start);
+    o->c->referred (o->c->opaque, o->use, start, end - start, paths.all);
     return 0;
   }
   return refer_clusters (o->c, o->use, start >> bits, end >> bits, paths.all);

@@ -51,11 +51,11 @@ struct check {
    * written there.
    */
   struct { uint64_t first, nr; } reserved;
-  /* If not NULL, called for each reference within the file, instead of
-   * counting it.
+  /* If not NULL, called for each reference within the file, or n that are the
+   * same, instead of counting it.
    */
   void (*referred) (void *opaque, enum check_use use, uint64_t offset,
-                    uint64_t bytes);
+                    uint64_t bytes, uint64_t n);
   void *opaque;
 
   /* The guest's offset of the L2 table that is visited: of its first entry's

@@ -22,12 +22,14 @@ struct stretch {
 struct stretches {
   struct stretch *at;
   size_t nr, capacity;
+  bool overlapped; /* some did */
 };
 
 struct places {
   const struct storage *storage;
   size_t max;
   struct stretches tables, bits;
+  bool shared;    /* by several tables */
   int error;      /* ENOMEM or ENOTSUP: not everything is in here */
   char text[256]; /* what is damaged */
 };
@@ -50,6 +52,7 @@ join (struct stretches *p)
     return;
   qsort (p->at, p->nr, sizeof p->at[0], compare_stretches);
   for (i = 1; i < p->nr; ++i) {
+    p->overlapped |= p->at[i].start < p->at[last].end;
     if (p->at[i].start > p->at[last].end)
       p->at[++last] = p->at[i];
     else if (p->at[i].end > p->at[last].end)
@@ -89,6 +92,7 @@ add_stretch (struct stretches *p, uint64_t start, uint64_t end, size_t max)
   int r;
 
   if (last != NULL && last->start <= start && start <= last->end) {
+    p->overlapped |= start < last->end;
     if (end > last->end)
       last->end = end;
     return 0;
@@ -101,13 +105,15 @@ add_stretch (struct stretches *p, uint64_t start, uint64_t end, size_t max)
 
 /* The check's, for each reference that bitmaps have to what is in the file. */
 static void
-note_place (void *opaque, enum check_use use, uint64_t offset, uint64_t bytes)
+note_place (void *opaque, enum check_use use, uint64_t offset, uint64_t bytes,
+            uint64_t n)
 {
   struct places *p = opaque;
   const bool bits = use == USE_BITS;
 
   if (use == USE_BITMAP_DIRECTORY || p->error != 0)
     return;
+  p->shared |= n > 1;
   p->error = add_stretch (bits ? &p->bits : &p->tables, offset, offset + bytes,
                           p->max);
 }
@@ -184,7 +190,7 @@ add_stretches (struct overlap *o, const struct stretches *p, enum metadata kind)
 
 int
 bitmap_clusters_add (struct storage *s, const struct header *h,
-                     struct overlap *o, size_t max)
+                     struct overlap *o, size_t max, bool *shared)
 {
   struct places p = { .storage = s, .max = max };
   int r = -1;
@@ -193,6 +199,7 @@ bitmap_clusters_add (struct storage *s, const struct header *h,
       judge_places (&p) == 0 &&
       add_stretches (o, &p.tables, METADATA_BITMAP_TABLE) == 0)
     r = add_stretches (o, &p.bits, METADATA_BITS);
+  *shared = p.shared || p.tables.overlapped || p.bits.overlapped;
   free (p.tables.at);
   free (p.bits.at);
   return r;

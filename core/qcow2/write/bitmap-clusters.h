@@ -21,12 +21,13 @@
 
 /* Add the tables and the bits of all bitmaps, if they are to be believed, as
  * ranges that don't overlap (max at most of each); the directory is not added.
- * Tables with several uses are read once.  Returns -1 with the error set:
+ * Tables with several uses are read once.  *shared: whether a cluster has more
+ * than one use among them, whatever its refcount.  Returns -1 with the error set:
  * EINVAL, EIO for damage, bits that the file's end has cut off included;
  * ENOTSUP if there are more; ENOMEM.
  */
 extern int bitmap_clusters_add (struct storage *s, const struct header *h,
-                                struct overlap *o, size_t max);
+                                struct overlap *o, size_t max, bool *shared);
 
 /* Check that none of those has a refcount of 0.  Returns -1 with the error set:
  * EIO.

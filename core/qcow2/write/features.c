@@ -45,7 +45,7 @@ write_hint (struct writer *w, uint8_t value)
 /* What must be true before anything is changed: what nobody keeps up to date
  * from here on is not to be believed (I8), and with lazy refcounts the image
  * is dirty.  The bitmaps' own bit stays: they remain well-formed, and those
- * that are disabled right.  begin_lock held.
+ * that are disabled, or followed, right.  begin_lock held.
  */
 int
 features_begin (struct writer *w)
@@ -63,7 +63,8 @@ features_begin (struct writer *w)
     return -1;
   if (h->version < 3)
     return 0;
-  if (bitmaps_mark_in_use (w->disk->tables, h, &written) == -1) {
+  if (w->follow == NULL &&
+      bitmaps_mark_in_use (w->disk->tables, h, &written) == -1) {
     if (written)
       writeback_fail (&w->writeback);
     return -1;

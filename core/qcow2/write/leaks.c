@@ -221,11 +221,13 @@ damaged (const struct leaks *l, struct host_off place)
 }
 
 static void
-refer (void *opaque, enum check_use use, uint64_t offset, uint64_t bytes)
+refer (void *opaque, enum check_use use, uint64_t offset, uint64_t bytes,
+       uint64_t n)
 {
   struct leaks *l = opaque;
 
   (void) use;
+  (void) n;
   suspects_clear_bytes (l->suspects, (struct host_off) { offset }, bytes);
 }
 

@@ -90,14 +90,19 @@ trim_run (struct writer *w, const struct run *run, uint64_t at, unsigned flags)
 }
 
 int
+raw_zero_is_fast (struct writer *w, uint64_t count, struct guest_off offset)
+{
+  return each_data_run (w, offset.v, offset.v + count, fail_fast, 0);
+}
+
+int
 raw_zero (struct writer *w, uint64_t count, struct guest_off offset,
           unsigned flags)
 {
   const uint64_t end = offset.v + count;
 
   storage_see_growth (w->disk->data_file);
-  if (((flags & DISK_FAST) &&
-       each_data_run (w, offset.v, end, fail_fast, 0) == -1) ||
+  if (((flags & DISK_FAST) && raw_zero_is_fast (w, count, offset) == -1) ||
       writer_begin (w, offset, count) == -1 ||
       each_data_run (w, offset.v, end, zero_run, flags) == -1)
     return -1;

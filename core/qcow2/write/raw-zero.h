@@ -14,6 +14,9 @@
  */
 extern int raw_zero (struct writer *w, uint64_t count, struct guest_off offset,
                      unsigned flags);
+/* Whether it would fail with DISK_FAST: returns -1 with the error set. */
+extern int raw_zero_is_fast (struct writer *w, uint64_t count,
+                             struct guest_off offset);
 extern int raw_trim (struct writer *w, uint64_t count, struct guest_off offset,
                      unsigned flags);
 

@@ -27,6 +27,7 @@
 #include "qcow2/write/steps.h"
 #include "qcow2/write/write.h"
 #include "storage/crypt.h"
+#include "storage/durable.h"
 
 /* What an entry says, in one form for all kinds: a cluster without extended
  * L2 is one of a single subcluster.
@@ -499,18 +500,18 @@ write_elsewhere (struct writer *w, const uint8_t *buf, uint64_t count,
 /* ------------------------------------------------------------------ writing */
 
 /* A durable write in place.  It is a flush, too, so that its failure sticks;
- * but for the lack of space, if that is met by the mere write as well.
+ * but for a mere lack of space.
  */
 static int
 write_durably (struct writer *w, struct storage *storage, const struct run *run,
                const uint8_t *buf)
 {
-  struct iovec iov = { (void *) buf, run->length };
+  bool sticks;
 
-  if (storage_writev (storage, &iov, 1, run->host, true) == 0)
+  if (storage_write_durably (storage, buf, run->length, run->host,
+                             &sticks) == 0)
     return 0;
-  if (error_errno () != ENOSPC ||
-      storage_write (storage, buf, run->length, run->host) == 0)
+  if (sticks)
     writeback_fail (&w->writeback);
   return -1;
 }

@@ -451,11 +451,9 @@ writeback_has_ballast (struct writeback *c)
   return r;
 }
 
-/* A batch found no space.  Returns true if the ballast gave the host some; a
- * flush follows, as some file systems need one to notice.
- */
-static bool
-spend_ballast (struct writeback *c)
+/* A flush follows, as some file systems need one to notice. */
+bool
+writeback_spend_ballast (struct writeback *c)
 {
   bool r;
 
@@ -548,7 +546,7 @@ run (struct writeback *c)
   unflushed = atomic_exchange (&c->unflushed, false);
   if (c->batch.nr > 0 || unflushed) {
     r = write_batch (c, t.ordered);
-    if (r == -1 && error_errno () == ENOSPC && spend_ballast (c))
+    if (r == -1 && error_errno () == ENOSPC && writeback_spend_ballast (c))
       r = write_batch (c, t.ordered);
     if (r == -1) {
       atomic_store (&c->unflushed, true);

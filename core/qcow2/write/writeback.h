@@ -162,6 +162,9 @@ extern void writeback_set_ballast (struct writeback *c, struct host_off host,
                                    uint64_t bytes);
 extern bool writeback_has_ballast (struct writeback *c);
 
+/* Something found no space: returns true if the ballast gave the host some. */
+extern bool writeback_spend_ballast (struct writeback *c);
+
 /* Give up references independently of a change.  Returns -1 with the error
  * set.
  */

@@ -14,14 +14,28 @@
 
 /* ----------------------------------------------------------------- opening */
 
+/* Whether those that must follow what is written can, as far as the directory
+ * tells.
+ */
+static int
+check_bitmaps (struct storage *s, const struct header *h,
+               const struct writer_options *options)
+{
+  bool any;
+
+  if (options->invalidate_bitmaps)
+    return bitmaps_must_follow (s, h, &any);
+  if (bitmaps_check_followed (s, h) == 0)
+    return 0;
+  if (error_errno () == ENOTSUP)
+    advise (ADVICE_BITMAPS);
+  return -1;
+}
+
 int
 writer_check_header (struct storage *s, const struct header *h,
                      const struct writer_options *options)
 {
-  bool must_follow;
-
-  if (bitmaps_must_follow (s, h, &must_follow) == -1)
-    return -1;
   if (h->l1_missing > 0) {
     error_set (ENOTSUP, "%s: the L1 table at offset 0x%" PRIx64 " ends %" PRIu64
                " bytes beyond the end of the file", s->name, h->l1_offset.v,
@@ -48,13 +62,8 @@ writer_check_header (struct storage *s, const struct header *h,
   else if (h->encryption != ENCRYPTION_NONE && options->compress_level != 0)
     error_set (ENOTSUP, "%s: it is encrypted (crypt_method %u), and compressed "
                "clusters would be in the clear", s->name, h->encryption);
-  else if (must_follow && !options->invalidate_bitmaps) {
-    error_set (ENOTSUP, "%s: it has persistent bitmaps that are enabled, which "
-               "writing would make wrong", s->name);
-    advise (ADVICE_BITMAPS);
-  }
   else
-    return 0;
+    return check_bitmaps (s, h, options);
   return -1;
 }
 
@@ -77,8 +86,8 @@ add_ranges (struct writer *w, const struct snapshots *snapshots)
       (writer_has_bitmaps (h) &&
        (overlap_add_range (o, h->bitmap_directory, h->bitmap_directory_size,
                            METADATA_BITMAPS) == -1 ||
-        bitmap_clusters_add (w->disk->tables, h, o,
-                             BITMAP_CLUSTERS_MAX) == -1)))
+        bitmap_clusters_add (w->disk->tables, h, o, BITMAP_CLUSTERS_MAX,
+                             &w->bitmaps_shared) == -1)))
     return -1;
   for (i = 0; i < snapshots->nr; ++i) {
     const struct snapshot *sn = &snapshots->snapshot[i];

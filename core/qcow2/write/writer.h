@@ -7,6 +7,9 @@
  * it; none is held around the I/O of guest data (I12).
  *
  *   image.gate              around the whole of a request
+ *   bit_slots.lock          moments
+ *   bit_slot.lock           marking bits of bitmaps; I/O of bits and tables
+ *   bit_parts.lock          entries of bitmap tables; likewise
  *   a range of inflight     around the whole of a step (see remap.h)
  *   writer.tables           making or copying an L2 table; I/O of tables
  *   alloc.refcounts_lock    refcounts; I/O of tables
@@ -39,6 +42,8 @@
 #include "qcow2/write/overlap.h"
 #include "qcow2/write/placement.h"
 #include "qcow2/write/writeback.h"
+
+struct following;
 
 struct writer {
   const struct layer *disk; /* the live one */
@@ -79,11 +84,18 @@ struct writer {
   uint64_t raw_size;          /* begin_lock; its size when that was looked at */
   _Atomic bool raw_whole;     /* it was made as large as the disk, durably */
   _Atomic bool found_corrupt; /* by what no request was waiting for */
+
+  /* Of bitmaps: see qcow2/write/follow.h.  NULL: none follow what is written. */
+  struct following *follow;
+  bool bitmaps_shared; /* a cluster of theirs has more than one use */
 };
 
 struct writer_options {
   bool keep_discarded;     /* punch no holes into the file */
-  bool invalidate_bitmaps; /* persistent bitmaps may be made useless */
+  bool invalidate_bitmaps; /* enabled persistent bitmaps are made useless,
+                            * rather than kept up to date */
+  unsigned bitmap_pages;   /* of bitmaps that are kept in memory: 0: as many as
+                            * are good (qcow2/write/bit-slots.h) */
   unsigned compress_level; /* of whole clusters; 0: none.  See qcow2/codec.h */
   uint64_t max_freed;      /* bytes given up that may wait until they are
                             * reusable; 0: by the file's size (writeback.h, T5)
@@ -98,8 +110,8 @@ writer_has_bitmaps (const struct header *h)
 }
 
 /* Whether an image with this header may be written: not if it is marked as
- * dirty or corrupt, has bitmaps that would become wrong, or lacks a part of its
- * L1 table; nor with compression if it is encrypted, since compressed clusters
+ * dirty or corrupt, has bitmaps that can't follow, or lacks a part of its L1
+ * table; nor with compression if it is encrypted, since compressed clusters
  * are not (I15).  Returns -1 with the error set: ENOTSUP, or EIO, EINVAL if that
  * can't be told.
  */

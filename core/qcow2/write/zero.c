@@ -453,6 +453,19 @@ note_zeros (const struct zeroing *z, uint64_t from, uint64_t to)
 }
 
 int
+disk_zero_is_fast (struct writer *w, uint64_t count, struct guest_off offset,
+                   unsigned flags)
+{
+  const struct zeroing z = {
+    .w = w, .may_trim = (flags & DISK_MAY_TRIM) != 0,
+  };
+  const struct parts p = split (&z, offset.v, offset.v + count);
+
+  return w->header.raw_data ? raw_zero_is_fast (w, count, offset)
+    : check_fast (&z, &p);
+}
+
+int
 disk_zero (struct writer *w, uint64_t count, struct guest_off offset,
            unsigned flags)
 {

@@ -22,6 +22,12 @@
 extern int disk_zero (struct writer *w, uint64_t count,
                       struct guest_off offset, unsigned flags);
 
+/* Returns -1, with the error set to ENOTSUP, if disk_zero would with these flags,
+ * DISK_FAST among them; or with another error that it has met.
+ */
+extern int disk_zero_is_fast (struct writer *w, uint64_t count,
+                              struct guest_off offset, unsigned flags);
+
 /* The same as disk_zero with DISK_MAY_TRIM, but for clusters (subclusters, with
  * extended L2) that are only in part in the range: those are left alone.
  * flags are DISK_FUA or 0.

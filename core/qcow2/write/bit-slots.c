@@ -1,0 +1,479 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <assert.h>
+#include <endian.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "qcow2/write/bit-slots.h"
+
+#define PAGE_WORDS (BIT_PAGE / 8)
+#define SECTOR_BITS (BIT_SECTOR * 8)
+
+/* How many bits a mark adds at first, and how soon after one the next adds four
+ * times as many, up to those of a sector: so that random writes mark each
+ * region once, and sequential ones seldom.
+ */
+#define FIRST_MARK 64
+#define GROW_NS UINT64_C (1000000000)
+
+enum slot_state { SLOT_FREE, SLOT_LOADING, SLOT_READY, SLOT_WRITING };
+
+struct bit_slot {
+  /* bit_slots.lock */
+  struct bit_slot *next; /* with the same hash, or free */
+  enum slot_state state;
+  unsigned holders;
+  bool used; /* since the clock's hand has passed */
+
+  unsigned bitmap; /* constant while held */
+  uint64_t page;
+
+  /* Bits of this page.  Words as they are in the host, of PAGE_WORDS. */
+  _Atomic uint64_t *exact, *durable;
+
+  pthread_mutex_t lock; /* around a mark's I/O */
+  uint64_t marked_at;   /* lock; nanoseconds */
+  unsigned mark;        /* lock; bits that the last one added */
+};
+
+struct bit_slots {
+  struct bit_parts *parts;
+  unsigned page_bits, page_shift; /* bits in a page, log2 of it */
+  struct hash_key key;
+  unsigned hash_bits;
+  unsigned nr, max_holds;
+  struct bit_slot *slot;
+  _Atomic uint64_t *words;
+
+  pthread_mutex_t lock; /* moments */
+  pthread_cond_t changed;
+  struct bit_slot **bucket;
+  struct bit_slot *free;
+  unsigned hand, holds;
+};
+
+/* --------------------------------------------------------------------- bits */
+
+/* Those of the i-th word from first to end. */
+static uint64_t
+mask (unsigned i, unsigned first, unsigned end)
+{
+  uint64_t m = UINT64_MAX;
+
+  if (i == first / 64)
+    m &= UINT64_MAX << first % 64;
+  if (i == (end - 1) / 64)
+    m &= UINT64_MAX >> (63 - (end - 1) % 64);
+  return m;
+}
+
+static bool
+has_all (const _Atomic uint64_t *words, unsigned first, unsigned end)
+{
+  unsigned i;
+
+  for (i = first / 64; i <= (end - 1) / 64; ++i) {
+    if (~atomic_load_explicit (&words[i], memory_order_acquire) &
+        mask (i, first, end))
+      return false;
+  }
+  return true;
+}
+
+static void
+add_all (_Atomic uint64_t *words, unsigned first, unsigned end)
+{
+  unsigned i;
+
+  for (i = first / 64; i <= (end - 1) / 64; ++i) {
+    const uint64_t m = mask (i, first, end);
+
+    /* Mostly they are there already. */
+    if (~atomic_load_explicit (&words[i], memory_order_relaxed) & m)
+      atomic_fetch_or_explicit (&words[i], m, memory_order_release);
+  }
+}
+
+static void
+get_bytes (const struct bit_slots *s, const _Atomic uint64_t *words,
+           uint8_t *bytes)
+{
+  unsigned i;
+
+  for (i = 0; i < s->page_bits / 64; ++i) {
+    const uint64_t word = htole64 (words[i]);
+
+    memcpy (bytes + 8 * i, &word, sizeof word);
+  }
+}
+
+/* ------------------------------------------------------------------ the pool */
+
+static struct bit_slot **
+bucket_of (const struct bit_slots *s, unsigned bitmap, uint64_t page)
+{
+  return &s->bucket[hash_top (&s->key, page * BITMAPS_MAX_FOLLOWED + bitmap,
+                              s->hash_bits)];
+}
+
+static void
+unlink_slot (struct bit_slots *s, struct bit_slot *t)
+{
+  struct bit_slot **p = bucket_of (s, t->bitmap, t->page);
+
+  while (*p != t)
+    p = &(*p)->next;
+  *p = t->next;
+  t->state = SLOT_FREE;
+  t->holders = 0;
+  t->next = s->free;
+  s->free = t;
+  pthread_cond_broadcast (&s->changed);
+}
+
+static struct bit_slot *
+look_up (const struct bit_slots *s, unsigned bitmap, uint64_t page)
+{
+  struct bit_slot *t = *bucket_of (s, bitmap, page);
+
+  while (t != NULL && (t->bitmap != bitmap || t->page != page))
+    t = t->next;
+  return t;
+}
+
+/* Write a page that nobody holds, as it is exactly. */
+static void
+store (struct bit_slots *s, struct bit_slot *t)
+{
+  const unsigned per_sector = SECTOR_BITS / 64;
+  uint8_t bytes[BIT_PAGE];
+  unsigned i, sectors = 0;
+
+  for (i = 0; i < s->page_bits / 64; ++i) {
+    if (t->exact[i] != t->durable[i])
+      sectors |= 1U << i / per_sector;
+  }
+  if (sectors == 0)
+    return;
+  get_bytes (s, t->exact, bytes);
+  bit_parts_store (s->parts, t->bitmap, t->page, bytes, sectors);
+}
+
+/* Have a free slot, if there is none: of a page that nobody holds (S3).  The
+ * lock is held, but for the I/O.
+ */
+static void
+free_one (struct bit_slots *s)
+{
+  struct bit_slot *t;
+
+  for (;;) {
+    t = &s->slot[s->hand++ % s->nr];
+    if (t->state == SLOT_READY && t->holders == 0 && !t->used)
+      break;
+    t->used = false;
+  }
+  t->state = SLOT_WRITING;
+  pthread_mutex_unlock (&s->lock);
+  store (s, t);
+  pthread_mutex_lock (&s->lock);
+  unlink_slot (s, t);
+}
+
+static int
+read_page (struct bit_slots *s, struct bit_slot *t)
+{
+  uint8_t bytes[BIT_PAGE];
+  unsigned i;
+
+  if (bit_parts_load (s->parts, t->bitmap, t->page, bytes) == -1)
+    return -1;
+  for (i = 0; i < s->page_bits / 64; ++i) {
+    uint64_t word;
+
+    memcpy (&word, bytes + 8 * i, sizeof word);
+    t->exact[i] = t->durable[i] = le64toh (word);
+  }
+  t->mark = t->marked_at = 0;
+  return 0;
+}
+
+/* Take a free slot for this page.  The lock is held, but for the I/O. */
+static struct bit_slot *
+load (struct bit_slots *s, unsigned bitmap, uint64_t page)
+{
+  struct bit_slot **bucket = bucket_of (s, bitmap, page), *t = s->free;
+  int r;
+
+  s->free = t->next;
+  t->bitmap = bitmap;
+  t->page = page;
+  t->state = SLOT_LOADING;
+  t->holders = 1;
+  t->used = true;
+  t->next = *bucket;
+  *bucket = t;
+  pthread_mutex_unlock (&s->lock);
+  r = read_page (s, t);
+  pthread_mutex_lock (&s->lock);
+  if (r == -1) {
+    unlink_slot (s, t);
+    return NULL;
+  }
+  t->state = SLOT_READY;
+  pthread_cond_broadcast (&s->changed);
+  return t;
+}
+
+/* Hold a page; NULL: the error is set.  The lock is held, but while others, or
+ * I/O, are waited for.
+ */
+static struct bit_slot *
+hold_page (struct bit_slots *s, unsigned bitmap, uint64_t page)
+{
+  for (;;) {
+    struct bit_slot *t = look_up (s, bitmap, page);
+
+    if (t == NULL && s->free != NULL)
+      return load (s, bitmap, page);
+    if (t == NULL)
+      free_one (s);
+    else if (t->state == SLOT_READY) {
+      t->holders++;
+      t->used = true;
+      return t;
+    }
+    else
+      pthread_cond_wait (&s->changed, &s->lock);
+  }
+}
+
+/* ------------------------------------------------------------------ marking */
+
+static uint64_t
+nanoseconds (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_MONOTONIC, &t);
+  return t.tv_sec * UINT64_C (1000000000) + t.tv_nsec;
+}
+
+/* How much a mark of these bits adds. */
+static void
+widen (const struct bit_slots *s, struct bit_slot *t, unsigned *first,
+       unsigned *end)
+{
+  const uint64_t now = nanoseconds ();
+  const uint64_t nr = s->parts->bitmap[t->bitmap].nr_bits;
+  const uint64_t left = nr - t->page * s->page_bits;
+
+  if (t->mark == 0 || now - t->marked_at > GROW_NS)
+    t->mark = FIRST_MARK;
+  else if (t->mark < SECTOR_BITS)
+    t->mark *= 4;
+  t->marked_at = now;
+  *first &= -t->mark;
+  *end = (*end + t->mark - 1) & -t->mark;
+  if (*end > s->page_bits)
+    *end = s->page_bits;
+  if (*end > left)
+    *end = left;
+}
+
+/* The slot's lock is held. */
+static int
+mark_durably (struct bit_slots *s, struct bit_slot *t, unsigned first,
+              unsigned end)
+{
+  _Atomic uint64_t with[PAGE_WORDS];
+  uint8_t bytes[BIT_PAGE];
+  unsigned i, sector;
+  bool all;
+
+  widen (s, t, &first, &end);
+  for (i = 0; i < s->page_bits / 64; ++i)
+    with[i] = t->durable[i];
+  add_all (with, first, end);
+  get_bytes (s, with, bytes);
+  sector = first / SECTOR_BITS;
+  if (bit_parts_mark (s->parts, t->bitmap, t->page, bytes, sector,
+                      (end - 1) / SECTOR_BITS + 1 - sector, &all) == -1)
+    return -1;
+  if (all)
+    add_all (t->durable, 0, s->page_bits);
+  else
+    add_all (t->durable, first, end); /* S2 */
+  return 0;
+}
+
+/* Mark the bits of these bytes of the disk in a page that is held. */
+static int
+mark (struct bit_slots *s, struct bit_slot *t, uint64_t from, uint64_t to)
+{
+  const unsigned shift = s->parts->bitmap[t->bitmap].granularity_bits;
+  const uint64_t base = t->page << s->page_shift;
+  const unsigned first = (from >> shift) - base;
+  const unsigned end = ((to - 1) >> shift) + 1 - base;
+  int r = 0;
+
+  if (!has_all (t->durable, first, end)) {
+    pthread_mutex_lock (&t->lock);
+    if (!has_all (t->durable, first, end))
+      r = mark_durably (s, t, first, end);
+    pthread_mutex_unlock (&t->lock);
+  }
+  if (r == 0)
+    add_all (t->exact, first, end);
+  return r;
+}
+
+/* ------------------------------------------------------------------ requests */
+
+uint64_t
+bit_slots_end (const struct bit_slots *s, uint64_t offset)
+{
+  uint64_t end = UINT64_MAX;
+  unsigned i;
+
+  for (i = 0; i < s->parts->nr; ++i) {
+    const unsigned shift = s->parts->bitmap[i].granularity_bits + s->page_shift;
+    const uint64_t e = ((offset >> shift) + 1) << shift;
+
+    if (e < end)
+      end = e;
+  }
+  return end;
+}
+
+int
+bit_slots_hold (struct bit_slots *s, struct guest_off offset, uint64_t count,
+                struct bit_hold *h)
+{
+  unsigned i;
+
+  h->nr = 0;
+  pthread_mutex_lock (&s->lock);
+  while (s->holds == s->max_holds)
+    pthread_cond_wait (&s->changed, &s->lock);
+  s->holds++;
+  for (i = 0; i < s->parts->nr; ++i) {
+    const unsigned shift = s->parts->bitmap[i].granularity_bits + s->page_shift;
+    struct bit_slot *t = hold_page (s, i, offset.v >> shift);
+
+    if (t == NULL)
+      break;
+    h->slot[h->nr++] = t;
+  }
+  pthread_mutex_unlock (&s->lock);
+  if (i == s->parts->nr) {
+    for (i = 0; i < h->nr; ++i) {
+      if (mark (s, h->slot[i], offset.v, offset.v + count) == -1)
+        break;
+    }
+    if (i == h->nr)
+      return 0;
+  }
+  bit_slots_leave (s, h);
+  return -1;
+}
+
+void
+bit_slots_leave (struct bit_slots *s, const struct bit_hold *h)
+{
+  unsigned i;
+
+  pthread_mutex_lock (&s->lock);
+  for (i = 0; i < h->nr; ++i) {
+    assert (h->slot[i]->state == SLOT_READY && h->slot[i]->holders > 0);
+    h->slot[i]->holders--;
+  }
+  if (s->holds-- == s->max_holds)
+    pthread_cond_broadcast (&s->changed);
+  pthread_mutex_unlock (&s->lock);
+}
+
+void
+bit_slots_store (struct bit_slots *s)
+{
+  unsigned i;
+
+  for (i = 0; i < s->nr; ++i) {
+    if (s->slot[i].state == SLOT_READY)
+      store (s, &s->slot[i]);
+  }
+}
+
+/* ------------------------------------------------------------------ opening */
+
+static void
+init_slots (struct bit_slots *s)
+{
+  unsigned i;
+
+  for (i = s->nr; i-- > 0; ) {
+    struct bit_slot *t = &s->slot[i];
+
+    t->exact = s->words + (size_t) i * 2 * PAGE_WORDS;
+    t->durable = t->exact + PAGE_WORDS;
+    pthread_mutex_init (&t->lock, NULL);
+    t->next = s->free;
+    s->free = t;
+  }
+}
+
+struct bit_slots *
+bit_slots_new (struct bit_parts *parts, unsigned nr)
+{
+  struct bit_slots *s = calloc (1, sizeof *s);
+
+  if (s == NULL)
+    goto fail;
+  s->parts = parts;
+  s->nr = nr == 0 ? BIT_SLOTS : nr < parts->nr ? parts->nr : nr;
+  s->max_holds = s->nr / parts->nr;
+  s->page_bits = bit_parts_page (parts) * 8;
+  s->page_shift = __builtin_ctz (s->page_bits);
+  s->key = hash_key ();
+  s->hash_bits = 1;
+  while (1U << s->hash_bits < 2 * s->nr)
+    s->hash_bits++;
+  pthread_mutex_init (&s->lock, NULL);
+  pthread_cond_init (&s->changed, NULL);
+  s->bucket = calloc ((size_t) 1 << s->hash_bits, sizeof s->bucket[0]);
+  s->slot = calloc (s->nr, sizeof s->slot[0]);
+  s->words = calloc ((size_t) s->nr * 2 * PAGE_WORDS, sizeof s->words[0]);
+  if (s->bucket != NULL && s->slot != NULL && s->words != NULL) {
+    init_slots (s);
+    return s;
+  }
+
+ fail:
+  bit_slots_free (s);
+  error_set (ENOMEM, "out of memory");
+  return NULL;
+}
+
+void
+bit_slots_free (struct bit_slots *s)
+{
+  unsigned i;
+
+  if (s == NULL)
+    return;
+  for (i = 0; s->slot != NULL && i < s->nr; ++i)
+    pthread_mutex_destroy (&s->slot[i].lock);
+  pthread_mutex_destroy (&s->lock);
+  pthread_cond_destroy (&s->changed);
+  free (s->bucket);
+  free (s->slot);
+  free (s->words);
+  free (s);
+}

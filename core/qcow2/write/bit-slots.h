@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The bits of bitmaps that follow what is written, in memory: pages of them, a
+ * fixed number.  Each is there twice: what is dirty, exactly; and what the disk
+ * says, durably, which is at least that.
+ *
+ *  S1  A request holds the pages of what it changes from before it is marked
+ *      until it has been changed.  So a page that nobody holds can be written
+ *      as it is exactly: whatever of that reaches the disk, it says enough.
+ *  S2  A bit is added to what is durable after the write that made it so has
+ *      returned, and a request goes on only with all of its bits there (I14).
+ *  S3  So many requests hold pages at once that there always is one which
+ *      nobody holds: who waits for a page waits for I/O only, never for others
+ *      that wait.
+ */
+
+#ifndef CORE_QCOW2_WRITE_BIT_SLOTS_H
+#define CORE_QCOW2_WRITE_BIT_SLOTS_H
+
+#include "qcow2/write/bit-parts.h"
+
+/* By default: 32 MiB in both copies, which are 64 GiB of a disk with bits for
+ * 512 bytes each, and 8 TiB with the usual 64 KiB.
+ */
+#define BIT_SLOTS 4096
+
+struct bit_slots;
+struct bit_slot;
+
+/* nr pages (at least one for each bitmap; 0: BIT_SLOTS) of these bitmaps.
+ * Returns NULL with the error set: ENOMEM.
+ */
+extern struct bit_slots *bit_slots_new (struct bit_parts *parts, unsigned nr);
+extern void bit_slots_free (struct bit_slots *s); /* NULL is allowed */
+
+/* Where the page ends that has the bit of this offset: the nearest of all
+ * bitmaps.  It is a cluster's end, too.
+ */
+extern uint64_t bit_slots_end (const struct bit_slots *s, uint64_t offset);
+
+/* Pages that are held: one of each bitmap. */
+struct bit_hold {
+  unsigned nr;
+  struct bit_slot *slot[BITMAPS_MAX_FOLLOWED];
+};
+
+/* Hold the pages of a range, which doesn't reach beyond bit_slots_end, with all
+ * of its bits durably marked.  The caller holds nothing, and is in no epoch.
+ * Returns -1 with the error set, and then holds nothing: ENOSPC, EIO, ENOMEM.
+ */
+extern int bit_slots_hold (struct bit_slots *s, struct guest_off offset,
+                           uint64_t count, struct bit_hold *h);
+
+/* What was to be changed has been, or won't be. */
+extern void bit_slots_leave (struct bit_slots *s, const struct bit_hold *h);
+
+/* Write all of what is in memory as it is exactly.  No request may be running.
+ */
+extern void bit_slots_store (struct bit_slots *s);
+
+#endif /* CORE_QCOW2_WRITE_BIT_SLOTS_H */

@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/advice.h"
+#include "base/error.h"
+#include "qcow2/bitmap-bits.h"
+#include "qcow2/write/bit-slots.h"
+#include "qcow2/write/follow.h"
+#include "qcow2/write/zero.h"
+
+struct following {
+  struct bit_parts parts;
+  struct bit_slots *slots;
+};
+
+/* ------------------------------------------------------------------ opening */
+
+/* Clusters of metadata that is written in place: with one reference. */
+static int
+check_clusters (struct writer *w, const struct bitmap_info *b,
+                struct host_off host, uint64_t bytes)
+{
+  const uint64_t cluster_size = w->header.cluster_size;
+  uint64_t at, refcount;
+
+  for (at = 0; at < bytes; at += cluster_size) {
+    const struct host_off cluster = { host.v + at };
+
+    if (alloc_refcount (&w->alloc, cluster, &refcount) == -1)
+      return -1;
+    if (refcount == 1)
+      continue;
+    error_set (ENOTSUP, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
+               PRIx64 ") has the cluster at offset 0x%" PRIx64 ", whose "
+               "refcount is %" PRIu64 ", so that it can't follow what is "
+               "written", writer_name (w), b->name, b->place.v, cluster.v,
+               refcount);
+    advise (ADVICE_BITMAPS);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+check_part (struct writer *w, const struct bitmap_info *b,
+            struct host_off place, uint64_t word)
+{
+  const uint64_t size = atomic_load (&w->disk->tables->size);
+  struct host_off host = HOST_NONE;
+
+  switch (entry_decode_bitmap (word, w->header.cluster_bits, &host)) {
+  case BITMAP_PART_CLEAN:
+  case BITMAP_PART_DIRTY:
+    return 0;
+  case BITMAP_PART_CLUSTER:
+    if (host.v <= size && w->header.cluster_size <= size - host.v)
+      return check_clusters (w, b, host, w->header.cluster_size);
+    break;
+  case BITMAP_PART_INVALID:
+    break;
+  }
+  error_set (EIO, "%s: damaged: the bitmap \"%s\": table entry at offset 0x%"
+             PRIx64 ": 0x%" PRIx64 " is not valid, or beyond the end of the "
+             "file", writer_name (w), b->name, place.v, word);
+  return -1;
+}
+
+static int
+check_table (struct writer *w, const struct bitmap_info *b)
+{
+  const uint64_t bytes = 8 * (uint64_t) b->nr_parts;
+  uint8_t buf[BIT_PAGE];
+  uint64_t at, i, n;
+
+  if (check_clusters (w, b, b->table, bytes) == -1)
+    return -1;
+  for (at = 0; at < bytes; at += n) {
+    const struct host_off from = { b->table.v + at };
+
+    n = bytes - at < sizeof buf ? bytes - at : sizeof buf;
+    if (storage_read_present (w->disk->tables, buf, n, from) == -1)
+      return -1;
+    for (i = 0; i < n; i += 8) {
+      const struct host_off place = { from.v + i };
+
+      if (check_part (w, b, place, get_be64 (buf + i)) == -1)
+        return -1;
+    }
+  }
+  return 0;
+}
+
+/* Once; that it can't be read is another thing to tell (qcow2/bitmap-disk.h),
+ * by the place of the entry itself.
+ */
+static void
+tell_in_use (const struct writer *w, const struct bitmap_info *b)
+{
+  if (damage_is_new (w->disk->damage, b->place.v + 1))
+    note_message ("%s: the bitmap \"%s\" is marked as in use: who wrote the "
+                  "image before did not complete it, so that it misses changes "
+                  "and is not kept up to date", writer_name (w), b->name);
+}
+
+/* bitmaps_list's.  bitmaps_check_followed has found no fault in the directory.
+ */
+static int
+add_bitmap (void *opaque, const struct bitmap_info *b)
+{
+  struct bit_parts *p = opaque;
+  struct writer *w = p->w;
+
+  if (b->in_use)
+    tell_in_use (w, b);
+  if (b->state != BITMAP_ENABLED)
+    return 0;
+  if (w->bitmaps_shared) {
+    error_set (ENOTSUP, "%s: bitmaps have clusters in common, so that \"%s\" "
+               "(directory entry at offset 0x%" PRIx64 ") can't follow what is "
+               "written", writer_name (w), b->name, b->place.v);
+    advise (ADVICE_BITMAPS);
+    return -1;
+  }
+  if (check_table (w, b) == -1)
+    return -1;
+  p->bitmap[p->nr++] = (struct followed) {
+    .nr_bits = bitmap_nr_bits (w->header.disk_size, b->granularity_bits),
+    .granularity_bits = b->granularity_bits,
+    .table = b->table,
+    .nr_parts = b->nr_parts,
+  };
+  return 0;
+}
+
+static void
+follow_free (struct following *f)
+{
+  bit_slots_free (f->slots);
+  bit_parts_destroy (&f->parts);
+  free (f);
+}
+
+int
+follow_open (struct writer *w, const struct writer_options *options)
+{
+  struct following *f;
+
+  if (options->invalidate_bitmaps || !writer_has_bitmaps (&w->header))
+    return 0;
+  f = calloc (1, sizeof *f);
+  if (f == NULL) {
+    error_set (ENOMEM, "%s: out of memory", writer_name (w));
+    return -1;
+  }
+  bit_parts_init (&f->parts, w);
+  if (bitmaps_list (w->disk->tables, &w->header, add_bitmap, &f->parts) == -1)
+    goto fail;
+  if (f->parts.nr == 0) {
+    follow_free (f);
+    return 0;
+  }
+  f->slots = bit_slots_new (&f->parts, options->bitmap_pages);
+  if (f->slots == NULL)
+    goto fail;
+  w->follow = f;
+  return 0;
+
+ fail:
+  follow_free (f);
+  return -1;
+}
+
+int
+follow_prepare (struct writer *w)
+{
+  return w->follow == NULL ? 0 : bit_parts_prepare (&w->follow->parts);
+}
+
+void
+follow_close (struct writer *w)
+{
+  struct following *f = w->follow;
+
+  if (f == NULL)
+    return;
+  if (w->begun && writer_flush (w) == 0) {
+    bit_slots_store (f->slots);
+    bit_parts_give_up (&f->parts);
+  }
+  w->follow = NULL;
+  follow_free (f);
+}
+
+/* ----------------------------------------------------------------- requests */
+
+/* A piece of a request: what to do with it. */
+struct pieces {
+  int (*change) (struct pieces *p, struct guest_off offset, uint64_t count);
+  struct writer *w;
+  const uint8_t *buf;
+  unsigned flags;
+};
+
+static int
+each_piece (struct pieces *p, uint64_t count, struct guest_off offset)
+{
+  struct bit_slots *slots = p->w->follow->slots;
+
+  /* Bits are a change of the image, too. */
+  if (writer_begin (p->w, offset, count) == -1)
+    return -1;
+  while (count > 0) {
+    const uint64_t most = bit_slots_end (slots, offset.v) - offset.v;
+    const uint64_t n = count < most ? count : most;
+    struct bit_hold hold;
+    int r;
+
+    if (bit_slots_hold (slots, offset, n, &hold) == -1)
+      return writer_failed (p->w);
+    r = p->change (p, offset, n);
+    bit_slots_leave (slots, &hold);
+    if (r == -1)
+      return -1;
+    offset.v += n;
+    count -= n;
+  }
+  return 0;
+}
+
+static int
+write_piece (struct pieces *p, struct guest_off offset, uint64_t count)
+{
+  const uint8_t *buf = p->buf;
+
+  p->buf += count;
+  return disk_write (p->w, buf, count, offset, p->flags);
+}
+
+static int
+zero_piece (struct pieces *p, struct guest_off offset, uint64_t count)
+{
+  return disk_zero (p->w, count, offset, p->flags);
+}
+
+static int
+trim_piece (struct pieces *p, struct guest_off offset, uint64_t count)
+{
+  return disk_trim (p->w, count, offset, p->flags);
+}
+
+int
+follow_write (struct writer *w, const void *buf, uint64_t count,
+              struct guest_off offset, unsigned flags)
+{
+  struct pieces p = { write_piece, w, buf, flags };
+
+  return each_piece (&p, count, offset);
+}
+
+int
+follow_zero (struct writer *w, uint64_t count, struct guest_off offset,
+             unsigned flags)
+{
+  struct pieces p = { zero_piece, w, NULL, flags & ~DISK_FAST };
+
+  /* All of it, before a piece of it is changed, or a bit. */
+  if ((flags & DISK_FAST) && disk_zero_is_fast (w, count, offset, flags) == -1)
+    return -1;
+  return each_piece (&p, count, offset);
+}
+
+int
+follow_trim (struct writer *w, uint64_t count, struct guest_off offset,
+             unsigned flags)
+{
+  struct pieces p = { trim_piece, w, NULL, flags };
+
+  return each_piece (&p, count, offset);
+}
