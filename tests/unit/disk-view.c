@@ -23,7 +23,9 @@ take_name (void *opaque, const char *name, const char *description)
   struct disk_view *v = opaque;
 
   (void) description;
-  if (v->nr == VIEW_MAX_DISKS)
+  /* A bitmap's has the data of the live disk, and a repair may give it up. */
+  if (v->nr == VIEW_MAX_DISKS ||
+      strncmp (name, IMAGE_BITMAP_PREFIX, strlen (IMAGE_BITMAP_PREFIX)) == 0)
     return 0;
   v->name[v->nr] = strdup (name);
   if (v->name[v->nr++] == NULL)

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* What can be read of all disks in an image, sector by sector. */
+/* What can be read of the live disk and of all snapshots in an image, sector by
+ * sector.
+ */
 
 #ifndef UNIT_DISK_VIEW_H
 #define UNIT_DISK_VIEW_H

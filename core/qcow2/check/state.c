@@ -235,7 +235,11 @@ refer_clusters (struct check *c, enum check_use use, uint64_t first,
 bool
 check_is_beyond (const struct check *c, uint64_t offset, uint64_t bytes)
 {
-  const uint64_t limit = c->file_size + c->h.cluster_size;
+  /* An image that is being written grows; what its tables refer to is there by
+   * the time that they can be read.
+   */
+  const uint64_t size = c->referred != NULL ? c->storage->size : c->file_size;
+  const uint64_t limit = size + c->h.cluster_size;
 
   return offset >= limit || bytes >= limit - offset;
 }
