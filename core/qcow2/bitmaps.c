@@ -266,6 +266,33 @@ bitmap_check_table (struct storage *s, const struct header *h,
   return check_place (s, h, b->place, b->table, b->nr_parts);
 }
 
+int
+bitmap_check_followed (struct storage *s, const struct bitmap_info *b,
+                       unsigned *nr)
+{
+  if (b->in_use || !b->automatic)
+    return 0;
+  if (b->state == BITMAP_UNKNOWN)
+    error_set (ENOTSUP, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
+               PRIx64 ") is enabled, but has a type, flags, a size, a "
+               "granularity, extra data or a name that are not known here: "
+               "writing would make it wrong", s->name, b->name, b->place.v);
+  else if (!b->table_fits)
+    error_set (ENOTSUP, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
+               PRIx64 ") is enabled, but its table, of %" PRIu32 " entries at "
+               "offset 0x%" PRIx64 ", is not one for this disk: writing would "
+               "make it wrong", s->name, b->name, b->place.v, b->nr_parts,
+               b->table.v);
+  else if (*nr == BITMAPS_MAX_FOLLOWED)
+    error_set (ENOTSUP, "%s: more than %d persistent bitmaps are enabled, too "
+               "many to follow what is written", s->name, BITMAPS_MAX_FOLLOWED);
+  else {
+    ++*nr;
+    return 1;
+  }
+  return -1;
+}
+
 struct followed_check {
   struct storage *storage;
   unsigned nr;
@@ -276,27 +303,7 @@ check_followed (void *opaque, const struct bitmap_info *b)
 {
   struct followed_check *c = opaque;
 
-  if (b->in_use || !b->automatic)
-    return 0;
-  if (b->state == BITMAP_UNKNOWN)
-    error_set (ENOTSUP, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
-               PRIx64 ") is enabled, but has a type, flags, a size, a "
-               "granularity, extra data or a name that are not known here: "
-               "writing would make it wrong", c->storage->name, b->name,
-               b->place.v);
-  else if (!b->table_fits)
-    error_set (ENOTSUP, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
-               PRIx64 ") is enabled, but its table, of %" PRIu32 " entries at "
-               "offset 0x%" PRIx64 ", is not one for this disk: writing would "
-               "make it wrong", c->storage->name, b->name, b->place.v,
-               b->nr_parts, b->table.v);
-  else if (++c->nr > BITMAPS_MAX_FOLLOWED)
-    error_set (ENOTSUP, "%s: more than %d persistent bitmaps are enabled, too "
-               "many to follow what is written", c->storage->name,
-               BITMAPS_MAX_FOLLOWED);
-  else
-    return 0;
-  return -1;
+  return bitmap_check_followed (c->storage, b, &c->nr) == -1 ? -1 : 0;
 }
 
 int

@@ -83,4 +83,12 @@ extern int bitmaps_list (struct storage *s, const struct header *h,
 extern int bitmap_check_table (struct storage *s, const struct header *h,
                                const struct bitmap_info *b);
 
+/* What bitmaps_check_followed asks of one bitmap, where *nr follow already.  Who
+ * reads the directory again asks again: a server may give another one.  Returns
+ * 1 if it has to follow and can, and counts it; 0 if it has not to; -1 with the
+ * error set: ENOTSUP.
+ */
+extern int bitmap_check_followed (struct storage *s,
+                                  const struct bitmap_info *b, unsigned *nr);
+
 #endif /* CORE_QCOW2_BITMAPS_H */

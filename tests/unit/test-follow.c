@@ -36,14 +36,23 @@ static const struct {
   { 9, QCOW2_BITMAP_AUTO }, { 10, QCOW2_BITMAP_AUTO }, { 9, 0 },
 };
 
+/* More of them, like the disabled one. */
+#define MORE BITMAPS_MAX_FOLLOWED
+
 static struct rig rig;
-static uint64_t directory, table[BITMAPS];
+static uint64_t directory, table[BITMAPS + MORE];
 static unsigned cluster_bits;
+
+static unsigned
+kind_of (unsigned bitmap)
+{
+  return bitmap < BITMAPS ? bitmap : DISABLED;
+}
 
 static uint64_t
 parts (unsigned bitmap)
 {
-  const uint64_t bits = DISK_BYTES >> kinds[bitmap].granularity_bits;
+  const uint64_t bits = DISK_BYTES >> kinds[kind_of (bitmap)].granularity_bits;
 
   return (bits + (8 << cluster_bits) - 1) >> (cluster_bits + 3);
 }
@@ -82,15 +91,15 @@ add_bitmap (struct builder *b, unsigned bitmap)
   p = b->data + directory + bitmap * ENTRY;
   put_be64 (p, table[bitmap]);
   put_be32 (p + 8, nr);
-  put_be32 (p + 12, kinds[bitmap].flags);
+  put_be32 (p + 12, kinds[kind_of (bitmap)].flags);
   p[16] = QCOW2_BITMAP_DIRTY_TRACKING;
-  p[17] = kinds[bitmap].granularity_bits;
+  p[17] = kinds[kind_of (bitmap)].granularity_bits;
   put_be16 (p + 18, 1);
   p[24] = 'a' + bitmap;
 }
 
 static void
-build (struct builder *b, unsigned bits)
+build_bitmaps (struct builder *b, unsigned bits, unsigned nr)
 {
   unsigned i;
 
@@ -101,15 +110,21 @@ build (struct builder *b, unsigned bits)
     build_entry (b, i, build_data (b, i + 1), 0);
   }
   directory = build_clusters (b, 1);
-  for (i = 0; i < BITMAPS; ++i)
+  for (i = 0; i < nr; ++i)
     add_bitmap (b, i);
   put_be32 (b->data + EXTENSION, QCOW2_EXT_BITMAPS);
   put_be32 (b->data + EXTENSION + 4, 24);
-  put_be32 (b->data + EXTENSION + 8, BITMAPS);
-  put_be64 (b->data + EXTENSION + 16, BITMAPS * ENTRY);
+  put_be32 (b->data + EXTENSION + 8, nr);
+  put_be64 (b->data + EXTENSION + 16, nr * ENTRY);
   put_be64 (b->data + EXTENSION + 24, directory);
   put_be64 (b->data + 88, QCOW2_AUTOCLEAR_BITMAPS);
   build_finish (b);
+}
+
+static void
+build (struct builder *b, unsigned bits)
+{
+  build_bitmaps (b, bits, BITMAPS);
 }
 
 static void
@@ -525,6 +540,77 @@ test_refused (void)
   check_refused (&b, ENOTSUP, "is not one for this disk");
 }
 
+/* A storage that has another directory from one of its reads on, as NBD servers
+ * may: with more bitmaps enabled than can follow, or with one that is for
+ * another disk.
+ */
+struct directory_change {
+  struct memory_disk *disk;
+  bool too_many;
+  unsigned in; /* so many reads */
+};
+
+static void
+change_directory (struct directory_change *c)
+{
+  uint8_t *d = c->disk->data + directory;
+  unsigned i;
+
+  for (i = 0; c->too_many && i < BITMAPS + MORE; ++i)
+    put_be32 (d + i * ENTRY + 12, QCOW2_BITMAP_AUTO);
+  if (!c->too_many)
+    put_be32 (d + 8, parts (FINE) - 1);
+}
+
+static void
+count_reads (void *opaque, const struct memory_call *call)
+{
+  struct directory_change *c = opaque;
+
+  if (call->kind == MEMORY_READ && call->offset <= directory &&
+      directory - call->offset < call->count && c->in > 0 && --c->in == 0)
+    change_directory (c);
+}
+
+/* Returns false if there are no so many reads. */
+static bool
+open_changing (bool too_many, unsigned read)
+{
+  static const struct writer_options keep = { 0 };
+  struct memory_control control = { 0 };
+  struct directory_change c = { .too_many = too_many, .in = read };
+  struct memory_disk disk;
+  struct builder b;
+  struct image *im;
+  bool changed;
+
+  build_bitmaps (&b, 12, BITMAPS + MORE);
+  memory_disk_init (&disk, b.data, b.size);
+  build_free (&b);
+  c.disk = &disk;
+  control.hook = count_reads;
+  control.opaque = &c;
+  im = open_disk (&disk, &control);
+  if (image_make_writable (im, &keep) == 0)
+    CHECK (c.in > 0);
+  else if (too_many)
+    CHECK_ERROR (ENOTSUP, "too many to follow");
+  changed = c.in == 0;
+  CHECK_OK (image_close (im));
+  memory_disk_free (&disk);
+  return changed;
+}
+
+static void
+test_changing_directory (void)
+{
+  unsigned read;
+
+  for (read = 1; open_changing (true, read) && !check_any_failed (); ++read)
+    CHECK (open_changing (false, read));
+  CHECK (read > 2);
+}
+
 /* A fast zero that is refused changes nothing, bits included. */
 static void
 test_fast (void)
@@ -625,6 +711,7 @@ main (void)
   test_threads ();
   test_new_cluster ();
   test_refused ();
+  test_changing_directory ();
   test_fast ();
   test_full ();
   test_table_is_hole ();

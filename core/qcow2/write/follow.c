@@ -107,18 +107,22 @@ tell_in_use (const struct writer *w, const struct bitmap_info *b)
                   "and is not kept up to date", writer_name (w), b->name);
 }
 
-/* bitmaps_list's.  bitmaps_check_followed has found no fault in the directory.
- */
+/* bitmaps_list's. */
 static int
 add_bitmap (void *opaque, const struct bitmap_info *b)
 {
   struct bit_parts *p = opaque;
   struct writer *w = p->w;
+  const unsigned i = p->nr;
+  int r;
 
   if (b->in_use)
     tell_in_use (w, b);
-  if (b->state != BITMAP_ENABLED)
-    return 0;
+  r = bitmap_check_followed (w->disk->tables, b, &p->nr);
+  if (r == -1)
+    advise (ADVICE_BITMAPS);
+  if (r != 1)
+    return r;
   if (w->bitmaps_shared) {
     error_set (ENOTSUP, "%s: bitmaps have clusters in common, so that \"%s\" "
                "(directory entry at offset 0x%" PRIx64 ") can't follow what is "
@@ -128,7 +132,7 @@ add_bitmap (void *opaque, const struct bitmap_info *b)
   }
   if (check_table (w, b) == -1)
     return -1;
-  p->bitmap[p->nr++] = (struct followed) {
+  p->bitmap[i] = (struct followed) {
     .nr_bits = bitmap_nr_bits (w->header.disk_size, b->granularity_bits),
     .granularity_bits = b->granularity_bits,
     .table = b->table,
