@@ -22,6 +22,7 @@
 #include "disk/extents.h"
 #include "disk/read.h"
 #include "image.h"
+#include "offer.h"
 #include "params.h"
 #include "qcow2/codec.h"
 #include "signals.h"
@@ -146,6 +147,20 @@ open_image (struct image_options *options)
   return im;
 }
 
+/* The export that is the only one must be there. */
+static int
+check_offer (void)
+{
+  const char *name, *export = offer_only (&name);
+  char description[256];
+
+  if (export == NULL ||
+      image_describe (image, export, description, sizeof description) == 0)
+    return 0;
+  nbdkit_error ("only=%s: %s", export, error_message ());
+  return -1;
+}
+
 /* Open here, so that an image which can't be served stops nbdkit before it
  * forks, with its reason on stderr.
  */
@@ -164,7 +179,8 @@ qcow2_get_ready (void)
   if (image == NULL)
     return -1;
   image_each_warning (image, log_warning, NULL);
-  if (params_apply (image) == -1 || creation_keep_when_forked () == -1)
+  if (params_apply (image) == -1 || check_offer () == -1 ||
+      creation_keep_when_forked () == -1)
     return -1;
   passphrases_wipe ();
   warn_of_refusal ();
@@ -201,11 +217,28 @@ add_export (void *opaque, const char *name, const char *description)
   return 0;
 }
 
+/* The only export, by the name that the user has chosen. */
+static int
+list_only (struct nbdkit_exports *exports)
+{
+  const char *name, *export = offer_only (&name);
+  char description[256];
+
+  if (image_describe (image, export, description, sizeof description) == -1) {
+    report_error ();
+    return -1;
+  }
+  return nbdkit_add_export (exports, name, description);
+}
+
 static int
 qcow2_list_exports (int readonly, int is_tls, struct nbdkit_exports *exports)
 {
   struct list_context ctx = { .exports = exports };
+  const char *name;
 
+  if (offer_only (&name) != NULL)
+    return list_only (exports);
   if (image_list (image, add_export, &ctx) == -1) {
     if (!ctx.failed)
       report_error ();
@@ -267,15 +300,11 @@ make_writable (struct handle *h)
   }
 }
 
-static void *
-qcow2_open (int readonly)
+static struct handle *
+open_disk (const char *name, bool readonly)
 {
-  const char *name = nbdkit_export_name ();
-  struct handle *h;
+  struct handle *h = calloc (1, sizeof *h);
 
-  if (name == NULL)
-    return NULL;
-  h = calloc (1, sizeof *h);
   if (h == NULL) {
     nbdkit_error ("out of memory");
     return NULL;
@@ -293,6 +322,21 @@ qcow2_open (int readonly)
   return h;
 }
 
+static void *
+qcow2_open (int readonly)
+{
+  const char *asked = nbdkit_export_name ();
+  const char *name = asked != NULL ? offer_find (asked) : NULL;
+  struct handle *h;
+
+  if (name == NULL || offer_enter () == -1)
+    return NULL;
+  h = open_disk (name, readonly);
+  if (h == NULL)
+    offer_leave ();
+  return h;
+}
+
 static void
 qcow2_close (void *handle)
 {
@@ -300,6 +344,7 @@ qcow2_close (void *handle)
 
   image_close_disk (h->disk);
   free (h);
+  offer_leave ();
 }
 
 static const char *
@@ -351,7 +396,7 @@ qcow2_can_flush (void *handle)
 static int
 qcow2_can_multi_conn (void *handle)
 {
-  return 1;
+  return offer_several ();
 }
 
 static int
