@@ -66,7 +66,7 @@ snapshot_export (struct storage *s, const struct header *h, const char *wanted)
     die ("Failed to load snapshot: Can't find snapshot '%s'", wanted);
   label = found->label != NULL ? found->label : found->id;
   if (snapshots_find (&t, label) != found)
-    die ("snapshot '%s': its ID is not unique", wanted);
+    die ("snapshot '%s': another one is called by its ID: rename one", wanted);
   label = format ("%s%s", IMAGE_SNAPSHOT_PREFIX, label);
   snapshots_free (&t);
   return label;
@@ -80,7 +80,8 @@ look_at_qcow2 (struct disk *d, const struct request *r, struct storage *s)
   struct header h;
 
   if (qcow2_read_header (s, &h) == -1)
-    die ("%s", error_message ());
+    die ("%s%s", error_message (),
+         d->format == DISK_ANY ? "; a raw disk is not guessed: say -f raw" : "");
   if (r->snapshot != NULL)
     d->export = snapshot_export (s, &h, r->snapshot);
   if (d->compress)
@@ -97,18 +98,15 @@ look_at_image (struct disk *d, const struct request *r, struct storage *s)
     format_recognize (all_formats, &qcow2_format, s);
   enum disk_format f;
 
-  if (found == NULL && d->format == DISK_ANY)
-    die ("%s\nA raw disk is not guessed: say -f raw if it is one",
-         error_message ());
   if (found == NULL)
     die ("%s", error_message ());
   f = found == &qcow2_format ? DISK_QCOW2 : DISK_QED;
   if (d->format != DISK_ANY && d->format != f)
     die ("%s: Image is not in %s format", d->file,
          d->format == DISK_QED ? "qed" : "qcow2");
-  d->format = f;
   if (f == DISK_QCOW2)
     look_at_qcow2 (d, r, s);
+  d->format = f;
 }
 
 void
