@@ -10,6 +10,7 @@
 #include <nbdkit-plugin.h>
 
 #include "hints.h"
+#include "offer.h"
 #include "params.h"
 #include "passphrase.h"
 #include "qcow2/codec.h"
@@ -267,6 +268,8 @@ params_set (const char *key, const char *value)
     r = passphrase_set (key, value);
   if (r == 0)
     r = servers_set (key, value);
+  if (r == 0)
+    r = offer_set (key, value);
   if (r != 0)
     return r == -1 ? -1 : 0;
   if (strcmp (key, "file") == 0 || strcmp (key, "uri") == 0 ||

@@ -7,6 +7,7 @@
 
 #include "creation.h"
 #include "image.h"
+#include "offer.h"
 #include "passphrase.h"
 #include "servers.h"
 
@@ -65,6 +66,7 @@ extern void params_free (void);
   "repair=none|leaks|all      Check an image before it is written, and\n" \
   "                           repair it; default: all that is wrong, if\n" \
   "                           it is marked as dirty.\n"              \
+  OFFER_HELP                                                            \
   PASSPHRASE_HELP                                                       \
   SERVERS_HELP                                                            \
   CREATION_HELP

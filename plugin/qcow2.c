@@ -18,14 +18,16 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "creation.h"
-#include "crypto/library.h"
 #include "disk/extents.h"
 #include "disk/read.h"
+#include "dump.h"
+#include "exports.h"
 #include "image.h"
+#include "offer.h"
 #include "params.h"
-#include "qcow2/codec.h"
+#include "report.h"
 #include "signals.h"
-#include "storage/nbd.h"
+#include "start.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -46,34 +48,6 @@ struct handle {
   char description[256];
 };
 
-/* Pass core/'s error on to nbdkit: the errno to the client, and the message
- * to the log unless it is there already.
- */
-static void
-report_error (void)
-{
-  if (error_repeated ())
-    nbdkit_debug ("%s", error_message ());
-  else
-    nbdkit_error ("%s", error_message ());
-  nbdkit_set_error (error_errno ());
-}
-
-/* Notes are not errors but must be seen.  nbdkit logs only errors, apart from
- * what -v shows; and stderr may be a client's socket (nbdkit -s).
- */
-static void
-report_note (const char *text)
-{
-  nbdkit_error ("(not an error) note: %s", text);
-}
-
-static void
-message_hook (const char *text)
-{
-  nbdkit_debug ("%s", text);
-}
-
 static void
 qcow2_load (void)
 {
@@ -87,84 +61,6 @@ qcow2_unload (void)
     nbdkit_error ("closing: %s", error_message ());
   params_free ();
   signals_release ();
-}
-
-static void
-qcow2_dump_plugin (void)
-{
-  const char *libdeflate = codec_libdeflate_version ();
-  const char *isal = codec_isal_version ();
-  const char *gnutls = crypto_library ();
-  const char *libnbd = storage_nbd_library ();
-
-  printf ("qcow2_versions=2,3\n");
-  printf ("qcow2_features=compression-type,extended-l2,snapshot-exports,"
-          "bitmap-exports\n");
-  printf ("qcow2_formats=qcow2,qed\n");
-  printf ("qcow2_backing_formats=raw,qcow2,qed\n");
-  printf ("qcow2_compression=deflate,zstd\n");
-  printf ("qcow2_zlib=%s\n", codec_zlib_version ());
-  printf ("qcow2_libdeflate=%s\n", libdeflate != NULL ? libdeflate : "no");
-  printf ("qcow2_zstd=%s\n", codec_zstd_version ());
-  printf ("qcow2_isal=%s\n", isal != NULL ? isal : "no");
-  printf ("qcow2_encryption=%s\n", gnutls != NULL ? "luks,aes" : "no");
-  printf ("qcow2_gnutls=%s\n", gnutls != NULL ? gnutls : "no");
-  printf ("qcow2_libnbd=%s\n", libnbd != NULL ? libnbd : "no");
-}
-
-/* Warn when the server starts if its first client will be refused.  That is no
- * reason to stop: a plugin learns only from a client whether nbdkit was started
- * with -r, so that nothing is written.
- */
-static void
-warn_of_refusal (void)
-{
-  if (image_look_ahead (image, params_repair (),
-                        params_writer_options ()) == -1)
-    nbdkit_error ("warning: %s (without -r, clients will be refused)",
-                  error_message ());
-}
-
-/* nbdkit logs nothing but errors without -v. */
-static void
-log_warning (void *opaque, const char *text)
-{
-  nbdkit_error ("warning: %s", text);
-}
-
-/* Make the image before, if one is to be made. */
-static struct image *
-open_image (struct image_options *options)
-{
-  struct image *below, *im;
-
-  if (creation_run (options, &below) == -1)
-    return NULL;
-  im = below != NULL ? image_open_made (below, options) : image_open (options);
-  if (im == NULL)
-    nbdkit_error ("%s", error_message ());
-  return im;
-}
-
-/* Open what is to be served, and say what the user must know.  Returns -1 with
- * nbdkit_error called.
- */
-static int
-open_and_check (void)
-{
-  struct image_options options = *params_options ();
-
-  image = open_image (&options);
-  if (image == NULL)
-    return -1;
-  image_each_warning (image, log_warning, NULL);
-  if (params_apply (image) == -1 || creation_keep_when_forked () == -1)
-    return -1;
-  passphrases_wipe ();
-  warn_of_refusal ();
-  /* nbdkit >= 1.42 sends errors to clients while they connect. */
-  image_hide_places (image);
-  return 0;
 }
 
 /* A server that command= starts is a child of this process, and must be one of
@@ -182,59 +78,25 @@ opens_after_fork (void)
 static int
 qcow2_get_ready (void)
 {
-
-  debug_hooks.message = message_hook;
+  debug_hooks.message = report_debug;
   debug_hooks.note = report_note;
   debug_hooks.map = qcow2_debug_map > 0;
   debug_hooks.cache = qcow2_debug_cache > 0;
   advice_choose (params_advice);
-  return opens_after_fork () ? 0 : open_and_check ();
+  return opens_after_fork () ? 0 : start_open (&image);
 }
 
 static int
 qcow2_after_fork (void)
 {
   creation_keep ();
-  return opens_after_fork () ? open_and_check () : 0;
-}
-
-/* nbdkit refuses to list more; those beyond can still be opened. */
-#define MAX_LISTED_EXPORTS 10000
-
-struct list_context {
-  struct nbdkit_exports *exports;
-  unsigned nr;
-  bool failed; /* nbdkit has reported why */
-};
-
-static int
-add_export (void *opaque, const char *name, const char *description)
-{
-  struct list_context *ctx = opaque;
-
-  if (ctx->nr++ >= MAX_LISTED_EXPORTS)
-    return 0;
-  if (nbdkit_add_export (ctx->exports, name, description) == -1) {
-    ctx->failed = true;
-    return -1;
-  }
-  return 0;
+  return opens_after_fork () ? start_open (&image) : 0;
 }
 
 static int
 qcow2_list_exports (int readonly, int is_tls, struct nbdkit_exports *exports)
 {
-  struct list_context ctx = { .exports = exports };
-
-  if (image_list (image, add_export, &ctx) == -1) {
-    if (!ctx.failed)
-      report_error ();
-    return -1;
-  }
-  if (ctx.nr > MAX_LISTED_EXPORTS)
-    nbdkit_debug ("%u exports, of which the first %d are listed", ctx.nr,
-                  MAX_LISTED_EXPORTS);
-  return 0;
+  return exports_list (image, exports);
 }
 
 static const char *
@@ -287,15 +149,11 @@ make_writable (struct handle *h)
   }
 }
 
-static void *
-qcow2_open (int readonly)
+static struct handle *
+open_disk (const char *name, bool readonly)
 {
-  const char *name = nbdkit_export_name ();
-  struct handle *h;
+  struct handle *h = calloc (1, sizeof *h);
 
-  if (name == NULL)
-    return NULL;
-  h = calloc (1, sizeof *h);
   if (h == NULL) {
     nbdkit_error ("out of memory");
     return NULL;
@@ -313,6 +171,21 @@ qcow2_open (int readonly)
   return h;
 }
 
+static void *
+qcow2_open (int readonly)
+{
+  const char *asked = nbdkit_export_name ();
+  const char *name = asked != NULL ? offer_find (asked) : NULL;
+  struct handle *h;
+
+  if (name == NULL || offer_enter () == -1)
+    return NULL;
+  h = open_disk (name, readonly);
+  if (h == NULL)
+    offer_leave ();
+  return h;
+}
+
 static void
 qcow2_close (void *handle)
 {
@@ -320,6 +193,7 @@ qcow2_close (void *handle)
 
   image_close_disk (h->disk);
   free (h);
+  offer_leave ();
 }
 
 static const char *
@@ -371,7 +245,7 @@ qcow2_can_flush (void *handle)
 static int
 qcow2_can_multi_conn (void *handle)
 {
-  return 1;
+  return offer_several ();
 }
 
 static int
@@ -535,7 +409,7 @@ static struct nbdkit_plugin plugin = {
   .config = params_set,
   .config_complete = params_complete,
   .config_help = PARAMS_HELP,
-  .dump_plugin = qcow2_dump_plugin,
+  .dump_plugin = dump_features,
   .get_ready = qcow2_get_ready,
   .after_fork = qcow2_after_fork,
   .load = qcow2_load,

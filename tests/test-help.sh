@@ -8,11 +8,12 @@
 
 "$NBDKIT" "$PLUGIN" --help > "$tmp/help"
 keys="$(sed -n 's/^\([a-z0-9-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
-want='arg backing backing-format backing-passphrase bitmaps cache-size cluster-size command '
+want='arg backing backing-format backing-passphrase bitmaps cache-size clients '
+want+='cluster-size command '
 want+='compat compress compress-level compression-type connections create '
-want+='data-file data-file-raw detect-zeroes discard encrypt '
+want+='data-file data-file-raw detect-zeroes discard encrypt export-name '
 want+='extended-l2 file follow force-share format iter-time lazy-refcounts '
-want+='locking passphrase preallocation refcount-bits repair retry size table-size '
+want+='locking only passphrase preallocation refcount-bits repair retry size table-size '
 want+='timeout unsafe-no-flush uri '
 test "$keys" = "$want" || {
     cat "$tmp/help"
