@@ -130,6 +130,17 @@ expect_refusal 'must be a file' "$PLUGIN" new.qcow2 create=true size=1M \
 test ! -e new.qcow2
 qemu-img create -q -f qcow2 plain.qcow2 1M
 expect_refusal 'no external data file' "$PLUGIN" plain.qcow2 "data-file=$far"
+# What the image's data would be written to is the image, on either end.
+qemu-img create -q -f qcow2 -o data_file=data.raw self.qcow2 4M
+truncate -s 4M self.qcow2
+cp self.qcow2 before.qcow2
+far file self.qcow2
+expect_refusal 'may be the same' "$PLUGIN" self.qcow2 "data-file=$far"
+expect_refusal 'may be the same' "$PLUGIN" "uri=$far" "data-file=$tmp/self.qcow2"
+expect_refusal 'may be the same' "$PLUGIN" "uri=$far" \
+    "data-file=nbd+unix:///other?socket=$sock"
+cmp self.qcow2 before.qcow2
+stop_nbdkit "$far_pid"
 # What an image names is never connected to.
 "$PYTHON" - image.qcow2 <<'PY'
 import sys

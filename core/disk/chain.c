@@ -13,6 +13,7 @@
 #include "disk/backing-name.h"
 #include "disk/chain.h"
 #include "disk/name-gate.h"
+#include "disk/uses.h"
 #include "storage/open.h"
 
 static void *
@@ -142,37 +143,6 @@ format_recorded (const struct layer *l)
   return l->backing_format != NULL ? l->backing_format : "";
 }
 
-/* A file has one use only: one that is another one's data would change with
- * that.
- */
-static int
-check_other_uses (const struct chain *c, const struct storage *s, bool is_data)
-{
-  unsigned i;
-
-  for (i = 0; i < c->nr; ++i) {
-    const struct layer *l = c->layer[i];
-    const char *name;
-
-    if (l == NULL) /* it is not made yet */
-      continue;
-    name = l->tables->name;
-    if (l->data_file != l->tables && storage_same (l->data_file, s))
-      error_set (EINVAL, "%s: it is the external data file of %s already",
-                 s->name, name);
-    else if (!storage_same (l->tables, s))
-      continue;
-    else if (is_data)
-      error_set (EINVAL, "%s: it can't be an external data file, since it is "
-                 "the image %s", s->name, name);
-    else
-      error_set (EINVAL, "%s: the backing chain is a loop: it comes back to "
-                 "%s", s->name, name);
-    return -1;
-  }
-  return 0;
-}
-
 /* The permissions that QEMU takes on a file it reads, too.  Of those on an
  * image it denies more than of those on a data file, which it lets others
  * write.
@@ -234,7 +204,7 @@ static struct layer *
 new_layer (const struct chain *c, unsigned id, struct storage *s,
            const struct format_ops *format, struct shared *shared)
 {
-  if (check_other_uses (c, s, false) == -1 ||
+  if (uses_check (c->layer, c->nr, s, format) == -1 ||
       lock (c, s, STORAGE_WRITE | STORAGE_RESIZE) == -1 ||
       check_depth (s, id) == -1)
     return NULL;
@@ -285,7 +255,7 @@ add_first (struct chain *c, struct storage *s, const struct format_ops *format,
 static int
 set_data (const struct chain *c, struct layer *l, struct storage *s)
 {
-  if (check_other_uses (c, s, true) == -1 ||
+  if (uses_check (c->layer, c->nr, s, NULL) == -1 ||
       lock (c, s, STORAGE_RESIZE) == -1) {
     storage_close (s);
     return -1;

@@ -396,7 +396,7 @@ far_identify (const struct storage *s, struct storage_identity *id)
 
   *id = (struct storage_identity) {
     f->pool.uri != NULL ? far_kind : own_kind,
-    { f->identity[0], f->identity[1] },
+    { f->identity[0], f->identity[1] }, true,
   };
 }
 

@@ -495,6 +495,29 @@ storage_same (const struct storage *a, const struct storage *b)
     ia.number[1] == ib.number[1];
 }
 
+int
+storage_may_be_same (struct storage *a, struct storage *b, uint64_t bytes,
+                     bool *may)
+{
+  static const uint8_t zeros[4096];
+  uint8_t of_a[sizeof zeros], of_b[sizeof zeros];
+  struct host_off at = { 0 };
+  bool equal = true, all_zeros = true;
+
+  *may = false;
+  if (!identify (a).uncertain && !identify (b).uncertain)
+    return 0;
+  for (; equal && at.v < bytes; at.v += sizeof zeros) {
+    if (storage_read (a, of_a, sizeof of_a, at) == -1 ||
+        storage_read (b, of_b, sizeof of_b, at) == -1)
+      return -1;
+    equal = memcmp (of_a, of_b, sizeof of_a) == 0;
+    all_zeros &= memcmp (of_a, zeros, sizeof zeros) == 0;
+  }
+  *may = equal && !all_zeros;
+  return 0;
+}
+
 uint32_t
 storage_block_size (const struct storage *s)
 {

@@ -55,6 +55,7 @@ enum storage_locking {
 struct storage_identity {
   const void *kind; /* compared, not looked at */
   uint64_t number[2];
+  bool uncertain; /* others, of any kind, may be the same place */
 };
 
 /* Pieces of memory for contiguous bytes. */
@@ -206,6 +207,13 @@ extern int storage_check_writable (const struct storage *s);
 
 /* True if both are of the same bytes, such as the same file of the host. */
 extern bool storage_same (const struct storage *a, const struct storage *b);
+
+/* Whether both may be of the same bytes though storage_same can't tell, since one
+ * of them is on a server, whose names nobody knows: they begin with the same
+ * bytes, so many, which are not all zeros.  Returns -1 with the error set.
+ */
+extern int storage_may_be_same (struct storage *a, struct storage *b,
+                                uint64_t bytes, bool *may);
 
 /* What requests are best aligned to: what it can read and write at least, in
  * offset and length.  Smaller ones are still done, with more work.

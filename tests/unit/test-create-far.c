@@ -110,18 +110,28 @@ check_below_refused (const struct image_options *options, const char *part)
   (void) image_close (below);
 }
 
-/* Two URIs may lead to the same. */
+/* Another URI that leads to the same. */
+static char other[256];
+
 static void
-test_same (void)
+name_other (const struct far_nbdkit *server)
+{
+  snprintf (other, sizeof other, "nbd+unix:///other?%s",
+            strchr (server->uri, '?') + 1);
+}
+
+/* Two URIs may lead to the same, of which the first byte that is not zero is
+ * anywhere.
+ */
+static void
+test_same (uint64_t offset)
 {
   struct image_options options = { .cache_size = CACHE_MIN_BYTES };
   struct far_nbdkit server;
   struct image *below;
-  char other[256];
 
   far_start (&server, "memory 4M");
-  snprintf (other, sizeof other, "nbd+unix:///other?%s",
-            strchr (server.uri, '?') + 1);
+  name_other (&server);
   options.chain.file = other;
   options.chain.backing = server.uri;
   options.chain.backing_format = "raw";
@@ -129,10 +139,41 @@ test_same (void)
   below = image_open_below (&options); /* zeros tell nothing */
   CHECK (below != NULL);
   (void) image_close (below);
-  write_byte (&server, 4095);
+  write_byte (&server, offset);
   check_below_refused (&options, "may be the same");
   options.chain.file = server.uri;
   check_below_refused (&options, "its own backing file");
+  far_end (&server);
+}
+
+/* What would be written to the data file would be written to the image. */
+static void
+test_data_in_itself (void)
+{
+  struct image_options options = { .cache_size = CACHE_MIN_BYTES };
+  struct create_options o = CREATE_DEFAULTS;
+  struct far_nbdkit server, data;
+  struct image *im;
+
+  o.size = 65536;
+  o.data_file = "/nowhere";
+  far_start (&server, "memory 4M");
+  far_start (&data, "memory 4M");
+  name_other (&server);
+  CHECK_OK (create_far (server.uri, false, &o, &defaults));
+  options.chain.file = server.uri;
+  options.chain.data_file = other;
+  options.chain.nbd = defaults;
+  im = image_open (&options);
+  CHECK (im == NULL);
+  if (im == NULL)
+    CHECK_ERROR (EINVAL, "may be the same");
+  (void) image_close (im);
+  options.chain.data_file = data.uri;
+  im = image_open (&options);
+  CHECK (im != NULL);
+  CHECK_OK (image_close (im));
+  far_end (&data);
   far_end (&server);
 }
 
@@ -147,6 +188,8 @@ main (void)
   }
   test_data ();
   test_room ();
-  test_same ();
+  test_same (4095);
+  test_same (1048575);
+  test_data_in_itself ();
   return check_result ();
 }
