@@ -113,10 +113,13 @@ add_filters (struct arguments *a, const struct request *r,
     arguments_add (a, "--filter=exitlast");
   if (r->description != NULL || is_raw (d))
     arguments_add (a, "--filter=exportname");
-  if (is_raw (d) && r->clients != 0)
-    arguments_add (a, "--filter=limit");
-  if (is_raw (d) && r->clients == 1)
+  /* The limit filter does not let clients wait, but refuses one that comes
+   * right after another has left.
+   */
+  if (is_raw (d) && r->clients == 1) {
+    arguments_add (a, "--filter=noparallel");
     arguments_add (a, "--filter=multi-conn");
+  }
   if (r->throw_away && !r->read_only)
     arguments_add (a, "--filter=cow");
   if (r->writethrough)
@@ -144,10 +147,10 @@ add_filter_parameters (struct arguments *a, const struct request *r,
   arguments_add (a, "exportname-strict=true");
   arguments_add (a, "exportname-list=explicit");
   add_parameter (a, "exportname", r->export_name);
-  if (r->clients != 0)
-    arguments_add (a, format ("limit=%u", r->clients));
-  if (r->clients == 1)
+  if (r->clients == 1) {
+    arguments_add (a, "serialize=connections");
     arguments_add (a, "multi-conn-mode=disable");
+  }
 }
 
 static void

@@ -133,6 +133,7 @@ void
 disk_lock_raw (const struct disk *d, const struct request *r)
 {
   const bool write = !r->read_only && !r->throw_away;
+  const unsigned denies = STORAGE_RESIZE;
   unsigned uses = STORAGE_CONSISTENT_READ;
   int fd;
 
@@ -143,7 +144,7 @@ disk_lock_raw (const struct disk *d, const struct request *r)
   fd = open (d->file, write ? O_RDWR : O_RDONLY);
   if (fd == -1)
     die ("Could not open '%s': %s", d->file, strerror (errno));
-  switch (locks_take (fd, d->force_share ? 0 : uses, 0, -1, 0)) {
+  switch (locks_take (fd, uses, d->force_share ? 0 : denies, -1, 0)) {
   case LOCKS_TAKEN:
     break;
   case LOCKS_CONFLICT:

@@ -74,7 +74,7 @@ says '[file][file=,odd=,name]' --image-opts \
     driver=raw,file.driver=file,file.filename=,,odd=,,name
 says '[file][file=,odd=,name]' \
     'json:{"file":{"driver":"file","filename":"\u002codd=,name"},"driver":"raw"}'
-says '[--filter=exitlast][--filter=exportname][--filter=limit][--filter=multi-conn][file][file=raw.img][exportname-strict=true][exportname-list=explicit][exportname=][limit=1][multi-conn-mode=disable]' \
+says '[--filter=exitlast][--filter=exportname][--filter=noparallel][--filter=multi-conn][file][file=raw.img][exportname-strict=true][exportname-list=explicit][exportname=][serialize=connections][multi-conn-mode=disable]' \
     -f raw raw.img
 says '[offset=1536][range=2560]' -o 0x200 \
     --image-opts driver=raw,offset=1k,size=3k,file.filename=raw.img
