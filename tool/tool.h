@@ -19,6 +19,14 @@ enum {
   TOOL_LEAKS = 3,
 };
 
+/* What `snapshot' is to do. */
+enum tool_snapshot {
+  SNAPSHOT_LIST, /* the default */
+  SNAPSHOT_CREATE,
+  SNAPSHOT_APPLY,
+  SNAPSHOT_DELETE,
+};
+
 struct tool_options {
   const char *file;
   const char *format; /* that it must be of; NULL: any that is known */
@@ -29,6 +37,9 @@ struct tool_options {
   bool repair; /* check */
   enum repair_mode mode;
   unsigned messages; /* check: to be printed */
+  enum tool_snapshot snapshot; /* snapshot */
+  bool acts;         /* snapshot: that was said */
+  const char *name;  /* snapshot: of which one */
   enum follow follow; /* info, map */
   const char *data_file; /* info, map: NULL: what the image names */
 
@@ -42,6 +53,7 @@ struct tool_options {
 extern int tool_check (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
+extern int tool_snapshot (const struct tool_options *o);
 
 /* Advice in terms of options, for advice_choose. */
 extern const char *const tool_advice[];
@@ -57,6 +69,9 @@ extern int tool_failed (void);
  */
 extern int tool_check_format (const struct tool_options *o,
                               const char *format);
+
+/* The same for commands that are for qcow2 alone. */
+extern int tool_check_qcow2 (const struct tool_options *o, struct storage *s);
 
 /* Open only the image, with QEMU's locks for reading or writing.  Returns NULL
  * with the error set.

@@ -19,6 +19,9 @@ struct snapshot {
   uint64_t disk_size; /* in bytes */
   uint64_t vm_state_size;
   uint32_t date_sec; /* since the epoch */
+  uint32_t date_nsec;
+  uint64_t vm_clock_nsec;
+  uint64_t icount; /* instructions; UINT64_MAX: not known */
 
   /* Its name for clients: the name or, where that is empty, not unique or not
    * valid UTF-8, the ID; NULL if that won't do either.

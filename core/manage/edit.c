@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "manage/edit.h"
+#include "qcow2/qcow2.h"
+
+/* L1 and refcount tables are read through it once, from start to end. */
+#define CACHE_BYTES (UINT64_C (1) << 20)
+
+/* ----------------------------------------------------------------- opening */
+
+/* What can't be followed by a change is not changed. */
+static int
+check_followed (struct edit *e)
+{
+  const struct writer_options any_bitmaps = { .invalidate_bitmaps = true };
+  uint32_t i;
+
+  if (e->header.has_data_file) {
+    error_set (ENOTSUP, "%s: it has an external data file (incompatible "
+               "feature bit 2), which this command does not support",
+               e->storage->name);
+    return -1;
+  }
+  if (writer_check_header (e->storage, &e->header, &any_bitmaps) == -1 ||
+      snapshots_read (&e->snapshots, &e->header, e->storage) == -1)
+    return -1;
+  for (i = 0; i < e->snapshots.nr; ++i) {
+    if (snapshot_check (&e->snapshots.snapshot[i], &e->header,
+                        e->storage) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+open_writer (struct edit *e)
+{
+  const struct writer_options options = { .invalidate_bitmaps = true };
+  struct layer *l = &e->disk.layer;
+
+  e->shared.epoch = &e->epoch;
+  e->shared.cache = cache_new (CACHE_BYTES);
+  if (e->shared.cache == NULL)
+    return -1;
+  l->format = &qcow2_format;
+  l->tables = l->data = l->data_file = e->storage;
+  l->size = e->header.disk_size;
+  l->shared = &e->shared;
+  map_init (&e->disk.map, &e->header, e->storage, 0, e->shared.cache,
+            e->header.l1_offset, e->header.l1_size);
+  e->writer = writer_open (l, &e->header, &e->snapshots, &options);
+  return e->writer == NULL ? -1 : 0;
+}
+
+int
+edit_open (struct edit *e, struct storage *s)
+{
+  *e = (struct edit) { .storage = s };
+  epoch_init (&e->epoch);
+  if (qcow2_read_header (s, &e->header) == -1 ||
+      storage_read (s, e->sector, sizeof e->sector,
+                    (struct host_off) { 0 }) == -1 ||
+      check_followed (e) == -1 || open_writer (e) == -1) {
+    edit_close (e);
+    return -1;
+  }
+  e->format = e->disk.map.format;
+  return 0;
+}
+
+void
+edit_close (struct edit *e)
+{
+  (void) writer_close (e->writer); /* it has begun nothing */
+  cache_free (e->shared.cache);
+  snapshots_free (&e->snapshots);
+  epoch_destroy (&e->epoch);
+}
+
+/* -------------------------------------------------------------- the header */
+
+static int
+write_hint (struct edit *e, uint8_t value)
+{
+  return e->header.hint.v == 0 ? 0
+    : storage_write (e->storage, &value, sizeof value, e->header.hint);
+}
+
+int
+edit_switch (struct edit *e)
+{
+  if (storage_flush (e->storage) == -1 ||
+      storage_write (e->storage, e->sector, sizeof e->sector,
+                     (struct host_off) { 0 }) == -1)
+    return -1;
+  return storage_flush (e->storage);
+}
+
+int
+edit_begin (struct edit *e)
+{
+  struct header *h = &e->header;
+
+  if (e->begun)
+    return 0;
+  if (write_hint (e, HEADER_HINT_SET) == -1)
+    return -1;
+  /* The hint may be in the same sector. */
+  if (h->hint.v != 0 && h->hint.v < sizeof e->sector)
+    e->sector[h->hint.v] = HEADER_HINT_SET;
+  if (h->version >= 3) {
+    struct header known = *h;
+
+    known.autoclear &= writer_has_bitmaps (h) ? QCOW2_AUTOCLEAR_BITMAPS : 0;
+    header_encode_features (&known, e->sector + HEADER_FEATURES_OFFSET);
+  }
+  e->begun = true;
+  return edit_switch (e);
+}
+
+void
+edit_set_disk (struct edit *e, uint64_t size, uint32_t l1_entries,
+               struct host_off l1)
+{
+  put_be64 (e->sector + HEADER_DISK_SIZE_OFFSET, size);
+  put_be32 (e->sector + HEADER_L1_SIZE_OFFSET, l1_entries);
+  put_be64 (e->sector + HEADER_L1_TABLE_OFFSET, l1.v);
+}
+
+void
+edit_set_snapshots (struct edit *e, uint32_t nr, struct host_off table)
+{
+  put_be32 (e->sector + HEADER_NR_SNAPSHOTS_OFFSET, nr);
+  put_be64 (e->sector + HEADER_SNAPSHOTS_OFFSET, table.v);
+}
+
+void
+edit_set_dirty (struct edit *e, bool dirty)
+{
+  uint8_t *p = e->sector + HEADER_FEATURES_OFFSET;
+
+  if (e->header.version < 3)
+    return;
+  put_be64 (p, (get_be64 (p) & ~QCOW2_INCOMPAT_DIRTY) |
+            (dirty ? QCOW2_INCOMPAT_DIRTY : 0));
+}
+
+/* ---------------------------------------------------------------- clusters */
+
+void
+edit_keep_error (struct edit_error *kept)
+{
+  kept->err = error_errno ();
+  snprintf (kept->text, sizeof kept->text, "%s", error_text ());
+}
+
+void
+edit_set_error (const struct edit_error *kept)
+{
+  error_set (kept->err, "%s", kept->text);
+}
+
+/* Give up what was taken, through the allocator that took it: the error that is
+ * set stays, unless this fails, too.
+ */
+static void
+take_back (struct edit *e, const struct edit_space *space, unsigned nr)
+{
+  struct edit_error kept;
+  unsigned i;
+
+  edit_keep_error (&kept);
+
+  for (i = 0; i < nr; ++i) {
+    const struct freed f = {
+      .host = space[i].at, .nr = edit_clusters (e, space[i].bytes),
+      .is_table = true, .bytes = space[i].bytes,
+    };
+
+    (void) writeback_free (&e->writer->writeback, &f, 1);
+  }
+  if (alloc_close (&e->writer->alloc) == 0)
+    edit_set_error (&kept);
+}
+
+int
+edit_take (struct edit *e, struct edit_space *space, unsigned nr)
+{
+  struct writer *w = e->writer;
+  struct alloc_clusters out;
+  unsigned i;
+  int r = edit_begin (e);
+
+  for (i = 0; r == 0 && i < nr; ++i) {
+    r = alloc_take_contiguous (&w->alloc, edit_clusters (e, space[i].bytes),
+                               &out);
+    space[i].at = out.host;
+    if (r == -1) {
+      take_back (e, space, i);
+      return writer_failed (w);
+    }
+  }
+  if (r == 0 && alloc_close (&w->alloc) == -1)
+    r = writer_failed (w);
+  return r;
+}
+
+int
+edit_fill (struct edit *e, const struct edit_space *space, const void *table)
+{
+  const uint64_t end = edit_clusters (e, space->bytes)
+    << e->header.cluster_bits;
+  const struct host_off rest = { space->at.v + space->bytes };
+
+  if (storage_write (e->storage, table, space->bytes, space->at) == -1)
+    return -1;
+  return end == space->bytes ? 0
+    : storage_zero (e->storage, rest, end - space->bytes, false);
+}
+
+/* Nothing refers to them: a failure leaves leaks. */
+static int
+give_back (struct edit *e, const struct edit_space *space, unsigned nr)
+{
+  struct refs refs;
+  struct header h;
+  unsigned i;
+  int r = 0;
+
+  if (qcow2_read_header (e->storage, &h) == -1 ||
+      refs_open (&refs, e->storage, &h) == -1)
+    return -1;
+  for (i = 0; r == 0 && i < nr; ++i)
+    r = refs_change (&refs, space[i].at.v >> h.cluster_bits,
+                     edit_clusters (e, space[i].bytes), -1);
+  if (r == 0)
+    r = edit_write_refs (e, &refs);
+  if (r == 0)
+    r = edit_end (e, &refs);
+  refs_close (&refs);
+  return r;
+}
+
+void
+edit_give_back (struct edit *e, const struct edit_space *space, unsigned nr)
+{
+  struct edit_error kept;
+
+  edit_keep_error (&kept);
+  (void) give_back (e, space, nr);
+  edit_set_error (&kept);
+}
+
+/* --------------------------------------------------------------- refcounts */
+
+int
+edit_write_refs (struct edit *e, struct refs *refs)
+{
+  return refs_write (refs) == -1 ? -1 : storage_flush (e->storage);
+}
+
+int
+edit_check_freed (struct edit *e, const struct refs *refs, bool l2_tables)
+{
+  size_t i;
+  uint64_t c;
+
+  for (i = 0; i < refs->nr_freed; ++i) {
+    const struct refs_run *run = &refs->freed[i];
+
+    for (c = run->first; c < run->first + run->nr; ++c) {
+      const struct host_off at = { c << e->header.cluster_bits };
+      const enum metadata kind = overlap_find (&e->writer->overlap, at, 1);
+
+      if (kind == METADATA_NONE ||
+          (l2_tables && (kind == METADATA_L2 || kind == METADATA_SHARED_L2)))
+        continue;
+      error_set (EIO, "%s: damaged: the cluster at offset 0x%" PRIx64
+                 " would be free, but it holds %s", e->storage->name, at.v,
+                 overlap_name (kind));
+      return -1;
+    }
+  }
+  return 0;
+}
+
+int
+edit_end (struct edit *e, const struct refs *refs)
+{
+  const unsigned bits = e->header.cluster_bits;
+  size_t i;
+
+  for (i = 0; i < refs->nr_freed; ++i)
+    (void) storage_punch (e->storage,
+                          (struct host_off) { refs->freed[i].first << bits },
+                          refs->freed[i].nr << bits);
+  /* Leaks from before are still to be looked for. */
+  if (!e->header.hint_set && write_hint (e, HEADER_HINT_ENDED) == -1)
+    return -1;
+  return storage_flush (e->storage);
+}

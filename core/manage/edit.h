@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* A qcow2 image that is changed while nobody serves it: what all commands have
+ * in common that change more than its data.
+ *
+ * A command computes everything in memory first, where it may find that the
+ * image is damaged or that something does not fit; then takes the clusters that
+ * it needs, fills them, and switches to them by one write of the header's first
+ * sector.  Only what can't fail for want of space comes after that.
+ *
+ * One thread, no locks.
+ */
+
+#ifndef CORE_MANAGE_EDIT_H
+#define CORE_MANAGE_EDIT_H
+
+#include "base/epoch.h"
+#include "disk/layer.h"
+#include "manage/refs.h"
+#include "qcow2/disk.h"
+#include "qcow2/header.h"
+#include "qcow2/snapshot.h"
+#include "qcow2/write/writer.h"
+#include "storage/storage.h"
+
+#define EDIT_SECTOR 512
+
+struct edit {
+  struct storage *storage;
+  struct header header; /* as it was when the image was opened */
+  struct snapshots snapshots;
+  struct entry_format format;
+  uint8_t sector[EDIT_SECTOR]; /* the file's first, as it is or will be */
+  bool begun;
+
+  /* Its allocator takes clusters, and its overlap table knows what holds
+   * metadata.  Nothing else of it is used, and neither is after edit_take.
+   */
+  struct writer *writer;
+  struct epoch epoch;
+  struct shared shared;
+  struct qcow2_disk disk;
+};
+
+/* Open the image in a storage that is writable and locked, which stays the
+ * caller's.  Nothing is written.  Returns -1 with the error set, and e closed:
+ * ENOTSUP if it is marked as dirty or corrupt or has an external data file,
+ * EINVAL or EIO for damage, ENOMEM.
+ */
+extern int edit_open (struct edit *e, struct storage *s);
+extern void edit_close (struct edit *e);
+
+/* To be called before the first change: unknown autoclear bits are cleared
+ * (I8), and the hint that there is a writer is set, durably.  Returns -1 with
+ * the error set.
+ */
+extern int edit_begin (struct edit *e);
+
+/* Take contiguous clusters for each of nr tables of so many bytes (> 0), with
+ * refcounts of 1 that are durable.  Calls edit_begin.  To be called once.
+ * Returns -1 with the error set; then they are leaked at most.
+ */
+struct edit_space {
+  uint64_t bytes;
+  struct host_off at;
+};
+extern int edit_take (struct edit *e, struct edit_space *space, unsigned nr);
+
+/* Write a table to clusters that were taken, with zeros up to the end of the
+ * last.  Not durable.  Returns -1 with the error set.
+ */
+extern int edit_fill (struct edit *e, const struct edit_space *space,
+                      const void *table);
+
+/* The error that is set, kept while something else is tried. */
+struct edit_error {
+  int err;
+  char text[512];
+};
+extern void edit_keep_error (struct edit_error *kept);
+extern void edit_set_error (const struct edit_error *kept);
+
+/* Give back clusters that nothing refers to, after a failure that leaves the
+ * storage usable: the error that is set stays.  What can't be given back is
+ * leaked.
+ */
+extern void edit_give_back (struct edit *e, const struct edit_space *space,
+                            unsigned nr);
+
+/* Change fields of e->sector. */
+extern void edit_set_disk (struct edit *e, uint64_t size, uint32_t l1_entries,
+                           struct host_off l1);
+extern void edit_set_snapshots (struct edit *e, uint32_t nr,
+                                struct host_off table);
+
+/* Mark it as dirty, or not any more; version 2 has no such bit. */
+extern void edit_set_dirty (struct edit *e, bool dirty);
+
+/* Write e->sector, after all that was written before is durable; it is durable,
+ * too, then.  Returns -1 with the error set.
+ */
+extern int edit_switch (struct edit *e);
+
+/* Write the changed refcounts, durably.  Returns -1 with the error set. */
+extern int edit_write_refs (struct edit *e, struct refs *refs);
+
+/* Check that no cluster that refs would set free is metadata, but for L2 tables
+ * of the live disk if these may be.  Returns -1 with the error set: EIO.
+ */
+extern int edit_check_freed (struct edit *e, const struct refs *refs,
+                             bool l2_tables);
+
+/* All went well: the hint is cleared, and holes are punched where refs has set
+ * clusters free, durably.  Returns -1 with the error set.
+ */
+extern int edit_end (struct edit *e, const struct refs *refs);
+
+/* How many clusters these bytes take. */
+static inline uint64_t
+edit_clusters (const struct edit *e, uint64_t bytes)
+{
+  return (bytes + e->header.cluster_size - 1) >> e->header.cluster_bits;
+}
+
+#endif /* CORE_MANAGE_EDIT_H */
