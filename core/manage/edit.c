@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "manage/edit.h"
+#include "qcow2/bitmaps.h"
 #include "qcow2/qcow2.h"
 
 /* L1 and refcount tables are read through it once, from start to end. */
@@ -38,6 +39,24 @@ check_followed (struct edit *e)
       return -1;
   }
   return 0;
+}
+
+int
+edit_check_bitmaps (const struct edit *e, bool changed, bool resized)
+{
+  bool follow;
+
+  if (bitmaps_must_follow (e->storage, &e->header, &follow) == -1)
+    return -1;
+  if (changed && follow)
+    error_set (ENOTSUP, "%s: it has persistent bitmaps that are enabled, which "
+               "this would make wrong", e->storage->name);
+  else if (resized && writer_has_bitmaps (&e->header))
+    error_set (ENOTSUP, "%s: it has persistent bitmaps, which would be for a "
+               "disk of another size", e->storage->name);
+  else
+    return 0;
+  return -1;
 }
 
 static int
@@ -231,16 +250,13 @@ static int
 give_back (struct edit *e, const struct edit_space *space, unsigned nr)
 {
   struct refs refs;
-  struct header h;
   unsigned i;
   int r = 0;
 
-  if (qcow2_read_header (e->storage, &h) == -1 ||
-      refs_open (&refs, e->storage, &h) == -1)
+  if (edit_open_refs (e, &refs) == -1)
     return -1;
   for (i = 0; r == 0 && i < nr; ++i)
-    r = refs_change (&refs, space[i].at.v >> h.cluster_bits,
-                     edit_clusters (e, space[i].bytes), -1);
+    r = edit_drop (e, &refs, space[i].at, space[i].bytes);
   if (r == 0)
     r = edit_write_refs (e, &refs);
   if (r == 0)
@@ -260,6 +276,23 @@ edit_give_back (struct edit *e, const struct edit_space *space, unsigned nr)
 }
 
 /* --------------------------------------------------------------- refcounts */
+
+int
+edit_open_refs (const struct edit *e, struct refs *refs)
+{
+  struct header h;
+
+  return qcow2_read_header (e->storage, &h) == -1 ? -1
+    : refs_open (refs, e->storage, &h);
+}
+
+int
+edit_drop (const struct edit *e, struct refs *refs, struct host_off at,
+           uint64_t bytes)
+{
+  return refs_change (refs, at.v >> e->header.cluster_bits,
+                      edit_clusters (e, bytes), -1);
+}
 
 int
 edit_write_refs (struct edit *e, struct refs *refs)

@@ -101,6 +101,24 @@ extern void edit_set_dirty (struct edit *e, bool dirty);
  */
 extern int edit_switch (struct edit *e);
 
+/* Check that persistent bitmaps will still be right if the disk is changed or
+ * resized: they tell what has changed since some moment, and are for a disk of
+ * one size.  Returns -1 with the error set: ENOTSUP if not.
+ */
+extern int edit_check_bitmaps (const struct edit *e, bool changed,
+                               bool resized);
+
+/* Read the refcounts as they are on the disk now: edit_take may have moved
+ * their table.  Returns -1 with the error set.
+ */
+extern int edit_open_refs (const struct edit *e, struct refs *refs);
+
+/* A table of so many bytes is not in use any more.  Returns -1 with the error
+ * set, as refs_change.
+ */
+extern int edit_drop (const struct edit *e, struct refs *refs,
+                      struct host_off at, uint64_t bytes);
+
 /* Write the changed refcounts, durably.  Returns -1 with the error set. */
 extern int edit_write_refs (struct edit *e, struct refs *refs);
 
