@@ -26,6 +26,7 @@ static const char usage[] =
   "  info     print its header, snapshots, bitmaps and backing files\n"
   "  map      print what is where in it\n"
   "  snapshot list, make, apply and delete internal snapshots\n"
+  "  resize   give its disk another size\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
@@ -110,6 +111,23 @@ static const char snapshot_usage[] =
   "  -U, --force-share        -l: even if another process writes the image\n"
   "\n"
   "After a power cut the image is as before or as after, and clusters may be\n"
+  "leaked.  Images that are marked as dirty or corrupt want a repair first.\n";
+
+static const char resize_usage[] =
+  "Usage: " NAME " resize [--shrink] [OPTION...] IMAGE [+|-]SIZE\n"
+  "\n"
+  "Gives the disk of an image that nobody serves another size: SIZE bytes, or so\n"
+  "many more (+) or fewer (-); suffixes k, M, G, T, P and E are powers of 1024.\n"
+  "\n"
+  "      --shrink             what is beyond a smaller size may be lost\n"
+  "      --follow=none|beneath|any\n"
+  "                           for growing an image with a backing file, whose\n"
+  "                           size must be known (none)\n"
+  "      --backing-format=raw|qcow2|qed\n"
+  "                           the format of that; again for each below it\n"
+  "  -q, --quiet              print errors only\n"
+  "\n"
+  "After a power cut the size is as before or as after, and clusters may be\n"
   "leaked.  Images that are marked as dirty or corrupt want a repair first.\n";
 
 void
@@ -255,6 +273,7 @@ enum {
   OPT_FOLLOW,
   OPT_BACKING_FORMAT,
   OPT_DATA_FILE,
+  OPT_SHRINK,
   OPT_HELP,
   OPT_VERSION,
 };
@@ -269,6 +288,7 @@ static const struct option long_options[] = {
   { "follow", required_argument, NULL, OPT_FOLLOW },
   { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
   { "data-file", required_argument, NULL, OPT_DATA_FILE },
+  { "shrink", no_argument, NULL, OPT_SHRINK },
   { "list", no_argument, NULL, 'l' },
   { "create", required_argument, NULL, 'c' },
   { "apply", required_argument, NULL, 'a' },
@@ -314,6 +334,9 @@ parse_option (struct tool_options *o, int option)
   case OPT_DATA_FILE:
     o->data_file = optarg;
     break;
+  case OPT_SHRINK:
+    o->shrink = true;
+    break;
   case 'l':
     parse_snapshot (o, SNAPSHOT_LIST);
     break;
@@ -343,6 +366,7 @@ check_options_of (const char *command, const struct tool_options *o)
 {
   const bool check = strcmp (command, "check") == 0;
   const bool snapshot = strcmp (command, "snapshot") == 0;
+  const bool resize = strcmp (command, "resize") == 0;
   const bool one_file = check || snapshot;
 
   if (!check && (o->repair || o->progress))
@@ -353,8 +377,14 @@ check_options_of (const char *command, const struct tool_options *o)
     wrong (command, " does not take --follow: it looks at one file");
   if (one_file && o->nr_formats > 0)
     wrong (command, " does not take --backing-format: it looks at one file");
-  if (one_file && o->data_file != NULL)
-    wrong (command, " does not take --data-file: it looks at one file");
+  if ((one_file || resize) && o->data_file != NULL)
+    wrong (command, " does not take --data-file");
+  if (!resize && o->shrink)
+    wrong (command, " does not take --shrink");
+  if (resize && o->force_share)
+    wrong (command, " does not take --force-share");
+  if (resize && o->json)
+    wrong (command, " does not take --output=json");
   if (o->repair && o->force_share)
     wrong ("--repair and --force-share ", "exclude each other");
   if (snapshot && o->snapshot != SNAPSHOT_LIST && o->force_share)
@@ -370,6 +400,7 @@ static const struct command {
   { "info", tool_info, info_usage },
   { "map", tool_map, map_usage },
   { "snapshot", tool_snapshot, snapshot_usage },
+  { "resize", tool_resize, resize_usage },
 };
 
 static const struct command *
@@ -407,11 +438,25 @@ run (int argc, char *argv[], struct tool_options *o)
   c = find_command (argv[0]);
   if (argc == 1)
     wrong (c->name, ": an image is wanted");
+  if (c->run == tool_resize && o->size == NULL)
+    wrong (c->name, ": a size is wanted, as the last argument");
   if (argc > 2)
     wrong (c->name, ": one image at a time");
   o->file = argv[1];
   check_options_of (c->name, o);
   return c->run (o);
+}
+
+/* The size that `resize' is to give comes last, and may look like an option. */
+static void
+take_size (struct tool_options *o, int *argc, char *argv[])
+{
+  int i = 1;
+
+  while (i < *argc && argv[i][0] == '-')
+    i++;
+  if (i + 2 < *argc && strcmp (argv[i], "resize") == 0)
+    o->size = argv[--*argc];
 }
 
 int
@@ -424,6 +469,7 @@ main (int argc, char *argv[])
   /* Exceeding the limit on file sizes makes the write fail instead. */
   signal (SIGXFSZ, SIG_IGN);
   advice_choose (tool_advice);
+  take_size (&o, &argc, argv);
   while ((option = getopt_long (argc, argv, "Ur:pqf:lc:a:d:", long_options, NULL))
          != -1)
     parse_option (&o, option);

@@ -40,7 +40,9 @@ struct tool_options {
   enum tool_snapshot snapshot; /* snapshot */
   bool acts;         /* snapshot: that was said */
   const char *name;  /* snapshot: of which one */
-  enum follow follow; /* info, map */
+  const char *size;  /* resize: as it was given */
+  bool shrink;       /* resize */
+  enum follow follow; /* info, map, resize */
   const char *data_file; /* info, map: NULL: what the image names */
 
   /* info, map: of the backing files from the first on down; NULL after the
@@ -53,10 +55,17 @@ struct tool_options {
 extern int tool_check (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
+extern int tool_resize (const struct tool_options *o);
 extern int tool_snapshot (const struct tool_options *o);
 
 /* Advice in terms of options, for advice_choose. */
 extern const char *const tool_advice[];
+
+/* Parse a size in bytes, as qemu-img does: a number, and a suffix that is a power
+ * of 1024, before which it may have a fraction; at most 2^63 - 1.  Returns false
+ * if it is none.
+ */
+extern bool tool_parse_size (const char *text, uint64_t *size);
 
 /* Print a name on stdout, escaped: see core/base/error.h. */
 extern void tool_print_name (const char *name);

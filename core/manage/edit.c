@@ -325,16 +325,43 @@ edit_check_freed (struct edit *e, const struct refs *refs, bool l2_tables)
   return 0;
 }
 
-int
-edit_end (struct edit *e, const struct refs *refs)
+static int
+compare_runs (const void *a, const void *b)
+{
+  const struct refs_run *x = a, *y = b;
+
+  return (x->first > y->first) - (x->first < y->first);
+}
+
+/* Nothing is in there any more, and it need not succeed. */
+static void
+give_to_host (struct edit *e, struct refs *refs)
 {
   const unsigned bits = e->header.cluster_bits;
+  const uint64_t end = edit_clusters (e, atomic_load (&e->storage->size));
+  uint64_t last = end;
   size_t i;
 
-  for (i = 0; i < refs->nr_freed; ++i)
-    (void) storage_punch (e->storage,
-                          (struct host_off) { refs->freed[i].first << bits },
-                          refs->freed[i].nr << bits);
+  if (refs->nr_freed > 1)
+    qsort (refs->freed, refs->nr_freed, sizeof refs->freed[0], compare_runs);
+  for (i = refs->nr_freed; i > 0; --i) {
+    const struct refs_run *run = &refs->freed[i - 1];
+
+    if (run->first + run->nr == last)
+      last = run->first;
+    else
+      (void) storage_punch (e->storage,
+                            (struct host_off) { run->first << bits },
+                            run->nr << bits);
+  }
+  if (last < end && !e->storage->fixed_size)
+    (void) storage_resize (e->storage, last << bits);
+}
+
+int
+edit_end (struct edit *e, struct refs *refs)
+{
+  give_to_host (e, refs);
   /* Leaks from before are still to be looked for. */
   if (!e->header.hint_set && write_hint (e, HEADER_HINT_ENDED) == -1)
     return -1;

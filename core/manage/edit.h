@@ -128,10 +128,11 @@ extern int edit_write_refs (struct edit *e, struct refs *refs);
 extern int edit_check_freed (struct edit *e, const struct refs *refs,
                              bool l2_tables);
 
-/* All went well: the hint is cleared, and holes are punched where refs has set
- * clusters free, durably.  Returns -1 with the error set.
+/* All went well: the hint is cleared, and what refs has set free, durably, goes
+ * back to the host: by holes, and at the end of the file by cutting it off.
+ * Returns -1 with the error set.
  */
-extern int edit_end (struct edit *e, const struct refs *refs);
+extern int edit_end (struct edit *e, struct refs *refs);
 
 /* How many clusters these bytes take. */
 static inline uint64_t

@@ -168,15 +168,16 @@ visit_entry (const struct tables *t, struct stretch *s, uint64_t place,
   return visit (s, e.host.v >> bits, (last >> bits) - (e.host.v >> bits) + 1);
 }
 
+/* From the word of this number on. */
 static int
 visit_table (const struct tables *t, struct stretch *s, uint64_t table,
-             const uint64_t *words)
+             const uint64_t *words, uint64_t first)
 {
   const unsigned step = t->format.extended_l2 ? 2 : 1;
   const uint64_t nr = cluster_size (t) / sizeof *words;
   uint64_t i;
 
-  for (i = 0; i < nr; i += step) {
+  for (i = first; i < nr; i += step) {
     const uint64_t entry[2] = {
       be64toh (words[i]), step == 2 ? be64toh (words[i + 1]) : 0
     };
@@ -210,7 +211,7 @@ visit_all (const struct tables *t, struct stretch *s, bool times)
       r = storage_read (t->storage, words, cluster_size (t),
                         (struct host_off) { u->table });
     if (r == 0)
-      r = visit_table (t, s, u->table, words);
+      r = visit_table (t, s, u->table, words, 0);
   }
   free (words);
   return r;
@@ -222,6 +223,17 @@ tables_add (const struct tables *t, struct refs *refs, int64_t n)
   struct stretch s = { .refs = refs, .n = n, .visit = refs_change };
 
   return visit_all (t, &s, true);
+}
+
+int
+tables_add_entries (const struct tables *t, struct refs *refs,
+                    struct host_off table, const uint64_t *words,
+                    uint64_t first, int64_t n)
+{
+  struct stretch s = { .refs = refs, .n = n, .visit = refs_change };
+  const unsigned step = t->format.extended_l2 ? 2 : 1;
+
+  return visit_table (t, &s, table.v, words, first * step);
 }
 
 static int

@@ -47,6 +47,13 @@ extern void tables_free (struct tables *t); /* also after that has failed */
  */
 extern int tables_add (const struct tables *t, struct refs *refs, int64_t n);
 
+/* The same for the clusters that one L2 table refers to, words, which was read
+ * from there, from its entry of this number on.
+ */
+extern int tables_add_entries (const struct tables *t, struct refs *refs,
+                               struct host_off table, const uint64_t *words,
+                               uint64_t first, int64_t n);
+
 /* Check that the refcount of all that they refer to is at least n.  Returns -1
  * with the error set: EIO if not.
  */

@@ -126,7 +126,8 @@ read_entry (struct cursor *c, const struct header *h, struct snapshot *sn,
     return -1;
   if (known >= EXTRA_VM_STATE_SIZE + 8)
     sn->vm_state_size = get_be64 (extra + EXTRA_VM_STATE_SIZE);
-  if (known >= EXTRA_DISK_SIZE + 8)
+  sn->has_disk_size = known >= EXTRA_DISK_SIZE + 8;
+  if (sn->has_disk_size)
     sn->disk_size = get_be64 (extra + EXTRA_DISK_SIZE);
   if (known >= EXTRA_ICOUNT + 8)
     sn->icount = get_be64 (extra + EXTRA_ICOUNT);

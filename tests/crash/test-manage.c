@@ -23,6 +23,7 @@
 #include "image-check.h"
 #include "image.h"
 #include "maker.h"
+#include "manage/resize.h"
 #include "manage/snapshots.h"
 #include "memory-storage.h"
 #include "must-have.h"
@@ -32,6 +33,9 @@
 
 #define MAX_EXPORTS 8
 #define TORN 4 /* random states of each cut */
+
+static char what[256]; /* is looked at */
+static const struct made *made;
 
 /* ----------------------------------------------------------------- commands */
 
@@ -49,10 +53,28 @@ create (struct storage *s, const char *name)
   return snapshot_create (s, name, &date);
 }
 
+/* By a part of the disk, or by some hundred KiB. */
+static int
+resize (struct storage *s, const char *how)
+{
+  const uint64_t size = made->disk_size / 512 * 512;
+  uint64_t more = UINT64_C (5) << (2 * made->cluster_bits - 3);
+
+  if (more > 300 << 10)
+    more = 300 << 10;
+  return resize_disk (s, strcmp (how, "+") == 0 ? size + more + 512
+                      : strcmp (how, "-") == 0 ? size / 3 / 512 * 512 + 512
+                      : 512,
+                      made->backing != NULL ? made->backing_size : 0);
+}
+
 static const struct command commands[] = {
   { "create", create, "new" },
   { "apply", snapshot_apply, NULL },
   { "delete", snapshot_delete, NULL },
+  { "grow", resize, "+" },
+  { "shrink", resize, "-" },
+  { "shrink-all", resize, "0" },
 };
 
 /* ----------------------------------------------------------------- contents */
@@ -65,8 +87,6 @@ struct view {
   uint64_t size[MAX_EXPORTS];
 };
 
-static char what[256]; /* is looked at */
-static const struct made *made;
 
 static struct image *
 open_image (struct storage *s)
