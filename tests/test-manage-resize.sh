@@ -35,12 +35,12 @@ qemu-img create -q -f qcow2 i.qcow2 10M
 qemu-io -f qcow2 -c 'write -P 1 0 10M' i.qcow2 > out
 "$tool" resize i.qcow2 1.5G > out; has_size 1610612736
 grep -q '^Image resized.$' out || die "it says: $(cat out)"
-"$tool" resize -q i.qcow2 +2T > out; has_size 2200634068992
+"$tool" resize -q i.qcow2 +2T > out; has_size 2200633868288
 test ! -s out || die "not quiet: $(cat out)"
 qemu-io -f qcow2 -c 'write -P 2 2T 1M' i.qcow2 > out
 "$tool" resize -q --shrink i.qcow2 -2T; has_size 1610612736
 "$tool" resize -q --shrink i.qcow2 5M; has_size 5242880
-test "$(stat -c %s i.qcow2)" -lt 8000000 || die "the file did not shrink"
+test "$(du -k i.qcow2 | cut -f 1)" -lt 8000 || die "no space came back"
 "$tool" resize -q i.qcow2 3T
 qemu-io -f qcow2 -r -c 'read -P 1 0 5M' -c 'read -P 0 5M 1G' \
     -c 'read -P 0 2T 1M' i.qcow2 > out
