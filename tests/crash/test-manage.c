@@ -63,7 +63,7 @@ resize (struct storage *s, const char *how)
   if (more > 300 << 10)
     more = 300 << 10;
   return resize_disk (s, strcmp (how, "+") == 0 ? size + more + 512
-                      : strcmp (how, "-") == 0 ? size / 3 / 512 * 512 + 512
+                      : strcmp (how, "-") == 0 ? size / 8 / 512 * 512 + 512
                       : 512,
                       made->backing != NULL ? made->backing_size : 0);
 }
