@@ -136,7 +136,12 @@ def sequence(kind, backing, rnd, steps):
         else:
             # An ID is a name for -a, too, and not for -d.
             name = rnd.choice([s[1] for s in have] + [have[0][0], "none"])
-        both(["snapshot", what, name])
+        done = both(["snapshot", what, name])
+        if not done and what == "-a" and name != "none":
+            # Too narrow refcounts: the tool has changed nothing, and qemu-img
+            # has resized the disk already.
+            run("qemu-img", "check", "-q", OURS)
+            return
         compare("%s, backing %s, step %d: %s %s" % (opts, backing, step, what,
                                                     name))
         if rnd.randrange(3) == 0:
