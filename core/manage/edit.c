@@ -210,6 +210,18 @@ take_back (struct edit *e, const struct edit_space *space, unsigned nr)
     edit_set_error (&kept);
 }
 
+/* The allocator may have switched to a larger refcount table, whose place is in
+ * the same sector.
+ */
+static int
+read_refcount_table (struct edit *e)
+{
+  const struct host_off at = { HEADER_REFCOUNT_TABLE_OFFSET };
+
+  return storage_read (e->storage, e->sector + at.v,
+                       HEADER_REFCOUNT_TABLE_BYTES, at);
+}
+
 int
 edit_take (struct edit *e, struct edit_space *space, unsigned nr)
 {
@@ -229,7 +241,7 @@ edit_take (struct edit *e, struct edit_space *space, unsigned nr)
   }
   if (r == 0 && alloc_close (&w->alloc) == -1)
     r = writer_failed (w);
-  return r;
+  return r == -1 ? -1 : read_refcount_table (e);
 }
 
 int

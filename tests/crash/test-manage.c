@@ -501,6 +501,7 @@ static const char *const images[] = {
   "v3-c512-snap-comp", "v2-c512-snap-comp-holes", "v3-c512-r8-snap-comp-back",
   "v3-c512-snapall-snap2-holes", "v2-c512-snapall-back", "v3-c512-lazy-snap",
   "v3-c512-r1-holes", "v3-c512-r64-full-lazy-snap-comp", "v3-c512-r64-table",
+  "v3-c512-r64-brim-snap2",
   "v3-c1k-r4-comp-holes-tail-autoclear", "v3-c4k-r32-snap2-bitmap",
   "v3-c16k-ext-snap-comp-holes-tail", "v3-c512-known-holes",
   "v2-c1k-comp-snap-shortback", "v2-c512-full-snap", "v2-c512-holes",
