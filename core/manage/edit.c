@@ -7,13 +7,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/advice.h"
 #include "base/error.h"
 #include "manage/edit.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/check/check.h"
 #include "qcow2/qcow2.h"
 
 /* L1 and refcount tables are read through it once, from start to end. */
 #define CACHE_BYTES (UINT64_C (1) << 20)
+
+#define CHECK_TEXT 256 /* bytes of what a check says */
 
 /* ----------------------------------------------------------------- opening */
 
@@ -57,6 +61,29 @@ edit_check_bitmaps (const struct edit *e, bool changed, bool resized)
   else
     return 0;
   return -1;
+}
+
+int
+edit_check_snapshot_sizes (const struct edit *e)
+{
+  uint32_t i;
+
+  if (e->header.version < 3 && e->snapshots.nr > 0) {
+    error_set (ENOTSUP, "%s: a version 2 image with snapshots can't be "
+               "resized", e->storage->name);
+    return -1;
+  }
+  for (i = 0; i < e->snapshots.nr; ++i) {
+    const struct snapshot *sn = &e->snapshots.snapshot[i];
+
+    if (sn->has_disk_size)
+      continue;
+    error_set (ENOTSUP, "%s: the entry of snapshot %.20s does not say how large "
+               "its disk is: the image can't be resized", e->storage->name,
+               sn->id);
+    return -1;
+  }
+  return 0;
 }
 
 static int
@@ -104,6 +131,52 @@ edit_close (struct edit *e)
   epoch_destroy (&e->epoch);
 }
 
+/* -------------------------------------------------------------- references */
+
+/* Leaks only cost space, and no refcount depends on COPIED flags.  A snapshot's
+ * entry has been checked by snapshot_check; what is odd in its extra data hides
+ * nothing.
+ */
+static bool
+is_harmless (enum check_kind kind)
+{
+  return kind == CHECK_LEAK || kind == CHECK_COPIED || kind == CHECK_SNAPSHOT;
+}
+
+/* opaque: the text of the first finding that is not harmless. */
+static void
+note_damage (void *opaque, enum check_kind kind, const char *text)
+{
+  char *first = opaque;
+
+  if (first[0] == '\0' && !is_harmless (kind))
+    snprintf (first, CHECK_TEXT, "%s", text);
+}
+
+static int
+check_references (const struct edit *e)
+{
+  char first[CHECK_TEXT] = "";
+  const struct check_options options = {
+    .messages = CHECK_MAX_MESSAGES, .found = note_damage, .opaque = first,
+  };
+  struct check_report report;
+  bool damaged;
+  int kind;
+
+  if (check_storage (e->storage, &options, &report) == -1)
+    return -1;
+  damaged = report.blind;
+  for (kind = 0; kind < CHECK_KINDS; ++kind)
+    damaged |= report.found[kind] > 0 && !is_harmless (kind);
+  if (!damaged)
+    return 0;
+  error_set (EIO, "%s: damaged: %s", e->storage->name, first[0] != '\0' ? first
+             : "refcounts are lower than the references");
+  advise (ADVICE_REPAIR);
+  return -1;
+}
+
 /* -------------------------------------------------------------- the header */
 
 static int
@@ -130,6 +203,8 @@ edit_begin (struct edit *e)
 
   if (e->begun)
     return 0;
+  if (check_references (e) == -1)
+    return -1;
   if (write_hint (e, HEADER_HINT_SET) == -1)
     return -1;
   /* The hint may be in the same sector. */
@@ -187,8 +262,10 @@ edit_set_error (const struct edit_error *kept)
   error_set (kept->err, "%s", kept->text);
 }
 
+static const char are_leaked[] = " (clusters may be leaked)";
+
 /* Give up what was taken, through the allocator that took it: the error that is
- * set stays, unless this fails, too.
+ * set stays.
  */
 static void
 take_back (struct edit *e, const struct edit_space *space, unsigned nr)
@@ -208,6 +285,10 @@ take_back (struct edit *e, const struct edit_space *space, unsigned nr)
   }
   if (alloc_close (&e->writer->alloc) == 0)
     edit_set_error (&kept);
+  else {
+    edit_set_error (&kept);
+    error_append ("%s", are_leaked);
+  }
 }
 
 /* The allocator may have switched to a larger refcount table, whose place is in
@@ -228,9 +309,11 @@ edit_take (struct edit *e, struct edit_space *space, unsigned nr)
   struct writer *w = e->writer;
   struct alloc_clusters out;
   unsigned i;
-  int r = edit_begin (e);
+  int r;
 
-  for (i = 0; r == 0 && i < nr; ++i) {
+  if (edit_begin (e) == -1)
+    return -1;
+  for (i = 0; i < nr; ++i) {
     r = alloc_take_contiguous (&w->alloc, edit_clusters (e, space[i].bytes),
                                &out);
     space[i].at = out.host;
@@ -239,9 +322,11 @@ edit_take (struct edit *e, struct edit_space *space, unsigned nr)
       return writer_failed (w);
     }
   }
-  if (r == 0 && alloc_close (&w->alloc) == -1)
-    r = writer_failed (w);
-  return r == -1 ? -1 : read_refcount_table (e);
+  r = alloc_close (&w->alloc) == -1 ? writer_failed (w)
+    : read_refcount_table (e);
+  if (r == -1)
+    error_append ("%s", are_leaked);
+  return r;
 }
 
 int
@@ -283,8 +368,12 @@ edit_give_back (struct edit *e, const struct edit_space *space, unsigned nr)
   struct edit_error kept;
 
   edit_keep_error (&kept);
-  (void) give_back (e, space, nr);
-  edit_set_error (&kept);
+  if (kept.err == ENOSPC && give_back (e, space, nr) == 0)
+    edit_set_error (&kept);
+  else {
+    edit_set_error (&kept);
+    error_append ("%s", are_leaked);
+  }
 }
 
 /* --------------------------------------------------------------- refcounts */
@@ -310,31 +399,6 @@ int
 edit_write_refs (struct edit *e, struct refs *refs)
 {
   return refs_write (refs) == -1 ? -1 : storage_flush (e->storage);
-}
-
-int
-edit_check_freed (struct edit *e, const struct refs *refs, bool l2_tables)
-{
-  size_t i;
-  uint64_t c;
-
-  for (i = 0; i < refs->nr_freed; ++i) {
-    const struct refs_run *run = &refs->freed[i];
-
-    for (c = run->first; c < run->first + run->nr; ++c) {
-      const struct host_off at = { c << e->header.cluster_bits };
-      const enum metadata kind = overlap_find (&e->writer->overlap, at, 1);
-
-      if (kind == METADATA_NONE ||
-          (l2_tables && (kind == METADATA_L2 || kind == METADATA_SHARED_L2)))
-        continue;
-      error_set (EIO, "%s: damaged: the cluster at offset 0x%" PRIx64
-                 " would be free, but it holds %s", e->storage->name, at.v,
-                 overlap_name (kind));
-      return -1;
-    }
-  }
-  return 0;
 }
 
 static int

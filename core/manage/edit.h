@@ -50,15 +50,18 @@ struct edit {
 extern int edit_open (struct edit *e, struct storage *s);
 extern void edit_close (struct edit *e);
 
-/* To be called before the first change: unknown autoclear bits are cleared
- * (I8), and the hint that there is a writer is set, durably.  Returns -1 with
- * the error set.
+/* To be called before the first change.  Check that no cluster has more
+ * references than its refcount tells, from whatever is in the image, and that no
+ * damage hides references: so a refcount that is lowered by as many as go away
+ * is 0 only if nothing has the cluster any more, and 1 only if one has.  Then
+ * unknown autoclear bits are cleared (I8), and the hint that there is a writer
+ * is set, durably.  Returns -1 with the error set: EIO for damage.
  */
 extern int edit_begin (struct edit *e);
 
 /* Take contiguous clusters for each of nr tables of so many bytes (> 0), with
  * refcounts of 1 that are durable.  Calls edit_begin.  To be called once.
- * Returns -1 with the error set; then they are leaked at most.
+ * Returns -1 with the error set, which tells if some may be leaked.
  */
 struct edit_space {
   uint64_t bytes;
@@ -80,9 +83,10 @@ struct edit_error {
 extern void edit_keep_error (struct edit_error *kept);
 extern void edit_set_error (const struct edit_error *kept);
 
-/* Give back clusters that nothing refers to, after a failure that leaves the
- * storage usable: the error that is set stays.  What can't be given back is
- * leaked.
+/* After a failure, whose error is set and stays: the clusters that were taken
+ * are not needed, and nothing refers to them.  If it was for want of space they
+ * are given back; after others nothing more is written (I10), and the error
+ * tells that they are leaked.
  */
 extern void edit_give_back (struct edit *e, const struct edit_space *space,
                             unsigned nr);
@@ -108,6 +112,12 @@ extern int edit_switch (struct edit *e);
 extern int edit_check_bitmaps (const struct edit *e, bool changed,
                                bool resized);
 
+/* Check that snapshots say how large their disks are: if not (as in version 2)
+ * they have the live one's size, which then can't change.  Returns -1 with the
+ * error set: ENOTSUP if not.
+ */
+extern int edit_check_snapshot_sizes (const struct edit *e);
+
 /* Read the refcounts as they are on the disk now: edit_take may have moved
  * their table.  Returns -1 with the error set.
  */
@@ -121,12 +131,6 @@ extern int edit_drop (const struct edit *e, struct refs *refs,
 
 /* Write the changed refcounts, durably.  Returns -1 with the error set. */
 extern int edit_write_refs (struct edit *e, struct refs *refs);
-
-/* Check that no cluster that refs would set free is metadata, but for L2 tables
- * of the live disk if these may be.  Returns -1 with the error set: EIO.
- */
-extern int edit_check_freed (struct edit *e, const struct refs *refs,
-                             bool l2_tables);
 
 /* All went well: the hint is cleared, and what refs has set free, durably, goes
  * back to the host: by holes, and at the end of the file by cutting it off.

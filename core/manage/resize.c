@@ -18,7 +18,6 @@ struct resize {
   uint64_t size;      /* the new one */
   uint64_t entries;   /* that the L1 table shall have */
   struct tables live; /* as it is */
-  struct tables kept; /* the part of its L1 table that stays as it is */
   struct tables gone; /* the part that is dropped whole */
 
   /* The L2 table that maps both what stays and what is dropped, if there is
@@ -60,33 +59,6 @@ check_limits (struct resize *z)
   error_set (ENOTSUP, "%s: a disk of %" PRIu64 " bytes wants an L1 table of "
              "more than %" PRIu64 " bytes", name, z->size, QCOW2_MAX_L1_BYTES);
   return -1;
-}
-
-/* In version 2, and where an entry of the snapshot table lacks it, a snapshot's
- * disk has the size of the live one.
- */
-static int
-check_snapshots (const struct resize *z)
-{
-  const struct edit *e = z->e;
-  uint32_t i;
-
-  if (e->header.version < 3 && e->snapshots.nr > 0) {
-    error_set (ENOTSUP, "%s: a version 2 image with snapshots can't be "
-               "resized", e->storage->name);
-    return -1;
-  }
-  for (i = 0; i < e->snapshots.nr; ++i) {
-    const struct snapshot *sn = &e->snapshots.snapshot[i];
-
-    if (sn->has_disk_size)
-      continue;
-    error_set (ENOTSUP, "%s: the entry of snapshot %.20s does not say how large "
-               "its disk is: the image can't be resized", e->storage->name,
-               sn->id);
-    return -1;
-  }
-  return 0;
 }
 
 static int
@@ -164,9 +136,6 @@ plan (struct resize *z)
     return -1;
   if (index > h->l1_size)
     index = h->l1_size;
-  if (tables_read (&z->kept, e->storage, &e->format, h->l1_offset,
-                   index) == -1)
-    return -1;
   if (first > 0 && index < h->l1_size)
     index++;
   if (tables_read (&z->gone, e->storage, &e->format,
@@ -190,8 +159,7 @@ count_dropped (struct resize *z, struct refs *refs)
       (z->cut != NULL &&
        (tables_add_entries (&z->live, refs, z->cut_at, z->cut, z->cut_first,
                             -1) == -1 ||
-        edit_drop (e, refs, z->cut_at, e->header.cluster_size) == -1)) ||
-      edit_check_freed (e, refs, true) == -1)
+        edit_drop (e, refs, z->cut_at, e->header.cluster_size) == -1)))
     return -1;
   return z->live.nr == 0 ? 0
     : edit_drop (e, refs, e->header.l1_offset,
@@ -215,8 +183,6 @@ try_to_drop (struct resize *z, bool *alone)
   *alone = refcount == 1;
   if (r == 0)
     r = count_dropped (z, &refs);
-  if (r == 0)
-    r = tables_check (&z->kept, &refs, 1);
   refs_close (&refs);
   return r;
 }
@@ -308,14 +274,16 @@ resize_in (struct resize *z)
   if (try_to_drop (z, &alone) == -1 || edit_take (e, space, nr) == -1)
     return -1;
   if (nr > 0 && fill (z, space, alone) == -1) {
-    if (error_errno () == ENOSPC)
-      edit_give_back (e, space, nr);
+    edit_give_back (e, space, nr);
     return -1;
   }
   edit_set_disk (e, z->size, z->moves ? z->entries : e->header.l1_size,
                  z->moves ? space[0].at : e->header.l1_offset);
-  if (edit_switch (e) == -1)
+  if (edit_switch (e) == -1) {
+    error_append (" (the disk may have its new size, and clusters may be "
+                  "leaked)");
     return -1;
+  }
   if (free_dropped (z) == 0)
     return 0;
   error_append (" (the disk has its new size, and clusters are leaked)");
@@ -333,12 +301,11 @@ resize_disk (struct storage *s, uint64_t size, uint64_t backing_size)
     return -1;
   if (size == e.header.disk_size)
     r = 0;
-  else if (check_limits (&z) == 0 && check_snapshots (&z) == 0 &&
+  else if (check_limits (&z) == 0 && edit_check_snapshot_sizes (&e) == 0 &&
            edit_check_bitmaps (&e, false, true) == 0 &&
            check_backing (&z, backing_size) == 0 && plan (&z) == 0)
     r = resize_in (&z);
   tables_free (&z.live);
-  tables_free (&z.kept);
   tables_free (&z.gone);
   free (z.cut);
   edit_close (&e);

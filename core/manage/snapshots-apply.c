@@ -30,12 +30,7 @@ check_size (const struct edit *e, const struct snapshot *sn)
 
   if (edit_check_bitmaps (e, true, resized) == -1)
     return -1;
-  if (!resized || e->header.version >= 3)
-    return 0;
-  error_set (ENOTSUP, "%s: the snapshot's disk has %" PRIu64 " bytes, and a "
-             "version 2 image with snapshots can't be resized",
-             e->storage->name, sn->disk_size);
-  return -1;
+  return resized ? edit_check_snapshot_sizes (e) : 0;
 }
 
 /* As many entries as both the disk and the snapshot's table have. */
@@ -62,32 +57,10 @@ new_l1_entries (const struct edit *e, const struct snapshot *sn, uint64_t *nr)
 static int
 count_replaced (struct edit *e, const struct tables *old, struct refs *refs)
 {
-  if (tables_add (old, refs, -1) == -1 ||
-      edit_check_freed (e, refs, true) == -1)
+  if (tables_add (old, refs, -1) == -1)
     return -1;
   return old->nr == 0 ? 0
     : edit_drop (e, refs, old->at, old->nr * sizeof old->l1[0]);
-}
-
-/* The COPIED flags of the snapshot's tables may be cleared: see below. */
-static int
-check_l2_tables (struct edit *e, const struct tables *sn)
-{
-  size_t i;
-
-  for (i = 0; i < sn->nr_uses; ++i) {
-    const struct host_off at = { sn->use[i].table };
-    const enum metadata kind = overlap_find (&e->writer->overlap, at, 1);
-
-    if (kind == METADATA_NONE || kind == METADATA_SHARED_L2 ||
-        kind == METADATA_L2)
-      continue;
-    error_set (EIO, "%s: damaged: the L2 table of a snapshot at offset 0x%"
-               PRIx64 " overlaps %s", e->storage->name, at.v,
-               overlap_name (kind));
-    return -1;
-  }
-  return 0;
 }
 
 static int
@@ -97,13 +70,11 @@ try_to_apply (struct edit *e, const struct tables *sn,
   struct refs refs;
   int r;
 
-  if (check_l2_tables (e, sn) == -1 || edit_open_refs (e, &refs) == -1)
+  if (edit_open_refs (e, &refs) == -1)
     return -1;
   r = tables_add (sn, &refs, 1);
   if (r == 0)
     r = count_replaced (e, old, &refs);
-  if (r == 0)
-    r = tables_check (sn, &refs, 2);
   refs_close (&refs);
   return r;
 }
@@ -138,6 +109,31 @@ fill_l1 (struct edit *e, const struct tables *sn,
   return r == -1 ? -1 : storage_flush (e->storage);
 }
 
+/* Take back what share_snapshot did, where it ran out of space.  Flags that it
+ * has cleared are none that the live disk had.
+ */
+static int
+unshare_snapshot (struct edit *e, const struct tables *sn, struct refs *refs)
+{
+  return tables_add (sn, refs, -1) == -1 ? -1 : edit_write_refs (e, refs);
+}
+
+static void
+explain_not_shared (struct edit *e, const struct tables *sn,
+                    const struct edit_space *space, struct refs *refs)
+{
+  struct edit_error kept;
+  bool undone;
+
+  edit_keep_error (&kept);
+  undone = kept.err == ENOSPC && unshare_snapshot (e, sn, refs) == 0;
+  edit_set_error (&kept);
+  if (undone)
+    edit_give_back (e, space, 1);
+  else
+    error_append (" (the snapshot was not applied, and clusters are leaked)");
+}
+
 /* The clusters for the L1 table are taken, and filled. */
 static int
 apply_in (struct edit *e, uint64_t disk_size, struct tables *sn,
@@ -145,12 +141,15 @@ apply_in (struct edit *e, uint64_t disk_size, struct tables *sn,
           struct refs *refs)
 {
   if (share_snapshot (e, sn, refs) == -1) {
-    error_append (" (the snapshot was not applied, and clusters are leaked)");
+    explain_not_shared (e, sn, space, refs);
     return -1;
   }
   edit_set_disk (e, disk_size, space->bytes / sizeof (uint64_t), space->at);
-  if (edit_switch (e) == -1)
+  if (edit_switch (e) == -1) {
+    error_append (" (the snapshot may have been applied, and clusters are "
+                  "leaked)");
     return -1;
+  }
   if (count_replaced (e, old, refs) == 0 && edit_write_refs (e, refs) == 0 &&
       edit_end (e, refs) == 0)
     return 0;
@@ -174,13 +173,10 @@ apply (struct edit *e, const struct snapshot *snapshot, struct tables *sn,
   space.bytes = nr * sizeof (uint64_t);
   if (edit_take (e, &space, 1) == -1)
     return -1;
-  if (fill_l1 (e, sn, &space) == -1) {
-    if (error_errno () == ENOSPC)
-      edit_give_back (e, &space, 1);
+  if (fill_l1 (e, sn, &space) == -1 || edit_open_refs (e, &refs) == -1) {
+    edit_give_back (e, &space, 1);
     return -1;
   }
-  if (edit_open_refs (e, &refs) == -1)
-    return -1;
   r = apply_in (e, snapshot->disk_size, sn, old, &space, &refs);
   refs_close (&refs);
   return r;

@@ -25,12 +25,12 @@ snapshot_read_tables (const struct edit *e, const struct snapshot *sn,
   return tables_read (t, e->storage, &e->format, sn->l1_offset, sn->l1_size);
 }
 
-/* What is told of a failure when the image has changed already. */
+/* What is told of a failure when the image may have changed already. */
 static void
 say_what_is_left (const struct edit *e, const char *done)
 {
   error_append (" (%s; %s: check --repair=all completes it)", done,
-                e->header.version >= 3 ? "it is marked as dirty"
+                e->header.version >= 3 ? "it may be marked as dirty"
                 : "its COPIED flags may be wrong");
 }
 
@@ -177,7 +177,7 @@ create_in (struct edit *e, struct tables *live,
       return -1;
     }
     edit_set_error (&kept);
-    say_what_is_left (e, "no snapshot was made");
+    say_what_is_left (e, "no snapshot was made, and clusters are leaked");
     return -1;
   }
   if (switch_table (e, table, &space[0], false) == -1) {
@@ -203,13 +203,11 @@ create (struct edit *e, struct tables *live, struct snapshot_table *table)
 
   if (try_to_create (e, live) == -1 || edit_take (e, space, nr) == -1)
     return -1;
-  if (fill_new (e, live, table, space) == -1) {
-    if (error_errno () == ENOSPC)
-      edit_give_back (e, space, nr);
+  if (fill_new (e, live, table, space) == -1 ||
+      edit_open_refs (e, &refs) == -1) {
+    edit_give_back (e, space, nr);
     return -1;
   }
-  if (edit_open_refs (e, &refs) == -1)
-    return -1;
   r = create_in (e, live, table, space, nr, &refs);
   refs_close (&refs);
   return r;
@@ -244,30 +242,25 @@ snapshot_create (struct storage *s, const char *name,
 
 /* ------------------------------------------------------------------ deleting */
 
-/* What becomes of the refcounts.  What is free then must not be in use by the
- * live disk.
- */
+/* What becomes of the refcounts. */
 static int
-count_deleted (struct edit *e, const struct tables *gone,
-               const struct tables *live, struct refs *refs)
+count_deleted (struct edit *e, const struct tables *gone, struct refs *refs)
 {
-  if (tables_add (gone, refs, -1) == -1 || tables_check (live, refs, 1) == -1 ||
-      edit_check_freed (e, refs, false) == -1)
+  if (tables_add (gone, refs, -1) == -1)
     return -1;
   return gone->nr == 0 ? 0
     : edit_drop (e, refs, gone->at, gone->nr * sizeof gone->l1[0]);
 }
 
 static int
-try_to_delete (struct edit *e, const struct tables *gone,
-               const struct tables *live)
+try_to_delete (struct edit *e, const struct tables *gone)
 {
   struct refs refs;
   int r;
 
   if (edit_open_refs (e, &refs) == -1)
     return -1;
-  r = count_deleted (e, gone, live, &refs);
+  r = count_deleted (e, gone, &refs);
   refs_close (&refs);
   return r;
 }
@@ -281,7 +274,7 @@ free_deleted (struct edit *e, const struct tables *gone, struct tables *live)
 
   if (edit_open_refs (e, &refs) == -1)
     return -1;
-  r = count_deleted (e, gone, live, &refs);
+  r = count_deleted (e, gone, &refs);
   if (r == 0)
     r = free_old_table (e, &refs);
   /* Only now: what has the flag must not have a second user. */
@@ -304,16 +297,17 @@ delete_in (struct edit *e, struct snapshot_table *table,
   struct edit_space space = { .bytes = table->size };
   const unsigned nr = table->nr > 0;
 
-  if (try_to_delete (e, gone, live) == -1 || edit_take (e, &space, nr) == -1)
+  if (try_to_delete (e, gone) == -1 || edit_take (e, &space, nr) == -1)
     return -1;
   if (nr > 0 && (edit_fill (e, &space, table->bytes) == -1 ||
                  storage_flush (e->storage) == -1)) {
-    if (error_errno () == ENOSPC)
-      edit_give_back (e, &space, nr);
+    edit_give_back (e, &space, nr);
     return -1;
   }
-  if (switch_table (e, table, &space, true) == -1)
+  if (switch_table (e, table, &space, true) == -1) {
+    say_what_is_left (e, "the snapshot may be deleted, and clusters leaked");
     return -1;
+  }
   if (free_deleted (e, gone, live) == 0)
     return 0;
   say_what_is_left (e, "the snapshot is deleted, and clusters are leaked");

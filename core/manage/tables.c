@@ -106,11 +106,10 @@ tables_free (struct tables *t)
 
 /* ------------------------------------------------------------------ entries */
 
-/* Clusters in a row that are to be visited together. */
+/* Clusters in a row, to whose refcounts n is to be added together. */
 struct stretch {
   struct refs *refs;
   int64_t n;
-  int (*visit) (struct refs *refs, uint64_t cluster, uint64_t nr, int64_t n);
   uint64_t first, nr;
 };
 
@@ -120,7 +119,7 @@ visit_rest (struct stretch *s)
   const uint64_t nr = s->nr;
 
   s->nr = 0;
-  return nr == 0 ? 0 : s->visit (s->refs, s->first, nr, s->n);
+  return nr == 0 ? 0 : refs_change (s->refs, s->first, nr, s->n);
 }
 
 static inline int
@@ -193,7 +192,7 @@ visit_table (const struct tables *t, struct stretch *s, uint64_t table,
  * with n times s->n.
  */
 static int
-visit_all (const struct tables *t, struct stretch *s, bool times)
+visit_all (const struct tables *t, struct stretch *s)
 {
   uint64_t *words = malloc (cluster_size (t));
   const int64_t n = s->n;
@@ -205,8 +204,8 @@ visit_all (const struct tables *t, struct stretch *s, bool times)
   for (i = 0; r == 0 && i < t->nr_uses; ++i) {
     const struct tables_use *u = &t->use[i];
 
-    s->n = times ? n * (int64_t) u->n : n;
-    r = s->visit (s->refs, u->table >> t->format.cluster_bits, 1, s->n);
+    s->n = n * (int64_t) u->n;
+    r = refs_change (s->refs, u->table >> t->format.cluster_bits, 1, s->n);
     if (r == 0)
       r = storage_read (t->storage, words, cluster_size (t),
                         (struct host_off) { u->table });
@@ -220,9 +219,9 @@ visit_all (const struct tables *t, struct stretch *s, bool times)
 int
 tables_add (const struct tables *t, struct refs *refs, int64_t n)
 {
-  struct stretch s = { .refs = refs, .n = n, .visit = refs_change };
+  struct stretch s = { .refs = refs, .n = n };
 
-  return visit_all (t, &s, true);
+  return visit_all (t, &s);
 }
 
 int
@@ -230,36 +229,10 @@ tables_add_entries (const struct tables *t, struct refs *refs,
                     struct host_off table, const uint64_t *words,
                     uint64_t first, int64_t n)
 {
-  struct stretch s = { .refs = refs, .n = n, .visit = refs_change };
+  struct stretch s = { .refs = refs, .n = n };
   const unsigned step = t->format.extended_l2 ? 2 : 1;
 
   return visit_table (t, &s, table.v, words, first * step);
-}
-
-static int
-check_refcounts (struct refs *refs, uint64_t cluster, uint64_t nr, int64_t n)
-{
-  uint64_t refcount;
-
-  for (; nr > 0; ++cluster, --nr) {
-    if (refs_get (refs, cluster, &refcount) == -1)
-      return -1;
-    if (refcount >= (uint64_t) n)
-      continue;
-    error_set (EIO, "%s: damaged: the refcount of the cluster at offset 0x%"
-               PRIx64 " is less than the references to it",
-               refs->storage->name, cluster << refs->cluster_bits);
-    return -1;
-  }
-  return 0;
-}
-
-int
-tables_check (const struct tables *t, struct refs *refs, uint64_t n)
-{
-  struct stretch s = { .refs = refs, .n = n, .visit = check_refcounts };
-
-  return visit_all (t, &s, false);
 }
 
 /* ------------------------------------------------------------------- COPIED */

@@ -54,12 +54,6 @@ extern int tables_add_entries (const struct tables *t, struct refs *refs,
                                struct host_off table, const uint64_t *words,
                                uint64_t first, int64_t n);
 
-/* Check that the refcount of all that they refer to is at least n.  Returns -1
- * with the error set: EIO if not.
- */
-extern int tables_check (const struct tables *t, struct refs *refs,
-                         uint64_t n);
-
 /* Set COPIED, in the file and in t->l1, in the entries of clusters with a
  * refcount of 1, and clear it in others.  Returns -1 with the error set.
  */
