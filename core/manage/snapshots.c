@@ -181,7 +181,8 @@ create_in (struct edit *e, struct tables *live,
     return -1;
   }
   if (switch_table (e, table, &space[0], false) == -1) {
-    say_what_is_left (e, "the snapshot may have been made");
+    say_what_is_left (e, "the snapshot may have been made, and clusters are "
+                      "leaked");
     return -1;
   }
   if (free_old_table (e, refs) == 0 && edit_end (e, refs) == 0)
@@ -305,7 +306,8 @@ delete_in (struct edit *e, struct snapshot_table *table,
     return -1;
   }
   if (switch_table (e, table, &space, true) == -1) {
-    say_what_is_left (e, "the snapshot may be deleted, and clusters leaked");
+    say_what_is_left (e, "the snapshot may have been deleted, and clusters are "
+                      "leaked");
     return -1;
   }
   if (free_deleted (e, gone, live) == 0)

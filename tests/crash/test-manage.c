@@ -362,6 +362,36 @@ check_silence (const struct crash_disk *disk)
                     what);
 }
 
+static bool
+tells (const char *text)
+{
+  return strstr (error_message (), text) != NULL;
+}
+
+/* Unless an error tells that clusters are leaked all is as before.  If space was
+ * short for a moment a command is done or undone, and not left in between.
+ */
+static void
+check_told (const struct crash_disk *disk, const struct crash_fault *fault)
+{
+  const bool between = tells ("no snapshot was made") ||
+    tells ("was not applied");
+  struct check_result r0, r;
+  struct view v;
+
+  if (fault->err == ENOSPC && !fault->forever && between)
+    check_failed (__FILE__, __LINE__, "%s: not undone: %s", what,
+                  error_message ());
+  if (tells ("leaked") || !view_bytes (disk->bytes, disk->size, &v))
+    return;
+  check_image (made->bytes, made->size, 0, &r0);
+  check_image (disk->bytes, disk->size, 0, &r);
+  if (!views_equal (&v, &before, true) || r.dirty || r.leaks != r0.leaks)
+    check_failed (__FILE__, __LINE__, "%s: leaks %" PRIu64 ", dirty %d: %s",
+                  what, r.leaks, r.dirty, error_message ());
+  view_free (&v);
+}
+
 /* Returns whether there was such a call. */
 static bool
 fail_call (const struct command *c, const char *argument,
@@ -383,6 +413,8 @@ fail_call (const struct command *c, const char *argument,
       error_errno () != fault->err && error_errno () != EIO)
     check_failed (__FILE__, __LINE__, "%s: errno %d: %s", what, error_errno (),
                   error_message ());
+  if (failures > 0 && r == -1)
+    check_told (&disk, fault);
   if (failures > 0) {
     check_silence (&disk);
     judge (disk.bytes, disk.size);
