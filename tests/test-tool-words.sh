@@ -44,7 +44,8 @@ says 0 '^Usage: nbdkit-qcow2-tool COMMAND' - --help
 says 0 '^Usage: nbdkit-qcow2-tool check ' - help check
 says 0 '^Usage: nbdkit-qcow2-tool info ' - help info
 says 0 '^Usage: nbdkit-qcow2-tool map ' - help map
-says 1 - "no such command 'snapshot'" help snapshot
+says 0 '^Usage: nbdkit-qcow2-tool snapshot ' - help snapshot
+says 1 - "no such command 'commit'" help commit
 says 1 - 'help takes one command' help check map
 
 # --- What is wrong with the command line.

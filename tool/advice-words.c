@@ -5,7 +5,7 @@
 #include "base/advice.h"
 #include "tool.h"
 
-/* No words about writing: the tool only repairs. */
+/* Words about writing are for the commands that change more than a repair. */
 const char *const tool_advice[ADVICE_NR] = {
   [ADVICE_FOLLOW] = ("refused by --follow=none, the default; --follow=beneath "
                      "allows files under the image's directory, and "
@@ -17,5 +17,6 @@ const char *const tool_advice[ADVICE_NR] = {
   [ADVICE_DATA_FILE] = "say --data-file=PATH",
   [ADVICE_BENEATH] = "refused by --follow=beneath",
   [ADVICE_BACKING_FORMAT] = "record it with qemu-img rebase -u",
+  [ADVICE_REPAIR] = "check --repair=all may repair it",
   [ADVICE_SHARE] = "-U reads it all the same",
 };

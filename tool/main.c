@@ -12,6 +12,8 @@
 
 #include "base/advice.h"
 #include "base/error.h"
+#include "formats.h"
+#include "qcow2/qcow2.h"
 #include "storage/open.h"
 #include "tool.h"
 
@@ -23,6 +25,8 @@ static const char usage[] =
   "  check    find what is wrong with an image, and repair it\n"
   "  info     print its header, snapshots, bitmaps and backing files\n"
   "  map      print what is where in it\n"
+  "  snapshot list, make, apply and delete internal snapshots\n"
+  "  resize   give its disk another size\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
@@ -93,6 +97,39 @@ static const char map_usage[] =
   "      --output=human|json  how to print that (human)\n"
   "  -U, --force-share        even if another process writes the image\n";
 
+static const char snapshot_usage[] =
+  "Usage: " NAME " snapshot [-l | -c NAME | -a NAME | -d NAME] IMAGE\n"
+  "\n"
+  "Lists the internal snapshots of an image that nobody serves, or changes them.\n"
+  "\n"
+  "  -l, --list               list them (the default)\n"
+  "  -c, --create=NAME        make one of the disk as it is now\n"
+  "  -a, --apply=NAME         have the disk be as it was, in content and size;\n"
+  "                           NAME is an ID, or else a name\n"
+  "  -d, --delete=NAME        delete the first one of that name\n"
+  "      --output=human|json  how to print the list (human)\n"
+  "  -U, --force-share        -l: even if another process writes the image\n"
+  "\n"
+  "After a power cut the image is as before or as after, and clusters may be\n"
+  "leaked.  Images that are marked as dirty or corrupt want a repair first.\n";
+
+static const char resize_usage[] =
+  "Usage: " NAME " resize [--shrink] [OPTION...] IMAGE [+|-]SIZE\n"
+  "\n"
+  "Gives the disk of an image that nobody serves another size: SIZE bytes, or so\n"
+  "many more (+) or fewer (-); suffixes k, M, G, T, P and E are powers of 1024.\n"
+  "\n"
+  "      --shrink             what is beyond a smaller size may be lost\n"
+  "      --follow=none|beneath|any\n"
+  "                           for growing an image with a backing file, whose\n"
+  "                           size must be known (none)\n"
+  "      --backing-format=raw|qcow2|qed\n"
+  "                           the format of that; again for each below it\n"
+  "  -q, --quiet              print errors only\n"
+  "\n"
+  "After a power cut the size is as before or as after, and clusters may be\n"
+  "leaked.  Images that are marked as dirty or corrupt want a repair first.\n";
+
 void
 tool_print_name (const char *name)
 {
@@ -119,6 +156,22 @@ tool_check_format (const struct tool_options *o, const char *format)
     return 0;
   error_set (EINVAL, "%s: it is a %s image, and -f says %s", o->file, format,
              o->format);
+  return -1;
+}
+
+int
+tool_check_qcow2 (const struct tool_options *o, struct storage *s)
+{
+  const struct format_ops *format =
+    format_recognize (all_formats, &qcow2_format, s);
+  char name[1024];
+
+  if (format == NULL || tool_check_format (o, format->name) == -1)
+    return -1;
+  if (format == &qcow2_format)
+    return 0;
+  error_set (ENOTSUP, "%s: it is a %s image, and this is for qcow2 only",
+             error_printable (name, sizeof name, o->file), format->name);
   return -1;
 }
 
@@ -204,12 +257,23 @@ parse_messages (struct tool_options *o, const char *value)
   o->messages = n;
 }
 
+static void
+parse_snapshot (struct tool_options *o, enum tool_snapshot action)
+{
+  if (o->acts)
+    wrong ("-l, -c, -a and -d ", "exclude each other");
+  o->acts = true;
+  o->snapshot = action;
+  o->name = optarg;
+}
+
 enum {
   OPT_OUTPUT = 256,
   OPT_MESSAGES,
   OPT_FOLLOW,
   OPT_BACKING_FORMAT,
   OPT_DATA_FILE,
+  OPT_SHRINK,
   OPT_HELP,
   OPT_VERSION,
 };
@@ -224,6 +288,11 @@ static const struct option long_options[] = {
   { "follow", required_argument, NULL, OPT_FOLLOW },
   { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
   { "data-file", required_argument, NULL, OPT_DATA_FILE },
+  { "shrink", no_argument, NULL, OPT_SHRINK },
+  { "list", no_argument, NULL, 'l' },
+  { "create", required_argument, NULL, 'c' },
+  { "apply", required_argument, NULL, 'a' },
+  { "delete", required_argument, NULL, 'd' },
   { "help", no_argument, NULL, OPT_HELP },
   { "version", no_argument, NULL, OPT_VERSION },
   { NULL, 0, NULL, 0 },
@@ -265,6 +334,21 @@ parse_option (struct tool_options *o, int option)
   case OPT_DATA_FILE:
     o->data_file = optarg;
     break;
+  case OPT_SHRINK:
+    o->shrink = true;
+    break;
+  case 'l':
+    parse_snapshot (o, SNAPSHOT_LIST);
+    break;
+  case 'c':
+    parse_snapshot (o, SNAPSHOT_CREATE);
+    break;
+  case 'a':
+    parse_snapshot (o, SNAPSHOT_APPLY);
+    break;
+  case 'd':
+    parse_snapshot (o, SNAPSHOT_DELETE);
+    break;
   case OPT_HELP:
     fputs (usage, stdout);
     exit (TOOL_OK);
@@ -281,17 +365,30 @@ static void
 check_options_of (const char *command, const struct tool_options *o)
 {
   const bool check = strcmp (command, "check") == 0;
+  const bool snapshot = strcmp (command, "snapshot") == 0;
+  const bool resize = strcmp (command, "resize") == 0;
+  const bool one_file = check || snapshot;
 
   if (!check && (o->repair || o->progress))
     wrong (command, " takes neither --repair nor --progress");
-  if (check && o->follow != FOLLOW_NONE)
+  if (!snapshot && o->acts)
+    wrong (command, " takes none of -l, -c, -a and -d");
+  if (one_file && o->follow != FOLLOW_NONE)
     wrong (command, " does not take --follow: it looks at one file");
-  if (check && o->nr_formats > 0)
+  if (one_file && o->nr_formats > 0)
     wrong (command, " does not take --backing-format: it looks at one file");
-  if (check && o->data_file != NULL)
-    wrong (command, " does not take --data-file: it looks at one file");
+  if ((one_file || resize) && o->data_file != NULL)
+    wrong (command, " does not take --data-file");
+  if (!resize && o->shrink)
+    wrong (command, " does not take --shrink");
+  if (resize && o->force_share)
+    wrong (command, " does not take --force-share");
+  if (resize && o->json)
+    wrong (command, " does not take --output=json");
   if (o->repair && o->force_share)
     wrong ("--repair and --force-share ", "exclude each other");
+  if (snapshot && o->snapshot != SNAPSHOT_LIST && o->force_share)
+    wrong ("snapshot takes --force-share ", "only with -l");
 }
 
 static const struct command {
@@ -302,6 +399,8 @@ static const struct command {
   { "check", tool_check, check_usage },
   { "info", tool_info, info_usage },
   { "map", tool_map, map_usage },
+  { "snapshot", tool_snapshot, snapshot_usage },
+  { "resize", tool_resize, resize_usage },
 };
 
 static const struct command *
@@ -339,11 +438,25 @@ run (int argc, char *argv[], struct tool_options *o)
   c = find_command (argv[0]);
   if (argc == 1)
     wrong (c->name, ": an image is wanted");
+  if (c->run == tool_resize && o->size == NULL)
+    wrong (c->name, ": a size is wanted, as the last argument");
   if (argc > 2)
     wrong (c->name, ": one image at a time");
   o->file = argv[1];
   check_options_of (c->name, o);
   return c->run (o);
+}
+
+/* The size that `resize' is to give comes last, and may look like an option. */
+static void
+take_size (struct tool_options *o, int *argc, char *argv[])
+{
+  int i = 1;
+
+  while (i < *argc && argv[i][0] == '-')
+    i++;
+  if (i + 2 < *argc && strcmp (argv[i], "resize") == 0)
+    o->size = argv[--*argc];
 }
 
 int
@@ -356,7 +469,8 @@ main (int argc, char *argv[])
   /* Exceeding the limit on file sizes makes the write fail instead. */
   signal (SIGXFSZ, SIG_IGN);
   advice_choose (tool_advice);
-  while ((option = getopt_long (argc, argv, "Ur:pqf:", long_options, NULL))
+  take_size (&o, &argc, argv);
+  while ((option = getopt_long (argc, argv, "Ur:pqf:lc:a:d:", long_options, NULL))
          != -1)
     parse_option (&o, option);
   ret = run (argc - optind, argv + optind, &o);

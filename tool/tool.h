@@ -19,6 +19,14 @@ enum {
   TOOL_LEAKS = 3,
 };
 
+/* What `snapshot' is to do. */
+enum tool_snapshot {
+  SNAPSHOT_LIST, /* the default */
+  SNAPSHOT_CREATE,
+  SNAPSHOT_APPLY,
+  SNAPSHOT_DELETE,
+};
+
 struct tool_options {
   const char *file;
   const char *format; /* that it must be of; NULL: any that is known */
@@ -29,7 +37,12 @@ struct tool_options {
   bool repair; /* check */
   enum repair_mode mode;
   unsigned messages; /* check: to be printed */
-  enum follow follow; /* info, map */
+  enum tool_snapshot snapshot; /* snapshot */
+  bool acts;         /* snapshot: that was said */
+  const char *name;  /* snapshot: of which one */
+  const char *size;  /* resize: as it was given */
+  bool shrink;       /* resize */
+  enum follow follow; /* info, map, resize */
   const char *data_file; /* info, map: NULL: what the image names */
 
   /* info, map: of the backing files from the first on down; NULL after the
@@ -42,9 +55,17 @@ struct tool_options {
 extern int tool_check (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
+extern int tool_resize (const struct tool_options *o);
+extern int tool_snapshot (const struct tool_options *o);
 
 /* Advice in terms of options, for advice_choose. */
 extern const char *const tool_advice[];
+
+/* Parse a size in bytes, as qemu-img does: a number, and a suffix that is a power
+ * of 1024, before which it may have a fraction; at most 2^63 - 1.  Returns false
+ * if it is none.
+ */
+extern bool tool_parse_size (const char *text, uint64_t *size);
 
 /* Print a name on stdout, escaped: see core/base/error.h. */
 extern void tool_print_name (const char *name);
@@ -57,6 +78,9 @@ extern int tool_failed (void);
  */
 extern int tool_check_format (const struct tool_options *o,
                               const char *format);
+
+/* The same for commands that are for qcow2 alone. */
+extern int tool_check_qcow2 (const struct tool_options *o, struct storage *s);
 
 /* Open only the image, with QEMU's locks for reading or writing.  Returns NULL
  * with the error set.

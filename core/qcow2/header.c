@@ -34,7 +34,12 @@ enum {
 };
 
 _Static_assert (HEADER_FEATURES_OFFSET == FIELD_INCOMPATIBLE &&
-                HEADER_REFCOUNT_TABLE_OFFSET == FIELD_REFCOUNT_TABLE_OFFSET,
+                HEADER_REFCOUNT_TABLE_OFFSET == FIELD_REFCOUNT_TABLE_OFFSET &&
+                HEADER_DISK_SIZE_OFFSET == FIELD_SIZE &&
+                HEADER_L1_SIZE_OFFSET == FIELD_L1_SIZE &&
+                HEADER_L1_TABLE_OFFSET == FIELD_L1_OFFSET &&
+                HEADER_NR_SNAPSHOTS_OFFSET == FIELD_NB_SNAPSHOTS &&
+                HEADER_SNAPSHOTS_OFFSET == FIELD_SNAPSHOTS_OFFSET,
                 "qcow2/header.h and the fields agree");
 
 #define KNOWN_INCOMPATIBLE                                      \

@@ -117,6 +117,15 @@ extern void
 header_encode_refcount_table (struct host_off table, uint32_t clusters,
                               uint8_t buf[HEADER_REFCOUNT_TABLE_BYTES]);
 
+/* The fields of the live disk and of the snapshot table, big endian.  They are
+ * in the header's first sector, so that one write of that switches several.
+ */
+#define HEADER_DISK_SIZE_OFFSET 24
+#define HEADER_L1_SIZE_OFFSET 36
+#define HEADER_L1_TABLE_OFFSET 40
+#define HEADER_NR_SNAPSHOTS_OFFSET 60
+#define HEADER_SNAPSHOTS_OFFSET 64
+
 #define HEADER_HINT_ENDED 0
 #define HEADER_HINT_SET 1 /* any nonzero value means the same */
 

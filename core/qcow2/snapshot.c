@@ -21,13 +21,15 @@ enum {
   ENTRY_ID_SIZE = 12,
   ENTRY_NAME_SIZE = 14,
   ENTRY_DATE_SEC = 16,
+  ENTRY_DATE_NSEC = 20,
+  ENTRY_VM_CLOCK = 24,
   ENTRY_VM_STATE_SIZE = 32,
   ENTRY_EXTRA_SIZE = 36,
   /* in the extra data: */
   EXTRA_VM_STATE_SIZE = 0,
   EXTRA_DISK_SIZE = 8,
-  EXTRA_KNOWN = 16,
-  EXTRA_SPEC = 24, /* end of what Spec has */
+  EXTRA_ICOUNT = 16,
+  EXTRA_KNOWN = 24, /* end of what Spec has */
 };
 
 /* Reads the table from its start, checking that every byte is within the file
@@ -106,6 +108,9 @@ read_entry (struct cursor *c, const struct header *h, struct snapshot *sn,
   sn->l1_offset.v = get_be64 (entry + ENTRY_L1_OFFSET);
   sn->l1_size = get_be32 (entry + ENTRY_L1_SIZE);
   sn->date_sec = get_be32 (entry + ENTRY_DATE_SEC);
+  sn->date_nsec = get_be32 (entry + ENTRY_DATE_NSEC);
+  sn->vm_clock_nsec = get_be64 (entry + ENTRY_VM_CLOCK);
+  sn->icount = UINT64_MAX;
   sn->vm_state_size = get_be32 (entry + ENTRY_VM_STATE_SIZE);
   sn->disk_size = h->disk_size;
 
@@ -114,15 +119,18 @@ read_entry (struct cursor *c, const struct header *h, struct snapshot *sn,
    * image again.
    */
   extra_size = get_be32 (entry + ENTRY_EXTRA_SIZE);
-  *has_unknown |= extra_size > EXTRA_SPEC;
+  *has_unknown |= extra_size > EXTRA_KNOWN;
   known = extra_size < EXTRA_KNOWN ? extra_size : EXTRA_KNOWN;
   if (take (c, extra, known) == -1 ||
       take (c, NULL, extra_size - known) == -1)
     return -1;
   if (known >= EXTRA_VM_STATE_SIZE + 8)
     sn->vm_state_size = get_be64 (extra + EXTRA_VM_STATE_SIZE);
-  if (known >= EXTRA_DISK_SIZE + 8)
+  sn->has_disk_size = known >= EXTRA_DISK_SIZE + 8;
+  if (sn->has_disk_size)
     sn->disk_size = get_be64 (extra + EXTRA_DISK_SIZE);
+  if (known >= EXTRA_ICOUNT + 8)
+    sn->icount = get_be64 (extra + EXTRA_ICOUNT);
 
   sn->id = take_string (c, get_be16 (entry + ENTRY_ID_SIZE));
   if (sn->id == NULL)

@@ -17,8 +17,12 @@ struct snapshot {
   struct host_off l1_offset; /* not checked: see snapshot_check */
   uint64_t l1_size;
   uint64_t disk_size; /* in bytes */
+  bool has_disk_size; /* else it is the live disk's */
   uint64_t vm_state_size;
   uint32_t date_sec; /* since the epoch */
+  uint32_t date_nsec;
+  uint64_t vm_clock_nsec;
+  uint64_t icount; /* instructions; UINT64_MAX: not known */
 
   /* Its name for clients: the name or, where that is empty, not unique or not
    * valid UTF-8, the ID; NULL if that won't do either.

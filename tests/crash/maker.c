@@ -26,7 +26,7 @@ struct maker {
   struct builder b; /* of the image */
   uint64_t random;
 
-  bool compressed, snap, share_all, second, holes, full, table_full;
+  bool compressed, snap, share_all, second, holes, full, table_full, brim;
   bool tail, many, bitmap, give_up, autoclear;
   enum backing backing;
   unsigned arrangement;
@@ -79,6 +79,7 @@ parse_flag (struct maker *k, const char *word)
     { "comp", &k->compressed }, { "snap", &k->snap },
     { "snapall", &k->share_all }, { "snap2", &k->second },
     { "holes", &k->holes }, { "full", &k->full }, { "table", &k->table_full },
+    { "brim", &k->brim },
     { "tail", &k->tail }, { "many", &k->many }, { "bitmap", &k->bitmap },
     { "giveup", &k->give_up }, { "autoclear", &k->autoclear },
     { "keep", &k->m->keep }, { "zip", &k->m->zip },
@@ -878,7 +879,7 @@ blocks_for (const struct maker *k, uint64_t clusters)
 }
 
 /* Clusters that lead up to the end of the last block, or of the table, but
- * for a few.
+ * for a few, or all.
  */
 static uint64_t
 padding_for (const struct maker *k)
@@ -888,6 +889,8 @@ padding_for (const struct maker *k)
   const uint64_t used = nr + blocks_for (k, nr);
   uint64_t limit, blocks;
 
+  if (k->brim)
+    return k->b.cluster_size / 8 * (per_block - 1) - nr;
   if (k->table_full) /* the last place in it is free */
     limit = (k->b.cluster_size / 8 - 1) * per_block;
   else if (k->full)

@@ -99,6 +99,7 @@ struct made {
  *   holes            free clusters within the file, full of garbage
  *   full             few free refcounts in the last refcount block
  *   table            few free places in the refcount table
+ *   brim             none: the next cluster wants a larger one
  *   tail             the disk ends within a cluster, and the file, too
  *   many             a disk of many L2 tables
  *   bitmap           persistent bitmaps that follow what is written

@@ -22,7 +22,7 @@ qcow2/check: qcow2/bitmaps.h qcow2/codec.h qcow2/entry.h qcow2/foreign.h qcow2/f
 qcow2/check: qcow2/header.h
 qcow2/write: base storage cache qcow2 disk qcow2/check
 qed: base storage cache disk qcow2/check/report.h qcow2/check/repair.h
-manage: base crypto storage qcow2 qed
+manage: base crypto storage cache disk qcow2 qcow2/check qcow2/write qed
 .: base crypto storage cache disk raw qcow2 qcow2/check qcow2/write qed manage
 '
 

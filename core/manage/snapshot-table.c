@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "manage/snapshot-table.h"
+
+/* Offsets in an entry, and what a new one's extra data has: the size of the VM
+ * state, the disk's size and an instruction count, which is not known.
+ */
+enum {
+  ENTRY_L1_OFFSET = 0,
+  ENTRY_L1_SIZE = 8,
+  ENTRY_ID_SIZE = 12,
+  ENTRY_NAME_SIZE = 14,
+  ENTRY_DATE_SEC = 16,
+  ENTRY_DATE_NSEC = 20,
+  ENTRY_EXTRA_SIZE = 36,
+  EXTRA_DISK_SIZE = 8,
+  EXTRA_ICOUNT = 16,
+  EXTRA_NEW = 24,
+};
+
+static int
+no_memory (const char *name)
+{
+  error_set (ENOMEM, "%s: out of memory", name);
+  return -1;
+}
+
+static inline uint64_t
+aligned (uint64_t n)
+{
+  return (n + 7) & ~UINT64_C (7);
+}
+
+int
+snapshot_table_read (struct snapshot_table *t, struct storage *s,
+                     const struct header *h,
+                     const struct snapshots *snapshots)
+{
+  *t = (struct snapshot_table) {
+    .bytes = calloc (1, aligned (snapshots->table_bytes) + 1),
+    .size = snapshots->table_bytes,
+    .nr = snapshots->nr,
+  };
+  if (t->bytes == NULL)
+    return no_memory (s->name);
+  if (t->size == 0 ||
+      storage_read (s, t->bytes, t->size, h->snapshots_offset) == 0)
+    return 0;
+  snapshot_table_free (t);
+  return -1;
+}
+
+void
+snapshot_table_free (struct snapshot_table *t)
+{
+  free (t->bytes);
+  t->bytes = NULL;
+}
+
+/* Find an entry, and where the one after it is.  Returns -1 with the error set:
+ * the table is not what snapshots_read has read.
+ */
+static int
+find_entry (const struct snapshot_table *t, const char *name, uint32_t number,
+            uint64_t *start, uint64_t *next)
+{
+  uint32_t i;
+
+  *next = 0;
+  for (i = 0; i <= number; ++i) {
+    const uint8_t *p = t->bytes + *next;
+
+    *start = *next;
+    if (t->size < QCOW2_SNAPSHOT_ENTRY_SIZE ||
+        *start > t->size - QCOW2_SNAPSHOT_ENTRY_SIZE) {
+      error_set (EINVAL, "%s: the snapshot table has changed", name);
+      return -1;
+    }
+    *next += aligned (QCOW2_SNAPSHOT_ENTRY_SIZE +
+                      (uint64_t) get_be32 (p + ENTRY_EXTRA_SIZE) +
+                      get_be16 (p + ENTRY_ID_SIZE) +
+                      get_be16 (p + ENTRY_NAME_SIZE));
+  }
+  if (*next > t->size)
+    *next = t->size;
+  return 0;
+}
+
+int
+snapshot_table_remove (struct snapshot_table *t, const char *name,
+                       uint32_t number)
+{
+  uint64_t start, next;
+
+  if (find_entry (t, name, number, &start, &next) == -1)
+    return -1;
+  memmove (t->bytes + start, t->bytes + next, t->size - next);
+  t->size -= next - start;
+  t->nr--;
+  return 0;
+}
+
+static void
+put_be16 (uint8_t *p, uint16_t v)
+{
+  p[0] = v >> 8;
+  p[1] = v;
+}
+
+static uint64_t
+entry_bytes (const struct snapshot_new *sn)
+{
+  return QCOW2_SNAPSHOT_ENTRY_SIZE + EXTRA_NEW + strlen (sn->id) +
+    strlen (sn->name);
+}
+
+static void
+encode (uint8_t *p, const struct snapshot_new *sn)
+{
+  uint8_t *extra = p + QCOW2_SNAPSHOT_ENTRY_SIZE;
+  uint8_t *id = extra + EXTRA_NEW;
+
+  memset (p, 0, QCOW2_SNAPSHOT_ENTRY_SIZE + EXTRA_NEW);
+  put_be64 (p + ENTRY_L1_OFFSET, sn->l1.v);
+  put_be32 (p + ENTRY_L1_SIZE, sn->l1_entries);
+  put_be16 (p + ENTRY_ID_SIZE, strlen (sn->id));
+  put_be16 (p + ENTRY_NAME_SIZE, strlen (sn->name));
+  put_be32 (p + ENTRY_DATE_SEC, sn->date.tv_sec);
+  put_be32 (p + ENTRY_DATE_NSEC, sn->date.tv_nsec);
+  put_be32 (p + ENTRY_EXTRA_SIZE, EXTRA_NEW);
+  put_be64 (extra + EXTRA_DISK_SIZE, sn->disk_size);
+  put_be64 (extra + EXTRA_ICOUNT, UINT64_MAX);
+  memcpy (id, sn->id, strlen (sn->id));
+  memcpy (id + strlen (sn->id), sn->name, strlen (sn->name));
+}
+
+int
+snapshot_table_append (struct snapshot_table *t, const char *name,
+                       const struct snapshot_new *sn)
+{
+  const uint64_t start = aligned (t->size);
+  const uint64_t size = start + entry_bytes (sn);
+  uint8_t *bytes;
+
+  if (size > QCOW2_MAX_SNAPSHOT_TABLE_BYTES) {
+    error_set (ENOTSUP, "%s: the snapshot table would have %" PRIu64 " bytes, "
+               "more than %" PRIu64, name, size,
+               QCOW2_MAX_SNAPSHOT_TABLE_BYTES);
+    return -1;
+  }
+  bytes = realloc (t->bytes, size);
+  if (bytes == NULL)
+    return no_memory (name);
+  memset (bytes + t->size, 0, start - t->size);
+  encode (bytes + start, sn);
+  t->bytes = bytes;
+  t->size = size;
+  t->nr++;
+  return 0;
+}
+
+void
+snapshot_table_set_l1 (struct snapshot_table *t, struct host_off l1)
+{
+  uint64_t start, next;
+
+  if (find_entry (t, "", t->nr - 1, &start, &next) == 0)
+    put_be64 (t->bytes + start + ENTRY_L1_OFFSET, l1.v);
+}

@@ -1,0 +1,561 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Power cuts and failing storage while an image that nobody serves is changed
+ * (core/manage).  Each state reads as the image before or after the command,
+ * its snapshots included, and goes on doing so when it is repaired and written.
+ * Refcounts are never less than the references; until a version 3 image is
+ * marked as dirty it is sound, but for leaks.
+ *
+ *   test-manage [IMAGE [COMMAND [NAME]]]
+ */
+
+#include <config.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "check.h"
+#include "checker.h"
+#include "crash-storage.h"
+#include "disk/read.h"
+#include "image-check.h"
+#include "image.h"
+#include "maker.h"
+#include "manage/resize.h"
+#include "manage/snapshots.h"
+#include "memory-storage.h"
+#include "must-have.h"
+#include "power-cut.h"
+#include "random.h"
+#include "seconds.h"
+
+#define MAX_EXPORTS 8
+#define TORN 4 /* random states of each cut */
+
+static char what[256]; /* is looked at */
+static const struct made *made;
+
+/* ----------------------------------------------------------------- commands */
+
+struct command {
+  const char *name;
+  int (*run) (struct storage *s, const char *argument);
+  const char *argument; /* NULL: each snapshot's name, or a new one */
+};
+
+static int
+create (struct storage *s, const char *name)
+{
+  const struct timespec date = { 1700000000, 123456789 };
+
+  return snapshot_create (s, name, &date);
+}
+
+/* By a part of the disk, or by some hundred KiB. */
+static int
+resize (struct storage *s, const char *how)
+{
+  const uint64_t size = made->disk_size / 512 * 512;
+  uint64_t more = UINT64_C (5) << (2 * made->cluster_bits - 3);
+
+  if (more > 300 << 10)
+    more = 300 << 10;
+  return resize_disk (s, strcmp (how, "+") == 0 ? size + more + 512
+                      : strcmp (how, "-") == 0 ? size / 8 / 512 * 512 + 512
+                      : 512,
+                      made->backing != NULL ? made->backing_size : 0);
+}
+
+static const struct command commands[] = {
+  { "create", create, "new" },
+  { "apply", snapshot_apply, NULL },
+  { "delete", snapshot_delete, NULL },
+  { "grow", resize, "+" },
+  { "shrink", resize, "-" },
+  { "shrink-all", resize, "0" },
+};
+
+/* ----------------------------------------------------------------- contents */
+
+/* What an image's exports are called and hold. */
+struct view {
+  unsigned nr;
+  char name[MAX_EXPORTS][64];
+  uint8_t *content[MAX_EXPORTS];
+  uint64_t size[MAX_EXPORTS];
+};
+
+
+static struct image *
+open_image (struct storage *s)
+{
+  struct storage *storages[2] = { s };
+  unsigned nr = 1;
+
+  if (made->backing != NULL)
+    storages[nr++] = memory_storage_new ("backing", made->backing,
+                                         made->backing_size, NULL);
+  return image_open_encrypted (storages, nr, CACHE_MIN_BYTES,
+                               made->aes ? &made_passphrases : NULL);
+}
+
+static int
+note_export (void *opaque, const char *name, const char *description)
+{
+  struct view *v = opaque;
+
+  (void) description;
+  if (strncmp (name, IMAGE_BITMAP_PREFIX, strlen (IMAGE_BITMAP_PREFIX)) == 0)
+    return 0;
+  if (v->nr == MAX_EXPORTS)
+    abort ();
+  snprintf (v->name[v->nr++], sizeof v->name[0], "%s", name);
+  return 0;
+}
+
+static bool
+read_export (const struct image *im, struct view *v, unsigned i)
+{
+  struct layer *disk = image_open_disk (im, v->name[i]);
+  bool ok;
+
+  if (disk == NULL)
+    return false;
+  v->size[i] = disk->size;
+  v->content[i] = must_have (malloc (disk->size + 1));
+  ok = layer_read (disk, v->content[i], disk->size,
+                   (struct guest_off) { 0 }) == 0;
+  image_close_disk (disk);
+  return ok;
+}
+
+static bool
+view_image (const struct image *im, struct view *v)
+{
+  unsigned i;
+
+  memset (v, 0, sizeof *v);
+  if (image_list (im, note_export, v) == -1)
+    return false;
+  for (i = 0; i < v->nr; ++i)
+    if (!read_export (im, v, i))
+      return false;
+  return true;
+}
+
+static void
+view_free (struct view *v)
+{
+  unsigned i;
+
+  for (i = 0; i < v->nr; ++i)
+    free (v->content[i]);
+}
+
+/* Whether they are the same but for the live disk, which is the first, if
+ * that does not count.
+ */
+static bool
+views_equal (const struct view *a, const struct view *b, bool live)
+{
+  unsigned i;
+
+  if (a->nr != b->nr)
+    return false;
+  for (i = live ? 0 : 1; i < a->nr; ++i)
+    if (strcmp (a->name[i], b->name[i]) != 0 || a->size[i] != b->size[i] ||
+        memcmp (a->content[i], b->content[i], a->size[i]) != 0)
+      return false;
+  return true;
+}
+
+static struct view before, after;
+
+static bool
+view_bytes (const void *bytes, uint64_t size, struct view *v)
+{
+  struct image *im = open_image (memory_storage_new ("state", bytes, size,
+                                                     NULL));
+  const bool ok = im != NULL && view_image (im, v);
+
+  if (!ok)
+    check_failed (__FILE__, __LINE__, "%s: it can't be read: %s", what,
+                  error_message ());
+  (void) image_close (im);
+  return ok;
+}
+
+/* ------------------------------------------------------------------ verdicts */
+
+/* No refcount is less than the references. */
+static void
+check_references (const uint8_t *bytes, uint64_t size)
+{
+  struct image_refs refs;
+  uint64_t i;
+
+  if (made->bitmaps) /* whose references are not counted there */
+    return;
+  image_refs_count (&refs, bytes, size);
+  for (i = 0; i < refs.nr; ++i)
+    if (image_refcount (bytes, size, i) < refs.count[i])
+      check_failed (__FILE__, __LINE__, "%s: cluster %" PRIu64
+                    " has more references than its refcount", what, i);
+  image_refs_free (&refs);
+}
+
+static void
+check_metadata (const uint8_t *bytes, uint64_t size, bool *dirty)
+{
+  const bool lax = made->version == 2;
+  struct check_result r;
+
+  check_image (bytes, size, 0, &r);
+  *dirty = r.dirty;
+  if (r.dirty || lax)
+    check_image (bytes, size, CHECK_ANY_REFCOUNTS, &r);
+  if (!check_is_sound (&r))
+    check_failed (__FILE__, __LINE__, "%s: %s%s", what,
+                  r.opens ? "" : "does not open: ", r.why);
+  check_references (bytes, size);
+  /* I8 */
+  if (made->version >= 3 && (size != made->size ||
+                             memcmp (bytes, made->bytes, size) != 0) &&
+      (get_be64 (bytes + HEADER_FEATURES_OFFSET + 16) &
+       ~QCOW2_AUTOCLEAR_BITMAPS) != 0)
+    check_failed (__FILE__, __LINE__, "%s: unknown autoclear bits are set",
+                  what);
+}
+
+/* Write all of the disk, which must change no snapshot. */
+static void
+write_all (struct image *im, const struct view *v)
+{
+  const struct writer_options options = { .invalidate_bitmaps = true };
+  uint8_t *buf = must_have (malloc (v->size[0] + 1));
+  struct view now;
+
+  memset (buf, 0x5a, v->size[0]);
+  CHECK_OK (image_make_writable (im, &options));
+  CHECK_OK (image_write (im, buf, v->size[0], (struct guest_off) { 0 }, 0));
+  CHECK_OK (image_flush (im));
+  if (view_image (im, &now)) {
+    if (!views_equal (&now, v, false))
+      check_failed (__FILE__, __LINE__, "%s: writing changes a snapshot", what);
+    if (now.nr > 0 && memcmp (now.content[0], buf, v->size[0]) != 0)
+      check_failed (__FILE__, __LINE__, "%s: what was written is not there",
+                    what);
+  }
+  view_free (&now);
+  free (buf);
+}
+
+/* Repair it if that is due, and write to it. */
+static void
+go_on (const uint8_t *bytes, uint64_t size, const struct view *v)
+{
+  struct crash_disk disk;
+  struct image *im;
+  struct check_result r;
+  char summary[1024];
+
+  crash_disk_init (&disk, bytes, size);
+  disk.logging = false;
+  im = open_image (crash_storage_open (&disk, "state"));
+  CHECK_OK (image_repair (im, IMAGE_REPAIR_DIRTY, summary, sizeof summary));
+  write_all (im, v);
+  CHECK_OK (image_close (im));
+  check_image (disk.bytes, disk.size,
+               made->version == 2 ? CHECK_ANY_REFCOUNTS : 0, &r);
+  if (!check_is_sound (&r))
+    check_failed (__FILE__, __LINE__, "%s, written: %s", what, r.why);
+  check_references (disk.bytes, disk.size);
+  crash_disk_free (&disk);
+}
+
+static uint64_t states, old_ones, new_ones, dirty_ones;
+
+static void
+judge (const uint8_t *bytes, uint64_t size)
+{
+  struct view v;
+  bool dirty;
+
+  check_metadata (bytes, size, &dirty);
+  if (view_bytes (bytes, size, &v)) {
+    const bool old = views_equal (&v, &before, true);
+
+    if (!old && !views_equal (&v, &after, true))
+      check_failed (__FILE__, __LINE__, "%s: it reads neither as before nor "
+                    "as after", what);
+    else if (states % 8 == 0 || (dirty && states % 4 == 0))
+      go_on (bytes, size, &v);
+    old_ones += old;
+    new_ones += !old;
+  }
+  view_free (&v);
+  states++;
+  dirty_ones += dirty;
+}
+
+/* --------------------------------------------------------------- power cuts */
+
+static const char *subject; /* of what */
+
+static void
+judge_state (struct cut *c, uint64_t k, enum landed_kind kind, uint64_t arg)
+{
+  static struct disk_state state;
+  const struct landed l = { kind, arg };
+  char text[64];
+
+  snprintf (what, sizeof what, "%s, cut %" PRIu64 ", %s", subject, k,
+            landed_format (l, text, sizeof text));
+  cut_state (c, l, &state);
+  judge (state.bytes, state.size);
+}
+
+static void
+cut_at (struct cut *c, uint64_t k)
+{
+  const unsigned nr = cut_pending (c);
+  unsigned i;
+
+  judge_state (c, k, LANDED_NONE, 0);
+  if (nr == 0)
+    return;
+  judge_state (c, k, LANDED_ALL, 0);
+  for (i = 0; i < nr && i < 16; ++i) {
+    judge_state (c, k, LANDED_ONLY, i);
+    judge_state (c, k, LANDED_NOT, i);
+  }
+  for (i = 0; i < TORN; ++i)
+    judge_state (c, k, LANDED_TORN, mix (k * TORN + i));
+}
+
+static void
+cut_everywhere (const struct crash_disk *disk)
+{
+  struct cut *c = cut_new (made->bytes, made->size, disk->op, disk->nr);
+  uint64_t k;
+
+  for (k = 0; k <= disk->nr && !check_any_failed (); ++k) {
+    cut_advance (c, k);
+    cut_at (c, k);
+  }
+  cut_free (c);
+}
+
+/* ---------------------------------------------------------- failing storage */
+
+/* Nothing is written after a flush has failed (I10). */
+static void
+check_silence (const struct crash_disk *disk)
+{
+  uint64_t i;
+
+  for (i = 0; i + 1 < disk->nr; ++i)
+    if (disk->op[i].kind == CRASH_FLUSH && disk->op[i].failed)
+      check_failed (__FILE__, __LINE__, "%s: it goes on after a failed flush",
+                    what);
+}
+
+static bool
+tells (const char *text)
+{
+  return strstr (error_message (), text) != NULL;
+}
+
+/* Unless an error tells that clusters are leaked all is as before.  If space was
+ * short for a moment a command is done or undone, and not left in between.
+ */
+static void
+check_told (const struct crash_disk *disk, const struct crash_fault *fault)
+{
+  const bool between = tells ("no snapshot was made") ||
+    tells ("was not applied");
+  struct check_result r0, r;
+  struct view v;
+
+  if (fault->err == ENOSPC && !fault->forever && between)
+    check_failed (__FILE__, __LINE__, "%s: not undone: %s", what,
+                  error_message ());
+  if (tells ("leaked") || !view_bytes (disk->bytes, disk->size, &v))
+    return;
+  check_image (made->bytes, made->size, 0, &r0);
+  check_image (disk->bytes, disk->size, 0, &r);
+  if (!views_equal (&v, &before, true) || r.dirty || r.leaks != r0.leaks)
+    check_failed (__FILE__, __LINE__, "%s: leaks %" PRIu64 ", dirty %d: %s",
+                  what, r.leaks, r.dirty, error_message ());
+  view_free (&v);
+}
+
+/* Returns whether there was such a call. */
+static bool
+fail_call (const struct command *c, const char *argument,
+           const struct crash_fault *fault)
+{
+  struct crash_disk disk;
+  struct storage *s;
+  uint64_t failures;
+  int r;
+
+  crash_disk_init (&disk, made->bytes, made->size);
+  disk.no_zero = made->no_zero;
+  disk.fault = *fault;
+  s = crash_storage_open (&disk, "test");
+  r = c->run (s, argument);
+  storage_close (s);
+  failures = disk.failures;
+  if (failures > 0 && r == -1 && fault->err != 0 &&
+      error_errno () != fault->err && error_errno () != EIO)
+    check_failed (__FILE__, __LINE__, "%s: errno %d: %s", what, error_errno (),
+                  error_message ());
+  if (failures > 0 && r == -1)
+    check_told (&disk, fault);
+  if (failures > 0) {
+    check_silence (&disk);
+    judge (disk.bytes, disk.size);
+  }
+  crash_disk_free (&disk);
+  return failures > 0;
+}
+
+static void
+fail_everywhere (const struct command *c, const char *argument)
+{
+  static const struct crash_fault faults[] = {
+    { .err = EIO }, { .err = EIO, .forever = true },
+    { .err = EIO, .partly = true }, { .err = ENOSPC },
+    { .err = ENOSPC, .forever = true }, { .err = ENOSPC, .partly = true },
+  };
+  unsigned i;
+  uint64_t call;
+
+  for (i = 0; i < sizeof faults / sizeof faults[0]; ++i) {
+    struct crash_fault fault = faults[i];
+
+    fault.kinds = fault.err == ENOSPC
+      ? FAULT_WRITE | FAULT_ZERO | FAULT_RESIZE | FAULT_ALLOCATE : FAULT_ANY;
+    for (call = 1; !check_any_failed (); ++call) {
+      snprintf (what, sizeof what, "%s, call %" PRIu64 " fails (%u)", subject,
+                call, i);
+      fault.call = call;
+      if (!fail_call (c, argument, &fault))
+        break;
+    }
+  }
+}
+
+/* ------------------------------------------------------------------- images */
+
+/* What it gives once no call fails: sound, without new leaks. */
+static void
+check_result_of (const struct crash_disk *disk)
+{
+  struct check_result r, r0;
+
+  snprintf (what, sizeof what, "%s", subject);
+  check_image (made->bytes, made->size, 0, &r0);
+  check_image (disk->bytes, disk->size, 0, &r);
+  if (!check_is_sound (&r) || r.dirty)
+    check_failed (__FILE__, __LINE__, "%s: %s", what, r.why);
+  CHECK_EQ (r.leaks, r0.leaks);
+}
+
+/* Returns whether the command could be done. */
+static bool
+try_command (const struct command *c, const char *argument)
+{
+  struct crash_disk disk;
+  struct storage *s;
+  bool done;
+
+  crash_disk_init (&disk, made->bytes, made->size);
+  disk.no_zero = made->no_zero;
+  s = crash_storage_open (&disk, "test");
+  done = c->run (s, argument) == 0;
+  storage_close (s);
+  if (done) {
+    check_result_of (&disk);
+    view_bytes (disk.bytes, disk.size, &after);
+    cut_everywhere (&disk);
+    fail_everywhere (c, argument);
+    view_free (&after);
+  }
+  else if (disk.changes > 0 || error_errno () != ENOTSUP)
+    check_failed (__FILE__, __LINE__, "%s: it failed, after %" PRIu64
+                  " changes: %s", subject, disk.changes, error_message ());
+  crash_disk_free (&disk);
+  return done;
+}
+
+static bool
+wanted (const char *argument, const char *is)
+{
+  return argument == NULL || strcmp (argument, is) == 0;
+}
+
+static unsigned
+try_image (const char *name, const char *command, const char *which)
+{
+  static char text[200];
+  struct made m;
+  unsigned i, j, done = 0;
+
+  if (!made_image (&m, name))
+    abort ();
+  made = &m;
+  snprintf (what, sizeof what, "%s", name);
+  view_bytes (m.bytes, m.size, &before);
+  for (i = 0; i < sizeof commands / sizeof commands[0]; ++i) {
+    const struct command *c = &commands[i];
+    const unsigned nr = c->argument != NULL ? 1 : m.nr_snapshots;
+
+    for (j = 0; j < nr && wanted (command, c->name); ++j) {
+      const char *argument = c->argument != NULL ? c->argument
+        : m.snapshot_name[j];
+
+      snprintf (text, sizeof text, "%s %s %s", name, c->name, argument);
+      subject = text;
+      if (wanted (which, argument))
+        done += try_command (c, argument);
+    }
+  }
+  view_free (&before);
+  made_free (&m);
+  return done;
+}
+
+static const char *const images[] = {
+  "v3-c512-snap-comp", "v2-c512-snap-comp-holes", "v3-c512-r8-snap-comp-back",
+  "v3-c512-snapall-snap2-holes", "v2-c512-snapall-back", "v3-c512-lazy-snap",
+  "v3-c512-r1-holes", "v3-c512-r64-full-lazy-snap-comp", "v3-c512-r64-table",
+  "v3-c512-r64-brim-snap2",
+  "v3-c1k-r4-comp-holes-tail-autoclear", "v3-c4k-r32-snap2-bitmap",
+  "v3-c16k-ext-snap-comp-holes-tail", "v3-c512-known-holes",
+  "v2-c1k-comp-snap-shortback", "v2-c512-full-snap", "v2-c512-holes",
+#ifdef HAVE_GNUTLS
+  "v3-c512-aes-holes-snap-comp-back",
+#endif
+};
+
+int
+main (int argc, char *argv[])
+{
+  unsigned done = 0, i;
+
+  check_time_limit (600);
+  if (argc > 1)
+    done = try_image (argv[1], argc > 2 ? argv[2] : NULL,
+                      argc > 3 ? argv[3] : NULL);
+  for (i = 0; argc == 1 && i < sizeof images / sizeof images[0]; ++i)
+    done += try_image (images[i], NULL, NULL);
+  printf ("%u commands, %" PRIu64 " states, %" PRIu64 " as before, %" PRIu64
+          " as after, %" PRIu64 " dirty\n", done, states, old_ones, new_ones,
+          dirty_ones);
+  CHECK (done == 0 || (old_ones > 0 && new_ones > 0));
+  return check_result ();
+}
