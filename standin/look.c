@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/error.h"
 #include "formats.h"
@@ -74,6 +75,19 @@ snapshot_export (struct storage *s, const struct header *h, const char *wanted)
 
 /* ----------------------------------------------------------------- images */
 
+/* In a backing file's place: an empty one, that nbdkit inherits, so that what is
+ * not in the image itself reads as zeros.
+ */
+static const char *
+open_nothing (void)
+{
+  const int fd = memfd_create ("no backing file", 0);
+
+  if (fd == -1)
+    die ("memfd_create: %s", strerror (errno));
+  return format ("/proc/self/fd/%d", fd);
+}
+
 static void
 look_at_qcow2 (struct disk *d, const struct request *r, struct storage *s)
 {
@@ -86,9 +100,10 @@ look_at_qcow2 (struct disk *d, const struct request *r, struct storage *s)
     d->export = snapshot_export (s, &h, r->snapshot);
   if (d->compress)
     d->compression = h.compression == COMPRESSION_ZSTD ? "zstd" : "zlib";
-  if (d->no_backing && h.backing_name[0] != '\0')
-    die ("%s: \"backing\": null is not supported: the image has the backing "
-         "file '%s'", d->file, h.backing_name);
+  if (d->no_backing && h.backing_name[0] != '\0') {
+    d->backing = open_nothing ();
+    d->backing_format = "raw";
+  }
 }
 
 static void

@@ -150,6 +150,17 @@ PY
         driver=qcow2,encrypt.key-secret=s,file.filename=luks.qcow2 copy.raw
     cmp copy.raw disk.raw
 
+    # The same without qcow2.
+    quickly qemu-img create -q -f luks --object secret,id=s,file=secret \
+        -o key-secret=s raw.luks 4M
+    foreground "$server" -t -k "$tmp/s" --object secret,id=k,file=secret \
+        --image-opts driver=luks,key-secret=k,file.filename=raw.luks
+    timeout 60 nbdcopy --flush disk.raw "$s"
+    end_process "$pid" || die "SIGTERM: $server"
+    qemu-img convert --object secret,id=s,file=secret --image-opts -O raw \
+        driver=luks,key-secret=s,file.filename=raw.luks copy.raw
+    cmp copy.raw disk.raw
+
     # --- TLS with a shared key.
     rm -rf keys
     mkdir -m 0700 keys

@@ -125,3 +125,5 @@ both '' -l snapshot.id=2,snapshot.name=1 disk
 both '- write' --image-opts driver=qcow2,file.driver=file,file.filename=disk
 both '' -r --image-opts file.filename="$tmp/disk",driver=qcow2,read-only=on
 both '- write' 'json:{"driver":"qcow2","file":{"driver":"file","filename":"d\u0069sk"}}'
+# What the image itself holds, as oVirt's backups ask for it.
+both '- write' 'json:{"driver":"qcow2","file":{"driver":"file","filename":"disk"},"backing":null}'
