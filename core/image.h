@@ -57,8 +57,8 @@ extern struct image *image_open_below (const struct image_options *options);
 /* The size in bytes, rounded up to 512, of the disk below; 0: there is none. */
 extern uint64_t image_size_below (const struct image *below);
 
-/* Then the image itself.  Its file is that of chain.made, unless this is NULL.
- * below is owned from here on, even after an error; until then image_close and
+/* Then the image itself.  Its file is that of chain.made, unless this is NULL,
+ * or chain.formatted.  That and below are owned from here on, even after an error; until then image_close and
  * image_is_encrypted are all else that it may be given to.
  */
 extern struct image *image_open_made (struct image *below,

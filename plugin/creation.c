@@ -40,6 +40,8 @@ static char *data_file;
 static struct created made = CREATED_NOTHING;
 static struct created made_data = CREATED_NOTHING; /* its data file */
 
+static bool formatted; /* a server, which is not undone */
+
 /* This process is the child that nbdkit has forked: its parent sees to these
  * files.
  */
@@ -441,7 +443,8 @@ remove_image (void)
   if (kept_elsewhere)
     return;
   create_undo (&made);
-  create_undo (&made_data);
+  if (!formatted) /* the image that stays needs it */
+    create_undo (&made_data);
 }
 
 /* ------------------------------------------------------------------ forking */
@@ -560,11 +563,13 @@ open_below (const struct image_options *o)
 }
 
 static int
-make_image (const struct chain_options *chain)
+make_image (struct chain_options *chain)
 {
-  return storage_nbd_is_uri (chain->file)
-    ? create_far (chain->file, overwrite, &options, &chain->nbd)
-    : create_file (chain->file, overwrite, &options, &made);
+  if (!storage_nbd_is_uri (chain->file))
+    return create_file (chain->file, overwrite, &options, &made);
+  chain->formatted = create_far (chain->file, overwrite, &options, &chain->nbd);
+  formatted = chain->formatted != NULL;
+  return formatted ? 0 : -1;
 }
 
 int

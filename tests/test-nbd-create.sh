@@ -92,6 +92,47 @@ for options in cluster-size=64K cluster-size=512 \
     done
 done
 
+# --- What was formatted is what is served, whatever the server's name leads to by
+# then: each connection leads to another file.
+cat > turns.sh <<'SH'
+case $1 in
+    open) echo >> DIR/turns; echo "DIR/turn$(wc -l < DIR/turns).raw" ;;
+    get_size) echo 8M ;;
+    pread) dd if="$2" bs=64K iflag=skip_bytes,count_bytes skip="$4" count="$3" ;;
+    pwrite) dd of="$2" bs=64K oflag=seek_bytes conv=notrunc seek="$4" ;;
+    can_write | can_flush | flush) exit 0 ;;
+    *) exit 2 ;;
+esac 2> /dev/null
+SH
+sed -i "s,DIR,$tmp,g" turns.sh
+chmod +x turns.sh
+qemu-img create -q -f qcow2 turn2.raw 3M
+truncate -s 8M turn1.raw turn2.raw
+cp turn2.raw before.raw
+far sh turns.sh
+start_nbdkit "$PLUGIN" "uri=$far" create=true size=1M
+"$PYTHON" fill.py "$sock" model
+stop_nbdkit "$pid"
+stop_nbdkit "$far_pid"
+cmp turn2.raw before.raw
+check_clean turn1.raw
+same_disk turn1.raw model
+
+# --- nbdkit can't start after that: the image stays, and so does its data file.
+rm -f far.raw data.raw
+truncate -s 8M far.raw
+far file far.raw
+if "$NBDKIT" -U /nowhere/socket "$PLUGIN" "uri=$far" create=true size=4M \
+    "data-file=$tmp/data.raw" 2> out.log; then
+    die "nbdkit starts without a socket"
+fi
+start_nbdkit "$PLUGIN" "uri=$far" "data-file=$tmp/data.raw"
+"$PYTHON" fill.py "$sock" model
+stop_nbdkit "$pid"
+stop_nbdkit "$far_pid"
+check_clean far.raw
+same_disk far.raw model
+
 # --- What is there stays, unless it is to be overwritten.  Whatever is behind the
 # first mebibyte does not matter.
 for place in 0 1048575; do

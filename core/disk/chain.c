@@ -525,7 +525,8 @@ follow_all (struct chain *c, const struct chain_options *options,
 static struct storage *
 open_image (const struct chain_options *o)
 {
-  struct storage *s = o->command == NULL ? storage_open (o->file, &o->nbd)
+  struct storage *s = o->formatted != NULL ? o->formatted
+    : o->command == NULL ? storage_open (o->file, &o->nbd)
     : storage_nbd_start (o->command, &o->nbd, o->file);
 
   if (s == NULL || o->made == NULL || storage_same (s, o->made))

@@ -32,6 +32,11 @@ struct chain_options {
    */
   const struct storage *made;
   const struct storage *made_data;
+
+  /* For chain_open_first, which owns it from there on: the image, open already;
+   * NULL: what file leads to.
+   */
+  struct storage *formatted;
   enum follow follow;
   const char *data_file;      /* path or URI of its data file, or NULL: what it
                                * names */

@@ -18,7 +18,7 @@
 #define PIECE_BYTES 65536
 
 /* What is read comes from the server, since the storage is writable, and over
- * the one connection that will be written to.
+ * the connections that will be written to.
  */
 static int
 check_is_empty (struct storage *s)
@@ -44,24 +44,21 @@ check_is_empty (struct storage *s)
   return r;
 }
 
-int
+struct storage *
 create_far (const char *uri, bool overwrite, const struct create_options *o,
             const struct nbd_options *nbd)
 {
-  struct nbd_options one = *nbd;
   struct create_options options = *o;
-  struct storage *s;
-  int r = -1;
+  struct storage *s = storage_nbd_open (uri, nbd, uri);
 
-  one.connections = 1;
-  options.must_fit = o->backing == NULL && o->data_file == NULL;
-  s = storage_nbd_open (uri, &one, uri);
   if (s == NULL)
-    return -1;
+    return NULL;
+  options.must_fit = o->backing == NULL && o->data_file == NULL;
   storage_set_locking (s, o->locking);
   if (storage_make_writable (s, CREATE_LOCKS, CREATE_LOCKS) == 0 &&
-      (overwrite || check_is_empty (s) == 0))
-    r = create_image (s, &options);
+      (overwrite || check_is_empty (s) == 0) &&
+      create_image (s, &options) == 0)
+    return s;
   storage_close (s);
-  return r;
+  return NULL;
 }

@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -86,18 +85,28 @@ ask_server (struct nbd_handle *nbd, struct far_server *s, const char *name)
   return 0;
 }
 
+/* Returns -1 with libnbd's error. */
+static int
+begin_to_connect (struct conn *c, const struct far_place *place)
+{
+  if (place->uri != NULL)
+    return nbd_aio_connect_uri (c->nbd, place->uri);
+  c->started = conn_start_server (c->nbd, place->command);
+  return c->started != NULL ? 0 : -1;
+}
+
 /* Returns -1 with the error set. */
 static int
-connect_to (struct nbd_handle *nbd, const struct far_place *place,
-            unsigned seconds, const char *name)
+connect_to (struct conn *c, const struct far_place *place, unsigned seconds,
+            const char *name)
 {
+  struct nbd_handle *nbd = c->nbd;
   const uint64_t end = milliseconds () + UINT64_C (1000) * seconds;
 
   if (nbd_set_uri_allow_local_file (nbd, true) == -1 ||
       nbd_add_meta_context (nbd, CONTEXT) == -1 ||
       nbd_set_pread_initialize (nbd, false) == -1 ||
-      (place->uri != NULL ? nbd_aio_connect_uri (nbd, place->uri)
-       : conn_start_server (nbd, place->command)) == -1)
+      begin_to_connect (c, place) == -1)
     goto failed;
   while (!nbd_aio_is_ready (nbd)) {
     const uint64_t now = milliseconds ();
@@ -105,6 +114,7 @@ connect_to (struct nbd_handle *nbd, const struct far_place *place,
     if (nbd_aio_is_dead (nbd) || nbd_aio_is_closed (nbd))
       goto failed;
     if (now >= end) {
+      c->timed_out = true;
       error_set (ETIMEDOUT, "%s: connecting: the server does not answer", name);
       return -1;
     }
@@ -139,7 +149,7 @@ conn_open (const struct far_place *place, const struct nbd_options *options,
   if (c->wake != -1 && c->nbd == NULL)
     error_set (ENOMEM, "%s: %s", name, nbd_get_error ());
   if (c->nbd == NULL ||
-      connect_to (c->nbd, place, seconds, name) == -1 ||
+      connect_to (c, place, seconds, name) == -1 ||
       ask_server (c->nbd, &c->server, name) == -1) {
     conn_close (c);
     return NULL;
@@ -153,22 +163,6 @@ conn_open (const struct far_place *place, const struct nbd_options *options,
   return c;
 }
 
-/* libnbd waits for a server that it started.  One that does nothing any more,
- * and so does not hang up, does not end by SIGTERM, either.
- */
-static void
-end_server (struct conn *c)
-{
-  struct pollfd hangup = { .fd = c->fd, .events = POLLRDHUP };
-
-  if (nbd_kill_subprocess (c->nbd, SIGTERM) == -1) /* there is none */
-    return;
-  if (c->timed_out ||
-      (c->fd != -1 && poll (&hangup, 1, c->patience < INT32_MAX
-                            ? (int) c->patience : INT32_MAX) == 0))
-    (void) nbd_kill_subprocess (c->nbd, SIGKILL);
-}
-
 void
 conn_close (struct conn *c)
 {
@@ -176,7 +170,8 @@ conn_close (struct conn *c)
     /* So that the server knows that nobody has gone astray. */
     if (nbd_aio_is_ready (c->nbd))
       (void) nbd_aio_disconnect (c->nbd, 0);
-    end_server (c);
+    if (c->started != NULL)
+      conn_end_server (c->nbd, c->started, c->timed_out ? 0 : c->patience);
     nbd_close (c->nbd);
   }
   if (c->fd != -1)

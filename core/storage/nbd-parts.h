@@ -84,6 +84,7 @@ struct conn {
   struct nbd_handle *nbd;
   struct far_server server;
   int fd;            /* the socket; libnbd may close its own descriptor */
+  struct started *started; /* NULL: the server was not started here */
   int wake;          /* an eventfd: the one that polls has to look again */
   uint64_t patience; /* in milliseconds: see nbd_options.timeout */
   unsigned users;    /* pool.lock */
@@ -126,10 +127,26 @@ extern void conn_cache (struct conn *c, uint64_t offset, uint64_t count);
 
 /* --------------------------------------------------------------- nbd-start.c
  *
- * Have libnbd start a server, and connect to it.  It ends when this thread does
- * (with SIGTERM), at the latest.  Returns -1 with errno set, or libnbd's error.
+ * The process of a server, in a group of its own that has the same number.
  */
-extern int conn_start_server (struct nbd_handle *nbd, char *const *command);
+struct started {
+  pid_t parent;
+  _Atomic pid_t pid; /* 0: it does not run yet */
+};
+
+/* Have libnbd start a server, and connect to it.  It ends when this thread does
+ * (with SIGTERM), at the latest, unless it changes its user.  Returns NULL with
+ * errno set, or libnbd's error; else what conn_end_server releases.
+ */
+extern struct started *conn_start_server (struct nbd_handle *nbd,
+                                          char *const *command);
+
+/* End the server, and what it has started in its group: by SIGTERM, or if it has
+ * not ended after so many milliseconds by SIGKILL.  nbd_close, which waits for
+ * it, must follow.
+ */
+extern void conn_end_server (struct nbd_handle *nbd, struct started *s,
+                             uint64_t patience);
 
 /* ---------------------------------------------------------------- nbd-pool.c
  *

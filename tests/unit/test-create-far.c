@@ -46,11 +46,21 @@ write_byte (const struct far_nbdkit *server, uint64_t offset)
 }
 
 static void
+make (const struct far_nbdkit *server, bool overwrite,
+      const struct create_options *o)
+{
+  struct storage *s = create_far (server->uri, overwrite, o, &defaults);
+
+  CHECK (s != NULL);
+  storage_close (s);
+}
+
+static void
 check_refused (const struct far_nbdkit *server, const struct create_options *o,
                int err, const char *part)
 {
   read_all (server, before);
-  CHECK_EQ (create_far (server->uri, err != EEXIST, o, &defaults), -1);
+  CHECK (create_far (server->uri, err != EEXIST, o, &defaults) == NULL);
   CHECK_ERROR (err, part);
   read_all (server, after);
   CHECK (memcmp (before, after, SIZE) == 0);
@@ -69,12 +79,12 @@ test_data (void)
     far_start (&server, "memory 4M");
     write_byte (&server, offsets[i]);
     check_refused (&server, &o, EEXIST, "create=overwrite");
-    CHECK_OK (create_far (server.uri, true, &o, &defaults));
+    make (&server, true, &o);
     far_end (&server);
   }
   far_start (&server, "memory 4M");
   write_byte (&server, 1048576);
-  CHECK_OK (create_far (server.uri, false, &o, &defaults));
+  make (&server, false, &o);
   far_end (&server);
 }
 
@@ -95,7 +105,7 @@ test_room (void)
   o.size++;
   check_refused (&server, &o, ENOSPC, "would fit");
   o.size--;
-  CHECK_OK (create_far (server.uri, true, &o, &defaults));
+  make (&server, true, &o);
   far_end (&server);
 }
 
@@ -160,7 +170,7 @@ test_data_in_itself (void)
   far_start (&server, "memory 4M");
   far_start (&data, "memory 4M");
   name_other (&server);
-  CHECK_OK (create_far (server.uri, false, &o, &defaults));
+  make (&server, false, &o);
   options.chain.file = server.uri;
   options.chain.data_file = other;
   options.chain.nbd = defaults;

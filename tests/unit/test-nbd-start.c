@@ -61,20 +61,26 @@ gets_to (pid_t pid, char wanted)
   return false;
 }
 
+/* Start what this script has. */
+static struct storage *
+start_script (char *script, unsigned timeout)
+{
+  const struct nbd_options options = { .retries = 5, .timeout = timeout };
+  char *command[] = { (char *) "bash", (char *) "-c", script, NULL };
+
+  return storage_nbd_start (command, &options, "started");
+}
+
 /* A server with a mebibyte. */
 static struct storage *
 start_one (unsigned timeout)
 {
-  const struct nbd_options options = { .retries = 5, .timeout = timeout };
-  static char script[128];
-  static char *command[] = {
-    (char *) "sh", (char *) "-c", script, NULL,
-  };
   struct storage *s;
+  char script[128];
 
   snprintf (script, sizeof script, "echo $$ > %s; exec nbdkit memory 1M",
             pid_file);
-  s = storage_nbd_start (command, &options, "started");
+  s = start_script (script, timeout);
   if (s == NULL) {
     fprintf (stderr, "%s\n", error_message ());
     abort ();
@@ -144,6 +150,37 @@ test_silent (bool noticed)
   CHECK (gets_to (pid, 'Z'));
 }
 
+/* One that never answers, and does not care for SIGTERM. */
+static void
+test_deaf (void)
+{
+  char script[128];
+
+  snprintf (script, sizeof script,
+            "trap '' TERM; echo $$ > %s; exec sleep 300", pid_file);
+  CHECK (start_script (script, 1) == NULL);
+  CHECK_ERROR (ETIMEDOUT, "does not answer");
+  CHECK (gets_to (server_pid (), 'Z'));
+}
+
+/* Others in between: the server ends with the process that was started, and that
+ * does even if it does not care for SIGTERM.
+ */
+static void
+test_wrapped (const char *before, const char *after)
+{
+  char script[256];
+  struct storage *s;
+
+  snprintf (script, sizeof script, "%s (export LISTEN_PID=$BASHPID; "
+            "echo $BASHPID > %s; exec nbdkit memory 1M); %s", before, pid_file,
+            after);
+  s = start_script (script, 1);
+  CHECK (s != NULL);
+  storage_close (s);
+  CHECK (gets_to (server_pid (), 'Z'));
+}
+
 /* This process ends without closing anything. */
 static void
 test_ends_with_process (void)
@@ -189,6 +226,9 @@ main (void)
   test_lost (true);
   test_silent (false);
   test_silent (true);
+  test_deaf ();
+  test_wrapped ("", "true");
+  test_wrapped ("trap '' TERM;", "sleep 300");
   test_ends_with_process ();
   test_no_server ();
   unlink (pid_file);
