@@ -98,11 +98,6 @@ struct image_kind {
    */
   void *(*open_writer) (struct image *im, const struct writer_options *options);
 
-  /* The storage can be written now: have space for what must not lack it later.
-   * No content changes.  Returns -1 with the error set.  May be NULL.
-   */
-  int (*prepare) (void *writer);
-
   /* Requests to a writer, with flags of IMAGE_*: see image.h.  One of these
    * calls is all that a request pays for there being several formats.
    */

@@ -387,12 +387,6 @@ qcow2_open_writer (struct image *im, const struct writer_options *options)
   return NULL;
 }
 
-static int
-qcow2_prepare (void *writer)
-{
-  return follow_prepare (writer);
-}
-
 /* By the hint, where there is one. */
 static bool
 may_have_leaks (const struct header *h)
@@ -484,7 +478,6 @@ const struct image_kind image_qcow2 = {
   .mend = lower_excess,
   .find_leaks = qcow2_find_leaks,
   .open_writer = qcow2_open_writer,
-  .prepare = qcow2_prepare,
   .write = qcow2_write,
   .zero = qcow2_zero,
   .trim = qcow2_trim,

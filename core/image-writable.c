@@ -99,8 +99,7 @@ make_writable (struct image *im, const struct writer_options *options)
     return -1;
   }
   if (lock_data_for_writing (im->chain.layer[0]) == -1 ||
-      image_lock_for_writing (im) == -1 ||
-      (im->kind->prepare != NULL && im->kind->prepare (w) == -1)) {
+      image_lock_for_writing (im) == -1) {
     (void) im->kind->close_writer (w, false); /* which has nothing to write */
     return -1;
   }

@@ -11,10 +11,10 @@
  * header's bit before their clusters have another use.
  *
  * That is all that can change under it, but that a bitmap which follows what is
- * written gets more bits, and loses those that were marked ahead.  The disk's own tables are cached, so
- * the caller must be sure that no other process has written the image since it
- * was opened (storage_keeps_writers_out): what that process has changed would
- * be stale, and its bits not.
+ * written gets more bits, and loses those that were marked ahead.  The disk's own
+ * tables are cached, so the caller must be sure that no other process has written
+ * the image since it was opened (storage_keeps_writers_out): what that process has
+ * changed would be stale, and its bits not.
  */
 
 #ifndef CORE_QCOW2_BITMAP_DISK_H

@@ -77,9 +77,9 @@ static const struct writer_options invalidate = {
   .invalidate_bitmaps = true,
 };
 
-/* Refused unless they may be lost, where one can't follow; then those that are enabled are marked
- * before anything is written, durably, and their autoclear bit stays, others
- * don't.
+/* Refused unless they may be lost, where one can't follow; then those that are
+ * enabled are marked before anything is written, durably, and their autoclear
+ * bit stays, others don't.
  */
 static void
 test_consistent (void)

@@ -664,6 +664,8 @@ test_full (void)
   rig_flush (&rig);
   rig_compare (&rig);
   check_valid ();
+  rig.control.room = 0; /* the cluster that was for bits is for data now */
+  rig_write (&rig, 1 << 20, 1 << 20, 5);
   rig_close (&rig); /* without leaks */
   CHECK_EQ (get_be64 (rig.disk.data + table[FINE]), QCOW2_BITMAP_ALL_ONES);
   rig_open (&rig);
@@ -672,11 +674,11 @@ test_full (void)
   rig_free (&rig);
 }
 
-/* A table that is a hole gets its space before anything is written, or the
- * image is not made writable.
+/* A table that is a hole gets its space before anything is written, by whatever
+ * the storage has for that.  Until there is some only reads are possible.
  */
 static void
-test_table_is_hole (void)
+test_table_is_hole (bool allocates)
 {
   static const struct writer_options keep = { 0 };
   struct memory_control control = { 0 };
@@ -689,15 +691,112 @@ test_table_is_hole (void)
   build_free (&b);
   make_hole (&disk, table[COARSE]);
   control.room = disk.blocks;
+  if (!allocates)
+    memory_fail_ever_after (&control, MEMORY_ALLOCATE, 1, EOPNOTSUPP);
   im = open_disk (&disk, &control);
-  CHECK_EQ (image_make_writable (im, &keep), (uint64_t) -1);
-  CHECK_ERROR (ENOSPC, "");
-  control.room++;
   CHECK_OK (image_make_writable (im, &keep));
-  CHECK_EQ (disk.blocks, control.room);
+  CHECK_EQ (image_write (im, "x", 1, (struct guest_off) { 0 }, 0),
+            (uint64_t) -1);
+  CHECK_ERROR (ENOSPC, "");
+  CHECK_EQ (image_trim (im, 4096, (struct guest_off) { 0 }, 0),
+            (uint64_t) -1);
+  CHECK_OK (image_flush (im));
+  control.room++;
   CHECK_OK (image_write (im, "x", 1, (struct guest_off) { 0 }, IMAGE_FUA));
+  CHECK_EQ (disk.blocks, control.room);
+  CHECK_EQ (get_be64 (disk.data + table[COARSE]), QCOW2_BITMAP_ALL_ONES);
+  CHECK_OK (image_trim (im, 4096, (struct guest_off) { 0 }, 0));
   CHECK_OK (image_close (im));
   memory_disk_free (&disk);
+}
+
+/* -------------------------------------------------------------- made durable */
+
+static bool
+has_call (const struct memory_log *l, size_t first, size_t end, unsigned kind)
+{
+  for (; first < end; ++first) {
+    if (l->call[first].kind == kind)
+      return true;
+  }
+  return false;
+}
+
+static size_t
+last_write (const struct memory_log *l)
+{
+  size_t i = l->nr;
+
+  while (i > 0 && l->call[i - 1].kind != MEMORY_WRITE)
+    --i;
+  CHECK (i > 0);
+  return i;
+}
+
+/* What is read of bits counts as durable, and so is made durable before.  At
+ * the end the exact bits are.
+ */
+static void
+test_flushed (void)
+{
+  struct memory_log log = MEMORY_LOG_INIT;
+  size_t i = 0;
+
+  start (12, 0);
+  rig.control.log = &log;
+  CHECK_OK (rig_try_write (&rig, 4096, 4096, 1, IMAGE_FUA));
+  while (i < log.nr && log.call[i].kind != MEMORY_WRITE)
+    ++i;
+  CHECK (has_call (&log, 0, i, MEMORY_FLUSH));
+  rig_flush (&rig);
+  memory_log_clear (&log);
+  rig_close (&rig);
+  CHECK (has_call (&log, last_write (&log), log.nr, MEMORY_FLUSH));
+  memory_log_free (&log);
+  rig_free (&rig);
+}
+
+/* A mark that found no space may be on the disk in part, where it is read
+ * again: it is flushed.
+ */
+static void
+test_mark_lacks_space (void)
+{
+  struct memory_log log = MEMORY_LOG_INIT;
+
+  start (12, 0);
+  rig_write (&rig, 4096, 512, 1);
+  rig.control.log = &log;
+  memory_fail_ever_after (&rig.control, MEMORY_WRITE, 1, ENOSPC);
+  CHECK_EQ (rig_try_write (&rig, 200000, 512, 2, 0), (uint64_t) -1);
+  CHECK_ERROR (ENOSPC, "");
+  CHECK (has_call (&log, last_write (&log), log.nr, MEMORY_FLUSH));
+  memory_fail_no_more (&rig.control);
+  rig_write (&rig, 200000, 512, 2);
+  rig_close (&rig);
+  memory_log_free (&log);
+  rig_free (&rig);
+}
+
+/* I10: what a mark that has failed has left on the disk is not known. */
+static void
+test_mark_fails (void)
+{
+  uint64_t writes;
+
+  start (12, 0);
+  rig_write (&rig, 4096, 512, 1);
+  memory_fail (&rig.control, MEMORY_WRITE, 1, EIO);
+  CHECK_EQ (rig_try_write (&rig, 200000, 512, 2, 0), (uint64_t) -1);
+  CHECK_ERROR (EIO, "");
+  CHECK_EQ (rig.control.failed, 1);
+  memory_fail_no_more (&rig.control);
+  writes = rig.control.writes;
+  CHECK_EQ (rig_try_write (&rig, 4096, 512, 3, 0), (uint64_t) -1);
+  CHECK_EQ (image_flush (rig.im), (uint64_t) -1);
+  CHECK_EQ (rig_close_only (&rig), (uint64_t) -1);
+  CHECK_EQ (rig.control.writes, writes);
+  rig_free (&rig);
 }
 
 int
@@ -714,7 +813,11 @@ main (void)
   test_changing_directory ();
   test_fast ();
   test_full ();
-  test_table_is_hole ();
+  test_table_is_hole (true);
+  test_table_is_hole (false);
+  test_flushed ();
+  test_mark_lacks_space ();
+  test_mark_fails ();
   test_failing (9);
   test_failing (12);
   return check_result ();

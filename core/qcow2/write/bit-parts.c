@@ -370,17 +370,64 @@ bit_parts_store (struct bit_parts *p, unsigned i, uint64_t page,
   pthread_rwlock_unlock (t.lock);
 }
 
+/* ---------------------------------------------------------------- preparing */
+
+/* Sectors that may be holes, as they are: whatever is not zeros has its space.
+ */
+static int
+write_zero_sectors (struct bit_parts *p, const uint8_t *bytes, size_t count,
+                    struct host_off from)
+{
+  static const uint8_t zeros[BIT_SECTOR];
+  size_t at, n;
+
+  for (at = 0; at < count; at += n) {
+    const struct host_off place = { from.v + at };
+
+    n = count - at < BIT_SECTOR ? count - at : BIT_SECTOR;
+    if (memcmp (bytes + at, zeros, n) == 0 &&
+        storage_write (tables_of (p), zeros, n, place) == -1) {
+      if (error_errno () != ENOSPC)
+        writeback_fail (&p->w->writeback);
+      return -1;
+    }
+  }
+  return 0;
+}
+
+/* Have space for a table. */
+static int
+allocate_table (struct bit_parts *p, const struct followed *b)
+{
+  const uint64_t bytes = 8 * (uint64_t) b->nr_parts;
+  uint8_t buf[BIT_PAGE];
+  uint64_t at, n;
+  bool done;
+
+  if (storage_allocate (tables_of (p), b->table, bytes, &done) == -1)
+    return -1;
+  for (at = 0; !done && at < bytes; at += n) {
+    const struct host_off from = { b->table.v + at };
+
+    n = bytes - at < sizeof buf ? bytes - at : sizeof buf;
+    if (storage_read_present (tables_of (p), buf, n, from) == -1 ||
+        write_zero_sectors (p, buf, n, from) == -1)
+      return -1;
+  }
+  return 0;
+}
+
 int
 bit_parts_prepare (struct bit_parts *p)
 {
   unsigned i;
 
   for (i = 0; i < p->nr; ++i) {
-    bool done;
-
-    if (storage_allocate (tables_of (p), p->bitmap[i].table,
-                          8 * (uint64_t) p->bitmap[i].nr_parts, &done) == -1)
+    if (allocate_table (p, &p->bitmap[i]) == -1)
       return -1;
   }
-  return storage_flush (tables_of (p));
+  if (storage_flush (tables_of (p)) == 0)
+    return 0;
+  writeback_fail (&p->w->writeback);
+  return -1;
 }

@@ -79,8 +79,9 @@ extern void bit_parts_store (struct bit_parts *p, unsigned i, uint64_t page,
                              const uint8_t *bytes, unsigned sectors);
 
 /* See to it that entries can be changed on a full file system, and that what
- * is read of them is durable.  The storage is writable by now.  Returns -1 with
- * the error set: ENOSPC, EIO.
+ * is read of them is durable.  No content changes.  The storage is writable by
+ * now, nobody else uses the bits yet.  Returns -1 with the error set: ENOSPC,
+ * after which it may be tried again; EIO.
  */
 extern int bit_parts_prepare (struct bit_parts *p);
 

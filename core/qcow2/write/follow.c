@@ -16,6 +16,8 @@
 struct following {
   struct bit_parts parts;
   struct bit_slots *slots;
+  atomic_bool prepared;
+  pthread_mutex_t prepare_lock; /* around I/O */
 };
 
 /* ------------------------------------------------------------------ opening */
@@ -146,6 +148,7 @@ follow_free (struct following *f)
 {
   bit_slots_free (f->slots);
   bit_parts_destroy (&f->parts);
+  pthread_mutex_destroy (&f->prepare_lock);
   free (f);
 }
 
@@ -161,6 +164,7 @@ follow_open (struct writer *w, const struct writer_options *options)
     error_set (ENOMEM, "%s: out of memory", writer_name (w));
     return -1;
   }
+  pthread_mutex_init (&f->prepare_lock, NULL);
   bit_parts_init (&f->parts, w);
   if (bitmaps_list (w->disk->tables, &w->header, add_bitmap, &f->parts) == -1)
     goto fail;
@@ -177,12 +181,6 @@ follow_open (struct writer *w, const struct writer_options *options)
  fail:
   follow_free (f);
   return -1;
-}
-
-int
-follow_prepare (struct writer *w)
-{
-  return w->follow == NULL ? 0 : bit_parts_prepare (&w->follow->parts);
 }
 
 void
@@ -202,6 +200,24 @@ follow_close (struct writer *w)
 
 /* ----------------------------------------------------------------- requests */
 
+/* Before the first bit is read. */
+static int
+prepare (struct following *f)
+{
+  int r = 0;
+
+  if (atomic_load_explicit (&f->prepared, memory_order_acquire))
+    return 0;
+  pthread_mutex_lock (&f->prepare_lock);
+  if (!f->prepared) {
+    r = bit_parts_prepare (&f->parts);
+    if (r == 0)
+      atomic_store_explicit (&f->prepared, true, memory_order_release);
+  }
+  pthread_mutex_unlock (&f->prepare_lock);
+  return r;
+}
+
 /* A piece of a request: what to do with it. */
 struct pieces {
   int (*change) (struct pieces *p, struct guest_off offset, uint64_t count);
@@ -218,6 +234,8 @@ each_piece (struct pieces *p, uint64_t count, struct guest_off offset)
   /* Bits are a change of the image, too. */
   if (writer_begin (p->w, offset, count) == -1)
     return -1;
+  if (prepare (p->w->follow) == -1)
+    return writer_failed (p->w);
   while (count > 0) {
     const uint64_t most = bit_slots_end (slots, offset.v) - offset.v;
     const uint64_t n = count < most ? count : most;

@@ -22,13 +22,10 @@
  */
 extern int follow_open (struct writer *w, const struct writer_options *options);
 
-/* The storage can be written now: have space for what must not lack it later.
- * No content changes.  Returns -1 with the error set: ENOSPC, EIO.
- */
-extern int follow_prepare (struct writer *w);
-
-/* As disk_write, disk_zero and disk_trim, where writer.follow is not NULL.
- * DISK_FAST that is refused has changed nothing, bits included.
+/* As disk_write, disk_zero and disk_trim, where writer.follow is not NULL.  The
+ * first has space allocated for the tables of bitmaps: where there is none they
+ * fail with ENOSPC, and may be repeated.  DISK_FAST that is refused has changed
+ * nothing, bits included.
  */
 extern int follow_write (struct writer *w, const void *buf, uint64_t count,
                          struct guest_off offset, unsigned flags);
