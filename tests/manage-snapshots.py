@@ -158,5 +158,5 @@ for i, kind in enumerate(KINDS):
         if (i + j) % 2 and VOLUME <= 1:
             continue
         rnd = random.Random(seed * 1000 + i * 2 + j)
-        sequence(kind, backing, rnd, int(6 * VOLUME))
+        sequence(kind, backing, rnd, int(4 * VOLUME))
 print("%d commands, %d comparisons" % (commands, comparisons))

@@ -66,6 +66,62 @@ refuses 'marked as dirty.*check --repair=all' -c one
 fresh; patch_image 75 '\1'
 refuses 'incompatible features' -c one
 
+# A cluster that two snapshots have, and a refcount that tells of one: deleting or
+# applying one of them must not free what the other has.
+qemu-img create -q -f qcow2 i.qcow2 1M
+qemu-io -f qcow2 -c 'write -P 17 0 64k' i.qcow2 > out
+qemu-img snapshot -c A i.qcow2
+qemu-img snapshot -c B i.qcow2
+qemu-io -f qcow2 -c 'write -P 34 0 64k' i.qcow2 > out
+patch_image 0x2000b '\1'
+for how in '-c C' '-a A' '-d A'; do
+    refuses 'damaged: cluster at 0x50000: refcount 1, and 2 references: .*--repair=all' \
+        $how
+done
+"$tool" check -q --repair=all i.qcow2 > out || die "not repaired: $(cat out)"
+"$tool" snapshot -d A i.qcow2
+check_clean i.qcow2
+qemu-img convert -l snapshot.name=B -O raw i.qcow2 b.raw
+qemu-io -f raw -r -c 'read -P 17 0 64k' b.raw > out
+if grep -q failed out; then die "B has changed"; fi
+
+# The clusters for new tables want a larger refcount table: 64 refcounts are in a
+# block, and 64 blocks in the table.
+full_table ()
+{
+    local at=$(( 1792 << 10 )) commands
+    qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 i.qcow2 4M
+    qemu-io -f qcow2 -c "write 0 $at" i.qcow2 > out
+    qemu-img snapshot -c A i.qcow2
+    qemu-img snapshot -c B i.qcow2
+    while [ "$(stat -c %s i.qcow2)" -lt $(( (2 << 20) - 512 )) ]; do
+        commands=( -c "write $at 512" )
+        at=$(( at + 512 ))
+        if [ "$(stat -c %s i.qcow2)" -lt $(( (2 << 20) - 16384 )) ]; then
+            commands=( -c "write $at 8k" )
+            at=$(( at + 8192 ))
+        fi
+        qemu-io -f qcow2 "${commands[@]}" i.qcow2 > out
+    done
+    check_clean i.qcow2
+}
+refcount_table ()
+{
+    od -An -tx1 -j 48 -N 12 i.qcow2
+}
+full_table
+cp i.qcow2 full.qcow2
+was=$(refcount_table)
+for how in 'snapshot -c C' 'snapshot -a A' 'resize -q'; do
+    cp full.qcow2 i.qcow2
+    case $how in
+        resize*) "$tool" $how i.qcow2 1G ;;
+        *) "$tool" $how i.qcow2 ;;
+    esac
+    check_clean i.qcow2
+    test "$(refcount_table)" != "$was" || die "$how: the table has not moved"
+done
+
 # Formats and kinds that it is not for.
 qemu-img create -q -f qed i.qcow2 1M
 refuses 'it is a qed image' -c one

@@ -33,8 +33,8 @@ struct edit {
   uint8_t sector[EDIT_SECTOR]; /* the file's first, as it is or will be */
   bool begun;
 
-  /* Its allocator takes clusters, and its overlap table knows what holds
-   * metadata.  Nothing else of it is used, and neither is after edit_take.
+  /* Its allocator takes clusters.  Nothing else of it is used, and it is not
+   * after edit_take.
    */
   struct writer *writer;
   struct epoch epoch;
