@@ -180,7 +180,6 @@ opens_after_fork (void)
 static int
 qcow2_get_ready (void)
 {
-
   debug_hooks.message = message_hook;
   debug_hooks.note = report_note;
   debug_hooks.map = qcow2_debug_map > 0;
