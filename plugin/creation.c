@@ -402,6 +402,12 @@ creation_complete (struct chain_options *chain, const struct passphrases *given)
                   "nobody would see why the image can't be made");
     return -1;
   }
+  if (storage_nbd_is_uri (chain->file) && chain->nbd.without_flush) {
+    nbdkit_error ("create= and unsafe-no-flush= exclude each other on an NBD "
+                  "server: without flushes a power loss while it is formatted "
+                  "could leave anything");
+    return -1;
+  }
   if (storage_nbd_is_uri (chain->file) &&
       (check_far_name ("backing", recorded) == -1 ||
        check_far_name ("data-file", recorded_data) == -1))

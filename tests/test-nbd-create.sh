@@ -257,5 +257,6 @@ sed -i "s,touch written,touch $tmp/written," noflush.sh
 chmod +x noflush.sh
 far sh noflush.sh
 refused "can't flush" size=1M
+refused 'exclude each other' size=1M unsafe-no-flush=true
 test ! -e written || die "something was written"
 stop_nbdkit "$far_pid"

@@ -114,6 +114,28 @@ if nbdcopy "$uri" copy 2> copy.log; then die "a server that is gone is read"; fi
 disconnect_client
 stop_nbdkit "$pid"
 
+# --- It takes no new clients and ends with its last one: that is served to the end.
+cp image.qcow2 leaving.qcow2
+truncate -s +8M leaving.qcow2
+far --filter=exitwhen file leaving.qcow2 exit-when-file-created="$tmp/leave" \
+    exit-when-poll=1
+start_nbdkit "$PLUGIN" "uri=$far"
+connect_client
+touch leave
+"$PYTHON" -c 'import sys, nbd
+h = nbd.NBD()
+h.connect_unix(sys.argv[1])
+h.pwrite(b"m" * 4096, 0)
+h.pwrite(b"m" * 200000, 70000)
+h.pwrite(b"m" * 512, 700000)
+h.shutdown()' "$sock"
+disconnect_client
+stop_nbdkit "$pid"
+_gone "$far_pid" || die "it lives on without clients"
+forget "$far_pid"
+check_clean leaving.qcow2
+same_disk leaving.qcow2 model
+
 # --- A web server: the base of two overlays, as in the manual.
 requires nginx -v
 "$NBDKIT" --dump-plugin curl > /dev/null 2>&1 || skip "no plugin curl"

@@ -208,8 +208,8 @@ extern int storage_check_writable (const struct storage *s);
 /* True if both are of the same bytes, such as the same file of the host. */
 extern bool storage_same (const struct storage *a, const struct storage *b);
 
-/* Whether both may be of the same bytes though storage_same can't tell, since one
- * of them is on a server, whose names nobody knows: they begin with the same
+/* Whether both may be of the same bytes though storage_same can't tell, since
+ * one of them is on a server, whose names nobody knows: they begin with the same
  * bytes, so many, which are not all zeros.  Returns -1 with the error set.
  */
 extern int storage_may_be_same (struct storage *a, struct storage *b,
