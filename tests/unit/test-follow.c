@@ -756,6 +756,40 @@ test_flushed (void)
   rig_free (&rig);
 }
 
+static uint64_t
+count_flushes (bool zero, bool fua)
+{
+  struct memory_log log = MEMORY_LOG_INIT;
+  const uint64_t count = DISK_BYTES - 1024; /* in three pieces */
+  const unsigned flags = fua ? IMAGE_FUA : 0;
+  uint64_t nr;
+
+  start (9, 0);
+  rig_write (&rig, 0, DISK_BYTES, 1);
+  rig_flush (&rig);
+  rig.control.log = &log;
+  nr = rig.control.flushes;
+  CHECK_OK (zero ? rig_try_zero (&rig, 512, count, flags)
+            : rig_try_write (&rig, 512, count, 2, flags));
+  if (!fua)
+    rig_flush (&rig);
+  nr = rig.control.flushes - nr;
+  CHECK (has_call (&log, last_write (&log), log.nr, MEMORY_FLUSH));
+  rig.control.log = NULL;
+  rig_close (&rig);
+  memory_log_free (&log);
+  rig_free (&rig);
+  return nr;
+}
+
+/* FUA is a flush after the request, not one after each piece. */
+static void
+test_fua (void)
+{
+  CHECK_EQ (count_flushes (false, true), count_flushes (false, false));
+  CHECK_EQ (count_flushes (true, true), count_flushes (true, false));
+}
+
 /* A mark that found no space may be on the disk in part, where it is read
  * again: it is flushed.
  */
@@ -816,6 +850,7 @@ main (void)
   test_table_is_hole (true);
   test_table_is_hole (false);
   test_flushed ();
+  test_fua ();
   test_mark_lacks_space ();
   test_mark_fails ();
   test_failing (9);

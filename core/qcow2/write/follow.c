@@ -230,12 +230,17 @@ static int
 each_piece (struct pieces *p, uint64_t count, struct guest_off offset)
 {
   struct bit_slots *slots = p->w->follow->slots;
+  bool flush = false;
 
   /* Bits are a change of the image, too. */
   if (writer_begin (p->w, offset, count) == -1)
     return -1;
   if (prepare (p->w->follow) == -1)
     return writer_failed (p->w);
+  if (count > bit_slots_end (slots, offset.v) - offset.v) {
+    flush = p->flags & DISK_FUA; /* once, for all pieces */
+    p->flags &= ~DISK_FUA;
+  }
   while (count > 0) {
     const uint64_t most = bit_slots_end (slots, offset.v) - offset.v;
     const uint64_t n = count < most ? count : most;
@@ -251,7 +256,7 @@ each_piece (struct pieces *p, uint64_t count, struct guest_off offset)
     offset.v += n;
     count -= n;
   }
-  return 0;
+  return flush ? writer_flush (p->w) : 0;
 }
 
 static int
