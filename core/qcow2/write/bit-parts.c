@@ -131,16 +131,21 @@ write_durably (struct bit_parts *p, const void *buf, size_t count,
   return -1;
 }
 
-/* Whether the entry, after an attempt to write it that has failed but does not
- * stick, has this value; false, too, if that can't be told.
+/* After an attempt to write the entry that has failed but does not stick: does
+ * it have this value, durably?  If that can't be told, nothing may be written any
+ * more: what it may refer to must not be given to anybody else.
  */
-static bool
-entry_is (const struct part *t, uint64_t word)
+static int
+settle_entry (const struct part *t, uint64_t word)
 {
   uint8_t buf[8];
 
-  return storage_read_present (tables_of (t->p), buf, sizeof buf,
-                               t->entry) == 0 && get_be64 (buf) == word;
+  if (storage_read_present (tables_of (t->p), buf, sizeof buf,
+                            t->entry) == -1) {
+    writeback_fail (&t->p->w->writeback);
+    return -1;
+  }
+  return get_be64 (buf) == word ? 0 : -1;
 }
 
 /* Have it say something else.  Hosts that copy what is overwritten may lack
@@ -157,9 +162,7 @@ write_entry (struct part *t, uint64_t word)
   r = write_durably (t->p, buf, sizeof buf, t->entry);
   if (r == -1 && error_errno () == ENOSPC && writeback_spend_ballast (c))
     r = write_durably (t->p, buf, sizeof buf, t->entry);
-  if (r == -1 && error_errno () == ENOSPC && entry_is (t, word))
-    r = 0;
-  return r;
+  return r == -1 && error_errno () == ENOSPC ? settle_entry (t, word) : r;
 }
 
 static int
