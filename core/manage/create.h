@@ -77,8 +77,8 @@ struct create_options {
 /* Make an image in a storage: a new file, which is empty and grows, or a block
  * device, whose contents are lost.  Durable on return.  Returns -1 with the
  * error set: EINVAL if there can't be such an image (nothing is changed then),
- * ENOSPC (nor then, with must_fit), EIO, ENOMEM.  Spec: Header, Host cluster management, Cluster
- * mapping.
+ * ENOSPC (nor then, with must_fit), EIO, ENOMEM.  Spec: Header, Host cluster
+ * management, Cluster mapping.
  */
 extern int create_image (struct storage *s, const struct create_options *o);
 

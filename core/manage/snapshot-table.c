@@ -9,22 +9,6 @@
 #include "base/error.h"
 #include "manage/snapshot-table.h"
 
-/* Offsets in an entry, and what a new one's extra data has: the size of the VM
- * state, the disk's size and an instruction count, which is not known.
- */
-enum {
-  ENTRY_L1_OFFSET = 0,
-  ENTRY_L1_SIZE = 8,
-  ENTRY_ID_SIZE = 12,
-  ENTRY_NAME_SIZE = 14,
-  ENTRY_DATE_SEC = 16,
-  ENTRY_DATE_NSEC = 20,
-  ENTRY_EXTRA_SIZE = 36,
-  EXTRA_DISK_SIZE = 8,
-  EXTRA_ICOUNT = 16,
-  EXTRA_NEW = 24,
-};
-
 static int
 no_memory (const char *name)
 {
@@ -84,9 +68,9 @@ find_entry (const struct snapshot_table *t, const char *name, uint32_t number,
       return -1;
     }
     *next += aligned (QCOW2_SNAPSHOT_ENTRY_SIZE +
-                      (uint64_t) get_be32 (p + ENTRY_EXTRA_SIZE) +
-                      get_be16 (p + ENTRY_ID_SIZE) +
-                      get_be16 (p + ENTRY_NAME_SIZE));
+                      (uint64_t) get_be32 (p + QCOW2_SNAPSHOT_FIELD_EXTRA_SIZE) +
+                      get_be16 (p + QCOW2_SNAPSHOT_FIELD_ID_SIZE) +
+                      get_be16 (p + QCOW2_SNAPSHOT_FIELD_NAME_SIZE));
   }
   if (*next > t->size)
     *next = t->size;
@@ -107,36 +91,29 @@ snapshot_table_remove (struct snapshot_table *t, const char *name,
   return 0;
 }
 
-static void
-put_be16 (uint8_t *p, uint16_t v)
-{
-  p[0] = v >> 8;
-  p[1] = v;
-}
-
 static uint64_t
 entry_bytes (const struct snapshot_new *sn)
 {
-  return QCOW2_SNAPSHOT_ENTRY_SIZE + EXTRA_NEW + strlen (sn->id) +
-    strlen (sn->name);
+  return QCOW2_SNAPSHOT_ENTRY_SIZE + QCOW2_SNAPSHOT_EXTRA_KNOWN +
+    strlen (sn->id) + strlen (sn->name);
 }
 
 static void
 encode (uint8_t *p, const struct snapshot_new *sn)
 {
   uint8_t *extra = p + QCOW2_SNAPSHOT_ENTRY_SIZE;
-  uint8_t *id = extra + EXTRA_NEW;
+  uint8_t *id = extra + QCOW2_SNAPSHOT_EXTRA_KNOWN;
 
-  memset (p, 0, QCOW2_SNAPSHOT_ENTRY_SIZE + EXTRA_NEW);
-  put_be64 (p + ENTRY_L1_OFFSET, sn->l1.v);
-  put_be32 (p + ENTRY_L1_SIZE, sn->l1_entries);
-  put_be16 (p + ENTRY_ID_SIZE, strlen (sn->id));
-  put_be16 (p + ENTRY_NAME_SIZE, strlen (sn->name));
-  put_be32 (p + ENTRY_DATE_SEC, sn->date.tv_sec);
-  put_be32 (p + ENTRY_DATE_NSEC, sn->date.tv_nsec);
-  put_be32 (p + ENTRY_EXTRA_SIZE, EXTRA_NEW);
-  put_be64 (extra + EXTRA_DISK_SIZE, sn->disk_size);
-  put_be64 (extra + EXTRA_ICOUNT, UINT64_MAX);
+  memset (p, 0, QCOW2_SNAPSHOT_ENTRY_SIZE + QCOW2_SNAPSHOT_EXTRA_KNOWN);
+  put_be64 (p + QCOW2_SNAPSHOT_FIELD_L1_OFFSET, sn->l1.v);
+  put_be32 (p + QCOW2_SNAPSHOT_FIELD_L1_SIZE, sn->l1_entries);
+  put_be16 (p + QCOW2_SNAPSHOT_FIELD_ID_SIZE, strlen (sn->id));
+  put_be16 (p + QCOW2_SNAPSHOT_FIELD_NAME_SIZE, strlen (sn->name));
+  put_be32 (p + QCOW2_SNAPSHOT_FIELD_DATE_SEC, sn->date.tv_sec);
+  put_be32 (p + QCOW2_SNAPSHOT_FIELD_DATE_NSEC, sn->date.tv_nsec);
+  put_be32 (p + QCOW2_SNAPSHOT_FIELD_EXTRA_SIZE, QCOW2_SNAPSHOT_EXTRA_KNOWN);
+  put_be64 (extra + QCOW2_SNAPSHOT_EXTRA_DISK_SIZE, sn->disk_size);
+  put_be64 (extra + QCOW2_SNAPSHOT_EXTRA_ICOUNT, UINT64_MAX); /* not known */
   memcpy (id, sn->id, strlen (sn->id));
   memcpy (id + strlen (sn->id), sn->name, strlen (sn->name));
 }
@@ -172,5 +149,5 @@ snapshot_table_set_l1 (struct snapshot_table *t, struct host_off l1)
   uint64_t start, next;
 
   if (find_entry (t, "", t->nr - 1, &start, &next) == 0)
-    put_be64 (t->bytes + start + ENTRY_L1_OFFSET, l1.v);
+    put_be64 (t->bytes + start + QCOW2_SNAPSHOT_FIELD_L1_OFFSET, l1.v);
 }

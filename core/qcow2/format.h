@@ -121,7 +121,22 @@
 /* Spec: Bitmap table: an entry has no bits but these, and an offset. */
 #define QCOW2_BITMAP_ALL_ONES (UINT64_C (1) << 0)
 
-/* Spec: Snapshots: a table entry's fixed part. */
+/* Spec: Snapshots: a table entry's fixed part, the fields in it, and those in
+ * the extra data, as far as the specification has them.
+ */
 #define QCOW2_SNAPSHOT_ENTRY_SIZE 40
+#define QCOW2_SNAPSHOT_FIELD_L1_OFFSET 0
+#define QCOW2_SNAPSHOT_FIELD_L1_SIZE 8
+#define QCOW2_SNAPSHOT_FIELD_ID_SIZE 12
+#define QCOW2_SNAPSHOT_FIELD_NAME_SIZE 14
+#define QCOW2_SNAPSHOT_FIELD_DATE_SEC 16
+#define QCOW2_SNAPSHOT_FIELD_DATE_NSEC 20
+#define QCOW2_SNAPSHOT_FIELD_VM_CLOCK 24
+#define QCOW2_SNAPSHOT_FIELD_VM_STATE_SIZE 32
+#define QCOW2_SNAPSHOT_FIELD_EXTRA_SIZE 36
+#define QCOW2_SNAPSHOT_EXTRA_VM_STATE_SIZE 0
+#define QCOW2_SNAPSHOT_EXTRA_DISK_SIZE 8
+#define QCOW2_SNAPSHOT_EXTRA_ICOUNT 16
+#define QCOW2_SNAPSHOT_EXTRA_KNOWN 24 /* where they end */
 
 #endif /* CORE_QCOW2_FORMAT_H */

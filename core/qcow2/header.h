@@ -131,8 +131,8 @@ header_encode_refcount_table (struct host_off table, uint32_t clusters,
 
 /* Encode a new image's header, with its extensions and its backing file's
  * name, into buf: len bytes (a cluster) of zeros.  version, feature bits,
- * compression and encryption must be consistent.  Returns -1 with the error set to EINVAL if
- * the names don't fit.
+ * compression and encryption must be consistent.  Returns -1 with the error set
+ * to EINVAL if the names don't fit.
  */
 extern int header_encode (const char *name, const struct header *h,
                           uint8_t *buf, size_t len);

@@ -14,24 +14,6 @@
 /* NBD limits an export's name to 4096 bytes; leave room for a prefix. */
 #define MAX_LABEL 4000
 
-/* Offsets in a table entry.  Spec: Snapshots. */
-enum {
-  ENTRY_L1_OFFSET = 0,
-  ENTRY_L1_SIZE = 8,
-  ENTRY_ID_SIZE = 12,
-  ENTRY_NAME_SIZE = 14,
-  ENTRY_DATE_SEC = 16,
-  ENTRY_DATE_NSEC = 20,
-  ENTRY_VM_CLOCK = 24,
-  ENTRY_VM_STATE_SIZE = 32,
-  ENTRY_EXTRA_SIZE = 36,
-  /* in the extra data: */
-  EXTRA_VM_STATE_SIZE = 0,
-  EXTRA_DISK_SIZE = 8,
-  EXTRA_ICOUNT = 16,
-  EXTRA_KNOWN = 24, /* end of what Spec has */
-};
-
 /* Reads the table from its start, checking that every byte is within the file
  * and the table's limit.  Entries have several small pieces and can be many,
  * so pieces are read together.
@@ -100,42 +82,43 @@ read_entry (struct cursor *c, const struct header *h, struct snapshot *sn,
             bool *has_unknown)
 {
   uint8_t entry[QCOW2_SNAPSHOT_ENTRY_SIZE];
-  uint8_t extra[EXTRA_KNOWN];
+  uint8_t extra[QCOW2_SNAPSHOT_EXTRA_KNOWN];
   uint64_t extra_size, known;
 
   if (take (c, entry, sizeof entry) == -1)
     return -1;
-  sn->l1_offset.v = get_be64 (entry + ENTRY_L1_OFFSET);
-  sn->l1_size = get_be32 (entry + ENTRY_L1_SIZE);
-  sn->date_sec = get_be32 (entry + ENTRY_DATE_SEC);
-  sn->date_nsec = get_be32 (entry + ENTRY_DATE_NSEC);
-  sn->vm_clock_nsec = get_be64 (entry + ENTRY_VM_CLOCK);
+  sn->l1_offset.v = get_be64 (entry + QCOW2_SNAPSHOT_FIELD_L1_OFFSET);
+  sn->l1_size = get_be32 (entry + QCOW2_SNAPSHOT_FIELD_L1_SIZE);
+  sn->date_sec = get_be32 (entry + QCOW2_SNAPSHOT_FIELD_DATE_SEC);
+  sn->date_nsec = get_be32 (entry + QCOW2_SNAPSHOT_FIELD_DATE_NSEC);
+  sn->vm_clock_nsec = get_be64 (entry + QCOW2_SNAPSHOT_FIELD_VM_CLOCK);
   sn->icount = UINT64_MAX;
-  sn->vm_state_size = get_be32 (entry + ENTRY_VM_STATE_SIZE);
+  sn->vm_state_size = get_be32 (entry + QCOW2_SNAPSHOT_FIELD_VM_STATE_SIZE);
   sn->disk_size = h->disk_size;
 
   /* QEMU refuses more than QCOW2_MAX_SNAPSHOT_EXTRA.  Here the rest is skipped,
    * which is no reason to withhold the disk; after a repair QEMU reads the
    * image again.
    */
-  extra_size = get_be32 (entry + ENTRY_EXTRA_SIZE);
-  *has_unknown |= extra_size > EXTRA_KNOWN;
-  known = extra_size < EXTRA_KNOWN ? extra_size : EXTRA_KNOWN;
+  extra_size = get_be32 (entry + QCOW2_SNAPSHOT_FIELD_EXTRA_SIZE);
+  *has_unknown |= extra_size > QCOW2_SNAPSHOT_EXTRA_KNOWN;
+  known = extra_size < QCOW2_SNAPSHOT_EXTRA_KNOWN ? extra_size
+    : QCOW2_SNAPSHOT_EXTRA_KNOWN;
   if (take (c, extra, known) == -1 ||
       take (c, NULL, extra_size - known) == -1)
     return -1;
-  if (known >= EXTRA_VM_STATE_SIZE + 8)
-    sn->vm_state_size = get_be64 (extra + EXTRA_VM_STATE_SIZE);
-  sn->has_disk_size = known >= EXTRA_DISK_SIZE + 8;
+  if (known >= QCOW2_SNAPSHOT_EXTRA_VM_STATE_SIZE + 8)
+    sn->vm_state_size = get_be64 (extra + QCOW2_SNAPSHOT_EXTRA_VM_STATE_SIZE);
+  sn->has_disk_size = known >= QCOW2_SNAPSHOT_EXTRA_DISK_SIZE + 8;
   if (sn->has_disk_size)
-    sn->disk_size = get_be64 (extra + EXTRA_DISK_SIZE);
-  if (known >= EXTRA_ICOUNT + 8)
-    sn->icount = get_be64 (extra + EXTRA_ICOUNT);
+    sn->disk_size = get_be64 (extra + QCOW2_SNAPSHOT_EXTRA_DISK_SIZE);
+  if (known >= QCOW2_SNAPSHOT_EXTRA_ICOUNT + 8)
+    sn->icount = get_be64 (extra + QCOW2_SNAPSHOT_EXTRA_ICOUNT);
 
-  sn->id = take_string (c, get_be16 (entry + ENTRY_ID_SIZE));
+  sn->id = take_string (c, get_be16 (entry + QCOW2_SNAPSHOT_FIELD_ID_SIZE));
   if (sn->id == NULL)
     return -1;
-  sn->name = take_string (c, get_be16 (entry + ENTRY_NAME_SIZE));
+  sn->name = take_string (c, get_be16 (entry + QCOW2_SNAPSHOT_FIELD_NAME_SIZE));
   if (sn->name == NULL)
     return -1;
 

@@ -17,13 +17,6 @@
 #include "memory-storage.h"
 #include "qcow2/header.h"
 
-static inline void
-put_be16 (void *p, uint16_t v)
-{
-  v = htobe16 (v);
-  memcpy (p, &v, sizeof v);
-}
-
 #define BUILD_MAX_SNAPSHOTS 4
 
 struct builder {
