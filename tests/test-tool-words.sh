@@ -48,6 +48,25 @@ says 0 '^Usage: nbdkit-qcow2-tool snapshot ' - help snapshot
 says 1 - "no such command 'commit'" help commit
 says 1 - 'help takes one command' help check map
 
+says 0 '^Usage: nbdkit-qcow2-tool snapshot ' - snapshot --help
+says 0 '^Usage: nbdkit-qcow2-tool resize ' - resize --shrink --help
+
+# --- A size may look like an option, and stand before or after others.
+qemu-img create -q -f qcow2 sized.qcow2 8M
+for args in '7 sized.qcow2 -1M --shrink' '9 sized.qcow2 +2M' \
+        '10 +1M sized.qcow2' '6 --shrink sized.qcow2 6M' \
+        '5 sized.qcow2 5M --shrink'; do
+    read -r now args <<<"$args"
+    # shellcheck disable=SC2086
+    says 0 '^Image resized' - -f qcow2 resize $args
+    test "$(qemu-img info --output=json sized.qcow2 |
+        sed -n 's/.*"virtual-size": \([0-9]*\).*/\1/p')" -eq $((now << 20)) ||
+        die "resize $args: another size"
+done
+says 1 - 'a size is wanted' resize --shrink sized.qcow2
+says 1 - 'an image is wanted' resize -1M
+says 1 - 'only with -l' snapshot -c one --output=json sized.qcow2
+
 # --- What is wrong with the command line.
 says 1 - 'a command and an image are wanted'
 says 1 - "no such command 'create': nbdkit qcow2 IMAGE create=true" \

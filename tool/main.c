@@ -350,8 +350,8 @@ parse_option (struct tool_options *o, int option)
     parse_snapshot (o, SNAPSHOT_DELETE);
     break;
   case OPT_HELP:
-    fputs (usage, stdout);
-    exit (TOOL_OK);
+    o->help = true;
+    break;
   case OPT_VERSION:
     puts (PACKAGE_STRING);
     exit (TOOL_OK);
@@ -389,6 +389,8 @@ check_options_of (const char *command, const struct tool_options *o)
     wrong ("--repair and --force-share ", "exclude each other");
   if (snapshot && o->snapshot != SNAPSHOT_LIST && o->force_share)
     wrong ("snapshot takes --force-share ", "only with -l");
+  if (snapshot && o->snapshot != SNAPSHOT_LIST && o->json)
+    wrong ("snapshot takes --output=json ", "only with -l");
 }
 
 static const struct command {
@@ -431,6 +433,8 @@ run (int argc, char *argv[], struct tool_options *o)
 {
   const struct command *c;
 
+  if (o->help)
+    return help (argc > 0, argv);
   if (argc == 0)
     wrong ("a command and an image are ", "wanted");
   if (strcmp (argv[0], "help") == 0)
@@ -439,7 +443,7 @@ run (int argc, char *argv[], struct tool_options *o)
   if (argc == 1)
     wrong (c->name, ": an image is wanted");
   if (c->run == tool_resize && o->size == NULL)
-    wrong (c->name, ": a size is wanted, as the last argument");
+    wrong (c->name, ": a size is wanted");
   if (argc > 2)
     wrong (c->name, ": one image at a time");
   o->file = argv[1];
@@ -447,16 +451,45 @@ run (int argc, char *argv[], struct tool_options *o)
   return c->run (o);
 }
 
-/* The size that `resize' is to give comes last, and may look like an option. */
+/* The + ends them at the command. */
+static const char short_options[] = "+Ur:pqf:lc:a:d:";
+
+/* Whether an argument says by how much: it looks like an option. */
+static bool
+is_difference (const char *arg)
+{
+  return (arg[0] == '-' || arg[0] == '+') && arg[1] >= '0' && arg[1] <= '9';
+}
+
+/* Take the size that `resize' is to give out of the arguments: +N or -N, or else
+ * the last that is no option.
+ */
 static void
 take_size (struct tool_options *o, int *argc, char *argv[])
 {
-  int i = 1;
+  int command, size = 0, nr = 0, i;
 
-  while (i < *argc && argv[i][0] == '-')
-    i++;
-  if (i + 2 < *argc && strcmp (argv[i], "resize") == 0)
-    o->size = argv[--*argc];
+  opterr = 0;
+  while (getopt_long (*argc, argv, short_options, long_options, NULL) != -1)
+    ;
+  command = optind;
+  opterr = 1;
+  optind = 0; /* begin again */
+  if (command >= *argc || strcmp (argv[command], "resize") != 0)
+    return;
+  for (i = command + 1; i < *argc; ++i) {
+    if (argv[i][0] != '-' || is_difference (argv[i])) {
+      size = i;
+      nr++;
+    }
+    if (is_difference (argv[i]))
+      break;
+  }
+  if (nr < 2 && (nr == 0 || !is_difference (argv[size])))
+    return;
+  o->size = argv[size];
+  memmove (argv + size, argv + size + 1, (*argc - size) * sizeof *argv);
+  --*argc;
 }
 
 int
@@ -470,8 +503,9 @@ main (int argc, char *argv[])
   signal (SIGXFSZ, SIG_IGN);
   advice_choose (tool_advice);
   take_size (&o, &argc, argv);
-  while ((option = getopt_long (argc, argv, "Ur:pqf:lc:a:d:", long_options, NULL))
-         != -1)
+  /* Without the +: options may come last. */
+  while ((option = getopt_long (argc, argv, short_options + 1, long_options,
+                                NULL)) != -1)
     parse_option (&o, option);
   ret = run (argc - optind, argv + optind, &o);
   if (fflush (stdout) != 0 || ferror (stdout))

@@ -41,6 +41,7 @@ struct tool_options {
   bool acts;         /* snapshot: that was said */
   const char *name;  /* snapshot: of which one */
   const char *size;  /* resize: as it was given */
+  bool help; /* of the command */
   bool shrink;       /* resize */
   enum follow follow; /* info, map, resize */
   const char *data_file; /* info, map: NULL: what the image names */
