@@ -20,22 +20,24 @@ MOST = 0xffffffff // 512 * 512
 
 
 class QemuNbd:
-    """qemu-nbd that exports a bitmap."""
+    """qemu-nbd that exports a bitmap for reading, or the disk for writing."""
     count = 0
 
-    def __init__(self, file, bitmap):
+    def __init__(self, file, bitmap=None):
         QemuNbd.count += 1
         self.sock = path("qemu%d.sock" % QemuNbd.count)
         self.bitmap = bitmap
+        options = ["--discard=unmap"] if bitmap is None else ["-r", "-B", bitmap]
         self.p = subprocess.Popen(
-            ["qemu-nbd", "-t", "-r", "-f", "qcow2", "-k", self.sock, "-B",
-             bitmap, file], stdin=subprocess.DEVNULL)
+            ["qemu-nbd", "-t", "-f", "qcow2", "-k", self.sock] + options +
+            [file], stdin=subprocess.DEVNULL)
 
     def connect(self):
         end = time.monotonic() + 60
         while True:
             h = nbd.NBD()
-            h.add_meta_context(CONTEXT + self.bitmap)
+            if self.bitmap is not None:
+                h.add_meta_context(CONTEXT + self.bitmap)
             try:
                 h.connect_unix(self.sock)
                 return h

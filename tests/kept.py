@@ -9,7 +9,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import threading
 import time
 
@@ -88,18 +87,11 @@ def as_qemu(name, size, options, bitmaps, args, seed):
             for method, arguments in requests:
                 getattr(h, method)(*arguments)
             h.shutdown()
-        with subprocess.Popen(
-                ["qemu-nbd", "-f", "qcow2", "--discard=unmap", "-k",
-                 path("qemu.sock"), theirs], stdin=subprocess.DEVNULL) as q:
-            while not os.path.exists(path("qemu.sock")):
-                check(q.poll() is None, "%s: qemu-nbd has ended" % name)
-                time.sleep(0.01)
-            h = nbd.NBD()
-            h.connect_unix(path("qemu.sock"))
+        with QemuNbd(theirs) as q:
+            h = q.connect()
             for method, arguments in requests:
                 getattr(h, method)(*arguments)
             h.shutdown()
-            q.wait()
         sound(ours, name)
         # QEMU leaves alone what is trimmed of a cluster in part.
         if "extended" not in options:

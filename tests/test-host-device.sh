@@ -36,7 +36,7 @@ else:
 assert h.pread(512, 0) == b"\5" * 512
 h.shutdown()' "$sock"
 stop_nbdkit "$pid"
-test "$(grep -c "$loop: the block device is read-only.*served read-only" \
+test "$(grep -c "${loop##*/}: the block device is read-only.*served read-only" \
     "$log")" = 1 || die 'the log does not say so once'
 test "$sum" = "$(sha256sum "$tmp/disk")"
 
