@@ -327,7 +327,7 @@ cut_at (struct cut *c, uint64_t k)
   if (nr == 0)
     return;
   judge_state (c, k, LANDED_ALL, 0);
-  for (i = 0; i < nr && i < 16; ++i) {
+  for (i = k % TEST_EACH (4); i < nr && i < 16; i += TEST_EACH (4)) {
     judge_state (c, k, LANDED_ONLY, i);
     judge_state (c, k, LANDED_NOT, i);
   }
@@ -439,7 +439,8 @@ fail_everywhere (const struct command *c, const char *argument)
 
     fault.kinds = fault.err == ENOSPC
       ? FAULT_WRITE | FAULT_ZERO | FAULT_RESIZE | FAULT_ALLOCATE : FAULT_ANY;
-    for (call = 1; !check_any_failed (); ++call) {
+    for (call = 1 + i % TEST_EACH (4); !check_any_failed ();
+         call += TEST_EACH (4)) {
       snprintf (what, sizeof what, "%s, call %" PRIu64 " fails (%u)", subject,
                 call, i);
       fault.call = call;
