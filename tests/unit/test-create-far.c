@@ -59,9 +59,13 @@ static void
 check_refused (const struct far_nbdkit *server, const struct create_options *o,
                int err, const char *part)
 {
+  struct storage *s;
+
   read_all (server, before);
-  CHECK (create_far (server->uri, err != EEXIST, o, &defaults) == NULL);
+  s = create_far (server->uri, err != EEXIST, o, &defaults);
+  CHECK (s == NULL);
   CHECK_ERROR (err, part);
+  storage_close (s); /* or the server would wait for it */
   read_all (server, after);
   CHECK (memcmp (before, after, SIZE) == 0);
 }
