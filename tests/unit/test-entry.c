@@ -214,7 +214,7 @@ test_random (void)
 static void
 test_bits (void)
 {
-  struct entry_format f;
+  struct entry_format f = { .data_file = false };
   unsigned a, b;
 
   for (f.version = 2; f.version <= 3; ++f.version) {
