@@ -17,6 +17,7 @@
 #include "image-check.h"
 #include "random.h"
 #include "rig.h"
+#include "rig-step.h"
 #include "seconds.h"
 
 #define CLUSTER UINT64_C (4096)
@@ -53,12 +54,7 @@ start (bool snapshot)
   image_detect_zeroes (rig.im, DETECT_ZEROES_ON);
 }
 
-enum what { WRITE, FUA, ZERO, TRIM, FLUSH };
-
-static const struct step {
-  enum what what;
-  uint64_t offset, count;
-} steps[] = {
+static const struct step steps[] = {
   { WRITE, 20 * CLUSTER, 6 * CLUSTER }, /* compressed */
   { FLUSH, 0, 0 },
   { WRITE, 0, 3 * CLUSTER },
@@ -79,24 +75,6 @@ static const struct step {
   { FLUSH, 0, 0 },
 };
 #define NR_STEPS (sizeof steps / sizeof steps[0])
-
-static int
-do_step (const struct step *s, uint64_t seed)
-{
-  switch (s->what) {
-  case WRITE:
-    return rig_try_write (&rig, s->offset, s->count, seed, 0);
-  case FUA:
-    return rig_try_write (&rig, s->offset, s->count, seed, IMAGE_FUA);
-  case ZERO:
-    return rig_try_zero (&rig, s->offset, s->count, 0);
-  case TRIM:
-    return rig_try_trim (&rig, s->offset, s->count, 0);
-  case FLUSH:
-    return image_flush (rig.im);
-  }
-  abort ();
-}
 
 /* A sector of a failed request holds what it held, or what it should. */
 static void
@@ -143,7 +121,7 @@ run (const struct failure *f, unsigned call, bool snapshot)
   start (snapshot);
   failure_arm (&rig.control, f, call);
   for (i = 0; i < NR_STEPS; ++i) {
-    const int r = do_step (&steps[i], i + 500);
+    const int r = rig_try_step (&rig, &steps[i], i + 500);
 
     if (rig.control.failed > 0) {
       failed = true;
@@ -209,7 +187,7 @@ test_short (void)
   rig.control.short_reads = 900;
   rig.control.interrupt = 3;
   for (i = 0; i < NR_STEPS; ++i)
-    CHECK_OK (do_step (&steps[i], i + 500));
+    CHECK_OK (rig_try_step (&rig, &steps[i], i + 500));
   CHECK_EQ (rig_kind (&rig, 30 * CLUSTER), RUN_COMPRESSED);
   rig_compare (&rig);
   rig_close (&rig);
@@ -233,7 +211,7 @@ test_full (void)
     start (room % 2 != 0);
     rig.control.room = rig.disk.blocks + room;
     for (i = 0; i < NR_STEPS; ++i) {
-      if (do_step (&steps[i], i + 500) == 0)
+      if (rig_try_step (&rig, &steps[i], i + 500) == 0)
         continue;
       CHECK_ERROR (ENOSPC, "No space left");
       settle (&steps[i], i + 500);
@@ -242,7 +220,7 @@ test_full (void)
     rig_compare (&rig);
     rig.control.room = 0;
     for (i = 0; i < NR_STEPS; ++i)
-      CHECK_OK (do_step (&steps[i], i + 900));
+      CHECK_OK (rig_try_step (&rig, &steps[i], i + 900));
     rig_compare (&rig);
     rig_close (&rig);
     rig_free (&rig);

@@ -19,6 +19,7 @@
 #include "image-parts.h"
 #include "random.h"
 #include "rig.h"
+#include "rig-step.h"
 #include "seconds.h"
 
 #define SECTOR 512
@@ -366,12 +367,7 @@ test_new_cluster (void)
 
 /* ------------------------------------------------------------------- failing */
 
-enum what { WRITE, FUA, ZERO, TRIM, FLUSH };
-
-static const struct step {
-  enum what what;
-  uint64_t offset, count;
-} steps[] = {
+static const struct step steps[] = {
   { WRITE, 1000, 5000 },             /* a cluster of bits; in place */
   { FUA, 3 << 20, 700 },             /* clean: it gets one */
   { WRITE, (4 << 20) - 4096, 8192 }, /* clean, and all dirty */
@@ -385,24 +381,6 @@ static const struct step {
 };
 
 #define NR_STEPS (sizeof steps / sizeof steps[0])
-
-static int
-do_step (const struct step *s, uint64_t seed)
-{
-  switch (s->what) {
-  case WRITE:
-    return rig_try_write (&rig, s->offset, s->count, seed, 0);
-  case FUA:
-    return rig_try_write (&rig, s->offset, s->count, seed, IMAGE_FUA);
-  case ZERO:
-    return rig_try_zero (&rig, s->offset, s->count, 0);
-  case TRIM:
-    return rig_try_trim (&rig, s->offset, s->count, 0);
-  case FLUSH:
-    return image_flush (rig.im);
-  }
-  abort ();
-}
 
 /* Returns false if the call was never made. */
 static bool
@@ -425,7 +403,7 @@ run_failing (const struct failure *f, unsigned call, unsigned bits)
       failed = past;
       memory_fail_no_more (&rig.control);
     }
-    r = do_step (&steps[i % NR_STEPS], i + 70);
+    r = rig_try_step (&rig, &steps[i % NR_STEPS], i + 70);
     /* A lack of space that has passed is over. */
     if ((past || i >= NR_STEPS) && !(f->ever_after && i < NR_STEPS) &&
         f->err == ENOSPC)

@@ -16,6 +16,7 @@
 #include "image-check.h"
 #include "random.h"
 #include "rig.h"
+#include "rig-step.h"
 #include "seconds.h"
 
 #define CLUSTER UINT64_C (4096)
@@ -552,12 +553,7 @@ settle (uint64_t offset, uint64_t count, const uint8_t *wanted)
   free (is);
 }
 
-enum what { WRITE, FUA, ZERO, ZERO_TRIM, TRIM, FLUSH };
-
-static const struct step {
-  enum what what;
-  uint64_t offset, count;
-} steps[] = {
+static const struct step steps[] = {
   { WRITE, 0, CLUSTER },
   { WRITE, 30 * CLUSTER + 100, 700 },
   { WRITE, 40 * CLUSTER, 3 * CLUSTER },
@@ -576,26 +572,6 @@ static const struct step {
   { WRITE, 64 * CLUSTER, 36 * CLUSTER },
   { FLUSH, 0, 0 },
 };
-
-static int
-do_step (const struct step *s, uint64_t seed)
-{
-  switch (s->what) {
-  case WRITE:
-    return rig_try_write (&rig, s->offset, s->count, seed, 0);
-  case FUA:
-    return rig_try_write (&rig, s->offset, s->count, seed, IMAGE_FUA);
-  case ZERO:
-    return rig_try_zero (&rig, s->offset, s->count, 0);
-  case ZERO_TRIM:
-    return rig_try_zero (&rig, s->offset, s->count, IMAGE_MAY_TRIM);
-  case TRIM:
-    return rig_try_trim (&rig, s->offset, s->count, 0);
-  case FLUSH:
-    return image_flush (rig.im);
-  }
-  abort ();
-}
 
 static void
 check_failed_step (const struct step *s, uint64_t seed)
@@ -622,7 +598,7 @@ run (const struct failure *f, unsigned call, enum sharing snapshot,
   start (snapshot, backing);
   failure_arm (&rig.control, f, call);
   for (i = 0; i < sizeof steps / sizeof steps[0]; ++i) {
-    r = do_step (&steps[i], i + 500);
+    r = rig_try_step (&rig, &steps[i], i + 500);
     if (rig.control.failed > 0) {
       failed = true;
       if (!f->ever_after || i % 4 == 3)
@@ -752,7 +728,7 @@ test_short (void)
   rig.control.short_reads = 900;
   rig.control.interrupt = 3;
   for (i = 0; i < sizeof steps / sizeof steps[0]; ++i)
-    CHECK_OK (do_step (&steps[i], i));
+    CHECK_OK (rig_try_step (&rig, &steps[i], i));
   rig_compare (&rig);
   rig_close (&rig);
   rig_open (&rig);
