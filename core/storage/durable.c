@@ -7,6 +7,15 @@
 #include "base/error.h"
 #include "storage/durable.h"
 
+/* That of the storage which all requests end at. */
+static bool
+has_one_report (struct storage *s)
+{
+  while (s->ops->inner != NULL)
+    s = s->ops->inner (s);
+  return s->one_report;
+}
+
 int
 storage_write_durably (struct storage *s, const void *buf, size_t count,
                        struct host_off offset, bool *sticks)
@@ -14,14 +23,18 @@ storage_write_durably (struct storage *s, const void *buf, size_t count,
   struct iovec iov = { (void *) buf, count };
 
   *sticks = false;
-  if (storage_writev (s, &iov, 1, offset, true) == 0)
-    return 0;
-  if (error_errno () != ENOSPC) {
-    *sticks = true;
+  if (!has_one_report (s)) {
+    if (storage_writev (s, &iov, 1, offset, true) == 0)
+      return 0;
+    if (error_errno () != ENOSPC) {
+      *sticks = true;
+      return -1;
+    }
+  }
+  if (storage_write (s, buf, count, offset) == -1) {
+    *sticks = error_errno () != ENOSPC;
     return -1;
   }
-  if (storage_write (s, buf, count, offset) == -1)
-    return -1;
   *sticks = storage_flush (s) == -1;
   return *sticks ? -1 : 0;
 }

@@ -16,7 +16,9 @@
  *
  * A lack of space alone does not say which of the two has met it, the write or
  * making it durable.  So these are tried one by one: a write that finds no space
- * has lost nothing; the flush after one that does covers everything.
+ * has lost nothing; the flush after one that does covers everything.  Where the
+ * first try could be told of other data, and nobody else then (see one_report),
+ * they are tried one by one at once.
  */
 extern int storage_write_durably (struct storage *s, const void *buf,
                                   size_t count, struct host_off offset,

@@ -588,6 +588,7 @@ storage_file_adopt (int fd, const char *name)
     return NULL;
   }
   f->fd = f->durable_fd = fd;
+  f->storage.one_report = true;
   if (examine (f) == 0)
     return &f->storage;
   storage_close (&f->storage);

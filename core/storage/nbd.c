@@ -497,6 +497,7 @@ open_far (const struct far_place *place, const struct nbd_options *options,
   }
   f->storage.size = f->pool.server.size;
   f->storage.fixed_size = true;
+  f->storage.one_report = true; /* servers have the file open once */
   choose_far_ops (f);
   if (f->pool.server.block > 1)
     return storage_align_new (&f->storage, f->pool.server.block);

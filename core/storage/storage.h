@@ -167,6 +167,8 @@ struct storage {
   _Atomic uint64_t size; /* in bytes; grows with what is written */
   bool holes_not_zero;   /* see storage_holes_read_zero */
   bool fixed_size;       /* a device: nothing can be written past its end */
+  bool one_report;       /* of data that the host has lost: a durable write may
+                          * get it, and then flush does not */
 };
 
 /* What becomes of locks; before the first of them. */

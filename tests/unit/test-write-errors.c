@@ -717,6 +717,43 @@ test_fua_flush_fails (void)
   rig_free (&rig);
 }
 
+static void
+count_durable (void *opaque, const struct memory_call *call)
+{
+  unsigned *nr = opaque;
+
+  *nr += call->kind == MEMORY_WRITE && call->durable;
+}
+
+/* Where a durable write could be told of other data that was lost, and a flush
+ * then is not, there is none: only a flush is told, and that sticks.
+ */
+static void
+test_fua_one_report (void)
+{
+  unsigned nr = 0;
+
+  start (NO_SNAPSHOT, false);
+  rig.live->tables->one_report = true;
+  rig.control.opaque = &nr;
+  rig.control.hook = count_durable;
+  memory_fail (&rig.control, MEMORY_WRITE, 1, ENOSPC);
+  CHECK_EQ (rig_try_write (&rig, 0, 512, 1, IMAGE_FUA), (uint64_t) -1);
+  CHECK_ERROR (ENOSPC, "No space left");
+  memory_fail_no_more (&rig.control);
+  CHECK_OK (rig_try_write (&rig, 0, 512, 2, IMAGE_FUA));
+  CHECK_EQ (nr, 0);
+
+  memory_fail (&rig.control, MEMORY_FLUSH, 1, ENOSPC);
+  CHECK_EQ (rig_try_write (&rig, 0, 512, 3, IMAGE_FUA), (uint64_t) -1);
+  memory_fail_no_more (&rig.control);
+  CHECK_EQ (rig_try_write (&rig, 0, 512, 4, 0), (uint64_t) -1);
+  CHECK_ERROR (EIO, "nothing is written any more");
+  rig.control.hook = NULL;
+  CHECK_EQ (rig_close_only (&rig), (uint64_t) -1);
+  rig_free (&rig);
+}
+
 /* Short writes, and interrupted reads, are no failures. */
 static void
 test_short (void)
@@ -832,6 +869,7 @@ main (void)
   test_fixed_size ();
   test_fua_fails ();
   test_fua_flush_fails ();
+  test_fua_one_report ();
   test_short ();
   test_fill_fails ();
   test_damaged_entry ();
