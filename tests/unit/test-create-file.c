@@ -17,318 +17,14 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "create-calls.h"
+#include "folder.h"
 #include "image-check.h"
 #include "image.h"
 #include "manage/create.h"
 #include "seconds.h"
 
-/* ------------------------------------------------------------------ faults */
-
-/* The number of the call that fails, from 1 on; 0: none. */
-static unsigned fail_at, nr_calls;
-static int fail_errno;
-static bool die;              /* instead */
-static void (*strike) (void); /* instead: somebody else does this before it */
-
-static bool
-fails (void)
-{
-  if (fail_at == 0 || ++nr_calls != fail_at)
-    return false;
-  if (die)
-    _exit (99);
-  if (strike != NULL) {
-    strike ();
-    return false;
-  }
-  errno = fail_errno;
-  return true;
-}
-
-/* Calls that change what is there, a letter each, in their order. */
-static char calls[4096];
-
-static void
-note (char letter)
-{
-  const size_t n = strlen (calls);
-
-  if (n + 1 < sizeof calls)
-    calls[n] = letter;
-}
-
-#define WRAP(type, name, failure, params, args)         \
-  extern type __real_##name params;                     \
-  extern type __wrap_##name params;                     \
-  type                                                  \
-  __wrap_##name params                                  \
-  {                                                     \
-    return fails () ? failure : __real_##name args;     \
-  }
-
-#define WRAP_NOTED(letter, type, name, params, call)    \
-  extern type __real_##name params;                     \
-  extern type __wrap_##name params;                     \
-  type                                                  \
-  __wrap_##name params                                  \
-  {                                                     \
-    note (letter);                                      \
-    return fails () ? -1 : call;                        \
-  }
-
-WRAP (off_t, lseek, -1, (int fd, off_t at, int whence), (fd, at, whence))
-WRAP_NOTED ('w', ssize_t, pwrite,
-            (int fd, const void *buf, size_t n, off_t at),
-            __real_pwrite (fd, buf, n, at))
-/* What ends here is the process, not the host: syncing would only take time. */
-WRAP_NOTED ('s', int, fdatasync, (int fd), 0)
-WRAP_NOTED ('d', int, fsync, (int fd), 0)
-WRAP (int, fallocate, -1, (int fd, int mode, off_t at, off_t n),
-      (fd, mode, at, n))
-WRAP (int, ftruncate, -1, (int fd, off_t size), (fd, size))
-WRAP (int, fchmod, -1, (int fd, mode_t mode), (fd, mode))
-WRAP (char *, realpath, NULL, (const char *path, char *buf), (path, buf))
-WRAP (void *, malloc, NULL, (size_t n), (n))
-WRAP (void *, calloc, NULL, (size_t nr, size_t n), (nr, n))
-WRAP (char *, strdup, NULL, (const char *s), (s))
-WRAP (char *, strndup, NULL, (const char *s, size_t n), (s, n))
-
-/* These calls fail each time with this, unless it is 0. */
-static int no_random, no_renameat2, no_link, no_unlink;
-
-/* How often the same number comes, and others after that. */
-static unsigned same_numbers;
-
-extern ssize_t __real_getrandom (void *buf, size_t n, unsigned flags);
-extern ssize_t __wrap_getrandom (void *buf, size_t n, unsigned flags);
-ssize_t
-__wrap_getrandom (void *buf, size_t n, unsigned flags)
-{
-  if (no_random != 0)
-    errno = no_random;
-  if (no_random != 0 || fails ())
-    return -1;
-  if (same_numbers == 0)
-    return __real_getrandom (buf, n, flags);
-  same_numbers--;
-  memset (buf, 0, n);
-  return n;
-}
-
-extern int __real_linkat (int a, const char *from, int b, const char *to,
-                          int flags);
-extern int __wrap_linkat (int a, const char *from, int b, const char *to,
-                          int flags);
-int
-__wrap_linkat (int a, const char *from, int b, const char *to, int flags)
-{
-  note ('l');
-  if (no_link != 0)
-    errno = no_link;
-  return no_link != 0 || fails () ? -1 : __real_linkat (a, from, b, to, flags);
-}
-
-/* The process may not give files away. */
-static bool no_chown;
-
-extern int __real_fchown (int fd, uid_t u, gid_t g);
-extern int __wrap_fchown (int fd, uid_t u, gid_t g);
-int
-__wrap_fchown (int fd, uid_t u, gid_t g)
-{
-  if (no_chown)
-    errno = EPERM;
-  return no_chown || fails () ? -1 : __real_fchown (fd, u, g);
-}
-
-/* Somebody else makes this file meanwhile. */
-static const char *appears;
-
-static void put (const char *path, const char *text);
-
-/* Somebody makes this file once it was found missing. */
-static const char *made_late;
-
-extern int __real_lstat (const char *path, struct stat *st);
-extern int __wrap_lstat (const char *path, struct stat *st);
-int
-__wrap_lstat (const char *path, struct stat *st)
-{
-  if (made_late != NULL)
-    put (made_late, "theirs");
-  made_late = NULL;
-  return __real_lstat (path, st);
-}
-
-/* Somebody else's file replaces the new one as soon as it has its name. */
-static bool replaced;
-
-extern int __real_renameat (int a, const char *from, int b, const char *to);
-extern int __wrap_renameat (int a, const char *from, int b, const char *to);
-int
-__wrap_renameat (int a, const char *from, int b, const char *to)
-{
-  int r;
-
-  note ('n');
-  r = fails () ? -1 : __real_renameat (a, from, b, to);
-  if (r == 0 && replaced) {
-    put ("other", "theirs");
-    CHECK_OK (rename ("other", to));
-  }
-  return r;
-}
-
-extern int __real_renameat2 (int a, const char *from, int b, const char *to,
-                             unsigned flags);
-extern int __wrap_renameat2 (int a, const char *from, int b, const char *to,
-                             unsigned flags);
-int
-__wrap_renameat2 (int a, const char *from, int b, const char *to,
-                  unsigned flags)
-{
-  note ('n');
-  if (appears != NULL)
-    put (appears, "theirs");
-  if (no_renameat2 != 0)
-    errno = no_renameat2;
-  if (no_renameat2 != 0 || fails ())
-    return -1;
-  if (replaced && flags == RENAME_EXCHANGE) {
-    put ("other", "theirs");
-    CHECK_OK (rename ("other", to));
-    replaced = false;
-  }
-  return __real_renameat2 (a, from, b, to, flags);
-}
-
-/* Cleaning up does not fail, but may be where the process ends. */
-extern int __real_unlinkat (int dir, const char *name, int flags);
-extern int __wrap_unlinkat (int dir, const char *name, int flags);
-int
-__wrap_unlinkat (int dir, const char *name, int flags)
-{
-  if (no_unlink != 0) {
-    errno = no_unlink;
-    return -1;
-  }
-  return die && fails () ? -1 : __real_unlinkat (dir, name, flags);
-}
-
-/* Files here are another user's. */
-static bool foreign;
-
-extern uid_t __real_geteuid (void);
-extern uid_t __wrap_geteuid (void);
-uid_t
-__wrap_geteuid (void)
-{
-  return __real_geteuid () + foreign;
-}
-
-extern int __real_open (const char *path, int flags, mode_t mode);
-extern int __wrap_open (const char *path, int flags, mode_t mode);
-int
-__wrap_open (const char *path, int flags, mode_t mode)
-{
-  return fails () ? -1 : __real_open (path, flags, mode);
-}
-
-extern int __real_openat (int dir, const char *path, int flags, mode_t mode);
-extern int __wrap_openat (int dir, const char *path, int flags, mode_t mode);
-int
-__wrap_openat (int dir, const char *path, int flags, mode_t mode)
-{
-  return fails () ? -1 : __real_openat (dir, path, flags, mode);
-}
-
-extern int __real_fcntl (int fd, int cmd, void *arg);
-extern int __wrap_fcntl (int fd, int cmd, void *arg);
-int
-__wrap_fcntl (int fd, int cmd, void *arg)
-{
-  return fails () ? -1 : __real_fcntl (fd, cmd, arg);
-}
-
-/* ------------------------------------------------------------------- files */
-
 static char folder[] = "test-create-file.XXXXXX";
-static uint8_t bytes[1 << 20];
-
-/* Returns the file's size. */
-static size_t
-load (const char *path)
-{
-  FILE *f = fopen (path, "r");
-  size_t n = 0;
-
-  if (f != NULL) {
-    n = fread (bytes, 1, sizeof bytes, f);
-    fclose (f);
-  }
-  return n;
-}
-
-static void
-put (const char *path, const char *text)
-{
-  FILE *f = fopen (path, "w");
-
-  if (f == NULL || fputs (text, f) == EOF || fclose (f) != 0)
-    abort ();
-}
-
-static bool
-holds (const char *path, const char *text)
-{
-  return load (path) == strlen (text) &&
-    memcmp (bytes, text, strlen (text)) == 0;
-}
-
-/* How many files there are; with remove there are none any more. */
-static unsigned
-count_files (bool remove)
-{
-  DIR *d = opendir (".");
-  struct dirent *e;
-  unsigned n = 0;
-
-  if (d == NULL)
-    abort ();
-  while ((e = readdir (d)) != NULL) {
-    if (e->d_name[0] == '.')
-      continue;
-    n++;
-    if (remove)
-      unlink (e->d_name);
-  }
-  closedir (d);
-  return n;
-}
-
-/* Whether a file, whatever its name, holds this. */
-static bool
-is_somewhere (const char *text)
-{
-  DIR *d = opendir (".");
-  struct dirent *e;
-  bool found = false;
-
-  if (d == NULL)
-    abort ();
-  while (!found && (e = readdir (d)) != NULL)
-    found = e->d_name[0] != '.' && holds (e->d_name, text);
-  closedir (d);
-  return found;
-}
-
-static unsigned
-mode_of (const char *path)
-{
-  struct stat st;
-
-  return stat (path, &st) == -1 ? 0 : st.st_mode & 07777;
-}
 
 /* --------------------------------------------------------------- the image */
 
@@ -340,18 +36,18 @@ static struct create_options options = CREATE_DEFAULTS;
 static bool
 is_complete (const char *path)
 {
-  static uint8_t should[sizeof bytes];
+  static uint8_t should[sizeof folder_bytes];
   static size_t size;
   size_t n;
 
   if (size == 0) { /* the first one */
-    size = load (path);
-    memcpy (should, bytes, size);
+    size = folder_load (path);
+    memcpy (should, folder_bytes, size);
     CHECK (size > 0);
-    image_check_clean (path, bytes, size);
+    image_check_clean (path, folder_bytes, size);
   }
-  n = load (path);
-  return n == size && memcmp (bytes, should, n) == 0;
+  n = folder_load (path);
+  return n == size && memcmp (folder_bytes, should, n) == 0;
 }
 
 static struct created made = CREATED_NOTHING;
@@ -395,11 +91,11 @@ test_made (void)
 {
   CHECK_OK (create ("new", false));
   CHECK (is_complete ("new"));
-  CHECK_EQ (count_files (false), 1);
+  CHECK_EQ (folder_count (false), 1);
   CHECK_EQ (create ("new", false), -1);
   CHECK_ERROR (EEXIST, "new: it exists already");
   CHECK (is_complete ("new"));
-  CHECK_EQ (count_files (true), 1);
+  CHECK_EQ (folder_count (true), 1);
 }
 
 /* Only what was made is removed again. */
@@ -408,15 +104,15 @@ test_undo (void)
 {
   CHECK_OK (create_and_hold ("new", false));
   create_undo (&made);
-  CHECK_EQ (count_files (true), 0);
+  CHECK_EQ (folder_count (true), 0);
   create_undo (&made);
 
   CHECK_OK (create_and_hold ("new", false));
-  put ("other", "theirs");
+  folder_put ("other", "theirs");
   CHECK_OK (rename ("other", "new"));
   create_undo (&made);
-  CHECK (holds ("new", "theirs"));
-  CHECK_EQ (count_files (true), 1);
+  CHECK (folder_holds ("new", "theirs"));
+  CHECK_EQ (folder_count (true), 1);
 }
 
 /* What a call fails with where there is no such thing. */
@@ -442,42 +138,42 @@ test_put_back (void)
   for (way = 0; way < 3; ++way) {
     have_way (way, EINVAL);
     for (i = 0; i < 3; ++i) {
-      put ("new", "old");
+      folder_put ("new", "old");
       CHECK_OK (create_and_hold ("new", true));
       CHECK (is_complete ("new"));
-      CHECK (is_somewhere ("old"));
-      CHECK_EQ (count_files (false), 2);
+      CHECK (folder_has ("old"));
+      CHECK_EQ (folder_count (false), 2);
       if (i == 1)
         unlink ("new");
       if (i == 2) {
-        put ("other", "theirs");
+        folder_put ("other", "theirs");
         CHECK_OK (rename ("other", "new"));
       }
       create_undo (&made);
-      CHECK (holds ("new", i < 2 ? "old" : "theirs"));
-      CHECK (is_somewhere ("old"));
-      CHECK_EQ (count_files (true), i < 2 ? 1 : 2);
+      CHECK (folder_holds ("new", i < 2 ? "old" : "theirs"));
+      CHECK (folder_has ("old"));
+      CHECK_EQ (folder_count (true), i < 2 ? 1 : 2);
     }
 
     /* Nothing but the name, and a link to it, is left of what is kept. */
-    put ("new", "old");
+    folder_put ("new", "old");
     CHECK_OK (link ("new", "link"));
     CHECK_OK (create_and_hold ("new", true));
     create_release (&made);
     CHECK (is_complete ("new"));
-    CHECK (holds ("link", "old"));
-    CHECK_EQ (count_files (true), 2);
+    CHECK (folder_holds ("link", "old"));
+    CHECK_EQ (folder_count (true), 2);
 
     /* Somebody else's file comes at the last moment. */
-    put ("new", "old");
+    folder_put ("new", "old");
     replaced = true;
     CHECK_EQ (create_and_hold ("new", true), -1);
     replaced = false;
     CHECK_ERROR (EEXIST, "new: it was replaced by another file");
-    CHECK (holds ("new", "theirs"));
+    CHECK (folder_holds ("new", "theirs"));
     if (way == 1) /* else it was the old one that theirs came over */
-      CHECK (is_somewhere ("old"));
-    count_files (true);
+      CHECK (folder_has ("old"));
+    folder_count (true);
   }
   have_way (0, 0);
 }
@@ -485,8 +181,8 @@ test_put_back (void)
 static void
 make_over_old (void)
 {
-  count_files (true);
-  put ("new", "old");
+  folder_count (true);
+  folder_put ("new", "old");
   CHECK_OK (create_and_hold ("new", true));
   CHECK_STR (notes, "");
 }
@@ -502,22 +198,22 @@ test_put_back_others (void)
     make_over_old ();
     CHECK_OK (rename (made.old_name, "moved"));
     create_undo (&made);
-    CHECK (holds ("moved", "old"));
-    CHECK_EQ (count_files (false), 1);
+    CHECK (folder_holds ("moved", "old"));
+    CHECK_EQ (folder_count (false), 1);
     CHECK_HAS (notes, "new: what was there before is no longer new.");
 
     make_over_old ();
     CHECK_OK (unlink (made.old_name));
     create_undo (&made);
     CHECK (is_complete ("new")); /* better than nothing */
-    CHECK_EQ (count_files (false), 1);
+    CHECK_EQ (folder_count (false), 1);
     CHECK_HAS (notes, "new: what was there before is gone: it was new.");
 
     make_over_old ();
     CHECK_OK (rename (made.old_name, "new"));
     create_undo (&made);
-    CHECK (holds ("new", "old"));
-    CHECK_EQ (count_files (false), 1);
+    CHECK (folder_holds ("new", "old"));
+    CHECK_EQ (folder_count (false), 1);
     CHECK_STR (notes, "");
   }
   have_way (0, 0);
@@ -528,9 +224,9 @@ test_put_back_others (void)
   create_undo (&made);
   CHECK (!replaced);
   replaced = false;
-  CHECK (holds ("new", "theirs"));
-  CHECK (is_somewhere ("old"));
-  CHECK_EQ (count_files (true), 2);
+  CHECK (folder_holds ("new", "theirs"));
+  CHECK (folder_has ("old"));
+  CHECK_EQ (folder_count (true), 2);
   CHECK_HAS (notes, "new: what was there before is new.");
 }
 
@@ -541,15 +237,15 @@ test_left (void)
   make_over_old ();
   no_unlink = EACCES;
   create_release (&made);
-  CHECK (is_somewhere ("old"));
+  CHECK (folder_has ("old"));
   CHECK_HAS (notes, "new: new.");
   CHECK_HAS (notes, "can't be removed: Permission denied");
 
   make_over_old ();
   create_undo (&made);
   no_unlink = 0;
-  CHECK (holds ("new", "old"));
-  CHECK_EQ (count_files (true), 2);
+  CHECK (folder_holds ("new", "old"));
+  CHECK_EQ (folder_count (true), 2);
   CHECK_HAS (notes, "can't be removed: Permission denied");
 }
 
@@ -562,7 +258,7 @@ test_sticky (void)
 
   have_way (1, EPERM);
   for (i = 0; i < 4; ++i) {
-    put ("new", "old");
+    folder_put ("new", "old");
     CHECK_OK (chmod (".", i & 1 ? 01700 : 0700));
     foreign = i & 2;
     r = create ("new", true);
@@ -570,9 +266,9 @@ test_sticky (void)
     CHECK_EQ (strchr (calls, 'l') == NULL, i == 3);
     if (i == 3) {
       CHECK_ERROR (EPERM, "new: naming the new image");
-      CHECK (holds ("new", "old"));
+      CHECK (folder_holds ("new", "old"));
     }
-    CHECK_EQ (count_files (true), 1);
+    CHECK_EQ (folder_count (true), 1);
   }
   foreign = false;
   CHECK_OK (chmod (".", 0700));
@@ -623,7 +319,7 @@ test_kept (void)
     CHECK_OK (image_close (reader));
   }
   CHECK_OK (create ("new", true));
-  CHECK_EQ (count_files (true), 1);
+  CHECK_EQ (folder_count (true), 1);
 }
 
 /* It gets its name when it is complete and durable, which is then made durable
@@ -633,14 +329,14 @@ static void
 test_order (bool overwrite)
 {
   if (overwrite)
-    put ("new", "old");
+    folder_put ("new", "old");
   CHECK_OK (create ("new", overwrite));
   CHECK (strlen (calls) > 5);
   /* All but the header, the header, the name, the folder. */
   CHECK_STR (calls + strlen (calls) - 5, "swsnd");
   CHECK (strchr (calls, 'n') == strrchr (calls, 'n'));
   CHECK (strchr (calls, 'd') == strrchr (calls, 'd'));
-  count_files (true);
+  folder_count (true);
 }
 
 /* A link keeps the old one, and is durable before that one's name is not. */
@@ -648,11 +344,11 @@ static void
 test_link_order (void)
 {
   have_way (1, EINVAL);
-  put ("new", "old");
+  folder_put ("new", "old");
   CHECK_OK (create ("new", true));
   CHECK (strlen (calls) > 8);
   CHECK_STR (calls + strlen (calls) - 8, "swsnldnd");
-  count_files (true);
+  folder_count (true);
   have_way (0, 0);
 }
 
@@ -667,15 +363,15 @@ test_modes (void)
   for (i = 0; i < sizeof masks / sizeof masks[0]; ++i) {
     umask (masks[i]);
     CHECK_OK (create ("new", false));
-    CHECK_EQ (mode_of ("new"), 0666 & ~masks[i]);
-    count_files (true);
+    CHECK_EQ (folder_mode ("new"), 0666 & ~masks[i]);
+    folder_count (true);
   }
-  put ("old", "old");
+  folder_put ("old", "old");
   chmod ("old", 0640);
   CHECK_OK (create ("old", true));
-  CHECK_EQ (mode_of ("old"), 0640);
+  CHECK_EQ (folder_mode ("old"), 0640);
   CHECK (is_complete ("old"));
-  CHECK_EQ (count_files (true), 1);
+  CHECK_EQ (folder_count (true), 1);
   umask (old);
 }
 
@@ -687,14 +383,14 @@ test_foreign (void)
   unsigned i;
 
   for (i = 0; i < sizeof modes / sizeof modes[0]; ++i) {
-    put ("old", "old");
+    folder_put ("old", "old");
     chmod ("old", modes[i] | S_IRUSR | S_IWUSR);
     no_chown = true;
     CHECK_OK (create ("old", true));
     no_chown = false;
-    CHECK_EQ (mode_of ("old"), (modes[i] | S_IRUSR | S_IWUSR) & ~S_IRWXG);
+    CHECK_EQ (folder_mode ("old"), (modes[i] | S_IRUSR | S_IWUSR) & ~S_IRWXG);
     CHECK (is_complete ("old"));
-    CHECK_EQ (count_files (true), 1);
+    CHECK_EQ (folder_count (true), 1);
   }
 }
 
@@ -706,12 +402,12 @@ test_links (void)
   CHECK_ERROR (EEXIST, "leads nowhere");
   CHECK_EQ (create ("link", true), -1);
   CHECK_ERROR (EEXIST, "leads nowhere");
-  put ("target", "old");
+  folder_put ("target", "old");
   CHECK_EQ (create ("link", false), -1);
-  CHECK (holds ("target", "old"));
+  CHECK (folder_holds ("target", "old"));
   CHECK_OK (create ("link", true));
   CHECK (is_complete ("target"));
-  CHECK_EQ (count_files (true), 2);
+  CHECK_EQ (folder_count (true), 2);
 }
 
 static void
@@ -726,8 +422,8 @@ test_ways (void)
       CHECK_OK (create ("new", false));
       CHECK (strchr (calls, 'l') != NULL || way == 0);
       CHECK (is_complete ("new"));
-      CHECK_EQ (mode_of ("new"), 0644);
-      CHECK_EQ (count_files (true), 1);
+      CHECK_EQ (folder_mode ("new"), 0644);
+      CHECK_EQ (folder_count (true), 1);
     }
   }
   have_way (0, 0);
@@ -745,17 +441,17 @@ test_race (void)
     appears = "new";
     CHECK_EQ (create ("new", false), -1);
     CHECK_ERROR (EEXIST, "new: naming the new image");
-    CHECK (holds ("new", "theirs"));
+    CHECK (folder_holds ("new", "theirs"));
     appears = NULL;
-    CHECK_EQ (count_files (true), 1);
+    CHECK_EQ (folder_count (true), 1);
   }
   have_way (0, 0);
   for (overwrite = 0; overwrite < 2; ++overwrite) {
     made_late = "new";
     CHECK_EQ (create ("new", overwrite), -1);
     CHECK_ERROR (EEXIST, "new: naming the new image");
-    CHECK (holds ("new", "theirs"));
-    CHECK_EQ (count_files (true), 1);
+    CHECK (folder_holds ("new", "theirs"));
+    CHECK_EQ (folder_count (true), 1);
   }
 }
 
@@ -810,14 +506,14 @@ test_attacked (void (*attack) (void), bool overwrite, unsigned way)
 
   have_way (way, EPERM);
   do {
-    put ("victim", "victim");
+    folder_put ("victim", "victim");
     if (overwrite)
-      put ("new", "old");
+      folder_put ("new", "old");
     fail_at = ++n;
     strike = attack;
     r = create ("new", overwrite);
     strike = NULL;
-    CHECK (holds ("victim", "victim"));
+    CHECK (folder_holds ("victim", "victim"));
     if (r == 0 && !is_link ("new"))
       CHECK (is_complete ("new"));
     else
@@ -827,7 +523,7 @@ test_attacked (void (*attack) (void), bool overwrite, unsigned way)
       CHECK (nr_calls == n && attack == exchange_named);
     if (r == -1)
       CHECK_HAS (error_message (), "replaced by another file");
-    count_files (true);
+    folder_count (true);
   } while (nr_calls >= n);
   CHECK (n > 20);
   CHECK (hits > 0);
@@ -856,7 +552,7 @@ test_attacked_empty (void)
 
   have_way (2, EPERM);
   do {
-    put ("victim", "victim");
+    folder_put ("victim", "victim");
     fail_at = ++n;
     strike = exchange_empty;
     struck = false;
@@ -868,8 +564,8 @@ test_attacked_empty (void)
       hits++;
     }
     strike = NULL;
-    CHECK (holds ("victim", "victim"));
-    CHECK_EQ (count_files (true), 2);
+    CHECK (folder_holds ("victim", "victim"));
+    CHECK_EQ (folder_count (true), 2);
   } while (nr_calls >= n);
   CHECK (hits > 0);
   have_way (0, 0);
@@ -911,12 +607,12 @@ test_folder (void)
     strike = NULL;
     CHECK_OK (r);
     if (access ("../was", F_OK) == 0) {
-      if (count_files (false) == 0)
+      if (folder_count (false) == 0)
         CHECK_EQ (access ("../was/new", F_OK), 0);
       else
         CHECK (n <= 2); /* before it was opened */
       create_undo (&made);
-      CHECK_EQ (count_files (true), 0);
+      CHECK_EQ (folder_count (true), 0);
       CHECK_OK (unlink ("../folder"));
       CHECK_OK (rename ("../was", "../folder"));
     }
@@ -941,20 +637,20 @@ test_random (void)
     CHECK_OK (create ("new", false));
     no_random = 0;
     CHECK (is_complete ("new"));
-    CHECK_EQ (count_files (true), 1);
+    CHECK_EQ (folder_count (true), 1);
   }
-  put ("new.00000000", "theirs");
+  folder_put ("new.00000000", "theirs");
   same_numbers = 5;
   CHECK_OK (create ("new", false));
   CHECK (is_complete ("new"));
-  CHECK (holds ("new.00000000", "theirs"));
+  CHECK (folder_holds ("new.00000000", "theirs"));
   unlink ("new");
   same_numbers = 1000;
   CHECK_EQ (create ("new", false), -1);
   same_numbers = 0;
   CHECK_ERROR (EEXIST, "new: making a file next to it");
-  CHECK (holds ("new.00000000", "theirs"));
-  CHECK_EQ (count_files (true), 1);
+  CHECK (folder_holds ("new.00000000", "theirs"));
+  CHECK_EQ (folder_count (true), 1);
 }
 
 /* ------------------------------------------------------------------ faults */
@@ -966,21 +662,21 @@ fail_once (bool overwrite, unsigned n, int err, unsigned *refused)
   int r;
 
   if (overwrite)
-    put ("file", "old");
+    folder_put ("file", "old");
   fail_at = n;
   fail_errno = err;
   r = create ("file", overwrite);
   if (r == 0) {
     CHECK (is_complete ("file"));
-    CHECK_EQ (count_files (true), 1);
+    CHECK_EQ (folder_count (true), 1);
   }
   else {
     ++*refused;
     CHECK (error_errno () != 0);
     CHECK_HAS (error_message (), "file: ");
     if (overwrite)
-      CHECK (holds ("file", "old"));
-    if (count_files (true) != overwrite)
+      CHECK (folder_holds ("file", "old"));
+    if (folder_count (true) != overwrite)
       check_failed (__FILE__, __LINE__, "call %u: errno %d: a file is left",
                     n, err);
   }
@@ -1033,7 +729,7 @@ die_once (bool overwrite, enum fate fate, unsigned n)
   pid_t pid;
 
   if (overwrite)
-    put ("file", "old");
+    folder_put ("file", "old");
   pid = fork ();
   if (pid == 0) {
     nr_calls = 0;
@@ -1046,22 +742,23 @@ die_once (bool overwrite, enum fate fate, unsigned n)
   died = WEXITSTATUS (status) == 99;
   CHECK (died || WEXITSTATUS (status) == 0);
   /* What is there is whole, and the old file is given up last. */
-  if (access ("file", F_OK) == 0 && !(overwrite && holds ("file", "old")) &&
-      !(no_link != 0 && holds ("file", "")))
+  if (access ("file", F_OK) == 0 &&
+      !(overwrite && folder_holds ("file", "old")) &&
+      !(no_link != 0 && folder_holds ("file", "")))
     CHECK (is_complete ("file"));
   if (overwrite && fate != KEPT)
-    CHECK (is_somewhere ("old"));
-  if (overwrite && fate == KEPT && !is_somewhere ("old"))
+    CHECK (folder_has ("old"));
+  if (overwrite && fate == KEPT && !folder_has ("old"))
     CHECK (is_complete ("file"));
   if (!died) {
-    CHECK_EQ (count_files (false), fate == HELD ? 1 + overwrite
+    CHECK_EQ (folder_count (false), fate == HELD ? 1 + overwrite
               : fate == KEPT ? 1 : overwrite);
     if (fate == UNDONE && overwrite)
-      CHECK (holds ("file", "old"));
+      CHECK (folder_holds ("file", "old"));
   }
   /* It can be made anew. */
   CHECK_OK (create ("file", access ("file", F_OK) == 0));
-  CHECK (count_files (true) <= 3);
+  CHECK (folder_count (true) <= 3);
   return died;
 }
 
