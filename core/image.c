@@ -133,7 +133,8 @@ check_is_not_below (const struct chain *c, const struct chain_options *options)
 
   if (c->nr == 1)
     return 0;
-  s = storage_open (file, &options->nbd);
+  s = options->far != NULL ? options->far
+    : storage_open (file, &options->nbd);
   if (s == NULL) /* else it is unknown what would be overwritten */
     return error_errno () == ENOENT ? 0 : -1;
   for (i = 1; i < c->nr; ++i)
@@ -147,7 +148,8 @@ check_is_not_below (const struct chain *c, const struct chain_options *options)
     if (check_start (s, c->layer[i]->tables) == -1 ||
         check_start (s, c->layer[i]->data_file) == -1)
       r = -1;
-  storage_close (s);
+  if (s != options->far)
+    storage_close (s);
   return r;
 }
 

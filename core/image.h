@@ -58,7 +58,7 @@ extern struct image *image_open_below (const struct image_options *options);
 extern uint64_t image_size_below (const struct image *below);
 
 /* Then the image itself.  Its file is that of chain.made, unless this is NULL,
- * or chain.formatted.  That and below are owned from here on, even after an
+ * or chain.far.  That and below are owned from here on, even after an
  * error; until then image_close and
  * image_is_encrypted are all else that it may be given to.
  */

@@ -549,13 +549,24 @@ creation_keep_when_forked (void)
 
 /* ------------------------------------------------------------------- making */
 
-/* Open what the image will lie on, before anything is made or overwritten.  The
- * size of that disk is the new one's default.
+/* Open what the image will lie on, before anything is made or overwritten; and
+ * the server that has the image, as that may be below it, too.  The size of the
+ * disk below is the new one's default.
  */
 static struct image *
-open_below (const struct image_options *o)
+open_below (struct image_options *o)
 {
-  struct image *below = image_open_below (o);
+  struct image *below;
+
+  if (storage_nbd_is_uri (o->chain.file)) {
+    o->chain.far = storage_nbd_open (o->chain.file, &o->chain.nbd,
+                                     o->chain.file);
+    if (o->chain.far == NULL) {
+      nbdkit_error ("%s", error_message ());
+      return NULL;
+    }
+  }
+  below = image_open_below (o);
 
   if (below == NULL)
     nbdkit_error ("%s", error_message ());
@@ -569,13 +580,28 @@ open_below (const struct image_options *o)
 }
 
 static int
-make_image (struct chain_options *chain)
+make_image (const struct chain_options *chain)
 {
-  if (!storage_nbd_is_uri (chain->file))
+  if (chain->far == NULL)
     return create_file (chain->file, overwrite, &options, &made);
-  chain->formatted = create_far (chain->file, overwrite, &options, &chain->nbd);
-  formatted = chain->formatted != NULL;
+  formatted = create_far (chain->far, overwrite, &options) == 0;
   return formatted ? 0 : -1;
+}
+
+static int
+make (struct image_options *o, struct image **below)
+{
+  *below = open_below (o);
+  if (*below == NULL)
+    return -1;
+  options.locking = o->chain.locking;
+  if ((data_file == NULL ||
+       create_data_file (data_file, &options, &made_data) == 0) &&
+      make_image (&o->chain) == 0)
+    return 0;
+  nbdkit_error ("%s", error_message ());
+  (void) image_close (*below);
+  return -1;
 }
 
 int
@@ -584,15 +610,8 @@ creation_run (struct image_options *o, struct image **below)
   *below = NULL;
   if (!wanted)
     return 0;
-  *below = open_below (o);
-  if (*below == NULL)
-    return -1;
-  options.locking = o->chain.locking;
-  if ((data_file != NULL &&
-       create_data_file (data_file, &options, &made_data) == -1) ||
-      make_image (&o->chain) == -1) {
-    nbdkit_error ("%s", error_message ());
-    (void) image_close (*below);
+  if (make (o, below) == -1) {
+    storage_close (o->chain.far);
     return -1;
   }
   o->chain.made = made.storage;

@@ -117,6 +117,15 @@ stop_nbdkit "$far_pid"
 cmp turn2.raw before.raw
 check_clean turn1.raw
 same_disk turn1.raw model
+# What is below it was compared with that, too.
+rm turns
+far sh turns.sh
+start_nbdkit "$PLUGIN" "uri=$far" create=overwrite backing="$tmp/turn2.raw" \
+    backing-format=raw
+stop_nbdkit "$pid"
+stop_nbdkit "$far_pid"
+cmp turn2.raw before.raw
+check_clean turn1.raw
 
 # --- nbdkit can't start after that: the image stays, and so does its data file.
 rm -f far.raw data.raw

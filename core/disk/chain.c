@@ -525,7 +525,7 @@ follow_all (struct chain *c, const struct chain_options *options,
 static struct storage *
 open_image (const struct chain_options *o)
 {
-  struct storage *s = o->formatted != NULL ? o->formatted
+  struct storage *s = o->far != NULL ? o->far
     : o->command == NULL ? storage_open (o->file, &o->nbd)
     : storage_nbd_start (o->command, &o->nbd, o->file);
 

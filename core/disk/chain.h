@@ -33,10 +33,11 @@ struct chain_options {
   const struct storage *made;
   const struct storage *made_data;
 
-  /* For chain_open_first, which owns it from there on: the image, open already;
+  /* The image's server, to which file must not be asked to lead once more: it
+   * could be another one by then.  chain_open_first owns it from there on.
    * NULL: what file leads to.
    */
-  struct storage *formatted;
+  struct storage *far;
   enum follow follow;
   const char *data_file;      /* path or URI of its data file, or NULL: what it
                                * names */

@@ -44,21 +44,15 @@ check_is_empty (struct storage *s)
   return r;
 }
 
-struct storage *
-create_far (const char *uri, bool overwrite, const struct create_options *o,
-            const struct nbd_options *nbd)
+int
+create_far (struct storage *s, bool overwrite, const struct create_options *o)
 {
   struct create_options options = *o;
-  struct storage *s = storage_nbd_open (uri, nbd, uri);
 
-  if (s == NULL)
-    return NULL;
   options.must_fit = o->backing == NULL && o->data_file == NULL;
   storage_set_locking (s, o->locking);
-  if (storage_make_writable (s, CREATE_LOCKS, CREATE_LOCKS) == 0 &&
-      (overwrite || check_is_empty (s) == 0) &&
-      create_image (s, &options) == 0)
-    return s;
-  storage_close (s);
-  return NULL;
+  if (storage_make_writable (s, CREATE_LOCKS, CREATE_LOCKS) == -1 ||
+      (!overwrite && check_is_empty (s) == -1))
+    return -1;
+  return create_image (s, &options);
 }

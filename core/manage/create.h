@@ -116,17 +116,16 @@ struct created {
 extern int create_file (const char *path, bool overwrite,
                         const struct create_options *o, struct created *made);
 
-/* The same on an NBD server: a device of fixed size, which is formatted.
- * Without a backing file or data file, it must have room for all of the disk.
- * Returns it writable, owned by the caller, who must not connect anew: the same
- * name may lead to something else by then.  NULL: the error is set, and nothing
- * is changed: EEXIST if its first 1 MiB is not all zeros, unless overwrite is
- * set; EROFS, ENOTSUP if it can't be written or flushed; ENOLCK; as
- * create_image.  After other errors (EIO) it is no image.
+/* The same on an NBD server: a device of fixed size, which is made writable, and
+ * formatted.  Without a backing file or data file, it must have room for all of
+ * the disk.  What looked at it before, and what serves it then, must not connect
+ * again: the same name may lead to something else by then.  Returns -1 with the
+ * error set, and nothing is changed: EEXIST if its first 1 MiB is not all zeros,
+ * unless overwrite is set; EROFS, ENOTSUP if it can't be written or flushed;
+ * ENOLCK; as create_image.  After other errors (EIO) it is no image.
  */
-extern struct storage *create_far (const char *uri, bool overwrite,
-                                   const struct create_options *o,
-                                   const struct nbd_options *nbd);
+extern int create_far (struct storage *s, bool overwrite,
+                       const struct create_options *o);
 
 /* Make the external data file of an image that is to be made with these
  * options: a new file at a path, as large as the disk, which reads as zeros;

@@ -49,9 +49,10 @@ static void
 make (const struct far_nbdkit *server, bool overwrite,
       const struct create_options *o)
 {
-  struct storage *s = create_far (server->uri, overwrite, o, &defaults);
+  struct storage *s = storage_nbd_open (server->uri, &defaults, server->uri);
 
   CHECK (s != NULL);
+  CHECK_OK (create_far (s, overwrite, o));
   storage_close (s);
 }
 
@@ -62,10 +63,11 @@ check_refused (const struct far_nbdkit *server, const struct create_options *o,
   struct storage *s;
 
   read_all (server, before);
-  s = create_far (server->uri, err != EEXIST, o, &defaults);
-  CHECK (s == NULL);
+  s = storage_nbd_open (server->uri, &defaults, server->uri);
+  CHECK (s != NULL);
+  CHECK_EQ (create_far (s, err != EEXIST, o), (uint64_t) -1);
   CHECK_ERROR (err, part);
-  storage_close (s); /* or the server would wait for it */
+  storage_close (s);
   read_all (server, after);
   CHECK (memcmp (before, after, SIZE) == 0);
 }
@@ -160,6 +162,31 @@ test_same (uint64_t offset)
   far_end (&server);
 }
 
+/* What is compared with the backing file is what will be formatted, not what its
+ * name leads to now.
+ */
+static void
+test_same_connected (void)
+{
+  struct image_options options = { .cache_size = CACHE_MIN_BYTES };
+  struct far_nbdkit base, innocent;
+
+  far_start (&base, "memory 4M");
+  far_start (&innocent, "memory 4M");
+  write_byte (&base, 4095);
+  name_other (&base);
+  options.chain.file = innocent.uri;
+  options.chain.backing = base.uri;
+  options.chain.backing_format = "raw";
+  options.chain.nbd = defaults;
+  options.chain.far = storage_nbd_open (other, &defaults, other);
+  CHECK (options.chain.far != NULL);
+  check_below_refused (&options, "may be the same");
+  storage_close (options.chain.far);
+  far_end (&innocent);
+  far_end (&base);
+}
+
 /* What would be written to the data file would be written to the image. */
 static void
 test_data_in_itself (void)
@@ -204,6 +231,7 @@ main (void)
   test_room ();
   test_same (4095);
   test_same (1048575);
+  test_same_connected ();
   test_data_in_itself ();
   return check_result ();
 }
