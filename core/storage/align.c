@@ -568,6 +568,7 @@ storage_align_new (struct storage *inner, uint32_t block)
   a->storage.size = atomic_load (&inner->size);
   a->storage.holes_not_zero = inner->holes_not_zero;
   a->storage.fixed_size = inner->fixed_size;
+  a->storage.one_report = inner->one_report;
   choose_ops (a);
   inflight_init (&a->changing);
   return &a->storage;

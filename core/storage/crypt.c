@@ -404,6 +404,7 @@ storage_crypt_new (struct storage *inner, struct sectors *sectors)
   c->storage.ops = &c->ops;
   c->storage.size = INT64_MAX; /* E4: nothing is past the end */
   c->storage.holes_not_zero = true;
+  c->storage.one_report = inner->one_report;
   c->inner = inner;
   c->sectors = sectors;
   inflight_init (&c->changing);
@@ -430,9 +431,18 @@ view_pwritev (struct storage *s, const struct iovec *iov, int nr,
                        durable);
 }
 
+static int
+view_flush (struct storage *s)
+{
+  const struct crypt_view *v = (const struct crypt_view *) s;
+
+  return crypt_flush (v->crypt);
+}
+
 static const struct storage_ops view_ops = {
   .pread = view_pread,
   .pwritev = view_pwritev,
+  .flush = view_flush,
 };
 
 void
@@ -442,7 +452,7 @@ storage_crypt_view (struct crypt_view *view, struct storage *crypt,
   *view = (struct crypt_view) {
     .storage = {
       .ops = &view_ops, .name = crypt->name, .size = INT64_MAX,
-      .holes_not_zero = true,
+      .holes_not_zero = true, .one_report = crypt->one_report,
     },
     .crypt = crypt,
     .distance = distance,

@@ -7,15 +7,6 @@
 #include "base/error.h"
 #include "storage/durable.h"
 
-/* That of the storage which all requests end at. */
-static bool
-has_one_report (struct storage *s)
-{
-  while (s->ops->inner != NULL)
-    s = s->ops->inner (s);
-  return s->one_report;
-}
-
 int
 storage_write_durably (struct storage *s, const void *buf, size_t count,
                        struct host_off offset, bool *sticks)
@@ -23,7 +14,7 @@ storage_write_durably (struct storage *s, const void *buf, size_t count,
   struct iovec iov = { (void *) buf, count };
 
   *sticks = false;
-  if (!has_one_report (s)) {
+  if (!s->one_report) {
     if (storage_writev (s, &iov, 1, offset, true) == 0)
       return 0;
     if (error_errno () != ENOSPC) {

@@ -18,6 +18,7 @@
 #include "storage/beneath.h"
 #include "storage/file.h"
 #include "storage/locks.h"
+#include "storage/reports.h"
 
 struct file {
   struct storage storage;
@@ -35,6 +36,8 @@ struct file {
   char *path;
   int dirfd; /* owned, or AT_FDCWD */
   bool beneath;
+
+  struct reports reports; /* to fd */
 };
 
 static ssize_t
@@ -130,8 +133,10 @@ static int
 file_flush (struct storage *s)
 {
   struct file *f = (struct file *) s;
+  struct report_wait w;
 
-  return fdatasync (f->fd);
+  reports_begin (&f->reports, &w);
+  return reports_end (&f->reports, &w, fdatasync (f->fd));
 }
 
 static int
@@ -224,6 +229,7 @@ file_close (struct storage *s)
     close (f->fd);
   if (f->dirfd != AT_FDCWD && f->dirfd != -1)
     close (f->dirfd);
+  reports_destroy (&f->reports);
   free (f->path);
   free (f);
 }
@@ -551,8 +557,10 @@ new_file (const char *name)
     f->fd = f->reading_fd = f->durable_fd = -1;
     f->dirfd = AT_FDCWD;
     f->storage.name = strdup (name);
-    if (f->storage.name != NULL)
+    if (f->storage.name != NULL) {
+      reports_init (&f->reports);
       return f;
+    }
     free (f);
   }
   error_set (ENOMEM, "%s: out of memory", name);

@@ -15,6 +15,7 @@
 #include "base/hash.h"
 #include "storage/align.h"
 #include "storage/nbd-parts.h"
+#include "storage/reports.h"
 
 /* Ranges of a request without data: zeroing much may take a server long, and
  * it shall not seem to be dead.
@@ -33,6 +34,7 @@ struct far {
   struct pool pool;
   uint64_t identity[2];
   _Atomic bool writable;
+  struct reports reports;
   enum storage_locking locking;
 
   /* What the server last said, as long as nothing is written. */
@@ -199,7 +201,15 @@ static ssize_t
 far_pwritev (struct storage *s, const struct iovec *iov, int nr,
              uint64_t offset, bool durable)
 {
-  return pool_write (&far_of (s)->pool, iov, nr, offset, durable);
+  struct far *f = far_of (s);
+  struct report_wait w;
+  ssize_t r;
+
+  if (!durable)
+    return pool_write (&f->pool, iov, nr, offset, false);
+  reports_begin (&f->reports, &w);
+  r = pool_write (&f->pool, iov, nr, offset, true);
+  return reports_end (&f->reports, &w, r == -1 ? -1 : 0) == -1 ? -1 : r;
 }
 
 static int
@@ -212,7 +222,11 @@ far_pwrite_many (struct storage *s, const struct storage_run *runs,
 static int
 far_flush (struct storage *s)
 {
-  return pool_flush (&far_of (s)->pool);
+  struct far *f = far_of (s);
+  struct report_wait w;
+
+  reports_begin (&f->reports, &w);
+  return reports_end (&f->reports, &w, pool_flush (&f->pool));
 }
 
 /* ----------------------------------------------------------------- zeroing */
@@ -407,6 +421,7 @@ far_close (struct storage *s)
 
   pool_destroy (&f->pool);
   pthread_mutex_destroy (&f->known_lock);
+  reports_destroy (&f->reports);
   free (f);
 }
 
@@ -485,6 +500,7 @@ open_far (const struct far_place *place, const struct nbd_options *options,
     return NULL;
   }
   pthread_mutex_init (&f->known_lock, NULL);
+  reports_init (&f->reports);
   if (place->uri != NULL)
     set_identity (f, place->uri);
   else
@@ -492,6 +508,7 @@ open_far (const struct far_place *place, const struct nbd_options *options,
   if (pool_init (&f->pool, place, f->storage.name, options) == -1) {
     free (f->storage.name);
     pthread_mutex_destroy (&f->known_lock);
+    reports_destroy (&f->reports);
     free (f);
     return NULL;
   }

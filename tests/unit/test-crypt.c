@@ -131,10 +131,12 @@ test_model (const struct sector_format *f, uint64_t distance, uint64_t seed)
   memory_disk_init (&disk, NULL, 0);
   control = (struct memory_control) { .fail_call = 0 };
   inner = memory_disk_open (&disk, "test", &control);
+  inner->one_report = seed % 2 == 0;
   crypt = storage_crypt_new (inner, new_sectors (f));
   storage_crypt_view (&view, crypt, distance);
   m.s = distance == 0 ? crypt : &view.storage;
   CHECK (!storage_holes_read_zero (m.s));
+  CHECK_EQ (m.s->one_report, inner->one_report);
   memset (m.byte, 0, MAX);
   CHECK_OK (storage_zero (m.s, at (0), MAX, true)); /* zeros that are written */
   CHECK_EQ (control.zeros, 0);
@@ -151,6 +153,7 @@ test_model (const struct sector_format *f, uint64_t distance, uint64_t seed)
   }
   control.short_reads = control.short_writes = 0;
   compare (&m, 0, MAX);
+  CHECK_OK (storage_flush (m.s));
   check_stored (&m, f, distance);
   storage_close (crypt);
   storage_close (inner);
