@@ -203,12 +203,21 @@ extern int pool_make_writable (struct pool *p);
  *
  * The functions of these names in struct storage_ops: they set errno, ENOSPC
  * past the server's end.
+ *
+ *  N4  Of what was to be durable ENOSPC is only said if the writes alone meet it
+ *      as well.  Making it durable may have met it, and that may be the only
+ *      time that the server tells of earlier data which it has lost (I10).
  */
 
 extern ssize_t pool_write (struct pool *p, const struct iovec *iov, int nr,
                            uint64_t offset, bool durable);
 extern int pool_write_many (struct pool *p, const struct storage_run *runs,
                             unsigned nr);
+
+/* So many runs at most are worth FUA: a server makes each durable by itself. */
+#define POOL_DURABLE_RUNS 4
+extern int pool_write_durably (struct pool *p, const struct storage_run *runs,
+                               unsigned nr, bool all);
 extern int pool_flush (struct pool *p);
 
 #endif /* CORE_STORAGE_NBD_PARTS_H */

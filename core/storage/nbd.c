@@ -210,6 +210,13 @@ far_pwrite_many (struct storage *s, const struct storage_run *runs,
 }
 
 static int
+far_pwrite_durably (struct storage *s, const struct storage_run *runs,
+                    unsigned nr, bool all)
+{
+  return pool_write_durably (&far_of (s)->pool, runs, nr, all);
+}
+
+static int
 far_flush (struct storage *s)
 {
   return pool_flush (&far_of (s)->pool);
@@ -417,6 +424,7 @@ static const struct storage_ops far_ops = {
   .prefetch = far_prefetch,
   .pwritev = far_pwritev,
   .pwrite_many = far_pwrite_many,
+  .pwrite_durably = far_pwrite_durably,
   .flush = far_flush,
   .zero = far_zero,
   .allocate = far_allocate,
@@ -497,6 +505,8 @@ open_far (const struct far_place *place, const struct nbd_options *options,
   }
   f->storage.size = f->pool.server.size;
   f->storage.fixed_size = true;
+  if (f->pool.server.fua && f->pool.server.flush)
+    f->storage.durable_runs = POOL_DURABLE_RUNS;
   choose_far_ops (f);
   if (f->pool.server.block > 1)
     return storage_align_new (&f->storage, f->pool.server.block);

@@ -104,6 +104,14 @@ struct storage_ops {
   int (*pwrite_many) (struct storage *, const struct storage_run *runs,
                       unsigned nr);
 
+  /* The same, of at most durable_runs runs, which survive a power loss once it
+   * returns 0; and with all set, so does what a flush would make durable.
+   * ENOSPC only if the writes alone find no space.  May be NULL where
+   * durable_runs is 0.
+   */
+  int (*pwrite_durably) (struct storage *, const struct storage_run *runs,
+                         unsigned nr, bool all);
+
   /* Whatever was written, zeroed or resized before this call survives a
    * power loss once it returns 0.  -1 sets errno.
    */
@@ -167,6 +175,7 @@ struct storage {
   _Atomic uint64_t size; /* in bytes; grows with what is written */
   bool holes_not_zero;   /* see storage_holes_read_zero */
   bool fixed_size;       /* a device: nothing can be written past its end */
+  unsigned durable_runs; /* see storage_write_durable_runs; 0: not here */
 };
 
 /* What becomes of locks; before the first of them. */
@@ -252,6 +261,15 @@ extern int storage_writev (struct storage *s, struct iovec *iov, int nr,
 #define STORAGE_MAX_RUNS 64
 extern int storage_write_many (struct storage *s, struct storage_run *runs,
                                unsigned nr);
+
+/* The same, of at most s->durable_runs runs, and they survive a power loss once
+ * it returns 0; and with all set, so does what storage_flush would make durable.
+ * That takes one wait for an answer from afar, not two.  After an error that is
+ * not ENOSPC nobody knows what is on the disk (I10).
+ */
+extern int storage_write_durable_runs (struct storage *s,
+                                       struct storage_run *runs, unsigned nr,
+                                       bool all);
 
 /* See storage_ops.flush.  After an error nobody knows what is on the disk
  * (I10).  Returns -1 with the error set to EIO.

@@ -408,6 +408,23 @@ memory_flush (struct storage *s)
   return 0;
 }
 
+/* A flush among the writes is as good as one before or after them. */
+static int
+memory_pwrite_durably (struct storage *s, const struct storage_run *runs,
+                       unsigned nr, bool all)
+{
+  unsigned i;
+
+  for (i = 0; i < nr; ++i) {
+    const ssize_t count = iov_bytes (runs[i].iov, runs[i].nr);
+
+    if (memory_pwritev (s, runs[i].iov, runs[i].nr, runs[i].offset.v,
+                        true) != count)
+      return -1;
+  }
+  return all ? memory_flush (s) : 0;
+}
+
 static int
 memory_zero (struct storage *s, uint64_t offset, uint64_t count, bool punch)
 {
@@ -508,6 +525,7 @@ static const struct storage_ops memory_ops = {
   .extent = memory_extent,
   .prefetch = memory_prefetch,
   .pwritev = memory_pwritev,
+  .pwrite_durably = memory_pwrite_durably,
   .flush = memory_flush,
   .zero = memory_zero,
   .allocate = memory_allocate,
@@ -530,6 +548,7 @@ new_memory (const struct storage_ops *ops, const char *name, uint64_t size,
     abort ();
   m->control = control != NULL ? control : &m->none;
   m->storage.size = m->control->size != 0 ? m->control->size : size;
+  m->storage.durable_runs = m->control->durable_runs;
   m->size = size;
   return m;
 }

@@ -83,6 +83,7 @@ struct memory_control {
   uint64_t room;    /* ENOSPC once so many blocks are in use; 0: any */
   bool fixed;       /* it is as large as it is: a block device */
   bool no_zero;     /* zeros have to be written */
+  unsigned durable_runs; /* see storage.h; when it is opened */
 
   struct memory_log *log; /* NULL: not wanted */
 

@@ -30,31 +30,37 @@ make_run (struct cache_sector *s, size_t nr, struct iovec *iov,
   return i;
 }
 
-/* Write the first of these sectors, as many as go together.  Returns how many,
- * or 0 with the error set.
+/* What is written together. */
+struct together {
+  struct storage_run runs[STORAGE_MAX_RUNS];
+  unsigned nr;
+  struct iovec iov[SECTORS_AT_ONCE];
+};
+
+/* Make runs of the first of these sectors, as many as go together.  Returns how
+ * many.
  */
 static size_t
-write_some_sectors (struct storage *tables, struct cache_sector *s, size_t nr)
+make_runs (struct cache_sector *s, size_t nr, struct together *t)
 {
-  struct storage_run runs[STORAGE_MAX_RUNS];
-  struct iovec iov[SECTORS_AT_ONCE];
   size_t done = 0;
-  unsigned n = 0;
 
+  t->nr = 0;
   if (nr > SECTORS_AT_ONCE)
     nr = SECTORS_AT_ONCE;
-  while (done < nr && n < STORAGE_MAX_RUNS)
-    done += make_run (s + done, nr - done, iov + done, &runs[n++]);
-  return storage_write_many (tables, runs, n) == -1 ? 0 : done;
+  while (done < nr && t->nr < STORAGE_MAX_RUNS)
+    done += make_run (s + done, nr - done, t->iov + done, &t->runs[t->nr++]);
+  return done;
 }
 
 static int
 write_sectors (struct storage *tables, struct cache_sector *s, size_t nr)
 {
   while (nr > 0) {
-    const size_t done = write_some_sectors (tables, s, nr);
+    struct together t;
+    const size_t done = make_runs (s, nr, &t);
 
-    if (done == 0)
+    if (storage_write_many (tables, t.runs, t.nr) == -1)
       return -1;
     s += done;
     nr -= done;
@@ -62,14 +68,33 @@ write_sectors (struct storage *tables, struct cache_sector *s, size_t nr)
   return 0;
 }
 
+/* I16: data first, since written tables may already point to it. */
+static int
+flush_data (struct storage *tables, struct storage *data)
+{
+  return data == tables ? 0 : storage_flush (data);
+}
+
 int
 batch_flush (struct storage *tables, struct storage *data)
 {
-  /* I16: data first, since written tables may already point to it. */
-  if ((data == tables || storage_flush (data) == 0) &&
-      storage_flush (tables) == 0)
-    return 0;
-  return -1;
+  return flush_data (tables, data) == -1 ? -1 : storage_flush (tables);
+}
+
+/* Write sectors so that they are durable; with all set, so is everything that
+ * was written before.  Where the storage can, the caller waits once.
+ */
+static int
+write_durably (struct cache_sector *s, size_t nr, bool all,
+               struct storage *tables, struct storage *data)
+{
+  struct together t;
+
+  if (nr > 0 && tables->durable_runs > 0 && make_runs (s, nr, &t) == nr &&
+      t.nr <= tables->durable_runs)
+    return all && flush_data (tables, data) == -1 ? -1
+      : storage_write_durable_runs (tables, t.runs, t.nr, all);
+  return write_sectors (tables, s, nr) == -1 ? -1 : batch_flush (tables, data);
 }
 
 int
@@ -80,11 +105,13 @@ batch_write (const struct cache_batch *b, bool ordered, struct storage *tables,
 
   while (first < b->nr && b->sector[first].order == CACHE_FIRST)
     first++;
-  if (write_sectors (tables, b->sector, first) == -1)
-    return -1;
-  if (first < b->nr &&
-      ((ordered && batch_flush (tables, data) == -1) || /* I5 */
-       write_sectors (tables, b->sector + first, b->nr - first) == -1))
+  if (ordered && first < b->nr) { /* I5 */
+    if (write_durably (b->sector, first, true, tables, data) == -1)
+      return -1;
+    return write_durably (b->sector + first, b->nr - first, false, tables,
+                          data);
+  }
+  if (write_sectors (tables, b->sector, b->nr) == -1)
     return -1;
   return batch_flush (tables, data);
 }
