@@ -67,7 +67,7 @@ def fresh():
     with end(far, srv):
         h = srv.connect()
         h.pread(4096, 0)
-        limit("start to the first byte, to be written", 14, began)
+        limit("start to the first byte, to be written", 10, began)
         h.pwrite(b"x" * 4096, 0)
         h.flush()
         for what, at, n in (("in the next cluster", 65536, 3),
