@@ -87,6 +87,38 @@ far_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
   return pool_run (&f->pool, &read, 1) == -1 ? -1 : (ssize_t) read.count;
 }
 
+static int
+far_pread_many (struct storage *s, const struct storage_run *runs, unsigned nr)
+{
+  struct far *f = far_of (s);
+  struct conn_command commands[CONN_MAX_COMMANDS];
+  unsigned i, n = 0;
+
+  for (i = 0; i < nr; ++i) {
+    uint8_t *buf = runs[i].iov[0].iov_base;
+    uint64_t left = runs[i].iov[0].iov_len, at = runs[i].offset.v, count;
+
+    for (; left > 0; buf += count, at += count, left -= count) {
+      count = within (f, at, left);
+      if (count == 0) {
+        memset (buf, 0, left);
+        break;
+      }
+      if (count > f->pool.server.most)
+        count = f->pool.server.most;
+      if (n == CONN_MAX_COMMANDS) {
+        if (pool_run (&f->pool, commands, n) == -1)
+          return -1;
+        n = 0;
+      }
+      commands[n++] = (struct conn_command) {
+        .kind = CONN_READ, .buf = buf, .offset = at, .count = count,
+      };
+    }
+  }
+  return n == 0 ? 0 : pool_run (&f->pool, commands, n);
+}
+
 static void
 far_prefetch (struct storage *s, uint64_t offset, uint64_t count)
 {
@@ -419,6 +451,7 @@ far_close (struct storage *s)
 
 static const struct storage_ops far_ops = {
   .pread = far_pread,
+  .pread_many = far_pread_many,
   .extent = far_extent,
   .hole = far_hole,
   .prefetch = far_prefetch,

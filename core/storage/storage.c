@@ -66,6 +66,27 @@ storage_read_present (struct storage *s, void *buf, size_t count,
   return 0;
 }
 
+int
+storage_read_many (struct storage *s, const struct storage_run *runs,
+                   unsigned nr)
+{
+  unsigned i;
+
+  assert (nr <= STORAGE_MAX_RUNS);
+  if (s->ops->pread_many != NULL && nr > 1) {
+    if (s->ops->pread_many (s, runs, nr) == 0)
+      return 0;
+    error_set (EIO, "%s: reading %u ranges from offset 0x%" PRIx64 " on: %s",
+               s->name, nr, runs[0].offset.v, strerror (errno));
+    return -1;
+  }
+  for (i = 0; i < nr; ++i)
+    if (storage_read (s, runs[i].iov[0].iov_base, runs[i].iov[0].iov_len,
+                      runs[i].offset) == -1)
+      return -1;
+  return 0;
+}
+
 /* What a client is told about a failed write. */
 static int
 write_errno (int err)

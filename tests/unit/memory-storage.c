@@ -280,6 +280,30 @@ memory_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
   return count;
 }
 
+static int
+memory_pread_many (struct storage *s, const struct storage_run *runs,
+                   unsigned nr)
+{
+  struct memory_control *c = ((struct memory *) s)->control;
+  unsigned i;
+
+  atomic_fetch_add (&c->together, 1);
+  if (c->fail_together) {
+    errno = EIO;
+    return -1;
+  }
+  for (i = 0; i < nr; ++i) {
+    const struct iovec *iov = runs[i].iov;
+    const ssize_t r = memory_pread (s, iov->iov_base, iov->iov_len,
+                                    runs[i].offset.v);
+
+    if (r == -1)
+      return -1;
+    memset ((uint8_t *) iov->iov_base + r, 0, iov->iov_len - r);
+  }
+  return 0;
+}
+
 /* Whether the block that offset is in is a hole, and where it ends. */
 static bool
 is_hole (const struct memory *m, uint64_t offset, uint64_t *end)
@@ -520,6 +544,14 @@ static const struct storage_ops readonly_ops = {
   .close = memory_close,
 };
 
+static const struct storage_ops together_ops = {
+  .pread = memory_pread,
+  .pread_many = memory_pread_many,
+  .extent = memory_extent,
+  .prefetch = memory_prefetch,
+  .close = memory_close,
+};
+
 static const struct storage_ops memory_ops = {
   .pread = memory_pread,
   .extent = memory_extent,
@@ -557,7 +589,9 @@ struct storage *
 memory_storage_new (const char *name, const void *data, uint64_t size,
                     struct memory_control *control)
 {
-  struct memory *m = new_memory (&readonly_ops, name, size, control);
+  const bool together = control != NULL && control->reads_together;
+  struct memory *m = new_memory (together ? &together_ops : &readonly_ops, name,
+                                 size, control);
 
   m->data = data;
   return memory_with_blocks (&m->storage, &m->block);
