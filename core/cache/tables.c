@@ -241,6 +241,23 @@ try_reserve (struct cache *c, uint64_t tag, struct reservation *r)
   return true;
 }
 
+/* Reserve slots for the slice with this tag and those that follow, as far as they
+ * are missing and that needs no waiting.  Returns how many.  Lock held.
+ */
+static unsigned
+reserve_missing (struct cache *c, uint64_t tag, uint32_t slice_bytes,
+                 unsigned max, struct reservation r[])
+{
+  struct cache_ref ref;
+  unsigned nr;
+
+  for (nr = 0; nr < max; ++nr, tag += slice_bytes)
+    if (lookup (c, find_set (c, tag), tag, &ref) ||
+        !try_reserve (c, tag, &r[nr]))
+      break;
+  return nr;
+}
+
 /* Reserve a slot for the slice with this tag, waiting while another thread
  * reads it or all slots of its set are being read into; and for the following
  * slices as far as that needs no waiting.  Returns how many were reserved: 0
@@ -260,17 +277,28 @@ reserve (struct cache *c, uint64_t tag, uint32_t slice_bytes, unsigned ahead,
     }
     pthread_cond_wait (&c->loaded, &c->lock);
   }
-  while (nr > 0 && nr < ahead) {
-    struct cache_ref other;
-
-    tag += slice_bytes;
-    if (lookup (c, find_set (c, tag), tag, &other) ||
-        !try_reserve (c, tag, &r[nr]))
-      break;
-    nr++;
-  }
+  if (nr > 0)
+    nr += reserve_missing (c, tag + slice_bytes, slice_bytes, ahead - 1, r + 1);
   pthread_mutex_unlock (&c->lock);
   return nr;
+}
+
+/* The reading into these slots has ended: the first `got' slices are in words.
+ * Lock held.
+ */
+static void
+release (struct cache *c, const struct reservation r[], unsigned nr,
+         unsigned got, const uint64_t *words, uint32_t slice_bytes)
+{
+  const unsigned slice_words = slice_bytes / sizeof *words;
+  unsigned i;
+
+  for (i = 0; i < nr; ++i) {
+    if (i < got)
+      publish (c, r[i].set_index, r[i].way, r[i].tag, words + i * slice_words,
+               slice_words);
+    c->sets[r[i].set_index].loading[r[i].way] = false;
+  }
 }
 
 static int
@@ -278,9 +306,8 @@ load (struct cache *c, struct storage *s, uint64_t tag, struct host_off offset,
       uint32_t slice_bytes, uint64_t ahead, struct cache_ref *ref)
 {
   uint64_t words[CACHE_MAX_AHEAD * SLOT_WORDS];
-  const unsigned slice_words = slice_bytes / sizeof words[0];
   struct reservation reserved[CACHE_MAX_AHEAD];
-  unsigned nr, got, i;
+  unsigned nr, got;
   int r;
 
   if (ahead > CACHE_MAX_AHEAD)
@@ -300,14 +327,7 @@ load (struct cache *c, struct storage *s, uint64_t tag, struct host_off offset,
     got = nr;
 
   pthread_mutex_lock (&c->lock);
-  for (i = 0; i < nr; ++i) {
-    const struct reservation *to = &reserved[i];
-
-    if (r == 0 && i < got)
-      publish (c, to->set_index, to->way, to->tag, words + i * slice_words,
-               slice_words);
-    c->sets[to->set_index].loading[to->way] = false;
-  }
+  release (c, reserved, nr, r == 0 ? got : 0, words, slice_bytes);
   if (r == 0)
     lookup (c, reserved[0].set_index, tag, ref);
   pthread_cond_broadcast (&c->loaded);
@@ -336,4 +356,64 @@ cache_find (struct cache *c, unsigned id, struct host_off offset,
   const uint64_t tag = offset.v | id;
 
   return lookup (c, find_set (c, tag), tag, ref);
+}
+
+/* Slices of several tables that are read together. */
+struct ahead {
+  struct reservation reserved[CACHE_MAX_PARTS][CACHE_MAX_AHEAD];
+  unsigned slices[CACHE_MAX_PARTS];
+  uint64_t words[CACHE_MAX_PARTS][CACHE_MAX_AHEAD * SLOT_WORDS];
+};
+
+/* Reserve what is missing of these parts. */
+static void
+reserve_parts (struct cache *c, unsigned id, const struct cache_part *parts,
+               unsigned nr, uint32_t slice_bytes, struct ahead *a)
+{
+  uint64_t left = c->nr_sets * WAYS / 4;
+  unsigned i;
+
+  pthread_mutex_lock (&c->lock);
+  for (i = 0; i < nr; ++i) {
+    uint64_t max = parts[i].nr < CACHE_MAX_AHEAD ? parts[i].nr
+      : CACHE_MAX_AHEAD;
+
+    if (max > left)
+      max = left;
+    a->slices[i] = reserve_missing (c, parts[i].offset.v | id, slice_bytes,
+                                    max, a->reserved[i]);
+    left -= a->slices[i];
+  }
+  pthread_mutex_unlock (&c->lock);
+}
+
+void
+cache_read_ahead (struct cache *c, struct storage *s, unsigned id,
+                  const struct cache_part *parts, unsigned nr,
+                  uint32_t slice_bytes)
+{
+  struct ahead *a = malloc (sizeof *a);
+  struct storage_run runs[CACHE_MAX_PARTS];
+  struct iovec iov[CACHE_MAX_PARTS];
+  unsigned i, n = 0;
+  bool read;
+
+  if (a == NULL)
+    return;
+  assert (nr <= CACHE_MAX_PARTS && id < CACHE_MAX_STORAGES);
+  reserve_parts (c, id, parts, nr, slice_bytes, a);
+  for (i = 0; i < nr; ++i)
+    if (a->slices[i] > 0) {
+      iov[n] = (struct iovec) { a->words[i], a->slices[i] * slice_bytes };
+      runs[n] = (struct storage_run) { &iov[n], 1, parts[i].offset };
+      n++;
+    }
+  read = n > 0 && storage_read_many (s, runs, n) == 0;
+  pthread_mutex_lock (&c->lock);
+  for (i = 0; i < nr; ++i)
+    release (c, a->reserved[i], a->slices[i], read ? a->slices[i] : 0,
+             a->words[i], slice_bytes);
+  pthread_cond_broadcast (&c->loaded);
+  pthread_mutex_unlock (&c->lock);
+  free (a);
 }

@@ -72,7 +72,24 @@ extern int cache_get (struct cache *c, struct storage *s, unsigned id,
                       struct host_off offset, uint32_t slice_bytes,
                       uint64_t ahead, struct cache_ref *ref);
 
-/* The same for a slice that is in the cache.  False: it is not, and has no
+/* Slices of a table, from this one on. */
+struct cache_part {
+  struct host_off offset;
+  uint64_t nr; /* CACHE_MAX_AHEAD are read at most */
+};
+
+#define CACHE_MAX_PARTS 16
+
+/* Read what will be wanted of so many tables (CACHE_MAX_PARTS at most), from a
+ * storage that reads together, at once: of each the first slices that are not in
+ * the cache, and of all no more than a quarter of it holds.  It waits for nobody
+ * else's reading.  A failure is not told: who wants a slice meets it.
+ */
+extern void cache_read_ahead (struct cache *c, struct storage *s, unsigned id,
+                              const struct cache_part *parts, unsigned nr,
+                              uint32_t slice_bytes);
+
+/* As cache_get, for a slice that is in the cache.  False: it is not, and has no
  * changes that are not on the storage (C5).  Takes no lock, reads nothing, and
  * waits for nobody.
  */

@@ -31,6 +31,7 @@ struct run {
    */
   struct host_off host;
   uint32_t compressed_size; /* COMPRESSED: bytes at most */
+  const void *bytes;        /* COMPRESSED: those, once they were read; or NULL */
   bool in_place;            /* DATA: nothing else refers to it */
 };
 

@@ -16,6 +16,19 @@ struct compressed {
   const struct run *run;
 };
 
+/* Returns NULL with the error set. */
+static const void *
+read_input (const struct layer *layer, const struct run *run,
+            struct codec *codec)
+{
+  void *in = codec_input (codec, run->compressed_size);
+
+  if (in != NULL &&
+      storage_read (layer->tables, in, run->compressed_size, run->host) == -1)
+    return NULL;
+  return in;
+}
+
 /* A decode_fn: read and decode the cluster that a COMPRESSED run is in. */
 static int
 decode_cluster (void *opaque, void *out, size_t out_len)
@@ -24,16 +37,15 @@ decode_cluster (void *opaque, void *out, size_t out_len)
   const struct layer *layer = &z->disk->layer;
   const struct run *run = z->run;
   struct codec *codec = codec_get (layer->shared->codecs);
+  const void *in = run->bytes;
   const char *why;
-  void *in;
   int r = -1;
 
   if (codec == NULL)
     return -1;
-  in = codec_input (codec, run->compressed_size);
   if (in == NULL)
-    goto out;
-  if (storage_read (layer->tables, in, run->compressed_size, run->host) == -1)
+    in = read_input (layer, run, codec);
+  if (in == NULL)
     goto out;
   why = codec_decode (codec, z->disk->compression, in, run->compressed_size,
                       out, out_len);

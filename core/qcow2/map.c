@@ -190,6 +190,7 @@ piece_of_entry (const struct map *m, uint64_t word, uint64_t bitmap,
     run->kind = RUN_COMPRESSED;
     run->host = e.host;
     run->compressed_size = e.compressed_size;
+    run->bytes = NULL;
     break;
   case CLUSTER_INVALID:
     damaged (m, "L2", place, word, entry_why (&m->format, word, bitmap), run);
@@ -302,6 +303,42 @@ is_empty (const struct map *m, struct host_off slice, uint64_t left)
     storage_hole (m->tables, slice) >= left;
 }
 
+/* Where each read waits for an answer from afar so many slices are read at once
+ * for any request; they map what it is likely to go on with.
+ */
+#define FAR_SLICES 4
+
+/* Read the L2 tables from this slice on, which is left slices before its table's
+ * end, together: a range that long is of somebody who wants to know of all that
+ * is allocated, and will go on.  As far as one slice of the L1 table reaches, if
+ * that is in the cache.
+ */
+static void
+read_tables_ahead (const struct map *m, struct host_off slice, uint64_t left,
+                   struct guest_off offset)
+{
+  const unsigned nr = m->slice_bytes / sizeof (uint64_t);
+  uint64_t i = offset.v >> m->l1_shift;
+  const struct host_off l1 = { m->l1_offset.v + i / nr * m->slice_bytes };
+  struct cache_part parts[CACHE_MAX_PARTS] = { { slice, left } };
+  unsigned n = 1;
+  struct cache_ref ref;
+
+  if (!cache_find (m->cache, m->id, l1, &ref))
+    return;
+  while (++i < m->l1_size && i % nr != 0 && n < CACHE_MAX_PARTS) {
+    struct host_off table;
+
+    if (entry_decode_l1 (&m->format, cache_word (&ref, i % nr), &table) &&
+        table.v != 0 && !is_behind (m, &m->tables->size, table))
+      parts[n++] = (struct cache_part) {
+        table, m->cluster_size / m->slice_bytes,
+      };
+  }
+  if (cache_still_valid (&ref))
+    cache_read_ahead (m->cache, m->tables, m->id, parts, n, m->slice_bytes);
+}
+
 /* Find the run at offset within the L2 table, as far as one slice of it
  * reaches.
  */
@@ -315,13 +352,13 @@ lookup_l2 (const struct map *m, struct host_off table, struct guest_off offset,
   const uint64_t index = index_in_table (m, offset);
   const uint64_t at = index / nr * m->slice_bytes;
   const struct host_off slice = { table.v + at };
-  uint64_t ahead = 1;
+  const uint64_t left = (table_bytes - at) / m->slice_bytes;
+  const bool is_far = storage_reads_together (m->tables);
+  uint64_t ahead = !is_far ? 1 : left < FAR_SLICES ? left : FAR_SLICES;
   struct cache_ref ref;
 
   /* A long range (extents ask for those) wants the table's next slices. */
   if (max > (uint64_t) nr << cluster_bits) {
-    const uint64_t left = (table_bytes - at) / m->slice_bytes;
-
     ahead = (max >> cluster_bits) / nr;
     if (ahead >= left && left > 1 && is_empty (m, slice, table_bytes - at)) {
       run->kind = RUN_UNALLOCATED;
@@ -329,8 +366,11 @@ lookup_l2 (const struct map *m, struct host_off table, struct guest_off offset,
         (offset.v & (((uint64_t) nr << cluster_bits) - 1));
       return 0;
     }
-    if (ahead > left)
+    if (ahead > left) {
       ahead = left;
+      if (is_far && !cache_find (m->cache, m->id, slice, &ref))
+        read_tables_ahead (m, slice, left, offset);
+    }
   }
   do {
     if (cache_get (m->cache, m->tables, m->id, slice, m->slice_bytes,

@@ -22,7 +22,7 @@ struct cursor {
   struct storage *storage;
   uint64_t start, at;
   uint64_t ahead;     /* offset of what is in buf; 0: nothing is */
-  uint8_t buf[4096];
+  uint8_t buf[32768];
 };
 
 static int

@@ -279,15 +279,17 @@ tell_poller (struct conn *c)
 }
 
 /* Note an error of libnbd's.  ENOSPC only stays if there is no other one: after
- * that, a caller may go on.
+ * that, a caller may go on.  A flush that finds no space has lost something.
  */
 static void
-note_error (int *err)
+note_error (const struct conn_command *m, int *err)
 {
-  const int e = nbd_get_errno ();
+  int e = nbd_get_errno ();
 
+  if (e == 0 || (e == ENOSPC && m->kind == CONN_FLUSH))
+    e = EIO;
   if (*err == 0 || *err == ENOSPC)
-    *err = e != 0 ? e : EIO;
+    *err = e;
 }
 
 /* cookies: what libnbd calls each command; -1: it was not sent. */
@@ -301,7 +303,7 @@ send_all (struct conn *c, const struct conn_command *commands, unsigned nr,
     cookies[i] = send_command (c, &commands[i], w);
     if (cookies[i] != -1)
       continue;
-    note_error (err);
+    note_error (&commands[i], err);
     pthread_mutex_lock (&c->lock);
     w->left--;
     pthread_mutex_unlock (&c->lock);
@@ -313,13 +315,14 @@ send_all (struct conn *c, const struct conn_command *commands, unsigned nr,
  * find that a read got fewer bytes than were asked for.
  */
 static void
-collect (struct conn *c, const int64_t *cookies, unsigned nr, int *err)
+collect (struct conn *c, const struct conn_command *commands, unsigned nr,
+         const int64_t *cookies, int *err)
 {
   unsigned i;
 
   for (i = 0; i < nr; ++i)
     if (cookies[i] != -1 && nbd_aio_command_completed (c->nbd, cookies[i]) != 1)
-      note_error (err);
+      note_error (&commands[i], err);
 }
 
 /* ----------------------------------------------------------------- waiting */
@@ -487,7 +490,7 @@ conn_run (struct conn *c, const struct conn_command *commands, unsigned nr)
     pass_on (c);
   pthread_mutex_unlock (&c->lock);
   pthread_cond_destroy (&w.changed);
-  collect (c, cookies, nr, &err);
+  collect (c, commands, nr, cookies, &err);
   if (err == 0)
     return 0;
   errno = c->timed_out ? ETIMEDOUT : err;

@@ -150,7 +150,8 @@ extern void conn_end_server (struct nbd_handle *nbd, struct started *s,
 
 /* ---------------------------------------------------------------- nbd-pool.c
  *
- *  N1  Once the pool is made writable, no connection is added, and when one is
+ *  N1  Once the pool is made writable, no connection is added but those that
+ *      this begins to make, and none after the first write; and when one is
  *      lost nothing is written, zeroed or flushed any more: what was answered
  *      on it and not flushed may be lost (I10).
  *  N2  A connection that is added, or takes the place of all lost ones, must
@@ -159,6 +160,16 @@ extern void conn_end_server (struct nbd_handle *nbd, struct started *s,
  *  N3  A server that was started here has one connection, and once that is lost
  *      it stays so.
  */
+
+struct pool;
+
+/* A connection that is being made. */
+struct pool_extra {
+  struct pool *pool;
+  pthread_t thread;
+  bool started;
+  struct conn *conn; /* once the thread has ended; NULL: it was not made */
+};
 
 struct pool {
   char *uri;         /* NULL: N3 */
@@ -174,6 +185,11 @@ struct pool {
   bool replaced; /* N2 failed, for good */
   bool writable; /* N1 */
   _Atomic bool lost; /* N1 */
+
+  struct pool_extra extra[NBD_MAX_CONNECTIONS]; /* N1 */
+  unsigned nr_extra;
+  pthread_mutex_t settling; /* held while they are waited for; before lock */
+  _Atomic bool unsettled; /* there may be some */
 
   uint8_t *start;     /* N2: the first bytes */
   uint32_t start_bytes;
@@ -194,8 +210,9 @@ extern int pool_run (struct pool *p, const struct conn_command *commands,
 
 extern void pool_cache (struct pool *p, uint64_t offset, uint64_t count);
 
-/* See N1.  Returns -1 with errno set: the server can't be reached any more, or
- * what it has begins differently than when it was opened.
+/* See N1.  This process must not fork before something was written.  Returns -1
+ * with errno set: the server can't be reached any more, or what it has begins
+ * differently than when it was opened.
  */
 extern int pool_make_writable (struct pool *p);
 
@@ -203,12 +220,21 @@ extern int pool_make_writable (struct pool *p);
  *
  * The functions of these names in struct storage_ops: they set errno, ENOSPC
  * past the server's end.
+ *
+ *  N4  Of what was to be durable ENOSPC is only said if the writes alone meet it
+ *      as well.  Making it durable may have met it, and that may be the only
+ *      time that the server tells of earlier data which it has lost (I10).
  */
 
 extern ssize_t pool_write (struct pool *p, const struct iovec *iov, int nr,
                            uint64_t offset, bool durable);
 extern int pool_write_many (struct pool *p, const struct storage_run *runs,
                             unsigned nr);
+
+/* So many runs at most are worth FUA: a server makes each durable by itself. */
+#define POOL_DURABLE_RUNS 4
+extern int pool_write_durably (struct pool *p, const struct storage_run *runs,
+                               unsigned nr, bool all);
 extern int pool_flush (struct pool *p);
 
 #endif /* CORE_STORAGE_NBD_PARTS_H */

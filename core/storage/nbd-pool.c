@@ -142,6 +142,7 @@ pool_init (struct pool *p, const struct far_place *place, const char *name,
   if (p->options.timeout == 0)
     p->options.timeout = NBD_TIMEOUT;
   pthread_mutex_init (&p->lock, NULL);
+  pthread_mutex_init (&p->settling, NULL);
   pthread_cond_init (&p->changed, NULL);
   p->uri = place->uri != NULL ? strdup (place->uri) : NULL;
   p->start = malloc (START_BYTES);
@@ -165,17 +166,6 @@ pool_init (struct pool *p, const struct far_place *place, const char *name,
  failed:
   pool_destroy (p);
   return -1;
-}
-
-void
-pool_destroy (struct pool *p)
-{
-  while (p->nr > 0)
-    conn_close (p->conn[--p->nr]);
-  free (p->start);
-  free (p->uri);
-  pthread_cond_destroy (&p->changed);
-  pthread_mutex_destroy (&p->lock);
 }
 
 /* ------------------------------------------------------------- connections */
@@ -331,6 +321,87 @@ leave (struct pool *p, struct conn *c)
     conn_close (c);
 }
 
+/* --------------------------------------------------- before the first write */
+
+/* Each is a connection that is being made. */
+static void *
+connect_extra (void *opaque)
+{
+  struct pool_extra *e = opaque;
+
+  e->conn = open_extra (e->pool);
+  return NULL;
+}
+
+static void
+keep_extra (struct pool *p, struct conn *c)
+{
+  if (c == NULL)
+    return;
+  if (p->nr == 0 || p->nr == p->max)
+    conn_close (c);
+  else
+    p->conn[p->nr++] = c;
+}
+
+/* Begin to make as many connections as there may be, all at once: it takes many
+ * round trips to make one, and readers can do without.  lock held, and released
+ * while another connection is being made.
+ */
+static void
+begin_extras (struct pool *p)
+{
+  unsigned i;
+
+  while (p->connecting)
+    pthread_cond_wait (&p->changed, &p->lock);
+  p->nr_extra = p->nr > 0 ? p->max - p->nr : 0;
+  p->connecting = true;
+  atomic_store (&p->unsettled, true);
+  for (i = 0; i < p->nr_extra; ++i) {
+    struct pool_extra *e = &p->extra[i];
+
+    *e = (struct pool_extra) { .pool = p };
+    e->started = pthread_create (&e->thread, NULL, connect_extra, e) == 0;
+  }
+}
+
+/* N1: wait until all of them are made, or have failed. */
+static void
+settle (struct pool *p)
+{
+  unsigned i;
+
+  if (!atomic_load (&p->unsettled))
+    return;
+  pthread_mutex_lock (&p->settling); /* others may have done it since */
+  for (i = 0; i < p->nr_extra; ++i)
+    if (p->extra[i].started)
+      pthread_join (p->extra[i].thread, NULL);
+  pthread_mutex_lock (&p->lock);
+  for (i = 0; i < p->nr_extra; ++i)
+    keep_extra (p, p->extra[i].conn);
+  p->nr_extra = 0;
+  p->connecting = false;
+  pthread_cond_broadcast (&p->changed);
+  pthread_mutex_unlock (&p->lock);
+  atomic_store (&p->unsettled, false);
+  pthread_mutex_unlock (&p->settling);
+}
+
+void
+pool_destroy (struct pool *p)
+{
+  settle (p);
+  while (p->nr > 0)
+    conn_close (p->conn[--p->nr]);
+  free (p->start);
+  free (p->uri);
+  pthread_cond_destroy (&p->changed);
+  pthread_mutex_destroy (&p->settling);
+  pthread_mutex_destroy (&p->lock);
+}
+
 /* ---------------------------------------------------------------- commands */
 
 static bool
@@ -371,6 +442,8 @@ pool_run (struct pool *p, const struct conn_command *commands, unsigned nr)
   bool again;
   int r;
 
+  if (!reads)
+    settle (p);
   do {
     if (!reads && atomic_load (&p->lost)) { /* N1 */
       errno = ENOTCONN;
@@ -404,65 +477,6 @@ pool_cache (struct pool *p, uint64_t offset, uint64_t count)
   leave (p, c);
 }
 
-/* ----------------------------------------------------------------- writing */
-
-/* A connection that is being made. */
-struct extra {
-  const struct pool *pool;
-  struct conn *conn;
-  pthread_t thread;
-  bool started;
-};
-
-static void *
-connect_extra (void *opaque)
-{
-  struct extra *e = opaque;
-
-  e->conn = open_extra (e->pool);
-  return NULL;
-}
-
-static void
-keep_extra (struct pool *p, struct conn *c)
-{
-  if (c == NULL)
-    return;
-  if (p->nr == 0 || p->nr == p->max)
-    conn_close (c);
-  else
-    p->conn[p->nr++] = c;
-}
-
-/* As many connections as there may be, all at once: it takes many round trips
- * to make one.  lock held, and released meanwhile.
- */
-static void
-connect_all (struct pool *p)
-{
-  struct extra extra[NBD_MAX_CONNECTIONS] = { { .pool = NULL } };
-  unsigned i, n;
-
-  while (p->connecting)
-    pthread_cond_wait (&p->changed, &p->lock);
-  n = p->nr > 0 ? p->max - p->nr : 0;
-  p->connecting = true;
-  pthread_mutex_unlock (&p->lock);
-  for (i = 0; i < n; ++i) {
-    extra[i].pool = p;
-    extra[i].started = pthread_create (&extra[i].thread, NULL, connect_extra,
-                                       &extra[i]) == 0;
-  }
-  for (i = 0; i < n; ++i)
-    if (extra[i].started)
-      pthread_join (extra[i].thread, NULL);
-  pthread_mutex_lock (&p->lock);
-  p->connecting = false;
-  for (i = 0; i < n; ++i)
-    keep_extra (p, extra[i].conn);
-  pthread_cond_broadcast (&p->changed);
-}
-
 int
 pool_make_writable (struct pool *p)
 {
@@ -486,7 +500,7 @@ pool_make_writable (struct pool *p)
     return -1;
   }
   pthread_mutex_lock (&p->lock);
-  connect_all (p);
+  begin_extras (p);
   p->writable = true;
   pthread_mutex_unlock (&p->lock);
   return 0;

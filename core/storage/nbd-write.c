@@ -145,40 +145,66 @@ write_each (struct pool *p, const struct storage_run *runs, unsigned nr)
   return 0;
 }
 
-int
-pool_write_many (struct pool *p, const struct storage_run *runs, unsigned nr)
+/* Whether all runs are within the server, and in one request each: else sets
+ * errno, or *each.  *bytes: of all together.
+ */
+static bool
+runs_fit (const struct pool *p, const struct storage_run *runs, unsigned nr,
+          uint64_t *bytes, bool *each)
 {
-  struct conn_command commands[STORAGE_MAX_RUNS];
-  uint64_t bytes = 0, longest = 0;
-  uint8_t *buf, *copy;
   unsigned i;
-  int r;
 
+  *bytes = 0;
+  *each = false;
   for (i = 0; i < nr; ++i) {
     const uint64_t count = count_pieces (runs[i].iov, runs[i].nr);
 
     if (runs[i].offset.v > p->server.size ||
         count > p->server.size - runs[i].offset.v) {
       errno = ENOSPC;
-      return -1;
+      return false;
     }
-    bytes += count;
-    longest = count > longest ? count : longest;
+    *bytes += count;
+    *each |= count > p->server.most;
   }
-  if (longest > p->server.most)
-    return write_each (p, runs, nr);
-  buf = copy = malloc (bytes);
+  return true;
+}
+
+/* Write runs with these flags, in one batch with a flush if that is wanted. */
+static int
+write_together (struct pool *p, const struct storage_run *runs, unsigned nr,
+                uint64_t bytes, uint32_t flags, bool flush)
+{
+  struct conn_command commands[CONN_MAX_COMMANDS];
+  uint8_t *buf = malloc (bytes), *copy = buf;
+  unsigned i;
+  int r;
+
   if (buf == NULL)
     return -1;
   for (i = 0; i < nr; ++i)
     commands[i] = (struct conn_command) {
       .kind = CONN_WRITE, .buf = run_bytes (&runs[i], &copy),
-      .offset = runs[i].offset.v,
+      .offset = runs[i].offset.v, .flags = flags,
       .count = count_pieces (runs[i].iov, runs[i].nr),
     };
-  r = pool_run (p, commands, nr);
+  if (flush)
+    commands[i++] = (struct conn_command) { .kind = CONN_FLUSH };
+  r = pool_run (p, commands, i);
   free (buf);
   return r;
+}
+
+int
+pool_write_many (struct pool *p, const struct storage_run *runs, unsigned nr)
+{
+  uint64_t bytes;
+  bool each;
+
+  if (!runs_fit (p, runs, nr, &bytes, &each))
+    return -1;
+  return each ? write_each (p, runs, nr)
+    : write_together (p, runs, nr, bytes, 0, false);
 }
 
 int
@@ -191,6 +217,35 @@ pool_flush (struct pool *p)
   return pool_run (p, &flush, 1);
 }
 
+/* Durable writes found no space.  again: what came of them as ordinary ones, with
+ * errno set (N4).
+ */
+static int
+durable_failed (ssize_t again)
+{
+  if (again != -1)
+    errno = EIO;
+  return -1;
+}
+
+int
+pool_write_durably (struct pool *p, const struct storage_run *runs, unsigned nr,
+                    bool all)
+{
+  uint64_t bytes;
+  bool each;
+
+  if (!runs_fit (p, runs, nr, &bytes, &each))
+    return -1;
+  if (each)
+    return write_each (p, runs, nr) == -1 ? -1 : pool_flush (p);
+  if (write_together (p, runs, nr, bytes, LIBNBD_CMD_FLAG_FUA, all) == 0)
+    return 0;
+  if (errno != ENOSPC)
+    return -1;
+  return durable_failed (write_together (p, runs, nr, bytes, 0, false));
+}
+
 ssize_t
 pool_write (struct pool *p, const struct iovec *iov, int nr, uint64_t offset,
             bool durable)
@@ -199,5 +254,7 @@ pool_write (struct pool *p, const struct iovec *iov, int nr, uint64_t offset,
   const ssize_t r = write_some (p, iov, nr, offset,
                                 fua ? LIBNBD_CMD_FLAG_FUA : 0);
 
+  if (r == -1 && fua && errno == ENOSPC)
+    return durable_failed (write_some (p, iov, nr, offset, 0));
   return r != -1 && durable && !fua && pool_flush (p) == -1 ? -1 : r;
 }

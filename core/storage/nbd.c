@@ -89,6 +89,38 @@ far_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
   return pool_run (&f->pool, &read, 1) == -1 ? -1 : (ssize_t) read.count;
 }
 
+static int
+far_pread_many (struct storage *s, const struct storage_run *runs, unsigned nr)
+{
+  struct far *f = far_of (s);
+  struct conn_command commands[CONN_MAX_COMMANDS];
+  unsigned i, n = 0;
+
+  for (i = 0; i < nr; ++i) {
+    uint8_t *buf = runs[i].iov[0].iov_base;
+    uint64_t left = runs[i].iov[0].iov_len, at = runs[i].offset.v, count;
+
+    for (; left > 0; buf += count, at += count, left -= count) {
+      count = within (f, at, left);
+      if (count == 0) {
+        memset (buf, 0, left);
+        break;
+      }
+      if (count > f->pool.server.most)
+        count = f->pool.server.most;
+      if (n == CONN_MAX_COMMANDS) {
+        if (pool_run (&f->pool, commands, n) == -1)
+          return -1;
+        n = 0;
+      }
+      commands[n++] = (struct conn_command) {
+        .kind = CONN_READ, .buf = buf, .offset = at, .count = count,
+      };
+    }
+  }
+  return n == 0 ? 0 : pool_run (&f->pool, commands, n);
+}
+
 static void
 far_prefetch (struct storage *s, uint64_t offset, uint64_t count)
 {
@@ -197,6 +229,21 @@ far_hole (struct storage *s, uint64_t offset)
 
 /* ----------------------------------------------------------------- writing */
 
+/* What came of making something durable, once that of all calls beside it is
+ * known.  A lack of space is the write's own (N4), and nothing is lost.
+ */
+static int
+durable_result (struct far *f, struct report_wait *w, int r)
+{
+  const bool no_space = r == -1 && errno == ENOSPC;
+
+  r = reports_end (&f->reports, w, no_space ? 0 : r);
+  if (!no_space || r == -1)
+    return r;
+  errno = ENOSPC;
+  return -1;
+}
+
 static ssize_t
 far_pwritev (struct storage *s, const struct iovec *iov, int nr,
              uint64_t offset, bool durable)
@@ -209,7 +256,7 @@ far_pwritev (struct storage *s, const struct iovec *iov, int nr,
     return pool_write (&f->pool, iov, nr, offset, false);
   reports_begin (&f->reports, &w);
   r = pool_write (&f->pool, iov, nr, offset, true);
-  return reports_end (&f->reports, &w, r == -1 ? -1 : 0) == -1 ? -1 : r;
+  return durable_result (f, &w, r == -1 ? -1 : 0) == -1 ? -1 : r;
 }
 
 static int
@@ -217,6 +264,17 @@ far_pwrite_many (struct storage *s, const struct storage_run *runs,
                  unsigned nr)
 {
   return pool_write_many (&far_of (s)->pool, runs, nr);
+}
+
+static int
+far_pwrite_durably (struct storage *s, const struct storage_run *runs,
+                    unsigned nr, bool all)
+{
+  struct far *f = far_of (s);
+  struct report_wait w;
+
+  reports_begin (&f->reports, &w);
+  return durable_result (f, &w, pool_write_durably (&f->pool, runs, nr, all));
 }
 
 static int
@@ -427,11 +485,13 @@ far_close (struct storage *s)
 
 static const struct storage_ops far_ops = {
   .pread = far_pread,
+  .pread_many = far_pread_many,
   .extent = far_extent,
   .hole = far_hole,
   .prefetch = far_prefetch,
   .pwritev = far_pwritev,
   .pwrite_many = far_pwrite_many,
+  .pwrite_durably = far_pwrite_durably,
   .flush = far_flush,
   .zero = far_zero,
   .allocate = far_allocate,
@@ -515,6 +575,8 @@ open_far (const struct far_place *place, const struct nbd_options *options,
   f->storage.size = f->pool.server.size;
   f->storage.fixed_size = true;
   f->storage.one_report = true; /* servers have the file open once */
+  if (f->pool.server.fua && f->pool.server.flush)
+    f->storage.durable_runs = POOL_DURABLE_RUNS;
   choose_far_ops (f);
   if (f->pool.server.block > 1)
     return storage_align_new (&f->storage, f->pool.server.block);

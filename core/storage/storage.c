@@ -6,6 +6,7 @@
 
 #include <config.h>
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -62,6 +63,27 @@ storage_read_present (struct storage *s, void *buf, size_t count,
     }
     done += r;
   }
+  return 0;
+}
+
+int
+storage_read_many (struct storage *s, const struct storage_run *runs,
+                   unsigned nr)
+{
+  unsigned i;
+
+  assert (nr <= STORAGE_MAX_RUNS);
+  if (s->ops->pread_many != NULL && nr > 1) {
+    if (s->ops->pread_many (s, runs, nr) == 0)
+      return 0;
+    error_set (EIO, "%s: reading %u ranges from offset 0x%" PRIx64 " on: %s",
+               s->name, nr, runs[0].offset.v, strerror (errno));
+    return -1;
+  }
+  for (i = 0; i < nr; ++i)
+    if (storage_read (s, runs[i].iov[0].iov_base, runs[i].iov[0].iov_len,
+                      runs[i].offset) == -1)
+      return -1;
   return 0;
 }
 
@@ -147,28 +169,45 @@ run_end (const struct storage_run *r)
   return end;
 }
 
+/* What came of writing all of these runs, errno set if r is -1. */
+static int
+wrote_many (struct storage *s, const struct storage_run *runs, unsigned nr,
+            int r)
+{
+  unsigned i;
+
+  if (r == -1) {
+    error_set (write_errno (errno), "%s: writing %u ranges from offset 0x%"
+               PRIx64 " on: %s", s->name, nr, runs[0].offset.v,
+               strerror (errno));
+    return -1;
+  }
+  for (i = 0; i < nr; ++i)
+    note_size (s, run_end (&runs[i]));
+  return 0;
+}
+
 int
 storage_write_many (struct storage *s, struct storage_run *runs, unsigned nr)
 {
   unsigned i;
 
-  if (s->ops->pwrite_many != NULL && nr > 1) {
-    if (s->ops->pwrite_many (s, runs, nr) == -1) {
-      error_set (write_errno (errno), "%s: writing %u ranges from offset 0x%"
-                 PRIx64 " on: %s", s->name, nr, runs[0].offset.v,
-                 strerror (errno));
-      return -1;
-    }
-    for (i = 0; i < nr; ++i)
-      note_size (s, run_end (&runs[i]));
-    return 0;
-  }
+  if (s->ops->pwrite_many != NULL && nr > 1)
+    return wrote_many (s, runs, nr, s->ops->pwrite_many (s, runs, nr));
   for (i = 0; i < nr; ++i) {
     if (storage_writev (s, runs[i].iov, runs[i].nr, runs[i].offset,
                         false) == -1)
       return -1;
   }
   return 0;
+}
+
+int
+storage_write_durable_runs (struct storage *s, struct storage_run *runs,
+                            unsigned nr, bool all)
+{
+  assert (nr > 0 && nr <= s->durable_runs);
+  return wrote_many (s, runs, nr, s->ops->pwrite_durably (s, runs, nr, all));
 }
 
 int

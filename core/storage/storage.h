@@ -58,7 +58,10 @@ struct storage_identity {
   bool uncertain; /* others, of any kind, may be the same place */
 };
 
-/* Pieces of memory for contiguous bytes. */
+/* Pieces of memory for contiguous bytes; and how many of these there may be at
+ * once.
+ */
+#define STORAGE_MAX_RUNS 64
 struct storage_run {
   struct iovec *iov;
   int nr;
@@ -71,6 +74,13 @@ struct storage_ops {
    */
   ssize_t (*pread) (struct storage *, void *buf, size_t count,
                     uint64_t offset);
+
+  /* Read all of nr runs (at most STORAGE_MAX_RUNS), of one piece of memory each;
+   * what lies past the end is zeros.  -1 sets errno.  May be NULL where one after
+   * the other is as fast.
+   */
+  int (*pread_many) (struct storage *, const struct storage_run *runs,
+                     unsigned nr);
 
   /* Whether the bytes at offset are data or a hole, and in *length how
    * many of the count bytes from there on are of the same kind (at
@@ -103,6 +113,14 @@ struct storage_ops {
    */
   int (*pwrite_many) (struct storage *, const struct storage_run *runs,
                       unsigned nr);
+
+  /* The same, of at most durable_runs runs, which survive a power loss once it
+   * returns 0; and with all set, so does what a flush would make durable.
+   * ENOSPC only if the writes alone find no space.  May be NULL where
+   * durable_runs is 0.
+   */
+  int (*pwrite_durably) (struct storage *, const struct storage_run *runs,
+                         unsigned nr, bool all);
 
   /* Whatever was written, zeroed or resized before this call survives a
    * power loss once it returns 0.  -1 sets errno.
@@ -169,6 +187,7 @@ struct storage {
   bool fixed_size;       /* a device: nothing can be written past its end */
   bool one_report;       /* of data that the host has lost: a durable write may
                           * get it, and then flush does not */
+  unsigned durable_runs; /* see storage_write_durable_runs; 0: not here */
 };
 
 /* What becomes of locks; before the first of them. */
@@ -234,6 +253,19 @@ extern int storage_read (struct storage *s, void *buf, size_t count,
 extern int storage_read_present (struct storage *s, void *buf, size_t count,
                                  struct host_off offset);
 
+/* Whether each read waits for an answer from afar, so that it is worth reading
+ * together, by storage_read_many, what will be wanted.
+ */
+static inline bool
+storage_reads_together (const struct storage *s)
+{
+  return s->ops->pread_many != NULL;
+}
+
+/* Read runs, of one piece of memory each, as storage_read does each of them. */
+extern int storage_read_many (struct storage *s,
+                              const struct storage_run *runs, unsigned nr);
+
 /* Write exactly count bytes.  Returns -1 with the error set: ENOSPC if there
  * is no room, else EIO; a part may have been written.
  */
@@ -251,9 +283,17 @@ extern int storage_writev (struct storage *s, struct iovec *iov, int nr,
  * each write waits for an answer from afar, all wait together.  Errors as with
  * storage_write.
  */
-#define STORAGE_MAX_RUNS 64
 extern int storage_write_many (struct storage *s, struct storage_run *runs,
                                unsigned nr);
+
+/* The same, of at most s->durable_runs runs, and they survive a power loss once
+ * it returns 0; and with all set, so does what storage_flush would make durable.
+ * That takes one wait for an answer from afar, not two.  After an error that is
+ * not ENOSPC nobody knows what is on the disk (I10).
+ */
+extern int storage_write_durable_runs (struct storage *s,
+                                       struct storage_run *runs, unsigned nr,
+                                       bool all);
 
 /* See storage_ops.flush.  After an error nobody knows what is on the disk
  * (I10).  Returns -1 with the error set to EIO.

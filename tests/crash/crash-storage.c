@@ -353,17 +353,23 @@ note_failed_write (struct crash_disk *d, const uint8_t *data, size_t count,
   }
 }
 
-static ssize_t
-crash_pwritev (struct storage *s, const struct iovec *iov, int nr,
-               uint64_t offset, bool durable)
+/* A call that has begun. */
+struct begun {
+  uint64_t op;
+  size_t count; /* bytes of a write that were done; 0: it is not in the log */
+  bool fails;
+};
+
+/* whole: it is not done in part without failing. */
+static struct begun
+begin_write (struct crash_disk *d, const struct iovec *iov, int nr,
+             uint64_t offset, bool durable, bool whole)
 {
-  struct crash_disk *d = ((struct crash *) s)->disk;
   bool fails = false;
   uint8_t *data;
   size_t count = gather (iov, nr, &data);
   uint64_t i = 0;
 
-  memory_check_pieces (((struct crash *) s)->block, iov, nr, offset);
   dawdle (d);
   pthread_mutex_lock (&d->lock);
   if (is_fault (d, FAULT_WRITE)) {
@@ -371,33 +377,86 @@ crash_pwritev (struct storage *s, const struct iovec *iov, int nr,
     if (fails)
       note_failed_write (d, data, count, offset, durable);
     count = fails ? failed_part (d, count, offset)
-      : count / 2 > 0 ? count / 2 : 1;
+      : whole || count == 1 ? count : count / 2;
   }
   if (count > 0)
     i = apply_write (d, data, count, offset, durable && !fails);
   if (count == 0 || !d->logging)
     free (data);
   pthread_mutex_unlock (&d->lock);
-  if (count > 0)
-    end_op (d, i);
-  return fails ? fail (d) : (ssize_t) count;
+  return (struct begun) { i, count, fails };
+}
+
+static ssize_t
+crash_pwritev (struct storage *s, const struct iovec *iov, int nr,
+               uint64_t offset, bool durable)
+{
+  struct crash_disk *d = ((struct crash *) s)->disk;
+  struct begun b;
+
+  memory_check_pieces (((struct crash *) s)->block, iov, nr, offset);
+  b = begin_write (d, iov, nr, offset, durable, false);
+  if (b.count > 0)
+    end_op (d, b.op);
+  return b.fails ? fail (d) : (ssize_t) b.count;
+}
+
+static struct begun
+begin_flush (struct crash_disk *d)
+{
+  struct begun b = { .count = 1 };
+
+  dawdle (d);
+  pthread_mutex_lock (&d->lock);
+  b.fails = is_fault (d, FAULT_FLUSH);
+  d->failed_other |= b.fails;
+  b.op = begin_op (d, (struct crash_op) {
+      .kind = CRASH_FLUSH, .failed = b.fails,
+    });
+  pthread_mutex_unlock (&d->lock);
+  return b;
 }
 
 static int
 crash_flush (struct storage *s)
 {
   struct crash_disk *d = ((struct crash *) s)->disk;
-  bool fails;
-  uint64_t i;
+  const struct begun b = begin_flush (d);
 
-  dawdle (d);
-  pthread_mutex_lock (&d->lock);
-  fails = is_fault (d, FAULT_FLUSH);
-  d->failed_other |= fails;
-  i = begin_op (d, (struct crash_op) { .kind = CRASH_FLUSH, .failed = fails });
-  pthread_mutex_unlock (&d->lock);
-  end_op (d, i);
-  return fails ? fail (d) : 0;
+  end_op (d, b.op);
+  return b.fails ? fail (d) : 0;
+}
+
+#define MAX_DURABLE_RUNS 15
+
+/* All of it is under way at once.  A flush never fails for want of space. */
+static int
+crash_pwrite_durably (struct storage *s, const struct storage_run *runs,
+                      unsigned nr, bool all)
+{
+  struct crash_disk *d = ((struct crash *) s)->disk;
+  struct begun b[MAX_DURABLE_RUNS + 1];
+  bool fails = false;
+  unsigned i, n;
+
+  for (i = 0; i < nr; ++i)
+    do
+      b[i] = begin_write (d, runs[i].iov, runs[i].nr, runs[i].offset.v, true,
+                          true);
+    while (b[i].fails && d->fault.err == EINTR && !d->fault.forever);
+  n = nr;
+  if (all)
+    b[n++] = begin_flush (d);
+  for (i = 0; i < n; ++i) {
+    if (b[i].count > 0)
+      end_op (d, b[i].op);
+    fails |= b[i].fails;
+  }
+  if (fails)
+    (void) fail (d);
+  if (all && b[n - 1].fails)
+    errno = EIO;
+  return fails ? -1 : 0;
 }
 
 static int
@@ -487,6 +546,7 @@ static const struct storage_ops crash_ops = {
   .pread = crash_pread,
   .extent = crash_extent,
   .pwritev = crash_pwritev,
+  .pwrite_durably = crash_pwrite_durably,
   .flush = crash_flush,
   .zero = crash_zero,
   .allocate = crash_allocate,
@@ -511,6 +571,10 @@ open_with (struct crash_disk *d, const char *name,
   c->storage.ops = ops;
   c->storage.name = strcpy (more_memory (NULL, strlen (name) + 1), name);
   c->storage.size = d->size;
+  if (ops->pwrite_durably != NULL && getenv (CRASH_RUNS_VARIABLE) != NULL)
+    c->storage.durable_runs = atoi (getenv (CRASH_RUNS_VARIABLE));
+  if (c->storage.durable_runs > MAX_DURABLE_RUNS)
+    abort ();
   c->disk = d;
   d->closed = false;
   return memory_with_blocks (&c->storage, &c->block);

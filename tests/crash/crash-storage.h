@@ -95,6 +95,11 @@ extern uint64_t crash_disk_now (struct crash_disk *d);
 extern struct storage *crash_storage_open (struct crash_disk *d,
                                            const char *name);
 
+/* With this in the environment, a number, such a storage writes so many runs
+ * durably at once, beside each other and a flush: see storage.h, durable_runs.
+ */
+#define CRASH_RUNS_VARIABLE "QCOW2_TEST_DURABLE_RUNS"
+
 /* The same for reading: a call that changes it is a bug and aborts. */
 extern struct storage *crash_storage_open_readonly (struct crash_disk *d,
                                                     const char *name);

@@ -280,6 +280,30 @@ memory_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
   return count;
 }
 
+static int
+memory_pread_many (struct storage *s, const struct storage_run *runs,
+                   unsigned nr)
+{
+  struct memory_control *c = ((struct memory *) s)->control;
+  unsigned i;
+
+  atomic_fetch_add (&c->together, 1);
+  if (c->fail_together) {
+    errno = EIO;
+    return -1;
+  }
+  for (i = 0; i < nr; ++i) {
+    const struct iovec *iov = runs[i].iov;
+    const ssize_t r = memory_pread (s, iov->iov_base, iov->iov_len,
+                                    runs[i].offset.v);
+
+    if (r == -1)
+      return -1;
+    memset ((uint8_t *) iov->iov_base + r, 0, iov->iov_len - r);
+  }
+  return 0;
+}
+
 /* Whether the block that offset is in is a hole, and where it ends. */
 static bool
 is_hole (const struct memory *m, uint64_t offset, uint64_t *end)
@@ -408,6 +432,23 @@ memory_flush (struct storage *s)
   return 0;
 }
 
+/* A flush among the writes is as good as one before or after them. */
+static int
+memory_pwrite_durably (struct storage *s, const struct storage_run *runs,
+                       unsigned nr, bool all)
+{
+  unsigned i;
+
+  for (i = 0; i < nr; ++i) {
+    const ssize_t count = iov_bytes (runs[i].iov, runs[i].nr);
+
+    if (memory_pwritev (s, runs[i].iov, runs[i].nr, runs[i].offset.v,
+                        true) != count)
+      return -1;
+  }
+  return all ? memory_flush (s) : 0;
+}
+
 static int
 memory_zero (struct storage *s, uint64_t offset, uint64_t count, bool punch)
 {
@@ -503,11 +544,20 @@ static const struct storage_ops readonly_ops = {
   .close = memory_close,
 };
 
+static const struct storage_ops together_ops = {
+  .pread = memory_pread,
+  .pread_many = memory_pread_many,
+  .extent = memory_extent,
+  .prefetch = memory_prefetch,
+  .close = memory_close,
+};
+
 static const struct storage_ops memory_ops = {
   .pread = memory_pread,
   .extent = memory_extent,
   .prefetch = memory_prefetch,
   .pwritev = memory_pwritev,
+  .pwrite_durably = memory_pwrite_durably,
   .flush = memory_flush,
   .zero = memory_zero,
   .allocate = memory_allocate,
@@ -530,6 +580,7 @@ new_memory (const struct storage_ops *ops, const char *name, uint64_t size,
     abort ();
   m->control = control != NULL ? control : &m->none;
   m->storage.size = m->control->size != 0 ? m->control->size : size;
+  m->storage.durable_runs = m->control->durable_runs;
   m->size = size;
   return m;
 }
@@ -538,7 +589,9 @@ struct storage *
 memory_storage_new (const char *name, const void *data, uint64_t size,
                     struct memory_control *control)
 {
-  struct memory *m = new_memory (&readonly_ops, name, size, control);
+  const bool together = control != NULL && control->reads_together;
+  struct memory *m = new_memory (together ? &together_ops : &readonly_ops, name,
+                                 size, control);
 
   m->data = data;
   return memory_with_blocks (&m->storage, &m->block);

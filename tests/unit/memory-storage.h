@@ -54,6 +54,7 @@ struct memory_control {
   _Atomic uint64_t calls; /* of all kinds but prefetches; failed ones too */
   _Atomic uint64_t preads;
   _Atomic uint64_t bytes;
+  _Atomic uint64_t together; /* calls of pread_many; their preads are counted */
   _Atomic uint64_t extents;
   _Atomic uint64_t prefetches;
   _Atomic uint64_t closes;
@@ -75,6 +76,8 @@ struct memory_control {
   size_t short_writes;    /* the most that one pwritev takes; 0: any */
   unsigned interrupt;     /* each pread of this number fails with EINTR */
   uint64_t size;          /* what the storage claims to be; 0: the truth */
+  bool reads_together;    /* there is a pread_many, of what is only read */
+  bool fail_together;     /* which fails */
   bool holes;             /* blocks of 512 zeros are holes */
   unsigned microseconds;  /* that each pread takes */
   unsigned flush_microseconds;
@@ -83,6 +86,7 @@ struct memory_control {
   uint64_t room;    /* ENOSPC once so many blocks are in use; 0: any */
   bool fixed;       /* it is as large as it is: a block device */
   bool no_zero;     /* zeros have to be written */
+  unsigned durable_runs; /* see storage.h; when it is opened */
 
   struct memory_log *log; /* NULL: not wanted */
 

@@ -6,20 +6,19 @@
 
 #include <config.h>
 
-#include <endian.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "check.h"
 #include "far-server.h"
+#include "odd-server.h"
 #include "random.h"
+#include "seconds.h"
 #include "storage/nbd.h"
 
 #define SIZE (UINT64_C (3) << 20)
@@ -421,6 +420,36 @@ test_lost_writing (const char *arguments)
   far_end (&server);
 }
 
+/* N1: connections that take their time.  What is read does not wait for them, and
+ * what is written does.
+ */
+static void
+test_first_write (void)
+{
+  struct far_nbdkit server;
+  struct storage *s;
+  uint8_t buf[512];
+  double began;
+
+  far_start (&server, "--filter=delay memory 1M delay-open=2");
+  s = storage_nbd_open (server.uri, &defaults, "far");
+  CHECK (s != NULL);
+  began = seconds ();
+  CHECK_OK (storage_make_writable (s, 0, 0));
+  CHECK_OK (storage_read (s, buf, sizeof buf, at (131072)));
+  CHECK (seconds () - began < 2);
+  CHECK_OK (storage_write (s, "x", 1, at (70000)));
+  CHECK (seconds () - began >= 1.9);
+  CHECK_OK (storage_flush (s));
+  storage_close (s);
+  /* Nor are they left behind. */
+  s = storage_nbd_open (server.uri, &defaults, "far");
+  CHECK (s != NULL);
+  CHECK_OK (storage_make_writable (s, 0, 0));
+  storage_close (s);
+  far_end (&server);
+}
+
 /* Nor may what was written before this one opened it. */
 static void
 test_changed_before (void)
@@ -494,185 +523,23 @@ test_silence_again (void)
 
 /* ------------------------------------------------- servers that misbehave */
 
-#define ODD_SIZE (UINT64_C (1) << 20)
-
-/* A server of zeros, in threads of this process.  From 64 KiB on, reads are
- * answered with half of the bytes, and writes with EIO; writes before that with
- * ENOSPC.
- */
-struct odd_server {
-  char folder[32], sock[48], uri[80];
-  int listener;
-  pthread_t thread;
-};
-
-static bool
-get_all (int fd, void *buf, size_t count)
+/* Writes before 64 KiB find no space, others fail otherwise. */
+static uint32_t
+fail_writes (void *opaque, const struct odd_request *q)
 {
-  return count == 0 || /* it would wait */
-    recv (fd, buf, count, MSG_WAITALL) == (ssize_t) count;
-}
-
-static void
-put_all (int fd, const void *buf, size_t count)
-{
-  const char *p = buf;
-
-  while (count > 0) {
-    const ssize_t r = send (fd, p, count, MSG_NOSIGNAL);
-
-    if (r <= 0)
-      return;
-    p += r;
-    count -= r;
-  }
-}
-
-static void
-put_option_reply (int fd, uint32_t option, uint32_t type, const void *data,
-                  uint32_t count)
-{
-  const uint64_t magic = htobe64 (UINT64_C (0x3e889045565a9));
-  const uint32_t words[3] = { option, htobe32 (type), htobe32 (count) };
-
-  put_all (fd, &magic, 8);
-  put_all (fd, words, 12);
-  put_all (fd, data, count);
-}
-
-/* Returns false if the client has gone. */
-static bool
-negotiate (int fd)
-{
-  static const char hello[18] = "NBDMAGICIHAVEOPT\0\3"; /* fixed, no zeroes */
-  struct { uint16_t type; uint64_t size; uint16_t flags; }
-    __attribute__ ((__packed__)) info = {
-      0, htobe64 (ODD_SIZE), htobe16 (1 | 4), /* has flags, flush */
-    };
-  uint32_t words[4];
-  char data[4096];
-
-  put_all (fd, hello, sizeof hello);
-  if (!get_all (fd, words, 4))
-    return false;
-  while (get_all (fd, words, 16)) {
-    const uint32_t count = be32toh (words[3]), option = be32toh (words[2]);
-
-    if (count > sizeof data || !get_all (fd, data, count))
-      return false;
-    if (option == 7) /* GO */
-      put_option_reply (fd, words[2], 3, &info, sizeof info);
-    /* Not extended headers (11), which newer libnbds ask for. */
-    put_option_reply (fd, words[2], option == 11 ? UINT32_C (0x80000001) : 1,
-                      NULL, 0); /* no contexts, too */
-    if (option == 7)
-      return true;
-  }
-  return false;
-}
-
-struct request {
-  uint32_t magic;
-  uint16_t flags, type;
-  uint64_t cookie, offset;
-  uint32_t count;
-} __attribute__ ((__packed__));
-
-static void
-put_chunk (int fd, const struct request *q, uint16_t type, const void *data,
-           uint32_t count)
-{
-  struct { uint32_t magic; uint16_t flags, type; uint64_t cookie;
-           uint32_t count; } __attribute__ ((__packed__)) chunk = {
-    htobe32 (0x668e33ef), htobe16 (1), htobe16 (type), q->cookie,
-    htobe32 (count),
-  };
-
-  put_all (fd, &chunk, sizeof chunk);
-  put_all (fd, data, count);
-}
-
-static bool
-answer (int fd)
-{
-  static uint8_t data[ODD_SIZE];
-  static uint8_t chunk[8 + 65536];
-  struct { uint32_t error; uint16_t length; } __attribute__ ((__packed__)) bad;
-  struct request q;
-  uint32_t count;
-  bool behind;
-
-  if (!get_all (fd, &q, sizeof q))
-    return false;
-  count = be32toh (q.count);
-  behind = be64toh (q.offset) >= 65536;
-  switch (be16toh (q.type)) {
-  case 0: /* READ, of at most 64 KiB */
-    memcpy (chunk, &q.offset, 8);
-    put_chunk (fd, &q, 1, chunk, 8 + (behind ? count / 2 : count));
-    return true;
-  case 1: /* WRITE */
-    bad.error = htobe32 (behind ? 5 : 28);
-    bad.length = 0;
-    if (!get_all (fd, data, count))
-      return false;
-    put_chunk (fd, &q, 0x8001, &bad, sizeof bad);
-    return true;
-  default: /* FLUSH, or DISC */
-    put_chunk (fd, &q, 0, NULL, 0);
-    return true;
-  }
-}
-
-/* One client after the other. */
-static void *
-serve_oddly (void *opaque)
-{
-  struct odd_server *o = opaque;
-  int fd;
-
-  while ((fd = accept (o->listener, NULL, NULL)) != -1) {
-    if (negotiate (fd))
-      while (answer (fd))
-        ;
-    close (fd);
-  }
-  return NULL;
-}
-
-static void
-odd_start (struct odd_server *o)
-{
-  struct sockaddr_un addr = { .sun_family = AF_UNIX };
-
-  strcpy (o->folder, "/tmp/oddXXXXXX");
-  if (mkdtemp (o->folder) == NULL)
-    abort ();
-  snprintf (o->sock, sizeof o->sock, "%s/s", o->folder);
-  snprintf (o->uri, sizeof o->uri, "nbd+unix:///?socket=%s", o->sock);
-  memcpy (addr.sun_path, o->sock, strlen (o->sock));
-  o->listener = socket (AF_UNIX, SOCK_STREAM, 0);
-  if (bind (o->listener, (struct sockaddr *) &addr, sizeof addr) == -1 ||
-      listen (o->listener, 5) == -1 ||
-      pthread_create (&o->thread, NULL, serve_oddly, o) != 0)
-    abort ();
-}
-
-static void
-odd_end (struct odd_server *o)
-{
-  shutdown (o->listener, SHUT_RDWR);
-  pthread_join (o->thread, NULL);
-  close (o->listener);
-  unlink (o->sock);
-  rmdir (o->folder);
+  (void) opaque;
+  if (q->type != ODD_WRITE)
+    return 0;
+  return q->offset < 65536 ? ODD_ENOSPC : ODD_EIO;
 }
 
 /* What a server did not send is not read. */
 static void
 test_short_answers (void)
 {
-  struct odd_server server;
+  struct odd_server server = {
+    .flags = ODD_FLUSH, .error = fail_writes, .short_from = 65536,
+  };
   struct storage *s;
   uint8_t buf[4096];
 
@@ -697,7 +564,9 @@ test_worst_error (void)
   struct storage_run runs[2] = {
     { &iov[0], 1, { 0 } }, { &iov[1], 1, { 65536 } },
   };
-  struct odd_server server;
+  struct odd_server server = {
+    .flags = ODD_FLUSH, .error = fail_writes, .short_from = 65536,
+  };
   struct storage *s;
 
   odd_start (&server);
@@ -800,6 +669,7 @@ main (void)
   test_lost_reading ();
   test_lost_writing ("memory 1M");
   test_lost_writing ("--filter=multi-conn memory 1M multi-conn-mode=disable");
+  test_first_write ();
   test_changed_before ();
   test_silence ();
   test_silence_again ();

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "qcow2/write/batch.h"
 #include "qcow2/write/writeback.h"
 
 /* T5: limits of what may wait: bytes, a part of the file between these, and
@@ -343,71 +344,10 @@ writeback_check (struct writeback *c)
 
 /* ----------------------------------------------------------------- batches */
 
-/* So many sectors are written together at most. */
-#define SECTORS_AT_ONCE 256
-
-/* Make a run of the contiguous sectors that start at s, nr at most.  Returns
- * how many.
- */
-static size_t
-make_run (struct cache_sector *s, size_t nr, struct iovec *iov,
-          struct storage_run *run)
-{
-  size_t i;
-
-  for (i = 0; i < nr && i < STORAGE_MAX_IOV; ++i) {
-    if (s[i].offset.v != s[0].offset.v + i * CACHE_SECTOR)
-      break;
-    iov[i].iov_base = s[i].data;
-    iov[i].iov_len = CACHE_SECTOR;
-  }
-  *run = (struct storage_run) {
-    .iov = iov, .nr = i, .offset = s[0].offset,
-  };
-  return i;
-}
-
-/* Write the first of these sectors, as many as go together.  Returns how many,
- * or 0 with the error set.
- */
-static size_t
-write_some_sectors (struct writeback *c, struct cache_sector *s, size_t nr)
-{
-  struct storage_run runs[STORAGE_MAX_RUNS];
-  struct iovec iov[SECTORS_AT_ONCE];
-  size_t done = 0;
-  unsigned n = 0;
-
-  if (nr > SECTORS_AT_ONCE)
-    nr = SECTORS_AT_ONCE;
-  while (done < nr && n < STORAGE_MAX_RUNS)
-    done += make_run (s + done, nr - done, iov + done, &runs[n++]);
-  return storage_write_many (c->tables, runs, n) == -1 ? 0 : done;
-}
-
-static int
-write_sectors (struct writeback *c, struct cache_sector *s, size_t nr)
-{
-  while (nr > 0) {
-    const size_t done = write_some_sectors (c, s, nr);
-
-    if (done == 0) {
-      if (error_errno () != ENOSPC) /* T3 */
-        writeback_fail (c);
-      return -1;
-    }
-    s += done;
-    nr -= done;
-  }
-  return 0;
-}
-
 static int
 flush_storage (struct writeback *c)
 {
-  /* I16: data first, since written tables may already point to it. */
-  if ((c->data == c->tables || storage_flush (c->data) == 0) &&
-      storage_flush (c->tables) == 0)
+  if (batch_flush (c->tables, c->data) == 0)
     return 0;
   writeback_fail (c);
   return -1;
@@ -416,18 +356,11 @@ flush_storage (struct writeback *c)
 static int
 write_batch (struct writeback *c, bool ordered)
 {
-  struct cache_batch *b = &c->batch;
-  size_t first = 0;
-
-  while (first < b->nr && b->sector[first].order == CACHE_FIRST)
-    first++;
-  if (write_sectors (c, b->sector, first) == -1)
-    return -1;
-  if (first < b->nr &&
-      ((ordered && flush_storage (c) == -1) || /* I5 */
-       write_sectors (c, b->sector + first, b->nr - first) == -1))
-    return -1;
-  return flush_storage (c);
+  if (batch_write (&c->batch, ordered, c->tables, c->data) == 0)
+    return 0;
+  if (error_errno () != ENOSPC) /* T3 */
+    writeback_fail (c);
+  return -1;
 }
 
 void
