@@ -409,6 +409,28 @@ compare_runs (const void *a, const void *b)
   return (x->first > y->first) - (x->first < y->first);
 }
 
+/* Sort the runs that were freed, and join those that follow each other: of
+ * clusters smaller than its blocks a file system frees what a hole covers.
+ */
+static void
+join_freed (struct refs *refs)
+{
+  size_t i, nr = 0;
+
+  if (refs->nr_freed > 1)
+    qsort (refs->freed, refs->nr_freed, sizeof refs->freed[0], compare_runs);
+  for (i = 0; i < refs->nr_freed; ++i) {
+    const struct refs_run run = refs->freed[i];
+
+    if (nr > 0 &&
+        refs->freed[nr - 1].first + refs->freed[nr - 1].nr == run.first)
+      refs->freed[nr - 1].nr += run.nr;
+    else
+      refs->freed[nr++] = run;
+  }
+  refs->nr_freed = nr;
+}
+
 /* Nothing is in there any more, and it need not succeed. */
 static void
 give_to_host (struct edit *e, struct refs *refs)
@@ -418,8 +440,7 @@ give_to_host (struct edit *e, struct refs *refs)
   uint64_t last = end;
   size_t i;
 
-  if (refs->nr_freed > 1)
-    qsort (refs->freed, refs->nr_freed, sizeof refs->freed[0], compare_runs);
+  join_freed (refs);
   for (i = refs->nr_freed; i > 0; --i) {
     const struct refs_run *run = &refs->freed[i - 1];
 
