@@ -37,7 +37,7 @@ struct file {
   int dirfd; /* owned, or AT_FDCWD */
   bool beneath;
 
-  struct reports reports; /* to fd */
+  struct reports reports, durable_reports; /* to fd, and to durable_fd */
 };
 
 static ssize_t
@@ -110,23 +110,34 @@ file_prefetch (struct storage *s, uint64_t offset, uint64_t count)
  * is not kept from file_flush: see storage/durable.h.
  */
 static ssize_t
-file_pwritev (struct storage *s, const struct iovec *iov, int nr,
-              uint64_t offset, bool durable)
+write_durably (struct file *f, const struct iovec *iov, int nr,
+               uint64_t offset)
 {
-  struct file *f = (struct file *) s;
-  ssize_t r;
+  ssize_t r = pwritev2 (f->durable_fd, iov, nr, offset, RWF_DSYNC);
 
-  if (nr == 1 && !durable)
-    return pwrite (f->fd, iov->iov_base, iov->iov_len, offset);
-  if (!durable)
-    return pwritev (f->fd, iov, nr, offset);
-  r = pwritev2 (f->durable_fd, iov, nr, offset, RWF_DSYNC);
   /* EPERM: so do containers whose rules are older than the call. */
   if (r != -1 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL &&
                   errno != EPERM))
     return r;
   r = pwritev (f->fd, iov, nr, offset);
   return r != -1 && fdatasync (f->durable_fd) == -1 ? -1 : r;
+}
+
+static ssize_t
+file_pwritev (struct storage *s, const struct iovec *iov, int nr,
+              uint64_t offset, bool durable)
+{
+  struct file *f = (struct file *) s;
+  struct report_wait w;
+  ssize_t r;
+
+  if (nr == 1 && !durable)
+    return pwrite (f->fd, iov->iov_base, iov->iov_len, offset);
+  if (!durable)
+    return pwritev (f->fd, iov, nr, offset);
+  reports_begin (&f->durable_reports, &w);
+  r = write_durably (f, iov, nr, offset);
+  return reports_end (&f->durable_reports, &w, r == -1 ? -1 : 0) == -1 ? -1 : r;
 }
 
 static int
@@ -230,6 +241,7 @@ file_close (struct storage *s)
   if (f->dirfd != AT_FDCWD && f->dirfd != -1)
     close (f->dirfd);
   reports_destroy (&f->reports);
+  reports_destroy (&f->durable_reports);
   free (f->path);
   free (f);
 }
@@ -559,6 +571,7 @@ new_file (const char *name)
     f->storage.name = strdup (name);
     if (f->storage.name != NULL) {
       reports_init (&f->reports);
+      reports_init (&f->durable_reports);
       return f;
     }
     free (f);

@@ -1,17 +1,23 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* storage/reports.c: of calls that overlap all fail if one does. */
+/* storage/reports.c: of calls that overlap all fail if one does; and so with a
+ * file's flushes, and its durable writes.
+ */
 
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "seconds.h"
+#include "storage/file.h"
 #include "storage/reports.h"
 
 static struct reports reports;
@@ -129,6 +135,91 @@ test_in_turn (void)
   reports_destroy (&reports);
 }
 
+/* ----------------------------------------------------------------- of a file */
+
+/* The first call to make something durable ends well, and last; the second one
+ * is told of a loss, which may be the first one's.
+ */
+static _Atomic unsigned begun, told;
+
+static int
+good_or_told (void)
+{
+  if (atomic_fetch_add (&begun, 1) == 0) {
+    while (atomic_load (&told) == 0)
+      sched_yield ();
+    return 0;
+  }
+  errno = EIO;
+  return -1;
+}
+
+extern ssize_t __wrap_pwritev2 (int fd, const struct iovec *iov, int nr,
+                                off_t offset, int flags);
+ssize_t
+__wrap_pwritev2 (int fd, const struct iovec *iov, int nr, off_t offset,
+                 int flags)
+{
+  (void) fd, (void) offset, (void) flags;
+  CHECK_EQ (nr, 1);
+  return good_or_told () == 0 ? (ssize_t) iov->iov_len : -1;
+}
+
+extern int __wrap_fdatasync (int fd);
+int
+__wrap_fdatasync (int fd)
+{
+  (void) fd;
+  return good_or_told ();
+}
+
+static struct storage *file;
+static bool flush; /* rather than write */
+
+static int
+make_durable (void)
+{
+  struct iovec iov = { (void *) "x", 1 };
+
+  return flush ? storage_flush (file)
+    : storage_writev (file, &iov, 1, (struct host_off) { 0 }, true);
+}
+
+static void *
+first_call (void *opaque)
+{
+  int *r = opaque;
+
+  *r = make_durable ();
+  return NULL;
+}
+
+static void
+test_file (void)
+{
+  static const char name[] = "test-reports.tmp";
+  pthread_t thread;
+  int fd, r;
+
+  fd = open (name, O_CREAT | O_RDWR | O_TRUNC, 0600);
+  CHECK (fd != -1);
+  close (fd);
+  file = storage_file_open (AT_FDCWD, name, false, name);
+  CHECK (file != NULL);
+  CHECK_OK (storage_make_writable (file, 0, 0));
+  begun = told = 0;
+  if (pthread_create (&thread, NULL, first_call, &r) != 0)
+    abort ();
+  while (atomic_load (&begun) == 0)
+    sched_yield ();
+  CHECK_EQ (make_durable (), (uint64_t) -1);
+  atomic_store (&told, 1);
+  pthread_join (thread, NULL);
+  CHECK_EQ (r, (uint64_t) -1);
+  storage_close (file);
+  unlink (name);
+}
+
 int
 main (void)
 {
@@ -138,5 +229,8 @@ main (void)
   test_overlap (0, 0);
   test_overlap (1, 0);
   test_in_turn ();
+  test_file ();
+  flush = true;
+  test_file ();
   return check_result ();
 }
