@@ -3,7 +3,6 @@
 #include <config.h>
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 
 #include "base/error.h"
@@ -11,31 +10,11 @@
 #include "image.h"
 #include "tool.h"
 
-static volatile sig_atomic_t stopped;
-
-static void
-stop (int signal)
-{
-  (void) signal;
-  stopped = 1;
-}
-
 static bool
 go_on (void *opaque, uint64_t done, uint64_t total)
 {
   tool_show_progress (opaque, done, total);
-  return !stopped;
-}
-
-/* What was begun is ended properly, which is not long. */
-static void
-catch_signals (void)
-{
-  const struct sigaction action = { .sa_handler = stop };
-
-  sigaction (SIGINT, &action, NULL);
-  sigaction (SIGTERM, &action, NULL);
-  sigaction (SIGHUP, &action, NULL);
+  return !tool_is_stopped ();
 }
 
 static int
@@ -115,7 +94,7 @@ tool_commit (const struct tool_options *o)
     .keep = o->keep, .progress = go_on, .opaque = &progress,
   };
 
-  catch_signals ();
+  tool_catch_signals ();
   if (commit_all (o, &options) == -1)
     return tool_failed ();
   if (!o->quiet)

@@ -28,6 +28,7 @@ static const char usage[] =
   "  snapshot list, make, apply and delete internal snapshots\n"
   "  resize   give its disk another size\n"
   "  commit   copy what it has into its backing file\n"
+  "  compact  make its file as small as its clusters\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
@@ -35,7 +36,8 @@ static const char usage[] =
   "  -f qcow2|qed             the format, which is recognized without this\n"
   "  -r, --repair=leaks|all   check: repair the image\n"
   "      --messages=N         check: print at most N findings (100)\n"
-  "  -p, --progress           check, commit: print how far it is\n"
+  "  -p, --progress           check, commit, compact: print how far\n"
+  "                           it is\n"
   "      --follow=none|beneath|any\n"
   "                           info, map: which backing files and external\n"
   "                           data files to open (none)\n"
@@ -152,6 +154,19 @@ static const char commit_usage[] =
   "One of --follow=beneath and --follow=any is wanted.  The image reads as before\n"
   "all the time: after a power cut or Ctrl-C, do it again.  Images that are marked\n"
   "as dirty or corrupt want a repair first.\n";
+
+static const char compact_usage[] =
+  "Usage: " NAME " compact [OPTION...] IMAGE\n"
+  "\n"
+  "Moves clusters from the end of the file of an image that nobody serves to free\n"
+  "ones before them, and cuts it off.\n"
+  "\n"
+  "  -p, --progress           print how far it is, on standard error\n"
+  "  -q, --quiet              print errors only\n"
+  "\n"
+  "The image reads as before all the time.  After a power cut clusters may be\n"
+  "leaked; after Ctrl-C a part is done.  Images that are marked as dirty or\n"
+  "corrupt, or have leaked clusters, want a repair first.\n";
 
 void
 tool_print_name (const char *name)
@@ -399,11 +414,12 @@ check_options_of (const char *command, const struct tool_options *o)
   const bool snapshot = strcmp (command, "snapshot") == 0;
   const bool resize = strcmp (command, "resize") == 0;
   const bool commit = strcmp (command, "commit") == 0;
-  const bool one_file = check || snapshot;
+  const bool compact = strcmp (command, "compact") == 0;
+  const bool one_file = check || snapshot || compact;
 
   if (!check && o->repair)
     wrong (command, " does not take --repair");
-  if (!check && !commit && o->progress)
+  if (!check && !commit && !compact && o->progress)
     wrong (command, " does not take --progress");
   if (!commit && o->base != NULL)
     wrong (command, " does not take -b");
@@ -417,9 +433,9 @@ check_options_of (const char *command, const struct tool_options *o)
     wrong (command, " does not take --data-file");
   if (!resize && o->shrink)
     wrong (command, " does not take --shrink");
-  if ((resize || commit) && o->force_share)
+  if ((resize || commit || compact) && o->force_share)
     wrong (command, " does not take --force-share");
-  if ((resize || commit) && o->json)
+  if ((resize || commit || compact) && o->json)
     wrong (command, " does not take --output=json");
   if (o->repair && o->force_share)
     wrong ("--repair and --force-share ", "exclude each other");
@@ -440,6 +456,7 @@ static const struct command {
   { "snapshot", tool_snapshot, snapshot_usage },
   { "resize", tool_resize, resize_usage },
   { "commit", tool_commit, commit_usage },
+  { "compact", tool_compact, compact_usage },
 };
 
 static const struct command *

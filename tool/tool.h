@@ -57,6 +57,7 @@ struct tool_options {
 
 extern int tool_check (const struct tool_options *o);
 extern int tool_commit (const struct tool_options *o);
+extern int tool_compact (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
 extern int tool_resize (const struct tool_options *o);
@@ -70,6 +71,12 @@ struct tool_progress {
 };
 extern void tool_show_progress (struct tool_progress *p, uint64_t done,
                                 uint64_t total);
+
+/* From now on SIGINT and the like don't end the program, but are found by
+ * tool_is_stopped: what was begun is ended properly, which is not long.
+ */
+extern void tool_catch_signals (void);
+extern bool tool_is_stopped (void);
 
 /* Advice in terms of options, for advice_choose. */
 extern const char *const tool_advice[];
