@@ -151,7 +151,7 @@ def make(kind, backing, compressed, rnd):
         run("qemu-img", "bitmap", "--add", "-g", "512", IMAGE, "two")
     write(rnd, SIZE)
     if kind.get("refcount_bits") != 1:
-        for name in "abc":
+        for name in "abc"[:2 if kind.get("refcount_bits") == 4 else 3]:
             run("qemu-img", "snapshot", "-c", name, IMAGE)
             write(rnd, SIZE)
         run("qemu-img", "snapshot", "-d", "a", IMAGE)

@@ -3,6 +3,7 @@
 /* What the parts of compacting have in common: compact.c, the order of it, and
  *
  *   compact-plan.c     what moves where
+ *   compact-pack.c     compressed clusters, one by one
  *   compact-tables.c   all that refers to clusters
  *
  * Until the refcounts of the old places are lowered all that was is still there,
@@ -16,6 +17,7 @@
 #include "manage/compact.h"
 #include "manage/edit.h"
 #include "manage/refs.h"
+#include "manage/tables.h"
 
 /* Clusters by their numbers. */
 struct compact_run {
@@ -26,11 +28,20 @@ struct compact_move {
   uint64_t from, to;
 };
 
+/* Compressed data, in bytes from the file's start.  Both places are the same in
+ * their sectors of 512 bytes, so that entries say as many of these as before.
+ */
+struct compact_piece {
+  uint64_t from, to;
+  uint64_t n; /* references */
+  uint32_t bytes; /* up to the end of a sector */
+};
+
 struct compact {
   struct edit e;
   struct refs refs;
   const struct compact_options *options;
-  uint64_t *l2; /* the host offsets of all L2 tables, sorted, each once */
+  struct tables_use *l2; /* all L2 tables, sorted, each once */
   size_t nr_l2, max_l2;
 
   /* What must stay in a row, sorted, without overlaps. */
@@ -41,6 +52,9 @@ struct compact {
   size_t nr_moves, max_moves;
   uint64_t rest; /* clusters in use where, in the end, none should be */
 
+  struct compact_piece *piece; /* that move, by from */
+  size_t nr_pieces, max_pieces;
+
 };
 
 /* Where a cluster is once it has moved. */
@@ -50,6 +64,33 @@ extern uint64_t compact_to (const void *c, uint64_t cluster);
  * places in c->refs.  Returns -1 with the error set.
  */
 extern int compact_plan (struct compact *c);
+
+/* Find the pieces of a round in which nothing else moves: those at the end of the
+ * file, if they are compressed data that is in a row, as many as there is room
+ * for before; none if there is not enough to make the file shorter.  Their places
+ * are claimed in c->refs.  Returns -1 with the error set.
+ */
+extern int compact_plan_pieces (struct compact *c);
+
+/* Copy them, not durably; and lower the refcounts of where they were, in c->refs.
+ * Return -1 with the error set.
+ */
+extern int compact_copy_pieces (struct compact *c);
+extern int compact_lower_pieces (struct compact *c);
+
+/* Where compressed data from there is, if it is a piece; NULL: it is none. */
+extern const struct compact_piece *compact_find_piece (const struct compact *c,
+                                                       uint64_t from);
+
+/* The row that a cluster is in; NULL: none. */
+extern const struct compact_run *compact_find_row (const struct compact *c,
+                                                   uint64_t cluster);
+
+/* The first nr free clusters in a row from this one on that end before end;
+ * UINT64_MAX: there are none.  Returns -1 with the error set.
+ */
+extern int compact_find_free (struct compact *c, uint64_t from, uint64_t nr,
+                              uint64_t end, uint64_t *found);
 
 /* Find all L2 tables, and all that must stay in a row.  Returns -1 with the
  * error set.

@@ -81,12 +81,9 @@ claim (struct compact *c, const struct compact_move *m)
     : refs_claim (&c->refs, m->to, refcount);
 }
 
-/* The first nr free clusters in a row from this one on that end before end;
- * UINT64_MAX: there are none.
- */
-static int
-find_free (struct compact *c, uint64_t from, uint64_t nr, uint64_t end,
-           uint64_t *found)
+int
+compact_find_free (struct compact *c, uint64_t from, uint64_t nr,
+                   uint64_t end, uint64_t *found)
 {
   uint64_t i, n = 0;
   bool is_free;
@@ -113,7 +110,7 @@ find_place (struct plan *p, const struct compact_run *row, uint64_t *to)
   *to = UINT64_MAX;
   if (row->nr >= p->too_long)
     return 0;
-  if (find_free (p->c, *from, row->nr, row->first, to) == -1)
+  if (compact_find_free (p->c, *from, row->nr, row->first, to) == -1)
     return -1;
   if (*to == UINT64_MAX)
     p->too_long = row->nr;
@@ -149,9 +146,8 @@ plan_rows (struct plan *p)
   return 0;
 }
 
-/* The row that a cluster is in; NULL: none. */
-static const struct compact_run *
-find_row (const struct compact *c, uint64_t cluster)
+const struct compact_run *
+compact_find_row (const struct compact *c, uint64_t cluster)
 {
   size_t low = 0, high = c->nr_rows;
 
@@ -187,7 +183,7 @@ last_single (struct plan *p, const struct compact *rows, uint64_t at,
       return -1;
     if (*cluster < p->claimed)
       *cluster = 0;
-    row = *cluster == 0 ? NULL : find_row (c, *cluster);
+    row = *cluster == 0 ? NULL : compact_find_row (c, *cluster);
     if (row == NULL)
       return 0;
     at = row->first;
@@ -229,7 +225,7 @@ plan_singles (struct plan *p, const struct compact *rows, uint64_t limit)
 
   for (nr = 0; nr < limit; ++nr) {
     if (last_single (p, rows, at, &at) == -1 ||
-        find_free (c, p->single, 1, at, &to) == -1)
+        compact_find_free (c, p->single, 1, at, &to) == -1)
       return -1;
     if (at == 0 || to == UINT64_MAX)
       break;

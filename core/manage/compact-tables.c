@@ -121,13 +121,14 @@ add_l2_tables (struct compact *c, struct host_off at, uint64_t bytes,
 
   (void) opaque;
   for (i = 0; r == 0 && i < t.nr_uses; ++i) {
-    uint64_t *p = compact_more (c, c->l2, c->nr_l2, &c->max_l2, sizeof *p);
+    struct tables_use *p = compact_more (c, c->l2, c->nr_l2, &c->max_l2,
+                                         sizeof *p);
 
     if (p == NULL)
       r = -1;
     else {
       c->l2 = p;
-      p[c->nr_l2++] = t.use[i].table;
+      p[c->nr_l2++] = t.use[i];
     }
   }
   tables_free (&t);
@@ -163,11 +164,11 @@ add_straddling (struct compact *c, const uint64_t *words)
 }
 
 static int
-compare_numbers (const void *a, const void *b)
+compare_uses (const void *a, const void *b)
 {
-  const uint64_t *x = a, *y = b;
+  const struct tables_use *x = a, *y = b;
 
-  return (*x > *y) - (*x < *y);
+  return (x->table > y->table) - (x->table < y->table);
 }
 
 static int
@@ -188,9 +189,11 @@ find_l2 (struct compact *c)
   if (each_l1 (c, add_l2_tables, NULL) == -1)
     return -1;
   if (c->nr_l2 > 1)
-    qsort (c->l2, c->nr_l2, sizeof c->l2[0], compare_numbers);
+    qsort (c->l2, c->nr_l2, sizeof c->l2[0], compare_uses);
   for (i = 0; i < c->nr_l2; ++i)
-    if (i == 0 || c->l2[i] != c->l2[nr - 1])
+    if (nr > 0 && c->l2[i].table == c->l2[nr - 1].table)
+      c->l2[nr - 1].n += c->l2[i].n;
+    else
       c->l2[nr++] = c->l2[i];
   c->nr_l2 = nr;
   words = malloc (c->e.header.cluster_size);
@@ -198,7 +201,7 @@ find_l2 (struct compact *c)
     return no_memory (c);
   for (i = 0; r == 0 && i < c->nr_l2; ++i) {
     r = storage_read (c->e.storage, words, c->e.header.cluster_size,
-                      (struct host_off) { c->l2[i] });
+                      (struct host_off) { c->l2[i].table });
     if (r == 0)
       r = add_straddling (c, words);
   }
@@ -283,16 +286,30 @@ change_refcount_table (const struct compact *c, uint8_t *p, uint64_t bytes)
 
 /* The larger clusters are, the fewer bits a compressed one's offset has. */
 static void
+change_compressed (const struct compact *c, uint8_t *p)
+{
+  const uint64_t mask =
+    (UINT64_C (1) << (62 - (c->e.header.cluster_bits - 8))) - 1;
+  const uint64_t word = get_be64 (p);
+  const struct compact_piece *piece = compact_find_piece (c, word & mask);
+
+  if (piece != NULL)
+    put_be64 (p, (word & ~mask) | piece->to);
+  else
+    change_word (c, p, mask);
+}
+
+static void
 change_l2 (const struct compact *c, uint8_t *p, uint64_t bytes)
 {
-  const uint64_t compressed =
-    (UINT64_C (1) << (62 - (c->e.header.cluster_bits - 8))) - 1;
   const unsigned step = c->e.format.extended_l2 ? 16 : 8;
   uint64_t i;
 
   for (i = 0; i < bytes; i += step)
-    change_word (c, p + i, get_be64 (p + i) & QCOW2_L2_COMPRESSED ? compressed
-                 : QCOW2_ENTRY_OFFSET_MASK);
+    if (get_be64 (p + i) & QCOW2_L2_COMPRESSED)
+      change_compressed (c, p + i);
+    else
+      change_word (c, p + i, QCOW2_ENTRY_OFFSET_MASK);
 }
 
 static void
@@ -372,8 +389,8 @@ rewrite_l2 (struct compact *c, enum compact_pass pass)
   size_t i;
 
   for (i = 0; i < c->nr_l2; ++i)
-    if (rewrite (c, (struct host_off) { c->l2[i] }, c->e.header.cluster_size,
-                 &w) == -1)
+    if (rewrite (c, (struct host_off) { c->l2[i].table },
+                 c->e.header.cluster_size, &w) == -1)
       return -1;
   return 0;
 }

@@ -201,7 +201,8 @@ switch_to_copies (struct compact *c)
       refs_move_blocks (&c->refs, compact_to, c) == -1 ||
       storage_flush (e->storage) == -1 ||
       compact_tables (c, COMPACT_SWITCH) == -1 || edit_switch (e) == -1 ||
-      lower_moved (c) == -1 || cut_off (c) == -1) {
+      compact_lower_pieces (c) == -1 || lower_moved (c) == -1 ||
+      cut_off (c) == -1) {
     error_append ("%s", may_leak);
     return -1;
   }
@@ -216,6 +217,7 @@ move_all (struct compact *c, uint64_t *done)
   if (edit_begin (&c->e) == -1)
     return -1;
   if (copy_clusters (c, done, *done + rest) == -1 ||
+      compact_copy_pieces (c) == -1 ||
       compact_tables (c, COMPACT_COPY) == -1) {
     give_back_copies (c);
     return -1;
@@ -312,9 +314,10 @@ round_in (struct compact *c, uint64_t *done, bool *again)
 {
   if (check_supported (&c->e) == -1 ||
       edit_open_refs (&c->e, &c->refs) == -1 ||
-      compact_find_tables (c) == -1 || compact_plan (c) == -1)
+      compact_find_tables (c) == -1 || compact_plan (c) == -1 ||
+      (c->nr_moves == 0 && compact_plan_pieces (c) == -1))
     return -1;
-  if (c->nr_moves == 0)
+  if (c->nr_moves == 0 && c->nr_pieces == 0)
     return finish (c, again);
   *again = true;
   return move_all (c, done);
@@ -334,6 +337,7 @@ one_round (struct storage *s, const struct compact_options *o, uint64_t *done,
   free (c.l2);
   free (c.row);
   free (c.move);
+  free (c.piece);
   edit_close (&c.e);
   return r;
 }

@@ -23,14 +23,15 @@ struct compact_options {
 };
 
 /* Move clusters from the end of the file to free ones before them, and cut it
- * off.  What takes several clusters in a row moves as one, if there are so many
- * free ones in a row: tables, and compressed clusters that straddle, with all
- * that straddle into the same.  The file is not made smaller than the last that
- * finds no place.  Empty blocks of refcounts are dropped.  Done again at once it
- * changes nothing.  Wants what edit_open wants (core/manage/edit.h).  Returns -1
- * with the error set: ENOTSUP for an encrypted image, or one with contents that
- * are unknown here; EIO or EINVAL for damage or leaks; ENOSPC; EINTR if it was
- * stopped.  The error tells if clusters may be leaked.
+ * off.  Tables of several clusters, in a row, move if there are so many free
+ * ones in a row; the file is not made smaller than the last that finds no place.
+ * Compressed clusters that straddle move with all that straddle into the same,
+ * or else are packed anew, from the last on.  Empty blocks of refcounts are
+ * dropped.  Done again at once it changes nothing.  Wants what edit_open wants
+ * (core/manage/edit.h).  Returns -1 with the error set: ENOTSUP for an encrypted
+ * image, or one with contents that are unknown here; EIO or EINVAL for damage or
+ * leaks; ENOSPC; EINTR if it was stopped.  The error tells if clusters may be
+ * leaked.
  */
 extern int compact_image (struct storage *s, const struct compact_options *o);
 
