@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Threads take pieces of the disk in order, each one of a kind and within an
- * aligned PIECE, so that no two of them are in one cluster of the base, as long
- * as that is not larger.
+ * aligned range, so that no two of them are in one cluster of the base, as long
+ * as that is not larger than MAX_PIECE.
  */
 
 #include <config.h>
@@ -19,7 +19,10 @@
 #include "manage/edit.h"
 
 #define THREADS 4
-#define PIECE (UINT64_C (2) << 20)
+#define MIN_PIECE (UINT64_C (1) << 20) /* is still in the processor's cache when
+                                        * it is written */
+#define MAX_PIECE (UINT64_C (2) << 20)
+#define BUFFER_ALIGNMENT 4096
 #define ZERO_PIECE (UINT64_C (1) << 30)
 #define RAW_ZEROS (UINT64_C (64) << 10) /* what is looked at as a whole */
 
@@ -32,6 +35,7 @@ struct copying {
   const struct layer *top, *base;
   struct image *image; /* that the base is; NULL: its storage is raw */
   const struct commit_options *options;
+  uint64_t piece; /* bytes of data, at most */
 
   pthread_mutex_t lock; /* of what follows */
   uint64_t next;        /* where the next piece is looked for */
@@ -116,7 +120,7 @@ find_piece (struct copying *c, struct piece *p)
     }
     if (p->length == 0) {
       *p = (struct piece) { .at = c->next, .zero = zero };
-      limit = zero ? ZERO_PIECE : PIECE - c->next % PIECE;
+      limit = zero ? ZERO_PIECE : c->piece - c->next % c->piece;
     }
     if (run.kind == RUN_UNALLOCATED || zero != p->zero)
       break;
@@ -217,7 +221,7 @@ static void *
 work (void *opaque)
 {
   struct copying *c = opaque;
-  void *buf = malloc (PIECE);
+  void *buf = aligned_alloc (BUFFER_ALIGNMENT, c->piece);
   struct piece p;
   int r = 0;
 
@@ -242,11 +246,13 @@ commit_copy (struct image *im, unsigned above, struct image *base,
 {
   struct copying c = {
     .top = im->chain.layer[0], .base = im->chain.layer[above],
-    .image = base, .options = o,
+    .image = base, .options = o, .piece = MIN_PIECE,
   };
   pthread_t thread[THREADS - 1];
   unsigned nr = 0;
 
+  if (base != NULL && base->cluster_size > c.piece)
+    c.piece = least (base->cluster_size, MAX_PIECE);
   pthread_mutex_init (&c.lock, NULL);
   /* With fewer of them it takes longer. */
   while (nr < THREADS - 1 && pthread_create (&thread[nr], NULL, work, &c) == 0)

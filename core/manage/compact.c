@@ -13,7 +13,8 @@
 #include "manage/tables.h"
 #include "qcow2/check/check.h"
 
-#define COPY_BYTES (UINT64_C (2) << 20)
+#define COPY_BYTES (UINT64_C (1) << 20)
+#define BUFFER_ALIGNMENT 4096
 
 static const char may_leak[] = " (clusters may be leaked)";
 
@@ -90,7 +91,7 @@ copy_clusters (struct compact *c, uint64_t *done, uint64_t total)
   const struct compact_options *o = c->options;
   const unsigned bits = c->e.header.cluster_bits;
   const size_t max = COPY_BYTES >> bits > 0 ? COPY_BYTES >> bits : 1;
-  void *buf = malloc (max << bits);
+  void *buf = aligned_alloc (BUFFER_ALIGNMENT, max << bits);
   size_t i, n;
   int r = 0;
 
