@@ -148,6 +148,7 @@ struct image {
   bool repair_failed; /* writer_lock; nothing is written any more (I10) */
   uint64_t check_memory;
   struct verdict verdict; /* writer_lock */
+  bool borrows; /* the chain, and what it shares: see image_open_backing */
 };
 
 static inline struct storage *

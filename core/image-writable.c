@@ -113,11 +113,12 @@ void
 image_forget_tables (struct image *im, unsigned id)
 {
   const struct timespec pause = { .tv_nsec = 1000000 };
-  const uint64_t then = epoch_now (&im->epoch);
+  struct epoch *epoch = im->shared.epoch;
+  const uint64_t then = epoch_now (epoch);
 
   for (;;) {
-    epoch_advance (&im->epoch, then);
-    if (epoch_is_past (&im->epoch, then))
+    epoch_advance (epoch, then);
+    if (epoch_is_past (epoch, then))
       break;
     nanosleep (&pause, NULL);
   }

@@ -57,18 +57,27 @@ image_new (uint64_t cache_size)
   return im;
 }
 
+/* NULL: images of this format are not served. */
+static const struct image_kind *
+find_kind (const struct layer *l)
+{
+  static const struct image_kind *const kinds[] = { &image_qcow2, &image_qed };
+  unsigned i;
+
+  for (i = 0; i < sizeof kinds / sizeof kinds[0]; ++i)
+    if (strcmp (l->format->name, kinds[i]->format->name) == 0)
+      return kinds[i];
+  return NULL;
+}
+
 /* The chain is open, unless r is -1: find out of what kind the image is.
  * Returns NULL with the error set, and the image is gone.
  */
 static struct image *
 opened (struct image *im, int r)
 {
-  static const struct image_kind *const kinds[] = { &image_qcow2, &image_qed };
-  unsigned i;
-
-  for (i = 0; r == 0 && i < sizeof kinds / sizeof kinds[0]; ++i)
-    if (strcmp (im->chain.layer[0]->format->name, kinds[i]->format->name) == 0)
-      im->kind = kinds[i];
+  if (r == 0)
+    im->kind = find_kind (im->chain.layer[0]);
   im->shared.passphrases = NULL; /* they are wiped */
   if (r == 0 && im->kind->opened (im) == 0)
     return im;
@@ -179,6 +188,37 @@ image_open_made (struct image *below, const struct image_options *options)
                                           &options->chain, &below->shared));
 }
 
+struct image *
+image_open_backing (struct image *im, unsigned above)
+{
+  const struct chain *c = &im->chain;
+  struct image *b = calloc (1, sizeof *b);
+
+  if (b == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return NULL;
+  }
+  epoch_init (&b->epoch);
+  gate_init (&b->gate);
+  pthread_mutex_init (&b->writer_lock, NULL);
+  b->borrows = true;
+  b->check_memory = im->check_memory;
+  b->shared = im->shared;
+  b->chain.force_share = c->force_share;
+  b->chain.locking = c->locking;
+  b->chain.nr = c->nr - above;
+  memcpy (b->chain.layer, c->layer + above,
+          b->chain.nr * sizeof c->layer[0]);
+  b->kind = find_kind (b->chain.layer[0]);
+  if (b->kind == NULL)
+    error_set (ENOTSUP, "%s: it is no image but a %s file",
+               image_storage (b)->name, b->chain.layer[0]->format->name);
+  else if (b->kind->opened (b) == 0)
+    return b;
+  (void) image_close (b);
+  return NULL;
+}
+
 void
 image_is_encrypted (const struct image *im, bool *image, bool *backing)
 {
@@ -250,10 +290,12 @@ image_close (struct image *im)
   if (im->writer != NULL)
     r = im->kind->close_writer (im->writer, no_leaks);
   snapshots_free (&im->snapshots);
-  chain_close (&im->chain);
-  codec_pool_free (im->shared.codecs);
-  cluster_cache_free (im->shared.clusters);
-  cache_free (im->shared.cache);
+  if (!im->borrows) {
+    chain_close (&im->chain);
+    codec_pool_free (im->shared.codecs);
+    cluster_cache_free (im->shared.clusters);
+    cache_free (im->shared.cache);
+  }
   pthread_mutex_destroy (&im->writer_lock);
   gate_destroy (&im->gate);
   epoch_destroy (&im->epoch);

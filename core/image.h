@@ -65,6 +65,14 @@ extern uint64_t image_size_below (const struct image *below);
 extern struct image *image_open_made (struct image *below,
                                       const struct image_options *options);
 
+/* A backing file of an open image, as an image of its own, which can be made
+ * writable: the one below so many others, at least 1 and fewer than there are
+ * files.  It has the same layers and caches, so that what is written is seen
+ * through the other image, too, and is to be closed before that.  Returns NULL
+ * with the error set: ENOTSUP if it is of a format that is no image's.
+ */
+extern struct image *image_open_backing (struct image *im, unsigned above);
+
 /* Whether the image's data is encrypted, and that of one of its backing files.
  */
 extern void image_is_encrypted (const struct image *im, bool *image,

@@ -45,7 +45,10 @@ says 0 '^Usage: nbdkit-qcow2-tool check ' - help check
 says 0 '^Usage: nbdkit-qcow2-tool info ' - help info
 says 0 '^Usage: nbdkit-qcow2-tool map ' - help map
 says 0 '^Usage: nbdkit-qcow2-tool snapshot ' - help snapshot
-says 1 - "no such command 'commit'" help commit
+says 0 '^Usage: nbdkit-qcow2-tool compact ' - help compact
+says 0 '^Usage: nbdkit-qcow2-tool commit ' - help commit
+says 0 '^Usage: nbdkit-qcow2-tool commit ' - commit -d --help
+says 1 - "no such command 'convert'" help convert
 says 1 - 'help takes one command' help check map
 
 says 0 '^Usage: nbdkit-qcow2-tool snapshot ' - snapshot --help

@@ -27,6 +27,8 @@ static const char usage[] =
   "  map      print what is where in it\n"
   "  snapshot list, make, apply and delete internal snapshots\n"
   "  resize   give its disk another size\n"
+  "  commit   copy what it has into its backing file\n"
+  "  compact  make its file as small as its clusters\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
@@ -34,7 +36,8 @@ static const char usage[] =
   "  -f qcow2|qed             the format, which is recognized without this\n"
   "  -r, --repair=leaks|all   check: repair the image\n"
   "      --messages=N         check: print at most N findings (100)\n"
-  "  -p, --progress           check: print how far it is\n"
+  "  -p, --progress           check, commit, compact: print how far\n"
+  "                           it is\n"
   "      --follow=none|beneath|any\n"
   "                           info, map: which backing files and external\n"
   "                           data files to open (none)\n"
@@ -129,6 +132,41 @@ static const char resize_usage[] =
   "\n"
   "After a power cut the size is as before or as after, and clusters may be\n"
   "leaked.  Images that are marked as dirty or corrupt want a repair first.\n";
+
+static const char commit_usage[] =
+  "Usage: " NAME " commit [-b BASE] [-d] [OPTION...] IMAGE\n"
+  "\n"
+  "Copies what an image that nobody serves has of its own into its backing file,\n"
+  "which may be qcow2, QED or raw, and empties the image.\n"
+  "\n"
+  "  -b BASE                  into this file, further below; files between the\n"
+  "                           two can't be used any more then.  Implies -d\n"
+  "  -d                       leave the image as it is\n"
+  "      --follow=beneath     backing files may be in the image's directory, or\n"
+  "                           below it\n"
+  "      --follow=any         backing files may be anywhere\n"
+  "      --backing-format=raw|qcow2|qed\n"
+  "                           the format of the backing file; again for each\n"
+  "                           below it\n"
+  "  -p, --progress           print how far it is, on standard error\n"
+  "  -q, --quiet              print errors only\n"
+  "\n"
+  "One of --follow=beneath and --follow=any is wanted.  The image reads as before\n"
+  "all the time: after a power cut or Ctrl-C, do it again.  Images that are marked\n"
+  "as dirty or corrupt want a repair first.\n";
+
+static const char compact_usage[] =
+  "Usage: " NAME " compact [OPTION...] IMAGE\n"
+  "\n"
+  "Moves clusters from the end of the file of an image that nobody serves to free\n"
+  "ones before them, and cuts it off.\n"
+  "\n"
+  "  -p, --progress           print how far it is, on standard error\n"
+  "  -q, --quiet              print errors only\n"
+  "\n"
+  "The image reads as before all the time.  After a power cut clusters may be\n"
+  "leaked; after Ctrl-C a part is done.  Images that are marked as dirty or\n"
+  "corrupt, or have leaked clusters, want a repair first.\n";
 
 void
 tool_print_name (const char *name)
@@ -346,7 +384,15 @@ parse_option (struct tool_options *o, int option)
   case 'a':
     parse_snapshot (o, SNAPSHOT_APPLY);
     break;
+  case 'b':
+    o->base = optarg;
+    o->keep = true;
+    break;
   case 'd':
+    if (optarg == NULL) { /* see short_options_of */
+      o->keep = true;
+      break;
+    }
     parse_snapshot (o, SNAPSHOT_DELETE);
     break;
   case OPT_HELP:
@@ -367,23 +413,29 @@ check_options_of (const char *command, const struct tool_options *o)
   const bool check = strcmp (command, "check") == 0;
   const bool snapshot = strcmp (command, "snapshot") == 0;
   const bool resize = strcmp (command, "resize") == 0;
-  const bool one_file = check || snapshot;
+  const bool commit = strcmp (command, "commit") == 0;
+  const bool compact = strcmp (command, "compact") == 0;
+  const bool one_file = check || snapshot || compact;
 
-  if (!check && (o->repair || o->progress))
-    wrong (command, " takes neither --repair nor --progress");
+  if (!check && o->repair)
+    wrong (command, " does not take --repair");
+  if (!check && !commit && !compact && o->progress)
+    wrong (command, " does not take --progress");
+  if (!commit && o->base != NULL)
+    wrong (command, " does not take -b");
   if (!snapshot && o->acts)
     wrong (command, " takes none of -l, -c, -a and -d");
   if (one_file && o->follow != FOLLOW_NONE)
     wrong (command, " does not take --follow: it looks at one file");
   if (one_file && o->nr_formats > 0)
     wrong (command, " does not take --backing-format: it looks at one file");
-  if ((one_file || resize) && o->data_file != NULL)
+  if ((one_file || resize || commit) && o->data_file != NULL)
     wrong (command, " does not take --data-file");
   if (!resize && o->shrink)
     wrong (command, " does not take --shrink");
-  if (resize && o->force_share)
+  if ((resize || commit || compact) && o->force_share)
     wrong (command, " does not take --force-share");
-  if (resize && o->json)
+  if ((resize || commit || compact) && o->json)
     wrong (command, " does not take --output=json");
   if (o->repair && o->force_share)
     wrong ("--repair and --force-share ", "exclude each other");
@@ -403,6 +455,8 @@ static const struct command {
   { "map", tool_map, map_usage },
   { "snapshot", tool_snapshot, snapshot_usage },
   { "resize", tool_resize, resize_usage },
+  { "commit", tool_commit, commit_usage },
+  { "compact", tool_compact, compact_usage },
 };
 
 static const struct command *
@@ -452,7 +506,34 @@ run (int argc, char *argv[], struct tool_options *o)
 }
 
 /* The + ends them at the command. */
-static const char short_options[] = "+Ur:pqf:lc:a:d:";
+static const char short_options[] = "+Ur:pqf:lc:a:d:b:";
+
+/* The same without that; as with qemu-img, -d of one command has an argument,
+ * and that of another one has none.
+ */
+static const char *
+short_options_of (const char *command)
+{
+  return command != NULL && strcmp (command, "commit") == 0
+    ? "Ur:pqf:lc:a:db:" : short_options + 1;
+}
+
+/* Where the command is among the arguments, which begin with options perhaps;
+ * argc: there is none.
+ */
+static int
+find_command_word (int argc, char *argv[])
+{
+  int command;
+
+  opterr = 0;
+  while (getopt_long (argc, argv, short_options, long_options, NULL) != -1)
+    ;
+  command = optind;
+  opterr = 1;
+  optind = 0; /* begin again */
+  return command;
+}
 
 /* Whether an argument says by how much: it looks like an option. */
 static bool
@@ -467,14 +548,9 @@ is_difference (const char *arg)
 static void
 take_size (struct tool_options *o, int *argc, char *argv[])
 {
-  int command, size = 0, nr = 0, i;
+  const int command = find_command_word (*argc, argv);
+  int size = 0, nr = 0, i;
 
-  opterr = 0;
-  while (getopt_long (*argc, argv, short_options, long_options, NULL) != -1)
-    ;
-  command = optind;
-  opterr = 1;
-  optind = 0; /* begin again */
   if (command >= *argc || strcmp (argv[command], "resize") != 0)
     return;
   for (i = command + 1; i < *argc; ++i) {
@@ -496,6 +572,7 @@ int
 main (int argc, char *argv[])
 {
   struct tool_options o = { .messages = 100 };
+  const char *options;
   int option, ret;
 
   debug_hooks.note = print_note;
@@ -503,8 +580,9 @@ main (int argc, char *argv[])
   signal (SIGXFSZ, SIG_IGN);
   advice_choose (tool_advice);
   take_size (&o, &argc, argv);
-  /* Without the +: options may come last. */
-  while ((option = getopt_long (argc, argv, short_options + 1, long_options,
+  /* They may come last. */
+  options = short_options_of (argv[find_command_word (argc, argv)]);
+  while ((option = getopt_long (argc, argv, options, long_options,
                                 NULL)) != -1)
     parse_option (&o, option);
   ret = run (argc - optind, argv + optind, &o);

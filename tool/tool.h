@@ -43,10 +43,12 @@ struct tool_options {
   const char *size;  /* resize: as it was given */
   bool help; /* of the command */
   bool shrink;       /* resize */
-  enum follow follow; /* info, map, resize */
+  bool keep;         /* commit: the image is not emptied */
+  const char *base;  /* commit: NULL: its backing file */
+  enum follow follow; /* info, map, resize, commit */
   const char *data_file; /* info, map: NULL: what the image names */
 
-  /* info, map: of the backing files from the first on down; NULL after the
+  /* info, map, resize, commit: of the backing files from the first on down; NULL after the
    * last.
    */
   const char *formats[CHAIN_MAX_DEPTH];
@@ -54,10 +56,27 @@ struct tool_options {
 };
 
 extern int tool_check (const struct tool_options *o);
+extern int tool_commit (const struct tool_options *o);
+extern int tool_compact (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
 extern int tool_resize (const struct tool_options *o);
 extern int tool_snapshot (const struct tool_options *o);
+
+/* How far a command is, on stderr, if that is wanted. */
+struct tool_progress {
+  bool wanted;
+  bool shown;       /* once */
+  unsigned percent; /* that was shown */
+};
+extern void tool_show_progress (struct tool_progress *p, uint64_t done,
+                                uint64_t total);
+
+/* From now on SIGINT and the like don't end the program, but are found by
+ * tool_is_stopped: what was begun is ended properly, which is not long.
+ */
+extern void tool_catch_signals (void);
+extern bool tool_is_stopped (void);
 
 /* Advice in terms of options, for advice_choose. */
 extern const char *const tool_advice[];

@@ -153,8 +153,8 @@ note_damage (void *opaque, enum check_kind kind, const char *text)
     snprintf (first, CHECK_TEXT, "%s", text);
 }
 
-static int
-check_references (const struct edit *e)
+int
+edit_check_references (struct storage *s)
 {
   char first[CHECK_TEXT] = "";
   const struct check_options options = {
@@ -164,14 +164,14 @@ check_references (const struct edit *e)
   bool damaged;
   int kind;
 
-  if (check_storage (e->storage, &options, &report) == -1)
+  if (check_storage (s, &options, &report) == -1)
     return -1;
   damaged = report.blind;
   for (kind = 0; kind < CHECK_KINDS; ++kind)
     damaged |= report.found[kind] > 0 && !is_harmless (kind);
   if (!damaged)
     return 0;
-  error_set (EIO, "%s: damaged: %s", e->storage->name, first[0] != '\0' ? first
+  error_set (EIO, "%s: damaged: %s", s->name, first[0] != '\0' ? first
              : "refcounts are lower than the references");
   advise (ADVICE_REPAIR);
   return -1;
@@ -203,7 +203,7 @@ edit_begin (struct edit *e)
 
   if (e->begun)
     return 0;
-  if (check_references (e) == -1)
+  if (edit_check_references (e->storage) == -1)
     return -1;
   if (write_hint (e, HEADER_HINT_SET) == -1)
     return -1;

@@ -50,12 +50,17 @@ struct edit {
 extern int edit_open (struct edit *e, struct storage *s);
 extern void edit_close (struct edit *e);
 
-/* To be called before the first change.  Check that no cluster has more
- * references than its refcount tells, from whatever is in the image, and that no
- * damage hides references: so a refcount that is lowered by as many as go away
- * is 0 only if nothing has the cluster any more, and 1 only if one has.  Then
- * unknown autoclear bits are cleared (I8), and the hint that there is a writer
- * is set, durably.  Returns -1 with the error set: EIO for damage.
+/* Check that no cluster has more references than its refcount tells, from
+ * whatever is in the image, and that no damage hides references: so a refcount
+ * that is lowered by as many as go away is 0 only if nothing has the cluster any
+ * more, and 1 only if one has.  Nothing is written.  Returns -1 with the error
+ * set: EIO for damage.
+ */
+extern int edit_check_references (struct storage *s);
+
+/* To be called before the first change: edit_check_references; then unknown
+ * autoclear bits are cleared (I8), and the hint that there is a writer is set,
+ * durably.  Returns -1 with the error set.
  */
 extern int edit_begin (struct edit *e);
 

@@ -235,6 +235,142 @@ refs_change (struct refs *r, uint64_t cluster, uint64_t nr, int64_t n)
   return 0;
 }
 
+/* ------------------------------------------------------------ free and in use */
+
+/* The block with this index; *b is NULL if there is none. */
+static int
+look_at (struct refs *r, uint64_t index, struct refs_block **b)
+{
+  *b = NULL;
+  if (index >= r->entries || r->table[index] == 0)
+    return 0;
+  if (r->block[index] == NULL && read_block (r, index) == -1)
+    return -1;
+  *b = r->block[index];
+  return 0;
+}
+
+int
+refs_is_free (struct refs *r, uint64_t cluster, bool *free)
+{
+  const uint64_t mask = (UINT64_C (1) << r->block_bits) - 1;
+  struct refs_block *b;
+
+  if (look_at (r, cluster >> r->block_bits, &b) == -1)
+    return -1;
+  *free = b != NULL && get (r, b->bytes, cluster & mask) == 0;
+  return 0;
+}
+
+int
+refs_claim (struct refs *r, uint64_t cluster, uint64_t refcount)
+{
+  const uint64_t mask = (UINT64_C (1) << r->block_bits) - 1;
+  struct refs_block *b = find_block (r, cluster);
+
+  if (b == NULL)
+    return -1;
+  put (r, b, cluster & mask, refcount);
+  return 0;
+}
+
+int
+refs_last_used (struct refs *r, uint64_t below, uint64_t *cluster)
+{
+  const uint64_t mask = (UINT64_C (1) << r->block_bits) - 1;
+  const uint64_t all = r->entries << r->block_bits;
+  uint64_t c = below < all ? below : all;
+  struct refs_block *b = NULL;
+
+  for (; c > 0; --c) {
+    if ((b == NULL || (c & mask) == 0) &&
+        look_at (r, (c - 1) >> r->block_bits, &b) == -1)
+      return -1;
+    if (b == NULL)
+      c = ((c - 1) & ~mask) + 1;
+    else if (get (r, b->bytes, (c - 1) & mask) != 0)
+      break;
+  }
+  *cluster = c > 0 ? c - 1 : 0;
+  return 0;
+}
+
+/* From the first-th on. */
+static uint64_t
+count_used (const struct refs *r, const struct refs_block *b, uint64_t first)
+{
+  const uint64_t nr = UINT64_C (1) << r->block_bits;
+  uint64_t i, n = 0;
+
+  for (i = first; i < nr; ++i)
+    n += get (r, b->bytes, i) != 0;
+  return n;
+}
+
+int
+refs_count_used (struct refs *r, uint64_t first, uint64_t *nr)
+{
+  const uint64_t mask = (UINT64_C (1) << r->block_bits) - 1;
+  struct refs_block *b;
+  uint64_t i;
+
+  *nr = 0;
+  for (i = first >> r->block_bits; i < r->entries; ++i) {
+    if (look_at (r, i, &b) == -1)
+      return -1;
+    if (b != NULL)
+      *nr += count_used (r, b, i == first >> r->block_bits ? first & mask : 0);
+  }
+  return 0;
+}
+
+int
+refs_find_empty (struct refs *r, uint64_t *index, bool *own)
+{
+  const uint64_t mask = (UINT64_C (1) << r->block_bits) - 1;
+  struct refs_block *b;
+  uint64_t i;
+
+  for (i = *index; i < r->entries; ++i) {
+    uint64_t cluster;
+
+    if (look_at (r, i, &b) == -1)
+      return -1;
+    if (b == NULL)
+      continue;
+    cluster = b->at.v >> r->cluster_bits;
+    *own = cluster >> r->block_bits == i &&
+      get (r, b->bytes, cluster & mask) != 0;
+    if (count_used (r, b, 0) == *own)
+      break;
+  }
+  *index = i;
+  return 0;
+}
+
+int
+refs_move_blocks (struct refs *r, refs_moved_fn *to, const void *opaque)
+{
+  uint64_t i;
+
+  for (i = 0; i < r->entries; ++i) {
+    struct refs_block *b;
+    uint64_t place;
+
+    if (r->table[i] == 0)
+      continue;
+    if (look_at (r, i, &b) == -1)
+      return -1;
+    place = to (opaque, b->at.v >> r->cluster_bits) << r->cluster_bits;
+    if (place == b->at.v)
+      continue;
+    b->at.v = place;
+    if (storage_write (r->storage, b->bytes, cluster_size (r), b->at) == -1)
+      return -1;
+  }
+  return 0;
+}
+
 /* ----------------------------------------------------------------- writing */
 
 static int

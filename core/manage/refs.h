@@ -58,6 +58,39 @@ extern int refs_get (struct refs *r, uint64_t cluster, uint64_t *refcount);
 extern int refs_change (struct refs *r, uint64_t cluster, uint64_t nr,
                         int64_t n);
 
+/* Tell whether a cluster is free and has a refcount that can be raised: not where
+ * there is no block.  Returns -1 with the error set.
+ */
+extern int refs_is_free (struct refs *r, uint64_t cluster, bool *free);
+
+/* Give a free cluster this refcount, which another one has.  Returns -1 with the
+ * error set.
+ */
+extern int refs_claim (struct refs *r, uint64_t cluster, uint64_t refcount);
+
+/* The last cluster below this one that is in use, or 0.  Returns -1 with the
+ * error set.
+ */
+extern int refs_last_used (struct refs *r, uint64_t below, uint64_t *cluster);
+
+/* Tell in *nr how many clusters from this one on are in use.  Returns -1 with the
+ * error set.
+ */
+extern int refs_count_used (struct refs *r, uint64_t first, uint64_t *nr);
+
+/* Write the blocks for whose clusters `to' gives other places there, as a whole:
+ * changes are written there from now on, too.  Returns -1 with the error set.
+ */
+typedef uint64_t refs_moved_fn (const void *opaque, uint64_t cluster);
+extern int refs_move_blocks (struct refs *r, refs_moved_fn *to,
+                             const void *opaque);
+
+/* Find a block without refcounts but for its own, if it has that, from *index in
+ * the table on: r->entries if there is none.  *own: it has.  Returns -1 with the
+ * error set.
+ */
+extern int refs_find_empty (struct refs *r, uint64_t *index, bool *own);
+
 /* Write the changed sectors.  Returns -1 with the error set. */
 extern int refs_write (struct refs *r);
 

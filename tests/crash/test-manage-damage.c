@@ -19,6 +19,8 @@
 #include "crash-storage.h"
 #include "image-check.h"
 #include "maker.h"
+#include "manage/compact.h"
+#include "manage/empty.h"
 #include "manage/resize.h"
 #include "manage/snapshots.h"
 #include "qcow2/format.h"
@@ -54,6 +56,22 @@ shrink (struct storage *s, const char *name)
 {
   (void) name;
   return resize_disk (s, 512, 0);
+}
+
+static int
+compact (struct storage *s, const char *name)
+{
+  const struct compact_options options = { .progress = NULL };
+
+  (void) name;
+  return compact_image (s, &options);
+}
+
+static int
+empty (struct storage *s, const char *name)
+{
+  (void) name;
+  return empty_disk (s);
 }
 
 typedef int command_fn (struct storage *s, const char *name);
@@ -95,6 +113,8 @@ all_refuse (const uint8_t *bytes, const char *how, uint64_t where)
   must_refuse (bytes, create, "create", how, where);
   must_refuse (bytes, halve, "halve", how, where);
   must_refuse (bytes, shrink, "shrink", how, where);
+  must_refuse (bytes, compact, "compact", how, where);
+  must_refuse (bytes, empty, "empty", how, where);
   for (i = 0; i < made->nr_snapshots; ++i) {
     must_refuse (bytes, snapshot_apply, made->snapshot_name[i], how, where);
     must_refuse (bytes, snapshot_delete, made->snapshot_name[i], how, where);
@@ -108,6 +128,8 @@ count_done (void)
 
   done += !refuses (made->bytes, create, "create");
   done += !refuses (made->bytes, shrink, "shrink");
+  done += !refuses (made->bytes, compact, "compact");
+  done += !refuses (made->bytes, empty, "empty");
   for (i = 0; i < made->nr_snapshots; ++i)
     done += !refuses (made->bytes, snapshot_delete, made->snapshot_name[i]);
 }
@@ -239,7 +261,7 @@ try_disk_size (void)
 
 static const char *const images[] = {
   "v3-c512-snap-comp", "v3-c512-snapall-snap2-holes", "v2-c512-full-snap",
-  "v3-c512-holes",
+  "v3-c512-holes", "v3-c512-known-snap-comp-holes",
 };
 
 int
@@ -254,6 +276,6 @@ main (void)
   printf ("%u commands are refused; without damage %u are not\n", refused,
           done);
   CHECK (refused > 0);
-  CHECK_EQ (done, 11);
+  CHECK_EQ (done, 16);
   return check_result ();
 }

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdio.h>
+
+#include "base/error.h"
+#include "commit.h"
+#include "image.h"
+#include "tool.h"
+
+static bool
+go_on (void *opaque, uint64_t done, uint64_t total)
+{
+  tool_show_progress (opaque, done, total);
+  return !tool_is_stopped ();
+}
+
+static int
+check_format (const struct tool_options *o, struct image *im)
+{
+  struct layer *disk = image_open_disk (im, "");
+  const int r = disk == NULL ? -1 : tool_check_format (o, disk->format->name);
+
+  image_close_disk (disk);
+  return r;
+}
+
+/* above: see commit_find_base.  Returns NULL with the error set. */
+static struct image *
+open_overlay (const struct tool_options *o, unsigned *above)
+{
+  static const struct passphrases locked = { .locked = true };
+  const struct image_options options = {
+    .chain = {
+      .nbd = NBD_DEFAULTS,
+      .file = o->file,
+      .follow = o->follow,
+      .backing_format = o->formats[0],
+      .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
+    },
+    .passphrases = &locked,
+    .cache_size = IMAGE_DEFAULT_CACHE_SIZE,
+  };
+  struct image *im = image_open (&options);
+
+  *above = 1;
+  if (im == NULL ||
+      (check_format (o, im) == 0 && commit_check_base (im) == 0 &&
+       (o->base == NULL || commit_find_base (im, o->base, above) == 0)))
+    return im;
+  (void) image_close (im); /* it was not written */
+  return NULL;
+}
+
+/* *grown: the base has only been made larger, and the rest is to be done. */
+static int
+commit (const struct tool_options *o, const struct commit_options *options,
+        bool *grown)
+{
+  unsigned above;
+  struct image *im = open_overlay (o, &above);
+  int r;
+
+  if (im == NULL)
+    return -1;
+  r = commit_grow_base (im, above, options, grown);
+  if (r == 0 && !*grown)
+    r = commit_image (im, above, options);
+  (void) image_close (im); /* all that was written is durable, or has failed */
+  return r;
+}
+
+static int
+commit_all (const struct tool_options *o, const struct commit_options *options)
+{
+  bool grown;
+
+  if (commit (o, options, &grown) == -1 ||
+      (grown && commit (o, options, &grown) == -1))
+    return -1;
+  if (!grown)
+    return 0;
+  error_set (EINVAL, "%s: its backing file is changed by somebody else", o->file);
+  return -1;
+}
+
+int
+tool_commit (const struct tool_options *o)
+{
+  struct tool_progress progress = { .wanted = o->progress };
+  const struct commit_options options = {
+    .keep = o->keep, .progress = go_on, .opaque = &progress,
+  };
+
+  tool_catch_signals ();
+  if (commit_all (o, &options) == -1)
+    return tool_failed ();
+  if (!o->quiet)
+    puts ("Image committed.");
+  return TOOL_OK;
+}

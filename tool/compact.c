@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "base/error.h"
+#include "manage/compact.h"
+#include "tool.h"
+
+static bool
+go_on (void *opaque, uint64_t done, uint64_t total)
+{
+  tool_show_progress (opaque, done, total);
+  return !tool_is_stopped ();
+}
+
+int
+tool_compact (const struct tool_options *o)
+{
+  struct tool_progress progress = { .wanted = o->progress };
+  const struct compact_options options = {
+    .progress = go_on, .opaque = &progress,
+  };
+  struct storage *s = tool_open (o, true);
+  uint64_t before, after;
+  int r;
+
+  if (s == NULL)
+    return tool_failed ();
+  tool_catch_signals ();
+  before = s->size;
+  r = tool_check_qcow2 (o, s) == -1 ? -1 : compact_image (s, &options);
+  after = s->size;
+  storage_close (s);
+  if (r == -1)
+    return tool_failed ();
+  if (!o->quiet)
+    printf ("Image compacted: %" PRIu64 " bytes, of %" PRIu64 ".\n", after,
+            before);
+  return TOOL_OK;
+}
