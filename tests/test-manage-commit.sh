@@ -153,7 +153,8 @@ cp t.qcow2 t.before
 "$PYTHON" - "$tool" << 'EOF'
 import os, signal, subprocess, sys
 p = subprocess.Popen([sys.argv[1], "commit", "-p", "--follow=any", "t.qcow2"],
-                     stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+                     stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+                     bufsize=0)
 p.stderr.read(3)
 os.kill(p.pid, signal.SIGINT)
 _, err = p.communicate()

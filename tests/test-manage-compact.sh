@@ -83,7 +83,7 @@ holds
 # What is refused.
 fresh
 refuses 'does not take --follow' --follow=any
-refuses 'does not take --output=json' --output=json
+refuses 'does not take --output' --output=json
 refuses 'does not take --force-share' -U
 patch_image 79 '\1'
 refuses 'marked as dirty'

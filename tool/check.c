@@ -16,6 +16,23 @@
 #include "qed/qed.h"
 #include "tool.h"
 
+const char tool_check_usage[] =
+  "Usage: " TOOL_NAME " check [-r leaks|all] [OPTION...] IMAGE\n"
+  "\n"
+  "Looks at all metadata of the image, and compares its refcounts with what\n"
+  "is in use.  Nothing is written without -r.\n"
+  "\n"
+  "  -r, --repair=leaks       free leaked clusters, if nothing else is wrong\n"
+  "  -r, --repair=all         repair all that is wrong; see the man page\n"
+  "      --messages=N         print at most N findings (100)\n"
+  "  -p, --progress           print how far it is, on standard error\n"
+  "  -q, --quiet              print neither findings nor the result\n"
+  "      --output=human|json  how to print the result (human)\n"
+  "  -U, --force-share        even if another process writes the image\n"
+  "\n"
+  "exits with 0 if all is well, 1 if it could not be completed, 2 if there\n"
+  "are errors, 3 if there are only leaks.\n";
+
 static void
 print_finding (void *opaque, enum check_kind kind, const char *text)
 {

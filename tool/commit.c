@@ -10,6 +10,28 @@
 #include "image.h"
 #include "tool.h"
 
+const char tool_commit_usage[] =
+  "Usage: " TOOL_NAME " commit [-b BASE] [-d] [OPTION...] IMAGE\n"
+  "\n"
+  "Copies what an image that nobody serves has of its own into its backing file,\n"
+  "which may be qcow2, QED or raw, and empties the image.\n"
+  "\n"
+  "  -b BASE                  into this file, further below; files between the\n"
+  "                           two can't be used any more then.  Implies -d\n"
+  "  -d                       leave the image as it is\n"
+  "      --follow=beneath     backing files may be in the image's directory, or\n"
+  "                           below it\n"
+  "      --follow=any         backing files may be anywhere\n"
+  "      --backing-format=raw|qcow2|qed\n"
+  "                           the format of the backing file; again for each\n"
+  "                           below it\n"
+  "  -p, --progress           print how far it is, on standard error\n"
+  "  -q, --quiet              print errors only\n"
+  "\n"
+  "One of --follow=beneath and --follow=any is wanted.  The image reads as before\n"
+  "all the time: after a power cut or Ctrl-C, do it again.  Images that are marked\n"
+  "as dirty or corrupt want a repair first.\n";
+
 static bool
 go_on (void *opaque, uint64_t done, uint64_t total)
 {
@@ -91,7 +113,7 @@ tool_commit (const struct tool_options *o)
 {
   struct tool_progress progress = { .wanted = o->progress };
   const struct commit_options options = {
-    .keep = o->keep, .progress = go_on, .opaque = &progress,
+    .keep = o->keep || o->base != NULL, .progress = go_on, .opaque = &progress,
   };
 
   tool_catch_signals ();

@@ -9,6 +9,19 @@
 #include "manage/compact.h"
 #include "tool.h"
 
+const char tool_compact_usage[] =
+  "Usage: " TOOL_NAME " compact [OPTION...] IMAGE\n"
+  "\n"
+  "Moves clusters from the end of the file of an image that nobody serves to free\n"
+  "ones before them, and cuts it off.\n"
+  "\n"
+  "  -p, --progress           print how far it is, on standard error\n"
+  "  -q, --quiet              print errors only\n"
+  "\n"
+  "The image reads as before all the time.  After a power cut clusters may be\n"
+  "leaked; after Ctrl-C a part is done.  Images that are marked as dirty or\n"
+  "corrupt, or have leaked clusters, want a repair first.\n";
+
 static bool
 go_on (void *opaque, uint64_t done, uint64_t total)
 {

@@ -19,6 +19,19 @@
 #include "qed/qed.h"
 #include "tool.h"
 
+const char tool_info_usage[] =
+  "Usage: " TOOL_NAME " info [OPTION...] IMAGE\n"
+  "\n"
+  "Prints the header, snapshots, bitmaps and the names of the backing file and\n"
+  "the external data file.\n"
+  "\n"
+  "      --follow=beneath     the backing files, too, as far as they are in\n"
+  "                           the image's directory or below it\n"
+  "      --follow=any         the backing files, wherever they are\n"
+  "      --data-file=PATH     for --follow: the image's external data file\n"
+  "      --output=human|json  how to print that (human)\n"
+  "  -U, --force-share        even if another process writes the image\n";
+
 /* All of it is read before anything is printed. */
 struct info {
   const struct tool_options *options;

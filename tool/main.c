@@ -3,12 +3,11 @@
 #include <config.h>
 
 #include <errno.h>
-#include <fcntl.h>
-#include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/advice.h"
 #include "base/error.h"
@@ -17,10 +16,8 @@
 #include "storage/open.h"
 #include "tool.h"
 
-#define NAME "nbdkit-qcow2-tool"
-
 static const char usage[] =
-  "Usage: " NAME " COMMAND [OPTION...] IMAGE\n"
+  "Usage: " TOOL_NAME " COMMAND [OPTION...] IMAGE\n"
   "\n"
   "  check    find what is wrong with an image, and repair it\n"
   "  info     print its header, snapshots, bitmaps and backing files\n"
@@ -47,7 +44,7 @@ static const char usage[] =
   "                           for each below it\n"
   "      --help, --version\n"
   "\n"
-  NAME " help COMMAND tells more of each.\n"
+  TOOL_NAME " help COMMAND tells more of each.\n"
   "\n"
   "check exits with 0 if all is well, 1 if it could not be completed, 2 if\n"
   "there are errors, 3 if there are only leaks.\n";
@@ -55,118 +52,8 @@ static const char usage[] =
 static void
 print_note (const char *text)
 {
-  fprintf (stderr, NAME ": note: %s\n", text);
+  fprintf (stderr, TOOL_NAME ": note: %s\n", text);
 }
-
-static const char check_usage[] =
-  "Usage: " NAME " check [-r leaks|all] [OPTION...] IMAGE\n"
-  "\n"
-  "Looks at all metadata of the image, and compares its refcounts with what\n"
-  "is in use.  Nothing is written without -r.\n"
-  "\n"
-  "  -r, --repair=leaks       free leaked clusters, if nothing else is wrong\n"
-  "  -r, --repair=all         repair all that is wrong; see the man page\n"
-  "      --messages=N         print at most N findings (100)\n"
-  "  -p, --progress           print how far it is, on standard error\n"
-  "  -q, --quiet              print neither findings nor the result\n"
-  "      --output=human|json  how to print the result (human)\n"
-  "  -U, --force-share        even if another process writes the image\n"
-  "\n"
-  "exits with 0 if all is well, 1 if it could not be completed, 2 if there\n"
-  "are errors, 3 if there are only leaks.\n";
-
-static const char info_usage[] =
-  "Usage: " NAME " info [OPTION...] IMAGE\n"
-  "\n"
-  "Prints the header, snapshots, bitmaps and the names of the backing file and\n"
-  "the external data file.\n"
-  "\n"
-  "      --follow=beneath     the backing files, too, as far as they are in\n"
-  "                           the image's directory or below it\n"
-  "      --follow=any         the backing files, wherever they are\n"
-  "      --data-file=PATH     for --follow: the image's external data file\n"
-  "      --output=human|json  how to print that (human)\n"
-  "  -U, --force-share        even if another process writes the image\n";
-
-static const char map_usage[] =
-  "Usage: " NAME " map [OPTION...] IMAGE\n"
-  "\n"
-  "Prints which parts of the disk are data or zeros, and where they are.\n"
-  "\n"
-  "      --follow=beneath     look into backing files, as far as they are in\n"
-  "                           the image's directory or below it\n"
-  "      --follow=any         look into backing files, wherever they are\n"
-  "      --data-file=PATH     this is the image's external data file\n"
-  "      --output=human|json  how to print that (human)\n"
-  "  -U, --force-share        even if another process writes the image\n";
-
-static const char snapshot_usage[] =
-  "Usage: " NAME " snapshot [-l | -c NAME | -a NAME | -d NAME] IMAGE\n"
-  "\n"
-  "Lists the internal snapshots of an image that nobody serves, or changes them.\n"
-  "\n"
-  "  -l, --list               list them (the default)\n"
-  "  -c, --create=NAME        make one of the disk as it is now\n"
-  "  -a, --apply=NAME         have the disk be as it was, in content and size;\n"
-  "                           NAME is an ID, or else a name\n"
-  "  -d, --delete=NAME        delete the first one of that name\n"
-  "      --output=human|json  how to print the list (human)\n"
-  "  -U, --force-share        -l: even if another process writes the image\n"
-  "\n"
-  "After a power cut the image is as before or as after, and clusters may be\n"
-  "leaked.  Images that are marked as dirty or corrupt want a repair first.\n";
-
-static const char resize_usage[] =
-  "Usage: " NAME " resize [--shrink] [OPTION...] IMAGE [+|-]SIZE\n"
-  "\n"
-  "Gives the disk of an image that nobody serves another size: SIZE bytes, or so\n"
-  "many more (+) or fewer (-); suffixes k, M, G, T, P and E are powers of 1024.\n"
-  "\n"
-  "      --shrink             what is beyond a smaller size may be lost\n"
-  "      --follow=none|beneath|any\n"
-  "                           for growing an image with a backing file, whose\n"
-  "                           size must be known (none)\n"
-  "      --backing-format=raw|qcow2|qed\n"
-  "                           the format of that; again for each below it\n"
-  "  -q, --quiet              print errors only\n"
-  "\n"
-  "After a power cut the size is as before or as after, and clusters may be\n"
-  "leaked.  Images that are marked as dirty or corrupt want a repair first.\n";
-
-static const char commit_usage[] =
-  "Usage: " NAME " commit [-b BASE] [-d] [OPTION...] IMAGE\n"
-  "\n"
-  "Copies what an image that nobody serves has of its own into its backing file,\n"
-  "which may be qcow2, QED or raw, and empties the image.\n"
-  "\n"
-  "  -b BASE                  into this file, further below; files between the\n"
-  "                           two can't be used any more then.  Implies -d\n"
-  "  -d                       leave the image as it is\n"
-  "      --follow=beneath     backing files may be in the image's directory, or\n"
-  "                           below it\n"
-  "      --follow=any         backing files may be anywhere\n"
-  "      --backing-format=raw|qcow2|qed\n"
-  "                           the format of the backing file; again for each\n"
-  "                           below it\n"
-  "  -p, --progress           print how far it is, on standard error\n"
-  "  -q, --quiet              print errors only\n"
-  "\n"
-  "One of --follow=beneath and --follow=any is wanted.  The image reads as before\n"
-  "all the time: after a power cut or Ctrl-C, do it again.  Images that are marked\n"
-  "as dirty or corrupt want a repair first.\n";
-
-static const char compact_usage[] =
-  "Usage: " NAME " compact [OPTION...] IMAGE\n"
-  "\n"
-  "Moves clusters from the end of the file of an image that nobody serves to free\n"
-  "ones before them, and cuts it off.\n"
-  "\n"
-  "  -p, --progress           print how far it is, on standard error\n"
-  "  -q, --quiet              print errors only\n"
-  "\n"
-  "The image reads as before all the time.  After a power cut clusters may be\n"
-  "leaked; after Ctrl-C a part is done.  Images that are marked as dirty or\n"
-  "corrupt, or have leaked clusters, want a repair first.\n";
 
 void
 tool_print_name (const char *name)
@@ -183,7 +70,7 @@ int
 tool_failed (void)
 {
   fflush (stdout);
-  fprintf (stderr, NAME ": %s\n", error_message ());
+  fprintf (stderr, TOOL_NAME ": %s\n", error_message ());
   return TOOL_FAILED;
 }
 
@@ -232,231 +119,26 @@ tool_open (const struct tool_options *o, bool write)
   return NULL;
 }
 
-static void __attribute__ ((__noreturn__))
-wrong (const char *what, const char *accepted)
-{
-  fprintf (stderr, NAME ": %s%s\nTry `" NAME " --help'.\n", what, accepted);
-  exit (TOOL_FAILED);
-}
-
-static void
-parse_output (struct tool_options *o, const char *value)
-{
-  if (strcmp (value, "json") != 0 && strcmp (value, "human") != 0)
-    wrong ("--output must be ", "human or json");
-  o->json = strcmp (value, "json") == 0;
-}
-
-static void
-parse_repair (struct tool_options *o, const char *value)
-{
-  if (strcmp (value, "leaks") != 0 && strcmp (value, "all") != 0)
-    wrong ("--repair must be ", "leaks or all");
-  o->repair = true;
-  o->mode = strcmp (value, "all") == 0 ? REPAIR_ALL : REPAIR_LEAKS;
-}
-
-static void
-parse_follow (struct tool_options *o, const char *value)
-{
-  if (strcmp (value, "none") == 0)
-    o->follow = FOLLOW_NONE;
-  else if (strcmp (value, "beneath") == 0)
-    o->follow = FOLLOW_BENEATH;
-  else if (strcmp (value, "any") == 0)
-    o->follow = FOLLOW_ANY;
-  else
-    wrong ("--follow must be ", "none, beneath or any");
-}
-
-static void
-parse_backing_format (struct tool_options *o, const char *value)
-{
-  if (strcmp (value, "raw") != 0 && strcmp (value, "qcow2") != 0 &&
-      strcmp (value, "qed") != 0)
-    wrong ("--backing-format must be ", "raw, qcow2 or qed");
-  if (o->nr_formats == CHAIN_MAX_DEPTH - 1)
-    wrong ("--backing-format was given more often than ",
-           "any backing chain is deep");
-  o->formats[o->nr_formats++] = value;
-}
-
-static void
-parse_messages (struct tool_options *o, const char *value)
-{
-  unsigned long n;
-  char *end;
-
-  errno = 0;
-  n = strtoul (value, &end, 10);
-  if (errno != 0 || *end != '\0' || end == value || *value == '-' ||
-      n > CHECK_MAX_MESSAGES)
-    wrong ("--messages must be ", "a number from 0 to 1000");
-  o->messages = n;
-}
-
-static void
-parse_snapshot (struct tool_options *o, enum tool_snapshot action)
-{
-  if (o->acts)
-    wrong ("-l, -c, -a and -d ", "exclude each other");
-  o->acts = true;
-  o->snapshot = action;
-  o->name = optarg;
-}
-
-enum {
-  OPT_OUTPUT = 256,
-  OPT_MESSAGES,
-  OPT_FOLLOW,
-  OPT_BACKING_FORMAT,
-  OPT_DATA_FILE,
-  OPT_SHRINK,
-  OPT_HELP,
-  OPT_VERSION,
-};
-
-static const struct option long_options[] = {
-  { "output", required_argument, NULL, OPT_OUTPUT },
-  { "force-share", no_argument, NULL, 'U' },
-  { "repair", required_argument, NULL, 'r' },
-  { "quiet", no_argument, NULL, 'q' },
-  { "messages", required_argument, NULL, OPT_MESSAGES },
-  { "progress", no_argument, NULL, 'p' },
-  { "follow", required_argument, NULL, OPT_FOLLOW },
-  { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
-  { "data-file", required_argument, NULL, OPT_DATA_FILE },
-  { "shrink", no_argument, NULL, OPT_SHRINK },
-  { "list", no_argument, NULL, 'l' },
-  { "create", required_argument, NULL, 'c' },
-  { "apply", required_argument, NULL, 'a' },
-  { "delete", required_argument, NULL, 'd' },
-  { "help", no_argument, NULL, OPT_HELP },
-  { "version", no_argument, NULL, OPT_VERSION },
-  { NULL, 0, NULL, 0 },
-};
-
-static void
-parse_option (struct tool_options *o, int option)
-{
-  switch (option) {
-  case OPT_OUTPUT:
-    parse_output (o, optarg);
-    break;
-  case 'U':
-    o->force_share = true;
-    break;
-  case 'r':
-    parse_repair (o, optarg);
-    break;
-  case OPT_MESSAGES:
-    parse_messages (o, optarg);
-    break;
-  case 'p':
-    o->progress = true;
-    break;
-  case 'q':
-    o->quiet = true;
-    break;
-  case 'f':
-    if (strcmp (optarg, "qcow2") != 0 && strcmp (optarg, "qed") != 0)
-      wrong ("-f must be qcow2 or qed: ", "other formats are not known here");
-    o->format = optarg;
-    break;
-  case OPT_FOLLOW:
-    parse_follow (o, optarg);
-    break;
-  case OPT_BACKING_FORMAT:
-    parse_backing_format (o, optarg);
-    break;
-  case OPT_DATA_FILE:
-    o->data_file = optarg;
-    break;
-  case OPT_SHRINK:
-    o->shrink = true;
-    break;
-  case 'l':
-    parse_snapshot (o, SNAPSHOT_LIST);
-    break;
-  case 'c':
-    parse_snapshot (o, SNAPSHOT_CREATE);
-    break;
-  case 'a':
-    parse_snapshot (o, SNAPSHOT_APPLY);
-    break;
-  case 'b':
-    o->base = optarg;
-    o->keep = true;
-    break;
-  case 'd':
-    if (optarg == NULL) { /* see short_options_of */
-      o->keep = true;
-      break;
-    }
-    parse_snapshot (o, SNAPSHOT_DELETE);
-    break;
-  case OPT_HELP:
-    o->help = true;
-    break;
-  case OPT_VERSION:
-    puts (PACKAGE_STRING);
-    exit (TOOL_OK);
-  default:
-    exit (TOOL_FAILED);
-  }
-}
-
-/* Options that a command does not use are errors. */
-static void
-check_options_of (const char *command, const struct tool_options *o)
-{
-  const bool check = strcmp (command, "check") == 0;
-  const bool snapshot = strcmp (command, "snapshot") == 0;
-  const bool resize = strcmp (command, "resize") == 0;
-  const bool commit = strcmp (command, "commit") == 0;
-  const bool compact = strcmp (command, "compact") == 0;
-  const bool one_file = check || snapshot || compact;
-
-  if (!check && o->repair)
-    wrong (command, " does not take --repair");
-  if (!check && !commit && !compact && o->progress)
-    wrong (command, " does not take --progress");
-  if (!commit && o->base != NULL)
-    wrong (command, " does not take -b");
-  if (!snapshot && o->acts)
-    wrong (command, " takes none of -l, -c, -a and -d");
-  if (one_file && o->follow != FOLLOW_NONE)
-    wrong (command, " does not take --follow: it looks at one file");
-  if (one_file && o->nr_formats > 0)
-    wrong (command, " does not take --backing-format: it looks at one file");
-  if ((one_file || resize || commit) && o->data_file != NULL)
-    wrong (command, " does not take --data-file");
-  if (!resize && o->shrink)
-    wrong (command, " does not take --shrink");
-  if ((resize || commit || compact) && o->force_share)
-    wrong (command, " does not take --force-share");
-  if ((resize || commit || compact) && o->json)
-    wrong (command, " does not take --output=json");
-  if (o->repair && o->force_share)
-    wrong ("--repair and --force-share ", "exclude each other");
-  if (snapshot && o->snapshot != SNAPSHOT_LIST && o->force_share)
-    wrong ("snapshot takes --force-share ", "only with -l");
-  if (snapshot && o->snapshot != SNAPSHOT_LIST && o->json)
-    wrong ("snapshot takes --output=json ", "only with -l");
-}
-
+/* takes: the options, besides --quiet and -f, by their names in options.c. */
 static const struct command {
   const char *name;
   int (*run) (const struct tool_options *o);
   const char *usage;
+  const char *takes;
 } commands[] = {
-  { "check", tool_check, check_usage },
-  { "info", tool_info, info_usage },
-  { "map", tool_map, map_usage },
-  { "snapshot", tool_snapshot, snapshot_usage },
-  { "resize", tool_resize, resize_usage },
-  { "commit", tool_commit, commit_usage },
-  { "compact", tool_compact, compact_usage },
+  { "check", tool_check, tool_check_usage,
+    "--output --force-share --repair --messages --progress" },
+  { "info", tool_info, tool_info_usage,
+    "--output --force-share --follow --backing-format --data-file" },
+  { "map", tool_map, tool_map_usage,
+    "--output --force-share --follow --backing-format --data-file" },
+  { "snapshot", tool_snapshot, tool_snapshot_usage,
+    "--output --force-share --list --create --apply --delete" },
+  { "resize", tool_resize, tool_resize_usage,
+    "--shrink --follow --backing-format" },
+  { "commit", tool_commit, tool_commit_usage,
+    "-b -d --follow --backing-format --progress" },
+  { "compact", tool_compact, tool_compact_usage, "--progress" },
 };
 
 static const struct command *
@@ -467,7 +149,7 @@ find_command (const char *name)
   for (i = 0; i < sizeof commands / sizeof commands[0]; ++i)
     if (strcmp (name, commands[i].name) == 0)
       return &commands[i];
-  fprintf (stderr, NAME ": no such command '%s'%s\nTry `" NAME " --help'.\n",
+  fprintf (stderr, TOOL_NAME ": no such command '%s'%s\nTry `" TOOL_NAME " --help'.\n",
            name, strcmp (name, "create") == 0
            ? ": nbdkit qcow2 IMAGE create=true size=SIZE makes an image" : "");
   exit (TOOL_FAILED);
@@ -477,116 +159,58 @@ static int
 help (int argc, char *argv[])
 {
   if (argc > 1)
-    wrong ("help takes ", "one command");
+    tool_wrong ("help takes ", "one command");
   fputs (argc == 0 ? usage : find_command (argv[0])->usage, stdout);
   return TOOL_OK;
+}
+
+/* Whether the other arguments, image included, are as many as the command wants.
+ */
+static void
+check_arguments (const struct command *c, int argc, char *argv[],
+                 struct tool_options *o)
+{
+  if (argc == 0)
+    tool_wrong (c->name, ": an image is wanted");
+  if (c->run == tool_resize && o->size == NULL)
+    tool_wrong (c->name, ": a size is wanted");
+  if (argc > 1)
+    tool_wrong (c->name, ": one image at a time");
+  o->file = argv[0];
 }
 
 static int
 run (int argc, char *argv[], struct tool_options *o)
 {
   const struct command *c;
+  char takes[256];
 
   if (o->help)
     return help (argc > 0, argv);
   if (argc == 0)
-    wrong ("a command and an image are ", "wanted");
+    tool_wrong ("a command and an image are ", "wanted");
   if (strcmp (argv[0], "help") == 0)
     return help (argc - 1, argv + 1);
   c = find_command (argv[0]);
-  if (argc == 1)
-    wrong (c->name, ": an image is wanted");
-  if (c->run == tool_resize && o->size == NULL)
-    wrong (c->name, ": a size is wanted");
-  if (argc > 2)
-    wrong (c->name, ": one image at a time");
-  o->file = argv[1];
-  check_options_of (c->name, o);
+  check_arguments (c, argc - 1, argv + 1, o);
+  snprintf (takes, sizeof takes, "--quiet -f %s", c->takes);
+  tool_check_options (o, c->name, takes);
   return c->run (o);
-}
-
-/* The + ends them at the command. */
-static const char short_options[] = "+Ur:pqf:lc:a:d:b:";
-
-/* The same without that; as with qemu-img, -d of one command has an argument,
- * and that of another one has none.
- */
-static const char *
-short_options_of (const char *command)
-{
-  return command != NULL && strcmp (command, "commit") == 0
-    ? "Ur:pqf:lc:a:db:" : short_options + 1;
-}
-
-/* Where the command is among the arguments, which begin with options perhaps;
- * argc: there is none.
- */
-static int
-find_command_word (int argc, char *argv[])
-{
-  int command;
-
-  opterr = 0;
-  while (getopt_long (argc, argv, short_options, long_options, NULL) != -1)
-    ;
-  command = optind;
-  opterr = 1;
-  optind = 0; /* begin again */
-  return command;
-}
-
-/* Whether an argument says by how much: it looks like an option. */
-static bool
-is_difference (const char *arg)
-{
-  return (arg[0] == '-' || arg[0] == '+') && arg[1] >= '0' && arg[1] <= '9';
-}
-
-/* Take the size that `resize' is to give out of the arguments: +N or -N, or else
- * the last that is no option.
- */
-static void
-take_size (struct tool_options *o, int *argc, char *argv[])
-{
-  const int command = find_command_word (*argc, argv);
-  int size = 0, nr = 0, i;
-
-  if (command >= *argc || strcmp (argv[command], "resize") != 0)
-    return;
-  for (i = command + 1; i < *argc; ++i) {
-    if (argv[i][0] != '-' || is_difference (argv[i])) {
-      size = i;
-      nr++;
-    }
-    if (is_difference (argv[i]))
-      break;
-  }
-  if (nr < 2 && (nr == 0 || !is_difference (argv[size])))
-    return;
-  o->size = argv[size];
-  memmove (argv + size, argv + size + 1, (*argc - size) * sizeof *argv);
-  --*argc;
 }
 
 int
 main (int argc, char *argv[])
 {
   struct tool_options o = { .messages = 100 };
-  const char *options;
-  int option, ret;
+  int ret;
 
   debug_hooks.note = print_note;
   /* Exceeding the limit on file sizes makes the write fail instead. */
   signal (SIGXFSZ, SIG_IGN);
   advice_choose (tool_advice);
-  take_size (&o, &argc, argv);
-  /* They may come last. */
-  options = short_options_of (argv[find_command_word (argc, argv)]);
-  while ((option = getopt_long (argc, argv, options, long_options,
-                                NULL)) != -1)
-    parse_option (&o, option);
+  argc = tool_parse (&o, argc, argv);
   ret = run (argc - optind, argv + optind, &o);
   if (fflush (stdout) != 0 || ferror (stdout))
-    wrong ("standard output: ", strerror (errno));
+    tool_wrong ("standard output: ", strerror (errno));
   return ret;
 }

@@ -10,6 +10,18 @@
 #include "json.h"
 #include "tool.h"
 
+const char tool_map_usage[] =
+  "Usage: " TOOL_NAME " map [OPTION...] IMAGE\n"
+  "\n"
+  "Prints which parts of the disk are data or zeros, and where they are.\n"
+  "\n"
+  "      --follow=beneath     look into backing files, as far as they are in\n"
+  "                           the image's directory or below it\n"
+  "      --follow=any         look into backing files, wherever they are\n"
+  "      --data-file=PATH     this is the image's external data file\n"
+  "      --output=human|json  how to print that (human)\n"
+  "  -U, --force-share        even if another process writes the image\n";
+
 struct piece {
   uint64_t start;
   struct run run;

@@ -12,6 +12,23 @@
 #include "qcow2/qcow2.h"
 #include "tool.h"
 
+const char tool_resize_usage[] =
+  "Usage: " TOOL_NAME " resize [--shrink] [OPTION...] IMAGE [+|-]SIZE\n"
+  "\n"
+  "Gives the disk of an image that nobody serves another size: SIZE bytes, or so\n"
+  "many more (+) or fewer (-); suffixes k, M, G, T, P and E are powers of 1024.\n"
+  "\n"
+  "      --shrink             what is beyond a smaller size may be lost\n"
+  "      --follow=none|beneath|any\n"
+  "                           for growing an image with a backing file, whose\n"
+  "                           size must be known (none)\n"
+  "      --backing-format=raw|qcow2|qed\n"
+  "                           the format of that; again for each below it\n"
+  "  -q, --quiet              print errors only\n"
+  "\n"
+  "After a power cut the size is as before or as after, and clusters may be\n"
+  "leaked.  Images that are marked as dirty or corrupt want a repair first.\n";
+
 /* The size of the backing file, if there is one that may be opened. */
 static int
 find_backing_size (const struct tool_options *o, uint64_t *size)

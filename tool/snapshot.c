@@ -15,6 +15,22 @@
 #include "qcow2/snapshot.h"
 #include "tool.h"
 
+const char tool_snapshot_usage[] =
+  "Usage: " TOOL_NAME " snapshot [-l | -c TOOL_NAME | -a TOOL_NAME | -d TOOL_NAME] IMAGE\n"
+  "\n"
+  "Lists the internal snapshots of an image that nobody serves, or changes them.\n"
+  "\n"
+  "  -l, --list               list them (the default)\n"
+  "  -c, --create=TOOL_NAME        make one of the disk as it is now\n"
+  "  -a, --apply=TOOL_NAME         have the disk be as it was, in content and size;\n"
+  "                           TOOL_NAME is an ID, or else a name\n"
+  "  -d, --delete=TOOL_NAME        delete the first one of that name\n"
+  "      --output=human|json  how to print the list (human)\n"
+  "  -U, --force-share        -l: even if another process writes the image\n"
+  "\n"
+  "After a power cut the image is as before or as after, and clusters may be\n"
+  "leaked.  Images that are marked as dirty or corrupt want a repair first.\n";
+
 static void
 print_json (const struct snapshot *sn)
 {

@@ -11,6 +11,8 @@
 #include "qcow2/check/repair.h"
 #include "storage/storage.h"
 
+#define TOOL_NAME "nbdkit-qcow2-tool"
+
 /* Exit codes, which are those of `qemu-img check'. */
 enum {
   TOOL_OK = 0,
@@ -26,6 +28,9 @@ enum tool_snapshot {
   SNAPSHOT_APPLY,
   SNAPSHOT_DELETE,
 };
+
+/* So many kinds of options can be told apart. */
+#define TOOL_MAX_OPTIONS 64
 
 struct tool_options {
   const char *file;
@@ -48,12 +53,27 @@ struct tool_options {
   enum follow follow; /* info, map, resize, commit */
   const char *data_file; /* info, map: NULL: what the image names */
 
-  /* info, map, resize, commit: of the backing files from the first on down; NULL after the
-   * last.
-   */
+  /* Of the backing files from the first on down; NULL after the last. */
   const char *formats[CHAIN_MAX_DEPTH];
   unsigned nr_formats;
+
+  int given[TOOL_MAX_OPTIONS]; /* which options were, by options.c's numbers */
+  unsigned nr_given;
 };
+
+/* Fill in what the options say, and resize's size, which looks like one.  Returns
+ * how many arguments are left, from optind on those that are no options.  Exits
+ * where they are wrong.
+ */
+extern int tool_parse (struct tool_options *o, int argc, char *argv[]);
+
+/* Exit if an option was given that a command does not take. */
+extern void tool_check_options (const struct tool_options *o,
+                                const char *command, const char *takes);
+
+/* Say what is wrong with the arguments, on stderr, and exit. */
+extern void tool_wrong (const char *what, const char *accepted)
+  __attribute__ ((__noreturn__));
 
 extern int tool_check (const struct tool_options *o);
 extern int tool_commit (const struct tool_options *o);
@@ -62,6 +82,11 @@ extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
 extern int tool_resize (const struct tool_options *o);
 extern int tool_snapshot (const struct tool_options *o);
+
+/* What `help' says of each. */
+extern const char tool_check_usage[], tool_commit_usage[], tool_compact_usage[],
+  tool_info_usage[], tool_map_usage[], tool_resize_usage[],
+  tool_snapshot_usage[];
 
 /* How far a command is, on stderr, if that is wanted. */
 struct tool_progress {

@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Options may be anywhere among the other arguments, as with qemu-img.  Which ones
+ * a command takes is in main.c's table of commands, by these names.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tool.h"
+
+void
+tool_wrong (const char *what, const char *accepted)
+{
+  fprintf (stderr, TOOL_NAME ": %s%s\nTry `" TOOL_NAME " --help'.\n", what,
+           accepted);
+  exit (TOOL_FAILED);
+}
+
+enum {
+  OPT_OUTPUT = 256,
+  OPT_MESSAGES,
+  OPT_FOLLOW,
+  OPT_BACKING_FORMAT,
+  OPT_DATA_FILE,
+  OPT_SHRINK,
+  OPT_KEEP, /* -d without an argument */
+  OPT_HELP,
+  OPT_VERSION,
+};
+
+static const struct option long_options[] = {
+  { "output", required_argument, NULL, OPT_OUTPUT },
+  { "force-share", no_argument, NULL, 'U' },
+  { "repair", required_argument, NULL, 'r' },
+  { "quiet", no_argument, NULL, 'q' },
+  { "messages", required_argument, NULL, OPT_MESSAGES },
+  { "progress", no_argument, NULL, 'p' },
+  { "follow", required_argument, NULL, OPT_FOLLOW },
+  { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
+  { "data-file", required_argument, NULL, OPT_DATA_FILE },
+  { "shrink", no_argument, NULL, OPT_SHRINK },
+  { "list", no_argument, NULL, 'l' },
+  { "create", required_argument, NULL, 'c' },
+  { "apply", required_argument, NULL, 'a' },
+  { "delete", required_argument, NULL, 'd' },
+  { "help", no_argument, NULL, OPT_HELP },
+  { "version", no_argument, NULL, OPT_VERSION },
+  { NULL, 0, NULL, 0 },
+};
+
+/* The + ends them at the command. */
+static const char short_options[] = "+Ur:pqf:lc:a:d:b:";
+
+/* The same without that; as with qemu-img, -d of one command has an argument,
+ * and that of another one has none.
+ */
+static const char *
+short_options_of (const char *command)
+{
+  return command != NULL && strcmp (command, "commit") == 0
+    ? "Ur:pqf:lc:a:db:" : short_options + 1;
+}
+
+/* ------------------------------------------------------------------- values */
+
+static void
+parse_output (struct tool_options *o, const char *value)
+{
+  if (strcmp (value, "json") != 0 && strcmp (value, "human") != 0)
+    tool_wrong ("--output must be ", "human or json");
+  o->json = strcmp (value, "json") == 0;
+}
+
+static void
+parse_repair (struct tool_options *o, const char *value)
+{
+  if (strcmp (value, "leaks") != 0 && strcmp (value, "all") != 0)
+    tool_wrong ("--repair must be ", "leaks or all");
+  o->repair = true;
+  o->mode = strcmp (value, "all") == 0 ? REPAIR_ALL : REPAIR_LEAKS;
+}
+
+static void
+parse_follow (struct tool_options *o, const char *value)
+{
+  if (strcmp (value, "none") == 0)
+    o->follow = FOLLOW_NONE;
+  else if (strcmp (value, "beneath") == 0)
+    o->follow = FOLLOW_BENEATH;
+  else if (strcmp (value, "any") == 0)
+    o->follow = FOLLOW_ANY;
+  else
+    tool_wrong ("--follow must be ", "none, beneath or any");
+}
+
+static void
+parse_format (struct tool_options *o, const char *value)
+{
+  if (strcmp (value, "qcow2") != 0 && strcmp (value, "qed") != 0)
+    tool_wrong ("-f must be qcow2 or qed: ",
+                "other formats are not known here");
+  o->format = value;
+}
+
+static void
+parse_backing_format (struct tool_options *o, const char *value)
+{
+  if (strcmp (value, "raw") != 0 && strcmp (value, "qcow2") != 0 &&
+      strcmp (value, "qed") != 0)
+    tool_wrong ("--backing-format must be ", "raw, qcow2 or qed");
+  if (o->nr_formats == CHAIN_MAX_DEPTH - 1)
+    tool_wrong ("--backing-format was given more often than ",
+                "any backing chain is deep");
+  o->formats[o->nr_formats++] = value;
+}
+
+static void
+parse_messages (struct tool_options *o, const char *value)
+{
+  unsigned long n;
+  char *end;
+
+  errno = 0;
+  n = strtoul (value, &end, 10);
+  if (errno != 0 || *end != '\0' || end == value || *value == '-' ||
+      n > CHECK_MAX_MESSAGES)
+    tool_wrong ("--messages must be ", "a number from 0 to 1000");
+  o->messages = n;
+}
+
+static void
+parse_snapshot (struct tool_options *o, enum tool_snapshot action)
+{
+  if (o->acts)
+    tool_wrong ("-l, -c, -a and -d ", "exclude each other");
+  o->acts = true;
+  o->snapshot = action;
+  o->name = optarg;
+}
+
+/* ------------------------------------------------------------------ options */
+
+/* Those of `snapshot'.  Returns false if it is none of them. */
+static bool
+parse_acting_option (struct tool_options *o, int option)
+{
+  switch (option) {
+  case 'l':
+    parse_snapshot (o, SNAPSHOT_LIST);
+    return true;
+  case 'c':
+    parse_snapshot (o, SNAPSHOT_CREATE);
+    return true;
+  case 'a':
+    parse_snapshot (o, SNAPSHOT_APPLY);
+    return true;
+  case 'd':
+    parse_snapshot (o, SNAPSHOT_DELETE);
+    return true;
+  default:
+    return false;
+  }
+}
+
+/* Those with a value.  Returns false if it is none of them. */
+static bool
+parse_value (struct tool_options *o, int option)
+{
+  switch (option) {
+  case OPT_OUTPUT:
+    parse_output (o, optarg);
+    return true;
+  case 'r':
+    parse_repair (o, optarg);
+    return true;
+  case OPT_MESSAGES:
+    parse_messages (o, optarg);
+    return true;
+  case 'f':
+    parse_format (o, optarg);
+    return true;
+  case OPT_FOLLOW:
+    parse_follow (o, optarg);
+    return true;
+  case OPT_BACKING_FORMAT:
+    parse_backing_format (o, optarg);
+    return true;
+  case OPT_DATA_FILE:
+    o->data_file = optarg;
+    return true;
+  case 'b':
+    o->base = optarg;
+    return true;
+  default:
+    return false;
+  }
+}
+
+static void
+parse_option (struct tool_options *o, int option)
+{
+  switch (option) {
+  case 'U':
+    o->force_share = true;
+    break;
+  case 'p':
+    o->progress = true;
+    break;
+  case 'q':
+    o->quiet = true;
+    break;
+  case OPT_KEEP:
+    o->keep = true;
+    break;
+  case OPT_SHRINK:
+    o->shrink = true;
+    break;
+  case OPT_HELP:
+    o->help = true;
+    break;
+  case OPT_VERSION:
+    puts (PACKAGE_STRING);
+    exit (TOOL_OK);
+  default:
+    exit (TOOL_FAILED);
+  }
+}
+
+/* What an option is called in a table of commands, and by messages: its long name,
+ * unless it has several meanings.
+ */
+static void
+name_option (int option, char *buf, size_t size)
+{
+  const struct option *p;
+
+  if (option == OPT_KEEP || (option < 256 && strchr ("b", option) != NULL)) {
+    snprintf (buf, size, "-%c", option == OPT_KEEP ? 'd' : option);
+    return;
+  }
+  for (p = long_options; p->name != NULL; ++p) {
+    if (p->val == option) {
+      snprintf (buf, size, "--%s", p->name);
+      return;
+    }
+  }
+  snprintf (buf, size, "-%c", option);
+}
+
+static void
+note_given (struct tool_options *o, int option)
+{
+  unsigned i;
+
+  if (option == OPT_HELP || option == OPT_VERSION)
+    return;
+  for (i = 0; i < o->nr_given; ++i) {
+    if (o->given[i] == option)
+      return;
+  }
+  if (o->nr_given < TOOL_MAX_OPTIONS)
+    o->given[o->nr_given++] = option;
+}
+
+/* ---------------------------------------------------------------- arguments */
+
+/* Where the command is among the arguments, which begin with options perhaps;
+ * argc: there is none.
+ */
+static int
+find_command_word (int argc, char *argv[])
+{
+  int command;
+
+  opterr = 0;
+  while (getopt_long (argc, argv, short_options, long_options, NULL) != -1)
+    ;
+  command = optind;
+  opterr = 1;
+  optind = 0; /* begin again */
+  return command;
+}
+
+/* Whether an argument says by how much: it looks like an option. */
+static bool
+is_difference (const char *arg)
+{
+  return (arg[0] == '-' || arg[0] == '+') && arg[1] >= '0' && arg[1] <= '9';
+}
+
+/* Take the size that `resize' is to give out of the arguments: +N or -N, or else
+ * the last that is no option.
+ */
+static void
+take_size (struct tool_options *o, int *argc, char *argv[])
+{
+  const int command = find_command_word (*argc, argv);
+  int size = 0, nr = 0, i;
+
+  if (command >= *argc || strcmp (argv[command], "resize") != 0)
+    return;
+  for (i = command + 1; i < *argc; ++i) {
+    if (argv[i][0] != '-' || is_difference (argv[i])) {
+      size = i;
+      nr++;
+    }
+    if (is_difference (argv[i]))
+      break;
+  }
+  if (nr < 2 && (nr == 0 || !is_difference (argv[size])))
+    return;
+  o->size = argv[size];
+  memmove (argv + size, argv + size + 1, (*argc - size) * sizeof *argv);
+  --*argc;
+}
+
+int
+tool_parse (struct tool_options *o, int argc, char *argv[])
+{
+  const char *options;
+  int option;
+
+  take_size (o, &argc, argv);
+  options = short_options_of (argv[find_command_word (argc, argv)]);
+  while ((option = getopt_long (argc, argv, options, long_options,
+                                NULL)) != -1) {
+    if (option == 'd' && optarg == NULL)
+      option = OPT_KEEP;
+    if (!parse_acting_option (o, option) && !parse_value (o, option))
+      parse_option (o, option);
+    note_given (o, option);
+  }
+  return argc;
+}
+
+static bool
+has_word (const char *words, const char *word)
+{
+  const size_t n = strlen (word);
+  const char *p = words;
+
+  while ((p = strstr (p, word)) != NULL) {
+    if ((p == words || p[-1] == ' ') && (p[n] == ' ' || p[n] == '\0'))
+      return true;
+    p += n;
+  }
+  return false;
+}
+
+void
+tool_check_options (const struct tool_options *o, const char *command,
+                    const char *takes)
+{
+  char name[32], text[64];
+  unsigned i;
+
+  for (i = 0; i < o->nr_given; ++i) {
+    name_option (o->given[i], name, sizeof name);
+    if (has_word (takes, name))
+      continue;
+    snprintf (text, sizeof text, " does not take %s", name);
+    tool_wrong (command, text);
+  }
+  if (o->repair && o->force_share)
+    tool_wrong ("--repair and --force-share ", "exclude each other");
+  if (o->acts && o->snapshot != SNAPSHOT_LIST && o->force_share)
+    tool_wrong (command, " takes --force-share only with -l");
+  if (o->acts && o->snapshot != SNAPSHOT_LIST && o->json)
+    tool_wrong (command, " takes --output=json only with -l");
+}
