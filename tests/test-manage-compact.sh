@@ -118,7 +118,7 @@ fresh
 "$PYTHON" - "$tool" << 'EOF'
 import os, signal, subprocess, sys
 p = subprocess.Popen([sys.argv[1], "compact", "-p", "i.qcow2"],
-                     stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+                     stderr=subprocess.PIPE, bufsize=0, stdout=subprocess.PIPE)
 p.stderr.read(3)
 os.kill(p.pid, signal.SIGINT)
 _, err = p.communicate()
