@@ -41,9 +41,15 @@ struct image_options {
 #define IMAGE_DEFAULT_CACHE_SIZE (UINT64_C (256) << 20)
 
 /* Open an image read-only: neither it nor its backing files are written (I9).
- * Returns NULL with the error set.
+ * Returns NULL with the error set.  chain.opened is owned even then.
  */
 extern struct image *image_open (const struct image_options *options);
+
+/* The name of the format that an image has whose file, a regular one beneath a
+ * directory that is open, has this path.  Reads four bytes.  NULL: it is none,
+ * or can't be read.
+ */
+extern const char *image_recognize (int dirfd, const char *path);
 
 /* The same in two steps, for an image that is yet to be made.  First what it is
  * going to lie on, options->chain.backing and what is below that, which is then
