@@ -85,6 +85,8 @@ image_with (const struct image_options *options)
     return NULL;
   if (options->check_memory != 0)
     im->check_memory = options->check_memory;
+  if (options->verdict != NULL)
+    im->verdict = *options->verdict;
   im->shared.passphrases = options->passphrases;
   return im;
 }

@@ -29,6 +29,7 @@
 #include "cache/tables.h"
 #include "directory.h"
 #include "exports.h"
+#include "findings.h"
 #include "params.h"
 #include "served.h"
 #include "start.h"
@@ -44,6 +45,7 @@
 struct one {
   struct served served;
   uint64_t memory; /* of the budget */
+  struct registry_key key;
 };
 
 static struct directory folder = { .fd = -1 };
@@ -55,13 +57,31 @@ static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER; /* the position
 
 /* -------------------------------------------------------- beginning and end */
 
+/* What could not be written is unknown from then on, and must not be written by
+ * the next client, as if nothing had happened (I10).
+ */
+static void
+note_failure (struct verdict *v)
+{
+  nbdkit_error ("closing: %s", error_message ());
+  if (error_errno () == ENOSPC)
+    return;
+  v->known = v->sticks = true;
+  v->err = error_errno ();
+  snprintf (v->message, sizeof v->message, "%s (when it was closed: it is not "
+            "written until nbdkit is started anew)", error_text ());
+}
+
 static void
 close_one (void *thing)
 {
   struct one *one = thing;
+  struct verdict v;
 
+  image_verdict (one->served.image, &v);
   if (image_close (one->served.image) == -1)
-    nbdkit_error ("closing: %s", error_message ());
+    note_failure (&v);
+  findings_keep (&one->key, &v);
   budget_give_back (&budget, one->memory);
   free (one);
 }
@@ -96,6 +116,7 @@ directory_end (void)
   if (registry != NULL) {
     registry_free (registry);
     budget_destroy (&budget);
+    findings_free ();
   }
   if (folder.fd != -1)
     close (folder.fd);
@@ -225,6 +246,7 @@ directory_list (struct nbdkit_exports *exports)
 struct opening {
   char *path; /* for messages, and for names in the image */
   struct storage *storage; /* NULL once it is used */
+  struct registry_key key;
 };
 
 /* Returns NULL with nbdkit_error called. */
@@ -232,12 +254,15 @@ static struct image *
 open_image (struct opening *o, uint64_t memory)
 {
   struct image_options options = *params_options ();
+  struct verdict verdict;
   struct image *im;
 
   options.chain.file = o->path;
   options.chain.opened = o->storage;
   options.chain.directory = &folder;
   options.cache_size = options.check_memory = memory;
+  findings_look_up (&o->key, &verdict);
+  options.verdict = &verdict;
   /* Whoever had it before may have written it since it was opened here. */
   storage_see_size (o->storage);
   o->storage = NULL;
@@ -274,6 +299,7 @@ open_one (void *opaque)
     free (one);
     return NULL;
   }
+  one->key = o->key;
   atomic_flag_clear (&one->served.noted);
   one->served.image = open_image (o, one->memory);
   if (one->served.image != NULL)
@@ -319,12 +345,11 @@ static struct one *
 take (struct opening *o)
 {
   struct storage_identity id = { .kind = NULL };
-  struct registry_key key;
   struct one *one;
 
   o->storage->ops->identify (o->storage, &id);
-  key = (struct registry_key) { { id.number[0], id.number[1] } };
-  one = registry_take (registry, &key, open_one, o);
+  o->key = (struct registry_key) { { id.number[0], id.number[1] } };
+  one = registry_take (registry, &o->key, open_one, o);
   storage_close (o->storage);
   return one;
 }

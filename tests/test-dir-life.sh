@@ -176,7 +176,8 @@ SH
 chmod +x delayed
 export REAL_NBDKIT="$NBDKIT" TRACE="$tmp/trace"
 NBDKIT="$tmp/delayed" start_nbdkit "$PLUGIN" dir=folder
-timeout 100 "$PYTHON" - "$sock" <<'PY'
+timeout 100 "$PYTHON" - "$sock" "$pid" <<'PY'
+import os
 import sys
 import threading
 import time
@@ -198,10 +199,27 @@ def connect(name, ok=True):
     return h
 
 
+def links(name):
+    nr = 0
+    for fd in os.listdir("/proc/%s/fd" % sys.argv[2]):
+        try:
+            nr += os.readlink("/proc/%s/fd/%s" % (sys.argv[2], fd)).endswith(
+                name)
+        except FileNotFoundError:
+            pass
+    return nr
+
+
+def wait(condition):
+    while not condition():
+        time.sleep(0.01)
+
+
 slow = [threading.Thread(target=connect, args=("slow",)) for _ in range(2)]
 for t in slow:
     t.start()
-time.sleep(0.5)  # the repair has begun, or else this shows nothing
+# It has it open for writing, too, which the repair needs.
+wait(lambda: links("folder/slow") > 1)
 good = connect("good")
 connect("bad", ok=False)
 assert "slow" not in ended, "a repair that is still going on has ended"
@@ -213,3 +231,75 @@ grep -c 'slow: repaired' "$log" > count || true
 test "$(cat count)" -eq 1 || die "it was repaired $(cat count) times"
 stop_nbdkit "$pid"
 check_clean folder/slow folder/good
+
+# --- That an image can't be repaired is not found out again for each client, as
+# long as it is the same.  Two references are more than a refcount of one bit can
+# tell.
+qemu-img create -q -f qcow2 -o refcount_bits=1 folder/beyond 16M
+qemu-io -f qcow2 -c 'write 0 128k' folder/beyond > /dev/null
+"$PYTHON" -c 'import struct
+from qcow2make import patch, be64
+with open("folder/beyond", "rb") as f:
+    def be64_at(offset):
+        f.seek(offset)
+        return struct.unpack(">Q", f.read(8))[0]
+    l2 = be64_at(be64_at(40)) & 0xffffffffffff
+    first = be64_at(l2)
+patch("folder/beyond", l2 + 8, be64(first))
+patch("folder/beyond", 72, be64(1))'
+refused ()
+{
+    if timeout 60 "$PYTHON" -c 'import sys, nbd
+h = nbd.NBD()
+h.set_export_name(sys.argv[2])
+h.connect_unix(sys.argv[1])' "$sock" "$1" 2> python.log; then
+        die "$1 can be written"
+    fi
+}
+start_nbdkit "$PLUGIN" dir=folder
+refused beyond
+refused beyond
+test "$(grep -c 'error: beyond: .* errors are left' "$log")" -eq 2
+test "$(grep -c 'beyond: repaired' "$log")" -eq 1 || die "it was checked again"
+touch folder/beyond
+refused beyond
+test "$(grep -c 'beyond: repaired' "$log")" -eq 2 || die "it was not checked"
+stop_nbdkit "$pid"
+
+# --- What could not be flushed is not written by the next client, either (I10),
+# who can still read it.
+new_image failing
+cat > failing <<'SH'
+#!/bin/sh
+exec strace -D -f --seccomp-bpf -o "$TRACE" -e trace=fdatasync \
+    -e inject=fdatasync:error=EIO:when=1 -e signal=none \
+    -- "$REAL_NBDKIT" "$@"
+SH
+chmod +x failing
+qemu-img snapshot -c monday folder/failing
+NBDKIT="$tmp/failing" start_nbdkit "$PLUGIN" dir=folder
+timeout 60 "$PYTHON" -c 'import sys, nbd
+h = nbd.NBD()
+h.set_export_name("failing")
+h.connect_unix(sys.argv[1])
+h.pwrite(b"x" * 65536, 0)
+try:
+    h.flush()
+    sys.exit("a flush that failed")
+except nbd.Error:
+    pass' "$sock"
+wait_until nothing_open
+grep -q 'error: closing: failing: ' "$log" || die "closing did not fail"
+refused failing
+grep -q 'failing: .* is not written until nbdkit is started anew' "$log" ||
+    die "no reason"
+timeout 60 "$PYTHON" -c 'import sys, nbd
+h = nbd.NBD()
+h.set_export_name("failing/snapshot/monday")
+h.connect_unix(sys.argv[1])
+assert h.pread(65536, 0) == bytes(65536)' "$sock"
+stop_nbdkit "$pid"
+start_nbdkit "$PLUGIN" dir=folder
+writes failing 1
+stop_nbdkit "$pid"
+qemu-img check -q -f qcow2 folder/failing || test $? -eq 3 # leaks
