@@ -21,20 +21,6 @@
 #include "qcow2/write/leaks.h"
 #include "qcow2/write/writer.h"
 
-/* Why an image can't be written: found out at some cost, which another client
- * does not have to cause again.  It holds as long as the file is as it was
- * then, by its inode, size and times.  Should something have changed that
- * these don't tell (within one tick of the file system's clock, or on a block
- * device) then an image stays refused that need not be; that it is sound is
- * never taken from here, so nothing is written that should not be.
- */
-struct verdict {
-  bool known;
-  struct storage_stamp stamp;
-  int err;
-  char message[1024];
-};
-
 struct image;
 struct repaired;
 

@@ -18,7 +18,7 @@ keep_verdict (struct image *im)
   struct verdict *v = &im->verdict;
 
   v->err = error_errno ();
-  snprintf (v->message, sizeof v->message, "%s", error_message ());
+  snprintf (v->message, sizeof v->message, "%s", error_text ());
   v->known = v->err != ENOMEM &&
     storage_stamp (image_storage (im), &v->stamp);
 }
@@ -32,11 +32,27 @@ has_verdict (const struct image *im)
   const struct verdict *v = &im->verdict;
   struct storage_stamp now;
 
-  if (!v->known || !storage_stamp (image_storage (im), &now) ||
-      !storage_stamps_equal (&now, &v->stamp))
+  if (!v->known || (!v->sticks &&
+                    (!storage_stamp (image_storage (im), &now) ||
+                     !storage_stamps_equal (&now, &v->stamp))))
     return false;
   error_set (v->err, "%s", v->message);
   return true;
+}
+
+void
+image_verdict (struct image *im, struct verdict *v)
+{
+  pthread_mutex_lock (&im->writer_lock);
+  *v = im->verdict;
+  if (im->repair_failed) {
+    v->known = v->sticks = true;
+    v->err = EIO;
+    snprintf (v->message, sizeof v->message, "%s: a repair failed: nothing is "
+              "written until this program is started anew",
+              image_storage (im)->name);
+  }
+  pthread_mutex_unlock (&im->writer_lock);
 }
 
 /* The permissions that QEMU takes on an image it writes. */
@@ -82,9 +98,8 @@ make_writable (struct image *im, const struct writer_options *options)
 {
   void *w;
 
-  if (image_check_may_write (im) == -1 ||
+  if (image_check_may_write (im) == -1 || has_verdict (im) ||
       im->kind->check (im, options, false, IMAGE_REPAIR_NONE) == -1 ||
-      has_verdict (im) ||
       (im->kind->check_data != NULL && im->kind->check_data (im) == -1))
     return -1;
   /* The locks come last, since they stay; what is looked at before can't
@@ -190,7 +205,11 @@ image_repair (struct image *im, enum image_repair mode, char *summary,
 
   summary[0] = '\0';
   pthread_mutex_lock (&im->writer_lock);
-  if (im->writer == NULL && !im->repaired &&
+  if (im->verdict.sticks) {
+    (void) has_verdict (im);
+    r = -1;
+  }
+  else if (im->writer == NULL && !im->repaired &&
       im->kind->is_to_be_repaired (im, mode)) {
     r = repair (im, mode, summary, len);
     im->repaired = r == 0;

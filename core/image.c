@@ -94,6 +94,8 @@ image_with (const struct image_options *options)
     return NULL;
   if (options->check_memory != 0)
     im->check_memory = options->check_memory;
+  if (options->verdict != NULL)
+    im->verdict = *options->verdict;
   im->shared.passphrases = options->passphrases;
   return im;
 }
@@ -103,9 +105,23 @@ image_open (const struct image_options *options)
 {
   struct image *im = image_with (options);
 
-  return im == NULL ? NULL
-    : opened (im, chain_open (&im->chain, image_qcow2.format, &options->chain,
-                              &im->shared));
+  if (im == NULL) {
+    storage_close (options->chain.opened);
+    return NULL;
+  }
+  return opened (im, chain_open (&im->chain, image_qcow2.format,
+                                 &options->chain, &im->shared));
+}
+
+const char *
+image_recognize (int dirfd, const char *path)
+{
+  struct storage *s = storage_open_regular (dirfd, path, path);
+  const struct format_ops *format = s == NULL ? NULL
+    : format_recognize (all_formats, NULL, s);
+
+  storage_close (s);
+  return format == NULL ? NULL : format->name;
 }
 
 /* Nobody knows what is behind an NBD server, so that it may be what is below:

@@ -29,11 +29,27 @@
 
 struct image;
 
+/* Why an image can't be written: found out at some cost, which another client
+ * does not have to cause again.  It holds as long as the file is as it was
+ * then, by its inode, size and times.  Should something have changed that
+ * these don't tell (within one tick of the file system's clock, or on a block
+ * device) then an image stays refused that need not be; that it is sound is
+ * never taken from here, so nothing is written that should not be.
+ */
+struct verdict {
+  bool known;
+  bool sticks; /* whatever becomes of the file: a write or flush failed (I10) */
+  struct storage_stamp stamp;
+  int err;
+  char message[1024]; /* unescaped */
+};
+
 struct image_options {
   struct chain_options chain;
   const struct passphrases *passphrases; /* NULL: none; when it is opened */
   uint64_t cache_size; /* bytes, at least CACHE_MIN_BYTES */
   uint64_t check_memory; /* budget of a check, in bytes; 0: the default */
+  const struct verdict *verdict; /* of when it was open before; NULL: none */
 };
 
 #define IMAGE_DEFAULT_CHECK_MEMORY (UINT64_C (64) << 20)
@@ -41,9 +57,15 @@ struct image_options {
 #define IMAGE_DEFAULT_CACHE_SIZE (UINT64_C (256) << 20)
 
 /* Open an image read-only: neither it nor its backing files are written (I9).
- * Returns NULL with the error set.
+ * Returns NULL with the error set.  chain.opened is owned even then.
  */
 extern struct image *image_open (const struct image_options *options);
+
+/* The name of the format that an image has whose file, a regular one beneath a
+ * directory that is open, has this path.  Reads four bytes.  NULL: it is none,
+ * or can't be read.
+ */
+extern const char *image_recognize (int dirfd, const char *path);
 
 /* The same in two steps, for an image that is yet to be made.  First what it is
  * going to lie on, options->chain.backing and what is below that, which is then
@@ -119,6 +141,9 @@ extern int image_close (struct image *im);
  */
 extern int image_make_writable (struct image *im,
                                 const struct writer_options *options);
+
+/* What is known, for when the image is opened again by this process. */
+extern void image_verdict (struct image *im, struct verdict *v);
 
 /* Search a writable image for leaks of a killed writer, and free them, in the
  * background and until the image is closed.  Does nothing if that was begun

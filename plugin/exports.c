@@ -10,9 +10,6 @@
 #include "offer.h"
 #include "report.h"
 
-/* nbdkit refuses to list more; those beyond can still be opened. */
-#define MAX_LISTED_EXPORTS 10000
-
 struct list_context {
   struct nbdkit_exports *exports;
   unsigned nr;

@@ -5,6 +5,9 @@
 #ifndef QCOW2_EXPORTS_H
 #define QCOW2_EXPORTS_H
 
+/* nbdkit refuses to list more; those beyond can still be opened. */
+#define MAX_LISTED_EXPORTS 10000
+
 struct image;
 struct nbdkit_exports;
 

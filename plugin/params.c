@@ -19,8 +19,9 @@
 /* A larger metadata cache is a typing error. */
 #define MAX_CACHE_SIZE (UINT64_C (1) << 40)
 
-static char *file; /* or uri=, or "command=CMD" */
+static char *file; /* or uri=, dir=, or "command=CMD" */
 static const char *file_key;
+static const char *create_key; /* a parameter that is about making one */
 static char *backing;
 static char *data_file;
 
@@ -65,18 +66,26 @@ set_command (const char *key, const char *value)
   return -1;
 }
 
-/* file=, uri= or command=. */
+/* file=, uri=, command= or dir=. */
 static int
 set_image (const char *key, const char *value)
 {
   const bool uri = strcmp (key, "uri") == 0;
   const bool command = strcmp (key, "command") == 0;
+  const bool dir = strcmp (key, "dir") == 0;
 
-  if (file != NULL && strcmp (file_key, key) != 0)
+  if (file != NULL && strcmp (file_key, key) != 0 &&
+      (dir || params_dir () != NULL))
+    nbdkit_error ("%s= and %s= exclude each other: dir= serves the images of a "
+                  "folder, and no other", file_key, key);
+  else if (file != NULL && strcmp (file_key, key) != 0)
     nbdkit_error ("two images: %s%s%s and %s=%s: one nbdkit serves one image",
                   strcmp (file_key, "command") == 0 ? "" : file_key,
                   strcmp (file_key, "command") == 0 ? "" : "=", file, key,
                   value);
+  else if (file != NULL && dir)
+    nbdkit_error ("two folders: dir= was given twice (%s): one nbdkit serves "
+                  "one folder", value);
   else if (file != NULL)
     nbdkit_error ("two images: %s, and %s= was given twice (%s): one nbdkit "
                   "serves one image, and parameters are KEY=VALUE", file, key,
@@ -85,7 +94,7 @@ set_image (const char *key, const char *value)
     nbdkit_error ("%s=%s: that is an NBD URI: say uri=%s (or file=./%s if it "
                   "is a file)", key, value, value, value);
   else {
-    file_key = command ? "command" : uri ? "uri" : "file";
+    file_key = command ? "command" : uri ? "uri" : dir ? "dir" : "file";
     return command ? set_command (key, value)
       : uri ? servers_set_uri (key, value, &file)
       : set_path (key, value, &file);
@@ -264,6 +273,8 @@ params_set (const char *key, const char *value)
 {
   int r = creation_set (key, value);
 
+  if (r == 1 && create_key == NULL)
+    create_key = key; /* which nbdkit keeps */
   if (r == 0)
     r = passphrase_set (key, value);
   if (r == 0)
@@ -273,7 +284,7 @@ params_set (const char *key, const char *value)
   if (r != 0)
     return r == -1 ? -1 : 0;
   if (strcmp (key, "file") == 0 || strcmp (key, "uri") == 0 ||
-      strcmp (key, "command") == 0)
+      strcmp (key, "command") == 0 || strcmp (key, "dir") == 0)
     return set_image (key, value);
   if (strcmp (key, "backing") == 0)
     return set_backing (key, value);
@@ -331,6 +342,23 @@ complete_compress (void)
   return creation_set_compression (compression);
 }
 
+/* What is about one image alone. */
+static int
+complete_dir (void)
+{
+  const char *name;
+  const char *other = backing != NULL ? "backing"
+    : data_file != NULL ? "data-file"
+    : create_key != NULL ? create_key
+    : offer_only (&name) != NULL ? "only= and export-name" : NULL;
+
+  if (params_dir () == NULL || other == NULL)
+    return 0;
+  nbdkit_error ("dir= and %s= exclude each other: a folder has many images",
+                other);
+  return -1;
+}
+
 int
 params_complete (void)
 {
@@ -338,6 +366,8 @@ params_complete (void)
     nbdkit_error ("the image is missing: say nbdkit qcow2 [file=]PATH");
     return -1;
   }
+  if (complete_dir () == -1)
+    return -1;
   options.passphrases = passphrases_given ();
   if (servers_complete (storage_nbd_is_uri (file) ||
                         (backing != NULL && storage_nbd_is_uri (backing)) ||
@@ -354,7 +384,15 @@ params_complete (void)
     options.chain.lower_formats = formats + 1;
   if (complete_compress () == -1)
     return -1;
+  if (detect_zeroes == -1)
+    detect_zeroes = compress ? DETECT_ZEROES_ON : DETECT_ZEROES_OFF;
   return creation_complete (&options.chain, options.passphrases);
+}
+
+const char *
+params_dir (void)
+{
+  return file_key != NULL && strcmp (file_key, "dir") == 0 ? file : NULL;
 }
 
 static const char *
@@ -365,25 +403,25 @@ compression_name (enum compression c)
 
 /* Whether clusters of this image can be compressed as was asked for. */
 static int
-check_compress (const struct image *im)
+check_compress (const struct image *im, const char *name)
 {
   enum compression of_image;
   bool encrypted, below;
 
   if (!image_compression (im, &of_image)) {
     nbdkit_error ("%s: compress=%s: images of this format have no compressed "
-                  "clusters", file, compression_name (compression));
+                  "clusters", name, compression_name (compression));
     return -1;
   }
   if (of_image != compression) {
-    nbdkit_error ("%s: compress=%s: this image's compression type is %s", file,
+    nbdkit_error ("%s: compress=%s: this image's compression type is %s", name,
                   compression_name (compression), compression_name (of_image));
     return -1;
   }
   image_is_encrypted (im, &encrypted, &below);
   if (encrypted) {
     nbdkit_error ("%s: compress=%s: the image is encrypted, and compressed "
-                  "clusters would be in the clear", file,
+                  "clusters would be in the clear", name,
                   compression_name (compression));
     return -1;
   }
@@ -391,13 +429,11 @@ check_compress (const struct image *im)
 }
 
 int
-params_apply (struct image *im)
+params_apply (struct image *im, const char *name)
 {
-  if (passphrases_check (im, file) == -1 ||
-      (compress && check_compress (im) == -1))
+  if (passphrases_check (im, name) == -1 ||
+      (compress && check_compress (im, name) == -1))
     return -1;
-  if (detect_zeroes == -1)
-    detect_zeroes = compress ? DETECT_ZEROES_ON : DETECT_ZEROES_OFF;
   image_detect_zeroes (im, detect_zeroes);
   return 0;
 }

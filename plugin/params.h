@@ -20,15 +20,21 @@ extern int params_set (const char *key, const char *value);
  */
 extern int params_complete (void);
 
-/* The options that result from the parameters.  Owned by params.c. */
+/* dir=, an absolute path; NULL: there is one image.  Owned by params.c. */
+extern const char *params_dir (void);
+
+/* The options that result from the parameters, for the one image; with dir=,
+ * for each but for what tells where it is.  Owned by params.c.
+ */
 extern const struct image_options *params_options (void);
 extern const struct writer_options *params_writer_options (void);
 extern enum image_repair params_repair (void);
 
-/* Check the parameters that depend on the opened image, and apply them to it.
- * Returns -1 with nbdkit_error called.
+/* Check the parameters that depend on an opened image, which is called so, and
+ * apply them to it.  Several threads may do that at once.  Returns -1 with
+ * nbdkit_error called.
  */
-extern int params_apply (struct image *im);
+extern int params_apply (struct image *im, const char *name);
 
 /* Advice in terms of parameters, for advice_choose. */
 extern const char *const params_advice[];
@@ -37,8 +43,10 @@ extern void params_free (void);
 
 /* One line per parameter, each starting with "key=". */
 #define PARAMS_HELP                                                     \
-  "file=<PATH>                The image, qcow2 or QED (this, uri= or\n"     \
-  "                           command= is required).\n"                   \
+  "file=<PATH>                The image, qcow2 or QED (this, uri=,\n"      \
+  "                           command= or dir= is required).\n"           \
+  "dir=<PATH>                 A folder, each image in which is an export by\n" \
+  "                           its file's name.\n"                        \
   "follow=none|beneath|any    Which backing files and data files an image may\n" \
   "                           name: none (default), those in its own folder,\n" \
   "                           any.\n"                                    \

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* The plugin: nbdkit's callbacks, each a thin layer over core/image.h.
- * One image is open for as long as nbdkit runs, shared by all connections.
+ * One image is open for as long as nbdkit runs, shared by all connections; or,
+ * with dir=, each for as long as it has some (directory.h).
  */
 
 #include <config.h>
@@ -18,6 +19,7 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "creation.h"
+#include "directory.h"
 #include "disk/extents.h"
 #include "disk/read.h"
 #include "dump.h"
@@ -26,6 +28,7 @@
 #include "offer.h"
 #include "params.h"
 #include "report.h"
+#include "served.h"
 #include "signals.h"
 #include "start.h"
 
@@ -35,7 +38,8 @@
 NBDKIT_DLL_PUBLIC int qcow2_debug_map;
 NBDKIT_DLL_PUBLIC int qcow2_debug_cache;
 
-static struct image *image;
+/* The one image; not with dir=. */
+static struct served only = { .noted = ATOMIC_FLAG_INIT };
 
 /* A connection.  writable: the disk is the live one, its image could be opened
  * for writing, and the client may write.  The description is kept since the
@@ -43,6 +47,7 @@ static struct image *image;
  * there.
  */
 struct handle {
+  struct served *served;
   struct layer *disk;
   bool writable;
   char description[256];
@@ -57,8 +62,9 @@ qcow2_load (void)
 static void
 qcow2_unload (void)
 {
-  if (image_close (image) == -1)
+  if (image_close (only.image) == -1)
     nbdkit_error ("closing: %s", error_message ());
+  directory_end ();
   params_free ();
   signals_release ();
 }
@@ -83,37 +89,42 @@ qcow2_get_ready (void)
   debug_hooks.map = qcow2_debug_map > 0;
   debug_hooks.cache = qcow2_debug_cache > 0;
   advice_choose (params_advice);
-  return opens_after_fork () ? 0 : start_open (&image);
+  if (params_dir () != NULL)
+    return directory_begin ();
+  return opens_after_fork () ? 0 : start_open (&only.image);
 }
 
 static int
 qcow2_after_fork (void)
 {
   creation_keep ();
-  return opens_after_fork () ? start_open (&image) : 0;
+  return opens_after_fork () ? start_open (&only.image) : 0;
 }
 
 static int
 qcow2_list_exports (int readonly, int is_tls, struct nbdkit_exports *exports)
 {
-  return exports_list (image, exports);
+  return params_dir () != NULL ? directory_list (exports)
+    : exports_list (only.image, exports);
 }
 
 static const char *
 qcow2_default_export (int readonly, int is_tls)
 {
-  return "";
+  if (params_dir () == NULL)
+    return "";
+  nbdkit_error ("there is no default export: each image of the folder is one, "
+                "by its file's name");
+  return NULL;
 }
 
 /* A client that may write can't: say why, once, unless the user asked for it.
  */
 static void
-note_read_only (void)
+note_read_only (struct served *served)
 {
-  static atomic_flag noted = ATOMIC_FLAG_INIT;
-
   if (!params_options ()->chain.force_share &&
-      !atomic_flag_test_and_set (&noted))
+      !atomic_flag_test_and_set (&served->noted))
     note_message ("%s: it is served read-only", error_text ());
 }
 
@@ -125,6 +136,7 @@ note_read_only (void)
 static int
 make_writable (struct handle *h)
 {
+  struct image *image = h->served->image;
   char repaired[1280];
   int r = image_repair (image, params_repair (), repaired, sizeof repaired);
 
@@ -142,15 +154,16 @@ make_writable (struct handle *h)
   case EACCES:
   case EPERM:
   case EROFS:
-    note_read_only ();
+    note_read_only (h->served);
     return 0;
   default:
     return -1;
   }
 }
 
+/* The disk of one of the image's exports, for this client. */
 static struct handle *
-open_disk (const char *name, bool readonly)
+open_disk (struct served *served, const char *name, bool readonly)
 {
   struct handle *h = calloc (1, sizeof *h);
 
@@ -158,9 +171,10 @@ open_disk (const char *name, bool readonly)
     nbdkit_error ("out of memory");
     return NULL;
   }
-  h->disk = image_open_disk (image, name);
+  h->served = served;
+  h->disk = image_open_disk (served->image, name);
   if (h->disk == NULL ||
-      image_describe (image, name, h->description,
+      image_describe (served->image, name, h->description,
                       sizeof h->description) == -1 ||
       (!readonly && name[0] == '\0' && make_writable (h) == -1)) {
     report_error ();
@@ -171,16 +185,37 @@ open_disk (const char *name, bool readonly)
   return h;
 }
 
+static struct served *
+take_image (const char *asked, const char **name)
+{
+  if (params_dir () != NULL)
+    return directory_take (asked, name);
+  *name = offer_find (asked);
+  return *name == NULL ? NULL : &only;
+}
+
+static void
+give_image_back (struct served *served)
+{
+  if (served != &only)
+    directory_give_back (served);
+}
+
 static void *
 qcow2_open (int readonly)
 {
-  const char *asked = nbdkit_export_name ();
-  const char *name = asked != NULL ? offer_find (asked) : NULL;
-  struct handle *h;
+  const char *asked = nbdkit_export_name (), *name;
+  struct served *served;
+  struct handle *h = NULL;
 
-  if (name == NULL || offer_enter () == -1)
+  if (asked == NULL || offer_enter () == -1)
     return NULL;
-  h = open_disk (name, readonly);
+  served = take_image (asked, &name);
+  if (served != NULL) {
+    h = open_disk (served, name, readonly);
+    if (h == NULL)
+      give_image_back (served);
+  }
   if (h == NULL)
     offer_leave ();
   return h;
@@ -190,9 +225,11 @@ static void
 qcow2_close (void *handle)
 {
   struct handle *h = handle;
+  struct served *served = h->served;
 
   image_close_disk (h->disk);
   free (h);
+  give_image_back (served);
   offer_leave ();
 }
 
@@ -216,8 +253,10 @@ static int
 qcow2_block_size (void *handle, uint32_t *minimum,
                   uint32_t *preferred, uint32_t *maximum)
 {
+  const struct handle *h = handle;
+
   *minimum = 1;
-  *preferred = image_preferred_size (image);
+  *preferred = image_preferred_size (h->served->image);
   *maximum = UINT32_MAX;
   return 0;
 }
@@ -304,9 +343,11 @@ static int
 qcow2_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
               uint32_t flags)
 {
+  const struct handle *h = handle;
   const struct guest_off at = { offset };
 
-  if (image_write (image, buf, count, at, write_flags (flags)) == -1) {
+  if (image_write (h->served->image, buf, count, at,
+                   write_flags (flags)) == -1) {
     report_error ();
     return -1;
   }
@@ -316,9 +357,10 @@ qcow2_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
 static int
 qcow2_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+  const struct handle *h = handle;
   const struct guest_off at = { offset };
 
-  if (image_zero (image, count, at, write_flags (flags)) == -1) {
+  if (image_zero (h->served->image, count, at, write_flags (flags)) == -1) {
     report_error ();
     return -1;
   }
@@ -328,9 +370,10 @@ qcow2_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 static int
 qcow2_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+  const struct handle *h = handle;
   const struct guest_off at = { offset };
 
-  if (image_trim (image, count, at, write_flags (flags)) == -1) {
+  if (image_trim (h->served->image, count, at, write_flags (flags)) == -1) {
     report_error ();
     return -1;
   }
@@ -340,7 +383,9 @@ qcow2_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 static int
 qcow2_flush (void *handle, uint32_t flags)
 {
-  if (image_flush (image) == -1) {
+  const struct handle *h = handle;
+
+  if (image_flush (h->served->image) == -1) {
     report_error ();
     return -1;
   }

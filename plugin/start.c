@@ -61,6 +61,13 @@ check_offer (struct image *im)
 }
 
 int
+start_apply (struct image *im, const char *name)
+{
+  image_each_warning (im, log_warning, NULL);
+  return params_apply (im, name);
+}
+
+int
 start_open (struct image **im)
 {
   struct image_options options = *params_options ();
@@ -68,8 +75,7 @@ start_open (struct image **im)
   *im = open_image (&options);
   if (*im == NULL)
     return -1;
-  image_each_warning (*im, log_warning, NULL);
-  if (params_apply (*im) == -1 || check_offer (*im) == -1 ||
+  if (start_apply (*im, options.chain.file) == -1 || check_offer (*im) == -1 ||
       creation_keep_when_forked () == -1)
     return -1;
   passphrases_wipe ();

@@ -13,4 +13,10 @@ struct image;
  */
 extern int start_open (struct image **im);
 
+/* Of an image that was opened, and is called so in messages: log what the user
+ * must know, and apply the parameters.  Returns -1 with nbdkit_error called.
+ * Several threads may do that at once.
+ */
+extern int start_apply (struct image *im, const char *name);
+
 #endif /* QCOW2_START_H */

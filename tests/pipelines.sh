@@ -4,8 +4,13 @@
 # "make check-pipelines": programs that use NBD servers, with qemu-nbd and with
 # nbdkit-qcow2-nbd in its place.  Each prints what differs, and must print the
 # same with both.  What is not installed is left out, and named at the end.
+#
+#   PIPELINES="NAME..."     only these of them
+#   PIPELINES_GUEST=IMAGE   a guest's disk, raw or qcow2, for virt-v2v to convert;
+#                           without it that is left out
 
 . ./functions.sh
+. "$testsrc/pipelines-guests.sh"
 
 requires_python_nbd
 requires_qemu
@@ -95,7 +100,7 @@ run_qemu ()
 head -c 20000000 /dev/urandom > data.raw
 truncate -s 64M data.raw
 left_out=
-for pipeline in fio nbdfuse activation qemu; do
+for pipeline in ${PIPELINES-fio nbdfuse activation qemu guestfish boot v2v}; do
     if ! "has_$pipeline" > /dev/null 2>&1; then
         left_out+=" $pipeline"
         continue
@@ -103,7 +108,9 @@ for pipeline in fio nbdfuse activation qemu; do
     for server in qemu-nbd "$standin"; do
         qemu-img create -q -f qcow2 disk.qcow2 64M
         "run_$pipeline" > "${server##*/}.result"
-        if kill -0 "$pid" 2> /dev/null; then
+        if test -z "$pid"; then
+            continue # it had servers of its own
+        elif kill -0 "$pid" 2> /dev/null; then
             end_process "$pid" || die "$server: SIGTERM"
         else
             wait "$pid" || die "$server: $(cat server.log)"

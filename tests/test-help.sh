@@ -11,7 +11,7 @@ keys="$(sed -n 's/^\([a-z0-9-]*\)=.*/\1/p' "$tmp/help" | sort | tr '\n' ' ')"
 want='arg backing backing-format backing-passphrase bitmaps cache-size clients '
 want+='cluster-size command '
 want+='compat compress compress-level compression-type connections create '
-want+='data-file data-file-raw detect-zeroes discard encrypt export-name '
+want+='data-file data-file-raw detect-zeroes dir discard encrypt export-name '
 want+='extended-l2 file follow force-share format iter-time lazy-refcounts '
 want+='locking only passphrase preallocation refcount-bits repair retry size table-size '
 want+='timeout unsafe-no-flush uri '

@@ -415,7 +415,7 @@ follow_names (struct chain *c, const struct chain_options *options,
   char *path;
   int r = 0;
 
-  if (name_gate_open (&g, options->follow, file) == -1)
+  if (name_gate_open (&g, options->follow, file, options->directory) == -1)
     return -1;
   path = strdup (base_name (file));
   if (path == NULL) {
@@ -441,7 +441,7 @@ follow_data (const struct chain *c, struct layer *l,
 
   if (l->data_name == NULL)
     return 0;
-  if (name_gate_open (&g, options->follow, file) == -1)
+  if (name_gate_open (&g, options->follow, file, options->directory) == -1)
     return -1;
   r = follow_data_name (c, l, &g, base_name (file));
   name_gate_close (&g);
@@ -525,7 +525,8 @@ follow_all (struct chain *c, const struct chain_options *options,
 static struct storage *
 open_image (const struct chain_options *o)
 {
-  struct storage *s = o->far != NULL ? o->far
+  struct storage *s = o->opened != NULL ? o->opened
+    : o->far != NULL ? o->far
     : o->command == NULL ? storage_open (o->file, &o->nbd)
     : storage_nbd_start (o->command, &o->nbd, o->file);
 

@@ -38,6 +38,12 @@ struct chain_options {
    * NULL: what file leads to.
    */
   struct storage *far;
+
+  /* The image's file, open already, which is owned from the call on; NULL: what
+   * file leads to.  And file's directory, open; NULL: that of its path.
+   */
+  struct storage *opened;
+  const struct directory *directory;
   enum follow follow;
   const char *data_file;      /* path or URI of its data file, or NULL: what it
                                * names */

@@ -43,8 +43,28 @@ name_gate_close (struct name_gate *g)
   *g = (struct name_gate) { .fd = -1 };
 }
 
+/* For those below it, as g->root_real and g->fd.  Returns -1 with the error
+ * set.
+ */
+static int
+enter_root (struct name_gate *g, const struct directory *dir)
+{
+  if (dir == NULL && g->follow != FOLLOW_BENEATH)
+    return 0;
+  g->root_real = dir == NULL ? realpath (g->root, NULL) : strdup (dir->real);
+  if (g->root_real != NULL)
+    g->fd = dir == NULL ? open (g->root, O_PATH | O_DIRECTORY | O_CLOEXEC)
+      : fcntl (dir->fd, F_DUPFD_CLOEXEC, 0);
+  if (g->fd != -1)
+    return 0;
+  error_set (errno, "%s: opening the directory: %s", g->root,
+             strerror (errno));
+  return -1;
+}
+
 int
-name_gate_open (struct name_gate *g, enum follow follow, const char *path)
+name_gate_open (struct name_gate *g, enum follow follow, const char *path,
+                const struct directory *dir)
 {
   *g = (struct name_gate) { .follow = follow, .fd = -1 };
   if (path[0] == '\0' || storage_nbd_is_uri (path))
@@ -54,18 +74,10 @@ name_gate_open (struct name_gate *g, enum follow follow, const char *path)
     no_memory (path);
     return -1;
   }
-  if (follow != FOLLOW_BENEATH)
+  if (enter_root (g, dir) == 0)
     return 0;
-  g->root_real = realpath (g->root, NULL);
-  if (g->root_real != NULL)
-    g->fd = open (g->root, O_PATH | O_DIRECTORY | O_CLOEXEC);
-  if (g->fd == -1) {
-    error_set (errno, "%s: opening the directory: %s", g->root,
-               strerror (errno));
-    name_gate_close (g);
-    return -1;
-  }
-  return 0;
+  name_gate_close (g);
+  return -1;
 }
 
 /* The part of an absolute path that is below the gate's directory, or NULL. */
@@ -115,6 +127,8 @@ name_gate_open_path (const struct name_gate *g, const char *path)
     no_memory (path);
   else if (g->follow == FOLLOW_BENEATH)
     s = open_beneath (g, path, full);
+  else if (g->fd != -1)
+    s = storage_open_at (g->fd, path, full);
   else
     s = storage_open_path (full);
   free (full);

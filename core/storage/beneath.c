@@ -197,3 +197,59 @@ open_beneath (int dirfd, const char *path, int flags)
     return fd;
   return open_by_hand (dirfd, path, flags);
 }
+
+static int
+check_regular (int fd)
+{
+  struct stat st;
+
+  if (fstat (fd, &st) == -1)
+    return -1;
+  return S_ISREG (st.st_mode) ? 0 : fail (EINVAL);
+}
+
+/* The file that place, of O_PATH, refers to. */
+static int
+open_place (int place, int dirfd, const char *path, int flags)
+{
+  char self[64];
+  int fd;
+
+  snprintf (self, sizeof self, "/proc/self/fd/%d", place);
+  fd = openat (AT_FDCWD, self, flags);
+  if (fd != -1 || errno != ENOENT)
+    return fd;
+  fd = open_beneath (dirfd, path, flags); /* /proc is not mounted */
+  if (fd != -1 && check_regular (fd) == -1) {
+    close (fd);
+    return fail (EINVAL);
+  }
+  return fd;
+}
+
+int
+open_regular_beneath (int dirfd, const char *path, int flags)
+{
+  const int place = open_beneath (dirfd, path, O_PATH | O_CLOEXEC);
+  int fd = -1, err;
+
+  if (place == -1)
+    return -1;
+  if (check_regular (place) == 0)
+    fd = open_place (place, dirfd, path, flags);
+  err = errno;
+  close (place);
+  errno = err;
+  return fd;
+}
+
+int
+open_in_place (int dirfd, const char *path, enum file_place place, int access)
+{
+  /* O_NONBLOCK: opening a FIFO must not wait for its other end. */
+  const int flags = access | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+
+  return place == FILE_ANYWHERE ? openat (dirfd, path, flags)
+    : place == FILE_BENEATH ? open_beneath (dirfd, path, flags)
+    : open_regular_beneath (dirfd, path, flags);
+}

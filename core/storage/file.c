@@ -15,7 +15,6 @@
 
 #include "base/advice.h"
 #include "base/error.h"
-#include "storage/beneath.h"
 #include "storage/file.h"
 #include "storage/locks.h"
 #include "storage/reports.h"
@@ -35,7 +34,7 @@ struct file {
   /* To open it again; NULL if it was adopted. */
   char *path;
   int dirfd; /* owned, or AT_FDCWD */
-  bool beneath;
+  enum file_place place;
 
   struct reports reports, durable_reports; /* to fd, and to durable_fd */
 };
@@ -246,16 +245,6 @@ file_close (struct storage *s)
   free (f);
 }
 
-static int
-open_fd (int dirfd, const char *path, bool beneath, int access)
-{
-  /* O_NONBLOCK: opening a FIFO must not wait for its other end. */
-  const int flags = access | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
-
-  return beneath ? open_beneath (dirfd, path, flags)
-    : openat (dirfd, path, flags);
-}
-
 /* Fill in what fstat and lseek know.  Returns -1 with the error set. */
 static int
 examine (struct file *f)
@@ -292,10 +281,10 @@ examine (struct file *f)
 
 /* Remember how to open it again.  Returns -1 with errno set. */
 static int
-remember (struct file *f, int dirfd, const char *path, bool beneath)
+remember (struct file *f, int dirfd, const char *path, enum file_place place)
 {
   f->path = strdup (path);
-  f->beneath = beneath;
+  f->place = place;
   f->dirfd = dirfd;
   if (f->path == NULL)
     return -1;
@@ -437,8 +426,8 @@ reopen (const struct file *f)
   int fd;
 
   snprintf (self, sizeof self, "/proc/self/fd/%d", f->reading_fd);
-  fd = open_fd (AT_FDCWD, self, false, O_RDWR);
-  return fd != -1 ? fd : open_fd (f->dirfd, f->path, f->beneath, O_RDWR);
+  fd = open_in_place (AT_FDCWD, self, FILE_ANYWHERE, O_RDWR);
+  return fd != -1 ? fd : open_in_place (f->dirfd, f->path, f->place, O_RDWR);
 }
 
 /* The same, if it still is under its name: else nobody would find what is
@@ -581,16 +570,16 @@ new_file (const char *name)
 }
 
 struct storage *
-storage_file_open (int dirfd, const char *path, bool beneath,
+storage_file_open (int dirfd, const char *path, enum file_place place,
                    const char *name)
 {
   struct file *f = new_file (name);
 
   if (f == NULL)
     return NULL;
-  if (remember (f, dirfd, path, beneath) == 0)
+  if (remember (f, dirfd, path, place) == 0)
     f->fd = f->reading_fd = f->durable_fd =
-      open_fd (dirfd, path, beneath, O_RDONLY);
+      open_in_place (dirfd, path, place, O_RDONLY);
   if (f->fd == -1)
     error_set (errno, "%s: %s", name, strerror (errno));
   else if (examine (f) == 0)

@@ -7,15 +7,16 @@
 
 #include <sys/stat.h>
 
+#include "storage/beneath.h"
 #include "storage/storage.h"
 
 /* Open a file or block device, read-only, relative to the directory dirfd
- * (AT_FDCWD if none).  If it must lie beneath that then EXDEV is the error of
- * a path that leads out of it.  name is for messages.  Neither waits for the
- * writer of a FIFO nor accepts one.  Returns NULL with the error set.
+ * (AT_FDCWD if none).  name is for messages.  Neither waits for the writer of
+ * a FIFO nor accepts one.  Returns NULL with the error set.
  */
 extern struct storage *storage_file_open (int dirfd, const char *path,
-                                          bool beneath, const char *name);
+                                          enum file_place place,
+                                          const char *name);
 
 /* A storage of a file or block device that the caller has open for reading
  * and writing.  fd is owned from here on, even after an error.  It is never

@@ -25,4 +25,12 @@ extern struct storage *storage_open_path (const char *path);
 extern struct storage *storage_open_beneath (int dirfd, const char *path,
                                              const char *name);
 
+/* The same, and nothing but a regular file is opened: EINVAL. */
+extern struct storage *storage_open_regular (int dirfd, const char *path,
+                                             const char *name);
+
+/* The same for any path, relative to a directory that is open, or absolute. */
+extern struct storage *storage_open_at (int dirfd, const char *path,
+                                        const char *name);
+
 #endif /* CORE_STORAGE_OPEN_H */

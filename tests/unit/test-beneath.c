@@ -11,9 +11,12 @@
 #include <ftw.h>
 #include <limits.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -40,6 +43,7 @@ __wrap_syscall (long nr, int fd, const char *path, void *how, size_t size)
 /* Before the n-th call from now on somebody does this. */
 static void (*strike) (void);
 static unsigned strike_at, nr_calls;
+static bool no_proc; /* it is not mounted */
 
 extern int __real_openat (int dir, const char *path, int flags, mode_t mode);
 extern int __wrap_openat (int dir, const char *path, int flags, mode_t mode);
@@ -48,6 +52,10 @@ __wrap_openat (int dir, const char *path, int flags, mode_t mode)
 {
   if (++nr_calls == strike_at)
     strike ();
+  if (no_proc && strncmp (path, "/proc/", 6) == 0) {
+    errno = ENOENT;
+    return -1;
+  }
   return __real_openat (dir, path, flags, mode);
 }
 
@@ -76,12 +84,14 @@ count_descriptors (void)
   return n;
 }
 
+typedef int open_fn (int dirfd, const char *path, int flags);
+
 /* What the file at this path says; or an errno, less than 0. */
 static int
-read_beneath (const char *path)
+read_by (open_fn *open, const char *path)
 {
   const unsigned before = count_descriptors ();
-  const int fd = open_beneath (root, path, O_RDONLY | O_CLOEXEC);
+  const int fd = open (root, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   struct stat st;
   char c = 0;
   int r;
@@ -96,6 +106,18 @@ read_beneath (const char *path)
     close (fd);
   CHECK_EQ (count_descriptors (), before);
   return r;
+}
+
+static int
+read_beneath (const char *path)
+{
+  return read_by (open_beneath, path);
+}
+
+static int
+read_regular (const char *path)
+{
+  return read_by (open_regular_beneath, path);
 }
 
 /* ------------------------------------------------------------------- tests */
@@ -238,6 +260,44 @@ test_deep (void)
   }
 }
 
+static void
+make_socket (const char *path)
+{
+  struct sockaddr_un a = { .sun_family = AF_UNIX };
+  const int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+  strcpy (a.sun_path, path);
+  CHECK_OK (bind (fd, (struct sockaddr *) &a, sizeof a));
+  close (fd);
+}
+
+/* What is no regular file is refused, and does not wait for anybody.  The same
+ * where /proc is not mounted.
+ */
+static void
+test_regular (void)
+{
+  unsigned i;
+  int r, want;
+
+  CHECK_OK (mkfifo ("in/fifo", 0666));
+  CHECK_OK (symlink ("fifo", "in/to-fifo"));
+  make_socket ("in/socket");
+  for (i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
+    want = cases[i].want == 'd' ? -EINVAL : cases[i].want;
+    r = read_regular (cases[i].path);
+    if (r != want)
+      check_failed (__FILE__, __LINE__, "%s: %d, not %d (no /proc: %d)",
+                    cases[i].path, r, want, no_proc);
+  }
+  CHECK_EQ (read_regular ("fifo"), -EINVAL);
+  CHECK_EQ (read_regular ("to-fifo"), -EINVAL);
+  CHECK_EQ (read_regular ("socket"), -EINVAL);
+  CHECK_OK (unlink ("in/fifo"));
+  CHECK_OK (unlink ("in/to-fifo"));
+  CHECK_OK (unlink ("in/socket"));
+}
+
 /* ------------------------------------------------------------- an attacker */
 
 static void
@@ -269,9 +329,16 @@ exchange_folder (void)
   exchange ("in/sub", "../out");
 }
 
+/* What opening it would do something with. */
+static void
+exchange_with_folder (void)
+{
+  exchange ("in/sub/x", ".");
+}
+
 /* Whatever is exchanged at whatever moment, what lies outside is not opened. */
 static void
-test_attack (void (*attack) (void), const char *what)
+test_attack (open_fn *open, void (*attack) (void), const char *what)
 {
   unsigned n = 0, refused = 0;
   int r;
@@ -281,9 +348,9 @@ test_attack (void (*attack) (void), const char *what)
     strike = attack;
     strike_at = ++n;
     nr_calls = 0;
-    r = read_beneath ("sub/x");
+    r = read_by (open, "sub/x");
     strike_at = 0;
-    CHECK (r == 'i' || r == -EXDEV || r == -ELOOP);
+    CHECK (r == 'i' || r == -EXDEV || r == -ELOOP || r == -EINVAL);
     if (r != 'i')
       refused++;
     put_back (what);
@@ -312,8 +379,14 @@ main (void)
   test_cases ();
   test_long ();
   test_deep ();
-  test_attack (exchange_file, "in/sub/x");
-  test_attack (exchange_folder, "in/sub");
+  test_regular ();
+  test_attack (open_beneath, exchange_file, "in/sub/x");
+  test_attack (open_beneath, exchange_folder, "in/sub");
+  test_attack (open_regular_beneath, exchange_file, "in/sub/x");
+  test_attack (open_regular_beneath, exchange_with_folder, "in/sub/x");
+  no_proc = true;
+  test_regular ();
+  test_attack (open_regular_beneath, exchange_with_folder, "in/sub/x");
   close (root);
   if (chdir ("..") == -1 ||
       nftw (folder, remove_it, 16, FTW_DEPTH | FTW_PHYS) == -1)

@@ -82,7 +82,7 @@ open_storage (void)
 
   CHECK (unlink (path) == 0 || access (path, F_OK) == -1);
   append (0, "ours");
-  s = must_have (storage_file_open (AT_FDCWD, path, false, path));
+  s = must_have (storage_file_open (AT_FDCWD, path, FILE_ANYWHERE, path));
   storage_set_locking (s, STORAGE_LOCKING_OFF);
   CHECK_OK (storage_make_writable (s, STORAGE_WRITE, 0));
   return s;

@@ -99,6 +99,41 @@ test_read_before (void)
   memory_disk_free (&disk);
 }
 
+static struct image *
+open_again (const struct verdict *verdict)
+{
+  const struct image_options options = {
+    .chain.file = "test",
+    .chain.storage = memory_disk_open (&disk, "test", &control),
+    .cache_size = IMAGE_DEFAULT_CACHE_SIZE,
+    .verdict = verdict,
+  };
+  struct image *im = image_open (&options);
+
+  if (im == NULL) {
+    fprintf (stderr, "%s\n", error_message ());
+    abort ();
+  }
+  return im;
+}
+
+/* Nor by who opens it again, and knows. */
+static void
+check_sticks_elsewhere (const struct verdict *verdict)
+{
+  static const struct writer_options options = { 0 };
+  struct image *im = open_again (verdict);
+  const uint64_t writes = control.writes;
+
+  CHECK_EQ (image_repair (im, IMAGE_REPAIR_ALL, summary, sizeof summary),
+            (uint64_t) -1);
+  CHECK_ERROR (EIO, "a repair failed");
+  CHECK_EQ (image_make_writable (im, &options), (uint64_t) -1);
+  CHECK_ERROR (EIO, "a repair failed");
+  CHECK_OK (image_close (im));
+  CHECK_EQ (control.writes, writes);
+}
+
 /* I10: once a call fails that writes, what is read back may not be on the
  * disk, so that no second try may find that all is well.
  */
@@ -106,6 +141,7 @@ static bool
 check_failure_sticks (uint64_t call)
 {
   static const struct writer_options options = { 0 };
+  struct verdict verdict;
   struct image *im;
   uint64_t writes;
   bool failed;
@@ -126,7 +162,11 @@ check_failure_sticks (uint64_t call)
     CHECK_ERROR (EIO, "a repair failed");
     CHECK_EQ (control.writes, writes);
   }
+  image_verdict (im, &verdict);
+  CHECK_EQ (verdict.sticks, failed);
   CHECK_OK (image_close (im));
+  if (failed)
+    check_sticks_elsewhere (&verdict);
 
   /* Opened anew it goes well. */
   im = open_image ();
@@ -154,6 +194,7 @@ static void
 test_verdict (void)
 {
   struct builder b;
+  struct verdict verdict;
   struct image *im;
   uint64_t reads;
 
@@ -178,6 +219,24 @@ test_verdict (void)
             (uint64_t) -1);
   CHECK_ERROR (EIO, "errors are left");
   CHECK_EQ (control.preads, reads);
+  image_verdict (im, &verdict);
+  CHECK (verdict.known && !verdict.sticks);
+  CHECK_OK (image_close (im));
+
+  /* Nor when it is opened again, as long as it is the same. */
+  im = open_again (&verdict);
+  reads = control.preads;
+  CHECK_EQ (image_repair (im, IMAGE_REPAIR_DIRTY, summary, sizeof summary),
+            (uint64_t) -1);
+  CHECK_ERROR (EIO, "errors are left");
+  CHECK_EQ (control.preads, reads);
+  CHECK_OK (image_close (im));
+  verdict.stamp.modified.tv_nsec++;
+  im = open_again (&verdict);
+  reads = control.preads;
+  CHECK_EQ (image_repair (im, IMAGE_REPAIR_DIRTY, summary, sizeof summary),
+            (uint64_t) -1);
+  CHECK (control.preads > reads);
   CHECK_OK (image_close (im));
   memory_disk_free (&disk);
   build_free (&b);
