@@ -92,6 +92,17 @@ image_check_may_write (const struct image *im)
   return -1;
 }
 
+/* Whether it can be read at all.  If not, nothing there is known to be damaged.
+ */
+static bool
+can_be_read (const struct image *im)
+{
+  struct storage *s = image_storage (im);
+  char byte;
+
+  return s->ops->pread (s, &byte, 1, 0) != -1;
+}
+
 /* writer_lock held. */
 static int
 make_writable (struct image *im, const struct writer_options *options)
@@ -108,7 +119,8 @@ make_writable (struct image *im, const struct writer_options *options)
   w = im->kind->open_writer (im, options);
   if (w == NULL) {
     /* What is not supported is not repaired, and has advice of its own. */
-    if (error_errno () != ENOMEM && error_errno () != ENOTSUP)
+    if (error_errno () != ENOMEM && error_errno () != ENOTSUP &&
+        can_be_read (im))
       advise (ADVICE_REPAIR);
     keep_verdict (im);
     return -1;

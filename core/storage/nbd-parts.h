@@ -203,7 +203,7 @@ extern void pool_destroy (struct pool *p);
 
 /* Have these commands done, by one connection, as conn_run; those that only
  * read by another one if it is lost.  Returns -1 with errno set: ENOTCONN or
- * ETIMEDOUT after a loss, ESTALE where N2 failed.
+ * ETIMEDOUT after a loss, ENOLINK by N1 and N3, ESTALE where N2 failed.
  */
 extern int pool_run (struct pool *p, const struct conn_command *commands,
                      unsigned nr);

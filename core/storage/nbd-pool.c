@@ -263,7 +263,7 @@ enter (struct pool *p)
     else if (p->replaced)
       err = ESTALE;
     else if (p->writable || p->uri == NULL) /* N1, N3 */
-      err = ENOTCONN;
+      err = ENOLINK;
     else if (p->connecting)
       pthread_cond_wait (&p->changed, &p->lock);
     else if (connect_again (p) == -1)
@@ -446,7 +446,7 @@ pool_run (struct pool *p, const struct conn_command *commands, unsigned nr)
     settle (p);
   do {
     if (!reads && atomic_load (&p->lost)) { /* N1 */
-      errno = ENOTCONN;
+      errno = ENOLINK;
       return -1;
     }
     r = run_once (p, commands, nr, &again);
@@ -454,7 +454,7 @@ pool_run (struct pool *p, const struct conn_command *commands, unsigned nr)
   } while (r == -1 && again && reads && losses++ <= p->max);
   /* An answered flush never lies. */
   if (r == 0 && !reads && atomic_load (&p->lost)) {
-    errno = ENOTCONN;
+    errno = ENOLINK;
     r = -1;
   }
   return r;

@@ -15,6 +15,14 @@
 #include "base/error.h"
 #include "storage/storage.h"
 
+/* Why a call failed. */
+static const char *
+reason (int err)
+{
+  return err == ENOLINK ? "the connection to its server is lost, until it is "
+    "opened anew" : strerror (err);
+}
+
 int
 storage_read (struct storage *s, void *buf, size_t count,
               struct host_off offset)
@@ -29,7 +37,7 @@ storage_read (struct storage *s, void *buf, size_t count,
       if (errno == EINTR)
         continue;
       error_set (EIO, "%s: reading %zu bytes at offset 0x%" PRIx64 ": %s",
-                 s->name, count, at, strerror (errno));
+                 s->name, count, at, reason (errno));
       return -1;
     }
     if (r == 0) {
@@ -58,7 +66,7 @@ storage_read_present (struct storage *s, void *buf, size_t count,
     if (r <= 0) {
       error_set (EIO, "%s: reading %zu bytes at offset 0x%" PRIx64 ": %s",
                  s->name, count - done, offset.v + done,
-                 r == -1 ? strerror (errno) : "the file ends there");
+                 r == -1 ? reason (errno) : "the file ends there");
       return -1;
     }
     done += r;
@@ -77,7 +85,7 @@ storage_read_many (struct storage *s, const struct storage_run *runs,
     if (s->ops->pread_many (s, runs, nr) == 0)
       return 0;
     error_set (EIO, "%s: reading %u ranges from offset 0x%" PRIx64 " on: %s",
-               s->name, nr, runs[0].offset.v, strerror (errno));
+               s->name, nr, runs[0].offset.v, reason (errno));
     return -1;
   }
   for (i = 0; i < nr; ++i)
@@ -137,7 +145,7 @@ storage_writev (struct storage *s, struct iovec *iov, int nr,
       if (errno == EINTR)
         continue;
       error_set (write_errno (errno), "%s: writing at offset 0x%" PRIx64
-                 ": %s", s->name, at, strerror (errno));
+                 ": %s", s->name, at, reason (errno));
       if (at > offset.v) /* what was written is there */
         note_size (s, at);
       return -1;
@@ -179,7 +187,7 @@ wrote_many (struct storage *s, const struct storage_run *runs, unsigned nr,
   if (r == -1) {
     error_set (write_errno (errno), "%s: writing %u ranges from offset 0x%"
                PRIx64 " on: %s", s->name, nr, runs[0].offset.v,
-               strerror (errno));
+               reason (errno));
     return -1;
   }
   for (i = 0; i < nr; ++i)
@@ -215,7 +223,7 @@ storage_flush (struct storage *s)
 {
   if (s->ops->flush (s) == 0)
     return 0;
-  error_set (EIO, "%s: flushing: %s", s->name, strerror (errno));
+  error_set (EIO, "%s: flushing: %s", s->name, reason (errno));
   return -1;
 }
 

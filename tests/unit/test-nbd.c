@@ -18,7 +18,6 @@
 #include "far-server.h"
 #include "odd-server.h"
 #include "random.h"
-#include "seconds.h"
 #include "storage/nbd.h"
 
 #define SIZE (UINT64_C (3) << 20)
@@ -420,36 +419,6 @@ test_lost_writing (const char *arguments)
   far_end (&server);
 }
 
-/* N1: connections that take their time.  What is read does not wait for them, and
- * what is written does.
- */
-static void
-test_first_write (void)
-{
-  struct far_nbdkit server;
-  struct storage *s;
-  uint8_t buf[512];
-  double began;
-
-  far_start (&server, "--filter=delay memory 1M delay-open=2");
-  s = storage_nbd_open (server.uri, &defaults, "far");
-  CHECK (s != NULL);
-  began = seconds ();
-  CHECK_OK (storage_make_writable (s, 0, 0));
-  CHECK_OK (storage_read (s, buf, sizeof buf, at (131072)));
-  CHECK (seconds () - began < 2);
-  CHECK_OK (storage_write (s, "x", 1, at (70000)));
-  CHECK (seconds () - began >= 1.9);
-  CHECK_OK (storage_flush (s));
-  storage_close (s);
-  /* Nor are they left behind. */
-  s = storage_nbd_open (server.uri, &defaults, "far");
-  CHECK (s != NULL);
-  CHECK_OK (storage_make_writable (s, 0, 0));
-  storage_close (s);
-  far_end (&server);
-}
-
 /* Nor may what was written before this one opened it. */
 static void
 test_changed_before (void)
@@ -669,7 +638,6 @@ main (void)
   test_lost_reading ();
   test_lost_writing ("memory 1M");
   test_lost_writing ("--filter=multi-conn memory 1M multi-conn-mode=disable");
-  test_first_write ();
   test_changed_before ();
   test_silence ();
   test_silence_again ();
