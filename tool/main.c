@@ -27,6 +27,7 @@ static const char usage[] =
   "  map      print what is where in it\n"
   "  snapshot list, make, apply and delete internal snapshots\n"
   "  resize   give its disk another size\n"
+  "  bitmap   list, make, change and remove persistent bitmaps\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
@@ -267,6 +268,19 @@ parse_snapshot (struct tool_options *o, enum tool_snapshot action)
   o->name = optarg;
 }
 
+static void
+parse_action (struct tool_options *o, enum bitmap_action_kind kind)
+{
+  const size_t nr = o->nr_bitmap_actions;
+  struct bitmap_action *p = realloc (o->bitmap_actions, (nr + 1) * sizeof *p);
+
+  if (p == NULL)
+    wrong ("out of ", "memory");
+  p[nr] = (struct bitmap_action) { kind, optarg };
+  o->bitmap_actions = p;
+  o->nr_bitmap_actions = nr + 1;
+}
+
 enum {
   OPT_OUTPUT = 256,
   OPT_MESSAGES,
@@ -274,6 +288,13 @@ enum {
   OPT_BACKING_FORMAT,
   OPT_DATA_FILE,
   OPT_SHRINK,
+  OPT_ADD,
+  OPT_REMOVE,
+  OPT_CLEAR,
+  OPT_ENABLE,
+  OPT_DISABLE,
+  OPT_MERGE,
+  OPT_DUMP,
   OPT_HELP,
   OPT_VERSION,
 };
@@ -289,6 +310,16 @@ static const struct option long_options[] = {
   { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
   { "data-file", required_argument, NULL, OPT_DATA_FILE },
   { "shrink", no_argument, NULL, OPT_SHRINK },
+  { "add", no_argument, NULL, OPT_ADD },
+  { "remove", no_argument, NULL, OPT_REMOVE },
+  { "clear", no_argument, NULL, OPT_CLEAR },
+  { "enable", no_argument, NULL, OPT_ENABLE },
+  { "disable", no_argument, NULL, OPT_DISABLE },
+  { "merge", required_argument, NULL, OPT_MERGE },
+  { "dump", no_argument, NULL, OPT_DUMP },
+  { "granularity", required_argument, NULL, 'g' },
+  { "source-file", required_argument, NULL, 'b' },
+  { "source-format", required_argument, NULL, 'F' },
   { "list", no_argument, NULL, 'l' },
   { "create", required_argument, NULL, 'c' },
   { "apply", required_argument, NULL, 'a' },
@@ -298,9 +329,53 @@ static const struct option long_options[] = {
   { NULL, 0, NULL, 0 },
 };
 
+/* Those of `bitmap' alone.  Returns false if it is none of them. */
+static bool
+parse_bitmap_option (struct tool_options *o, int option)
+{
+  switch (option) {
+  case OPT_ADD:
+    parse_action (o, BITMAP_ADD);
+    return true;
+  case OPT_REMOVE:
+    parse_action (o, BITMAP_REMOVE);
+    return true;
+  case OPT_CLEAR:
+    parse_action (o, BITMAP_CLEAR);
+    return true;
+  case OPT_ENABLE:
+    parse_action (o, BITMAP_ENABLE);
+    return true;
+  case OPT_DISABLE:
+    parse_action (o, BITMAP_DISABLE);
+    return true;
+  case OPT_MERGE:
+    parse_action (o, BITMAP_MERGE);
+    return true;
+  case OPT_DUMP:
+    o->dump = true;
+    return true;
+  case 'g':
+    o->granularity = optarg;
+    return true;
+  case 'b':
+    o->source = optarg;
+    return true;
+  case 'F':
+    if (strcmp (optarg, "qcow2") != 0)
+      wrong ("-F must be qcow2: ", "other formats have no bitmaps");
+    o->source_format = true;
+    return true;
+  default:
+    return false;
+  }
+}
+
 static void
 parse_option (struct tool_options *o, int option)
 {
+  if (parse_bitmap_option (o, option))
+    return;
   switch (option) {
   case OPT_OUTPUT:
     parse_output (o, optarg);
@@ -367,12 +442,17 @@ check_options_of (const char *command, const struct tool_options *o)
   const bool check = strcmp (command, "check") == 0;
   const bool snapshot = strcmp (command, "snapshot") == 0;
   const bool resize = strcmp (command, "resize") == 0;
-  const bool one_file = check || snapshot;
+  const bool bitmap = strcmp (command, "bitmap") == 0;
+  const bool one_file = check || snapshot || bitmap;
 
   if (!check && (o->repair || o->progress))
     wrong (command, " takes neither --repair nor --progress");
-  if (!snapshot && o->acts)
+  if (!snapshot && o->acts && !(bitmap && o->snapshot == SNAPSHOT_LIST))
     wrong (command, " takes none of -l, -c, -a and -d");
+  if (!bitmap && (o->nr_bitmap_actions > 0 || o->dump ||
+                  o->granularity != NULL || o->source != NULL ||
+                  o->source_format))
+    wrong (command, " takes no option of `bitmap'");
   if (one_file && o->follow != FOLLOW_NONE)
     wrong (command, " does not take --follow: it looks at one file");
   if (one_file && o->nr_formats > 0)
@@ -403,6 +483,7 @@ static const struct command {
   { "map", tool_map, map_usage },
   { "snapshot", tool_snapshot, snapshot_usage },
   { "resize", tool_resize, resize_usage },
+  { "bitmap", tool_bitmap, tool_bitmap_usage },
 };
 
 static const struct command *
@@ -444,7 +525,9 @@ run (int argc, char *argv[], struct tool_options *o)
     wrong (c->name, ": an image is wanted");
   if (c->run == tool_resize && o->size == NULL)
     wrong (c->name, ": a size is wanted");
-  if (argc > 2)
+  if (argc == 3 && c->run == tool_bitmap)
+    o->name = argv[2];
+  else if (argc > 2)
     wrong (c->name, ": one image at a time");
   o->file = argv[1];
   check_options_of (c->name, o);
@@ -452,7 +535,7 @@ run (int argc, char *argv[], struct tool_options *o)
 }
 
 /* The + ends them at the command. */
-static const char short_options[] = "+Ur:pqf:lc:a:d:";
+static const char short_options[] = "+Ur:pqf:lc:a:d:g:b:F:";
 
 /* Whether an argument says by how much: it looks like an option. */
 static bool

@@ -8,6 +8,8 @@
 #include <stdbool.h>
 
 #include "disk/chain.h"
+#include "manage/bitmap-change.h"
+#include "qcow2/bitmaps.h"
 #include "qcow2/check/repair.h"
 #include "storage/storage.h"
 
@@ -39,10 +41,16 @@ struct tool_options {
   unsigned messages; /* check: to be printed */
   enum tool_snapshot snapshot; /* snapshot */
   bool acts;         /* snapshot: that was said */
-  const char *name;  /* snapshot: of which one */
+  const char *name;  /* snapshot: of which one; bitmap: the one */
   const char *size;  /* resize: as it was given */
   bool help; /* of the command */
   bool shrink;       /* resize */
+  struct bitmap_action *bitmap_actions; /* bitmap: in their order */
+  size_t nr_bitmap_actions;
+  bool dump;               /* bitmap */
+  const char *granularity; /* bitmap: as it was given */
+  const char *source;      /* bitmap: the image to merge from */
+  bool source_format;      /* bitmap: its format was given, and is qcow2 */
   enum follow follow; /* info, map, resize */
   const char *data_file; /* info, map: NULL: what the image names */
 
@@ -53,11 +61,18 @@ struct tool_options {
   unsigned nr_formats;
 };
 
+extern int tool_bitmap (const struct tool_options *o);
 extern int tool_check (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
 extern int tool_resize (const struct tool_options *o);
 extern int tool_snapshot (const struct tool_options *o);
+
+/* What --help says of these. */
+extern const char tool_bitmap_usage[];
+
+/* Print one of a list of bitmaps. */
+extern void tool_print_bitmap (const struct bitmap_info *b, bool json);
 
 /* Advice in terms of options, for advice_choose. */
 extern const char *const tool_advice[];
