@@ -55,27 +55,28 @@ padded (uint32_t length)
   return HEAD + ((size_t) length + 7) / 8 * 8;
 }
 
-/* Note one that is not the list's end. */
+/* Note one that is not the list's end.  Of tables of names one is enough. */
 static void
 note_item (struct layout *l, const struct item *i)
 {
-  const bool first_names = i->type == QCOW2_EXT_FEATURE_NAMES &&
-    l->names.bytes == 0 && i->at < SECTOR;
+  const bool bitmaps = i->type == QCOW2_EXT_BITMAPS;
+  const bool names = i->type == QCOW2_EXT_FEATURE_NAMES;
 
-  if (l->fixed == 0 && !(i->whole && (i->type == QCOW2_EXT_BITMAPS ||
-                                      first_names ||
-                                      i->at + i->bytes <= SECTOR)))
+  if (l->fixed == 0 &&
+      !(i->whole && (bitmaps || names || i->at + i->bytes <= SECTOR)))
     l->fixed = i->at;
-  if (i->type == QCOW2_EXT_BITMAPS)
+  if (bitmaps)
     l->bitmaps_behind |= l->fixed != 0;
-  else if (first_names && l->fixed == 0)
-    l->names = *i;
+  else if (l->fixed != 0)
+    l->other_bytes += i->bytes;
+  else if (names) {
+    if (i->at < SECTOR && i->bytes > l->names.bytes)
+      l->names = *i;
+  }
   else {
     l->other_bytes += i->bytes;
-    if (l->fixed == 0) {
-      l->kept[l->nr++] = *i;
-      l->kept_bytes += i->bytes;
-    }
+    l->kept[l->nr++] = *i;
+    l->kept_bytes += i->bytes;
   }
 }
 

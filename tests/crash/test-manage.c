@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Power cuts and failing storage while an image that nobody serves is changed
- * (core/manage).  Each state reads as the image before or after the command,
- * its snapshots included, and goes on doing so when it is repaired and written.
+ * (core/manage).  Each state reads as the image before or after the command, its
+ * snapshots and bitmaps included, and goes on doing so when it is repaired and
+ * written.
  * Refcounts are never less than the references; until a version 3 image is
  * marked as dirty it is sound, but for leaks.
  *
@@ -11,6 +12,7 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,11 +25,14 @@
 #include "image-check.h"
 #include "image.h"
 #include "maker.h"
+#include "manage/bitmap-change.h"
+#include "manage/bitmap-ranges.h"
 #include "manage/resize.h"
 #include "manage/snapshots.h"
 #include "memory-storage.h"
 #include "must-have.h"
 #include "power-cut.h"
+#include "qcow2/qcow2.h"
 #include "random.h"
 #include "seconds.h"
 
@@ -68,6 +73,62 @@ resize (struct storage *s, const char *how)
                       made->backing != NULL ? made->backing_size : 0);
 }
 
+static int
+bitmap_add (struct storage *s, const char *name)
+{
+  static const struct bitmap_action actions[] = { { BITMAP_ADD, NULL } };
+  const struct bitmap_change c = {
+    .name = name, .action = actions, .nr = 1, .granularity = 512,
+  };
+
+  return bitmap_change (s, &c);
+}
+
+static int
+bitmap_remove (struct storage *s, const char *name)
+{
+  static const struct bitmap_action actions[] = { { BITMAP_REMOVE, NULL } };
+  const struct bitmap_change c = { .name = name, .action = actions, .nr = 1 };
+
+  return bitmap_change (s, &c);
+}
+
+static int
+bitmap_clear (struct storage *s, const char *name)
+{
+  static const struct bitmap_action actions[] = {
+    { BITMAP_CLEAR, NULL }, { BITMAP_DISABLE, NULL },
+  };
+  const struct bitmap_change c = { .name = name, .action = actions, .nr = 2 };
+
+  return bitmap_change (s, &c);
+}
+
+/* Another one is merged into it. */
+static int
+bitmap_merge (struct storage *s, const char *name)
+{
+  static const struct bitmap_action actions[] = { { BITMAP_MERGE, "parts" } };
+  const struct bitmap_change c = { .name = name, .action = actions, .nr = 1 };
+
+  return bitmap_change (s, &c);
+}
+
+/* And it is made again of several, with other bits. */
+static int
+bitmap_again (struct storage *s, const char *name)
+{
+  static const struct bitmap_action actions[] = {
+    { BITMAP_REMOVE, NULL }, { BITMAP_ADD, NULL }, { BITMAP_MERGE, "clean" },
+    { BITMAP_MERGE, "parts" },
+  };
+  const struct bitmap_change c = {
+    .name = name, .action = actions, .nr = 4, .granularity = 4096,
+  };
+
+  return bitmap_change (s, &c);
+}
+
 static const struct command commands[] = {
   { "create", create, "new" },
   { "apply", snapshot_apply, NULL },
@@ -75,6 +136,14 @@ static const struct command commands[] = {
   { "grow", resize, "+" },
   { "shrink", resize, "-" },
   { "shrink-all", resize, "0" },
+  { "bitmap-add", bitmap_add, "added" },
+  { "bitmap-remove", bitmap_remove, "dirty" },
+  { "bitmap-remove", bitmap_remove, "parts" },
+  { "bitmap-remove", bitmap_remove, "only" },
+  { "bitmap-clear", bitmap_clear, "parts" },
+  { "bitmap-clear", bitmap_clear, "only" },
+  { "bitmap-merge", bitmap_merge, "clean" },
+  { "bitmap-again", bitmap_again, "dirty" },
 };
 
 /* ----------------------------------------------------------------- contents */
@@ -85,8 +154,9 @@ struct view {
   char name[MAX_EXPORTS][64];
   uint8_t *content[MAX_EXPORTS];
   uint64_t size[MAX_EXPORTS];
+  char bitmaps[8192]; /* all of them, and what is dirty */
+  size_t length;      /* of that */
 };
-
 
 static struct image *
 open_image (struct storage *s)
@@ -131,6 +201,51 @@ read_export (const struct image *im, struct view *v, unsigned i)
   return ok;
 }
 
+static void
+note (struct view *v, const char *text, uint64_t a, uint64_t b)
+{
+  v->length += snprintf (v->bitmaps + v->length,
+                         sizeof v->bitmaps - v->length, "%s %" PRIu64 " %"
+                         PRIu64 "\n", text, a, b);
+  if (v->length >= sizeof v->bitmaps)
+    abort ();
+}
+
+static int
+note_range (void *opaque, uint64_t start, uint64_t length)
+{
+  note (opaque, "", start, length);
+  return 0;
+}
+
+struct bitmaps_view {
+  struct storage *storage;
+  struct header header;
+  struct view *view;
+};
+
+static int
+note_bitmap (void *opaque, const struct bitmap_info *b)
+{
+  const struct bitmaps_view *v = opaque;
+
+  note (v->view, b->name, b->granularity_bits, b->state);
+  return bitmap_ranges (v->storage, &v->header, b->name, note_range, v->view);
+}
+
+static bool
+view_bitmaps (const void *bytes, uint64_t size, struct view *v)
+{
+  struct bitmaps_view b = {
+    .storage = memory_storage_new ("state", bytes, size, NULL), .view = v,
+  };
+  const bool ok = qcow2_read_header (b.storage, &b.header) == 0 &&
+    bitmaps_list (b.storage, &b.header, note_bitmap, &b) == 0;
+
+  storage_close (b.storage);
+  return ok;
+}
+
 static bool
 view_image (const struct image *im, struct view *v)
 {
@@ -154,15 +269,15 @@ view_free (struct view *v)
     free (v->content[i]);
 }
 
-/* Whether they are the same but for the live disk, which is the first, if
- * that does not count.
+/* Whether they are the same but for the live disk, which is the first, and the
+ * bitmaps if these do not count.
  */
 static bool
 views_equal (const struct view *a, const struct view *b, bool live)
 {
   unsigned i;
 
-  if (a->nr != b->nr)
+  if (a->nr != b->nr || (live && strcmp (a->bitmaps, b->bitmaps) != 0))
     return false;
   for (i = live ? 0 : 1; i < a->nr; ++i)
     if (strcmp (a->name[i], b->name[i]) != 0 || a->size[i] != b->size[i] ||
@@ -178,7 +293,8 @@ view_bytes (const void *bytes, uint64_t size, struct view *v)
 {
   struct image *im = open_image (memory_storage_new ("state", bytes, size,
                                                      NULL));
-  const bool ok = im != NULL && view_image (im, v);
+  const bool ok = im != NULL && view_image (im, v) &&
+    view_bitmaps (bytes, size, v);
 
   if (!ok)
     check_failed (__FILE__, __LINE__, "%s: it can't be read: %s", what,
@@ -486,7 +602,8 @@ try_command (const struct command *c, const char *argument)
     fail_everywhere (c, argument);
     view_free (&after);
   }
-  else if (disk.changes > 0 || error_errno () != ENOTSUP)
+  else if (disk.changes > 0 ||
+           (error_errno () != ENOTSUP && error_errno () != ENOENT))
     check_failed (__FILE__, __LINE__, "%s: it failed, after %" PRIu64
                   " changes: %s", subject, disk.changes, error_message ());
   crash_disk_free (&disk);
@@ -499,6 +616,41 @@ wanted (const char *argument, const char *is)
   return argument == NULL || strcmp (argument, is) == 0;
 }
 
+/* "+" behind a name: the image has got a bitmap "only", some of it dirty. */
+static void
+add_bitmap (struct made *m)
+{
+  static const struct bitmap_action actions[] = { { BITMAP_ADD, NULL } };
+  const struct bitmap_change c = {
+    .name = "only", .action = actions, .nr = 1, .granularity = 512,
+  };
+  struct crash_disk disk;
+  struct storage *s;
+
+  crash_disk_init (&disk, m->bytes, m->size);
+  s = crash_storage_open (&disk, "test");
+  CHECK_OK (bitmap_change (s, &c));
+  storage_close (s);
+  free (m->bytes);
+  m->bytes = must_have (malloc (disk.size));
+  memcpy (m->bytes, disk.bytes, disk.size);
+  m->size = disk.size;
+  crash_disk_free (&disk);
+}
+
+static void
+make_image (struct made *m, const char *name)
+{
+  char is[100];
+  const size_t length = strcspn (name, "+");
+
+  snprintf (is, sizeof is, "%.*s", (int) length, name);
+  if (!made_image (m, is))
+    abort ();
+  if (name[length] == '+')
+    add_bitmap (m);
+}
+
 static unsigned
 try_image (const char *name, const char *command, const char *which)
 {
@@ -506,8 +658,7 @@ try_image (const char *name, const char *command, const char *which)
   struct made m;
   unsigned i, j, done = 0;
 
-  if (!made_image (&m, name))
-    abort ();
+  make_image (&m, name);
   made = &m;
   snprintf (what, sizeof what, "%s", name);
   view_bytes (m.bytes, m.size, &before);
@@ -538,6 +689,7 @@ static const char *const images[] = {
   "v3-c1k-r4-comp-holes-tail-autoclear", "v3-c4k-r32-snap2-bitmap",
   "v3-c16k-ext-snap-comp-holes-tail", "v3-c512-known-holes",
   "v2-c1k-comp-snap-shortback", "v2-c512-full-snap", "v2-c512-holes",
+  "v3-c512-known-holes+", "v3-c512-bitmap-holes-comp-back",
 #ifdef HAVE_GNUTLS
   "v3-c512-aes-holes-snap-comp-back",
 #endif
