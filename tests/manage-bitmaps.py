@@ -209,6 +209,58 @@ def sequence(kind, backing, rnd, steps):
     compare("%s: the first again" % opts, True)
 
 
+def resized(kind, rnd):
+    """Disabled bitmaps become what they become by qemu-img; enabled ones have the
+    new part of the disk as well, from the granule on in which it begins."""
+    global commands, comparisons
+    opts = ",".join("%s=%s" % i for i in kind.items())
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", opts, OURS, str(SIZE))
+    grain = {}
+    for name in NAMES[:4]:
+        g = rnd.choice([512, 4096, 65536, 1 << 20, 1 << 31])
+        run("qemu-img", "bitmap", "--add", "-g", str(g), OURS, name)
+        grain[name] = g
+        write(rnd, OURS)
+    run("qemu-io", "-f", "qcow2", "-c", "write %d 512" % (SIZE - 512), OURS)
+    for name in NAMES[:2]:
+        run("qemu-img", "bitmap", "--disable", OURS, name)
+    shutil.copy(OURS, THEIRS)
+    size, added = SIZE, {name: [] for name in grain}
+    for new in rnd.sample([SIZE + 512, SIZE // 2 + 512, SIZE // 3, 512,
+                           SIZE + (1 << 20), 3 << 30, 17 << 30], 4):
+        commands += 1
+        run(TOOL, "resize", "-q", "--shrink", "--follow=any", OURS, str(new))
+        run("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", THEIRS,
+            str(new))
+        run("qemu-img", "check", "-q", OURS)
+        for name, g in grain.items():
+            add = [r for r in added[name] if r[0] < new]
+            if new > size and name in NAMES[2:]:
+                add.append((size // g * g, new))
+            added[name] = [(s, min(e, new)) for s, e in add]
+            # Shrunk within a granule that is new: all of it stays dirty.
+            edge = -(-new // g) * g
+            theirs = [(s, s + n) for s, n in dump(THEIRS, name)]
+            want = join(theirs + [(s, min(-(-e // g) * g, edge, new))
+                                  for s, e in added[name]])
+            have = [(s, s + n) for s, n in dump(OURS, name)]
+            comparisons += 1
+            if have != want:
+                raise SystemExit("%s, %d bytes after %d: %s is %s and not %s" %
+                                 (opts, new, size, name, have, want))
+        size = new
+
+
+def join(ranges):
+    out = []
+    for s, e in sorted(ranges):
+        if out and s <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], e))
+        else:
+            out.append((s, e))
+    return out
+
+
 with open(BASE, "wb") as f:
     f.write(random.Random(1).randbytes(SIZE))
 seed = int(os.environ.get("QTEST_SEED", "17"))
@@ -218,4 +270,5 @@ for i, kind in enumerate(KINDS):
             continue
         rnd = random.Random(seed * 1000 + i * 2 + j)
         sequence(kind, backing, rnd, int(8 * VOLUME))
+        resized(kind, rnd)
 print("%d commands, %d comparisons" % (commands, comparisons))

@@ -111,7 +111,7 @@ put_header (const struct bitmap_set *b, const struct bitmap_header *directory,
                      moved.at) == -1)
     return -1;
   memcpy (e->sector, buf, sizeof e->sector);
-  e->header.hint = hint;
+  e->hint = hint;
   return 0;
 }
 

@@ -124,10 +124,9 @@ too_large (const struct bitmap_set *b, const char *what, uint64_t max)
   return -1;
 }
 
-/* How many parts a bitmap of this disk has. */
-static int
-count_parts (const struct bitmap_set *b, unsigned granularity_bits,
-             uint64_t size, uint32_t *nr)
+int
+bitmap_set_count_parts (const struct bitmap_set *b, unsigned granularity_bits,
+                        uint64_t size, uint32_t *nr)
 {
   const struct header *h = &b->e->header;
   const uint64_t parts =
@@ -178,7 +177,7 @@ bitmap_set_add (struct bitmap_set *b, const char *name, unsigned bits)
   };
   struct bitmap_member *p;
 
-  if (count_parts (b, bits, b->disk_size, &m.nr_parts) == -1)
+  if (bitmap_set_count_parts (b, bits, b->disk_size, &m.nr_parts) == -1)
     return -1;
   p = realloc (b->member, (b->nr + 1) * sizeof *p);
   if (p == NULL)
@@ -205,7 +204,8 @@ check_table (const struct bitmap_set *b, const struct bitmap_member *m)
 
   /* Who left it in use may have left it for a disk of another size. */
   if (m->state != BITMAP_IN_USE &&
-      count_parts (b, m->granularity_bits, h->disk_size, &nr) == -1)
+      bitmap_set_count_parts (b, m->granularity_bits, h->disk_size,
+                              &nr) == -1)
     return -1;
   if (nr != m->nr_parts) {
     error_set (EINVAL, "%s: bitmap directory entry at offset 0x%" PRIx64 ": a "
@@ -353,8 +353,8 @@ fill_bits (uint8_t *p, uint64_t first, uint64_t end, bool set)
       (unsigned) set << first % 8;
 }
 
-/* Give the bits from first to end (exclusive) a value.  The last part's bits
- * beyond those of the disk may have either.
+/* Give the bits from first to end (exclusive) a value.  If they end with the
+ * disk's the last part's beyond that may get either.
  */
 static int
 set_bits (struct bitmap_set *b, struct bitmap_member *m, uint64_t first,
@@ -389,4 +389,29 @@ bitmap_set_mark (struct bitmap_set *b, struct bitmap_member *m, uint64_t start,
 {
   return set_bits (b, m, start >> m->granularity_bits,
                    bitmap_nr_bits (start + length, m->granularity_bits), true);
+}
+
+int
+bitmap_set_clear_bits (struct bitmap_set *b, struct bitmap_member *m,
+                       uint64_t first, uint64_t end)
+{
+  const uint64_t per_part = b->e->header.cluster_size * 8;
+  const uint32_t i = first / per_part;
+
+  /* Most often they are clear. */
+  if (m->bits[i] == NULL && bitmap_is_cluster (m->now[i])) {
+    const bool changed = m->changed;
+
+    if (open_part (b, m, i) == -1)
+      return -1;
+    if (!bitmap_bit (m->bits[i], first % per_part) &&
+        bitmap_same (m->bits[i], first % per_part, per_part) ==
+        per_part - first % per_part) {
+      free (m->bits[i]);
+      m->bits[i] = NULL;
+      m->changed = changed;
+      return 0;
+    }
+  }
+  return set_bits (b, m, first, end, false);
 }

@@ -91,14 +91,51 @@ extern void bitmap_set_clear (struct bitmap_set *b, struct bitmap_member *m);
 extern int bitmap_set_mark (struct bitmap_set *b, struct bitmap_member *m,
                             uint64_t start, uint64_t length);
 
+/* Clear the bits from first to end (exclusive), which is the end of that part.
+ * Returns -1 with the error set: EIO, ENOMEM.
+ */
+extern int bitmap_set_clear_bits (struct bitmap_set *b,
+                                  struct bitmap_member *m, uint64_t first,
+                                  uint64_t end);
+
+/* How many parts a bitmap of a disk of this size has.  Returns -1 with the error
+ * set: ENOTSUP for a limit.
+ */
+extern int bitmap_set_count_parts (const struct bitmap_set *b,
+                                   unsigned granularity_bits, uint64_t size,
+                                   uint32_t *nr);
+
+/* ------------------------------------------- the disk itself is to change (I14)
+ *
+ * Load the bitmaps which that concerns: the enabled ones, and if it is resized
+ * the others, too.  Returns -1 with the error set: ENOTSUP if one can't follow;
+ * EINVAL or EIO for damage, ENOMEM.
+ */
+extern int bitmap_set_follow (struct bitmap_set *b, bool resized);
+extern bool bitmap_set_any_enabled (const struct bitmap_set *b);
+
+/* After that: these bytes (> 0) of the disk change.  Errors: EIO, ENOMEM. */
+extern int bitmap_set_mark_enabled (struct bitmap_set *b, uint64_t start,
+                                    uint64_t length);
+
+/* The same, opaque being the set. */
+extern int bitmap_set_mark_range (void *opaque, uint64_t start,
+                                  uint64_t length);
+
+/* And it gets this size, a multiple of 512.  What is new is dirty in enabled
+ * bitmaps, since it may have had other content before it was cut off once; and
+ * clean in others, as in QEMU.  Returns -1 with the error set: ENOTSUP for a
+ * limit; EIO, ENOMEM.
+ */
+extern int bitmap_set_resize (struct bitmap_set *b, uint64_t size);
+
 /* ------------------------------------------------------------ writing them
  *
  * bitmap_set_plan finds what needs no writing, and whether the rest can be done:
  * to be called after the last change.  Then come, if b->changed:
  *   edit_take       with a space of bitmap_set_bytes, if that is not 0;
- *   bitmap_set_fill writes that space, and changes e->sector to lead there, as
- *                   the last thing before
- *   edit_switch;    nothing is to be given back after that has failed;
+ *   bitmap_set_fill writes that space, and changes e->sector to lead there;
+ *   edit_switch;
  *   bitmap_set_drop adds what they don't need any more to refs.
  * All return -1 with the error set.
  */

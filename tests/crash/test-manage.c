@@ -303,6 +303,59 @@ view_bytes (const void *bytes, uint64_t size, struct view *v)
   return ok;
 }
 
+/* -------------------------------------------------------------------- bitmaps */
+
+/* opaque: whether a sector is not dirty yet. */
+static int
+take_off (void *opaque, uint64_t start, uint64_t length)
+{
+  uint8_t *clean = opaque;
+
+  memset (clean + start / 512, 0, (length + 511) / 512);
+  return 0;
+}
+
+/* Whether the sector reads otherwise now, or was not there. */
+static bool
+has_changed (uint64_t sector)
+{
+  const uint64_t at = sector * 512;
+
+  return at + 512 > before.size[0] ||
+    memcmp (before.content[0] + at, after.content[0] + at, 512) != 0;
+}
+
+static int
+check_bitmap (void *opaque, const struct bitmap_info *b)
+{
+  const struct bitmaps_view *v = opaque;
+  const uint64_t nr = after.size[0] / 512;
+  uint8_t *clean = must_have (malloc (nr + 1));
+  uint64_t i;
+
+  memset (clean, 1, nr);
+  CHECK_OK (bitmap_ranges (v->storage, &v->header, b->name, take_off, clean));
+  for (i = 0; b->state == BITMAP_ENABLED && i < nr; ++i)
+    if (clean[i] && has_changed (i))
+      check_failed (__FILE__, __LINE__, "%s: sector %" PRIu64 " has changed, "
+                    "and bitmap %s does not tell", what, i, b->name);
+  free (clean);
+  return 0;
+}
+
+/* I14: enabled ones tell of what is different after the command. */
+static void
+check_bitmaps (const struct crash_disk *disk)
+{
+  struct bitmaps_view v = {
+    .storage = memory_storage_new ("state", disk->bytes, disk->size, NULL),
+  };
+
+  CHECK_OK (qcow2_read_header (v.storage, &v.header));
+  CHECK_OK (bitmaps_list (v.storage, &v.header, check_bitmap, &v));
+  storage_close (v.storage);
+}
+
 /* ------------------------------------------------------------------ verdicts */
 
 /* No refcount is less than the references. */
@@ -598,6 +651,7 @@ try_command (const struct command *c, const char *argument)
   if (done) {
     check_result_of (&disk);
     view_bytes (disk.bytes, disk.size, &after);
+    check_bitmaps (&disk);
     cut_everywhere (&disk);
     fail_everywhere (c, argument);
     view_free (&after);
@@ -690,6 +744,7 @@ static const char *const images[] = {
   "v3-c16k-ext-snap-comp-holes-tail", "v3-c512-known-holes",
   "v2-c1k-comp-snap-shortback", "v2-c512-full-snap", "v2-c512-holes",
   "v3-c512-known-holes+", "v3-c512-bitmap-holes-comp-back",
+  "v3-c512-snap-comp-bitmap", "v3-c512-snapall-shortback-bitmap-tail",
 #ifdef HAVE_GNUTLS
   "v3-c512-aes-holes-snap-comp-back",
 #endif

@@ -269,7 +269,8 @@ make_other (uint64_t *state)
   begin (cluster_bits, 104 + 8 * random_below (state, 3));
   for (; nr > 0; --nr) {
     const unsigned kind = random_below (state, 5);
-    const uint32_t length = random_below (state, 40);
+    const uint32_t length = random_below (state, 4) > 0
+      ? random_below (state, 40) : random_below (state, 360);
     const unsigned features = random_below (state, 12);
 
     if (at + 8 + 48 * 12 + 200 > len)
