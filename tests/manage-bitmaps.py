@@ -226,8 +226,10 @@ def resized(kind, rnd):
         run("qemu-img", "bitmap", "--disable", OURS, name)
     shutil.copy(OURS, THEIRS)
     size, added = SIZE, {name: [] for name in grain}
-    for new in rnd.sample([SIZE + 512, SIZE // 2 + 512, SIZE // 3, 512,
-                           SIZE + (1 << 20), 3 << 30, 17 << 30], 4):
+    cluster = kind["cluster_size"]
+    for new in rnd.sample([SIZE + 512, SIZE // 1024 * 512, 2 << 20, 512,
+                           SIZE + (1 << 20), SIZE + (cluster << 11),
+                           SIZE + (cluster << 14)], 4):
         commands += 1
         run(TOOL, "resize", "-q", "--shrink", "--follow=any", OURS, str(new))
         run("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", THEIRS,
