@@ -307,6 +307,7 @@ try_in_use (void)
   must_refuse (m.bytes, bitmap_disable, "dirty", "flag", 0);
   must_refuse (m.bytes, bitmap_merge_into, "dirty", "flag", 0);
   must_refuse (m.bytes, bitmap_merge_from, "dirty", "flag", 0);
+  must_refuse (m.bytes, halve, "halve", "flag", 0);
   CHECK (!refuses (m.bytes, bitmap_remove, "dirty"));
   CHECK (!refuses (m.bytes, bitmap_clear, "parts"));
   made_free (&m);
