@@ -407,7 +407,12 @@ write_all (struct image *im, const struct view *v)
   struct view now;
 
   memset (buf, 0x5a, v->size[0]);
-  CHECK_OK (image_make_writable (im, &options));
+  if (image_make_writable (im, &options) == -1) {
+    check_failed (__FILE__, __LINE__, "%s: it can't be written: %s", what,
+                  error_message ());
+    free (buf);
+    return;
+  }
   CHECK_OK (image_write (im, buf, v->size[0], (struct guest_off) { 0 }, 0));
   CHECK_OK (image_flush (im));
   if (view_image (im, &now)) {
@@ -736,7 +741,7 @@ try_image (const char *name, const char *command, const char *which)
 }
 
 static const char *const images[] = {
-  "v3-c512-snap-comp", "v2-c512-snap-comp-holes", "v3-c512-r8-snap-comp-back",
+  "v3-c512-many-bitmap", "v3-c512-snap-comp", "v2-c512-snap-comp-holes", "v3-c512-r8-snap-comp-back",
   "v3-c512-snapall-snap2-holes", "v2-c512-snapall-back", "v3-c512-lazy-snap",
   "v3-c512-r1-holes", "v3-c512-r64-full-lazy-snap-comp", "v3-c512-r64-table",
   "v3-c512-r64-brim-snap2",
