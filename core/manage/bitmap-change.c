@@ -24,7 +24,8 @@ struct changing {
   char printable[1024]; /* the bitmap's name */
 };
 
-/* ------------------------------------------------------------------- adding */
+/* ------------------------------------------------------------------- adding
+ */
 
 static int
 choose_granularity (const struct changing *c, unsigned *bits)
@@ -82,7 +83,8 @@ add (struct changing *c)
     : bitmap_set_add (&c->set, c->what->name, bits);
 }
 
-/* ------------------------------------------------------------------ merging */
+/* ------------------------------------------------------------------ merging
+ */
 
 static int
 mark (void *opaque, uint64_t start, uint64_t length)
@@ -124,7 +126,8 @@ merge (struct changing *c, const char *name)
   return bitmap_ranges (c->e->storage, &c->e->header, name, mark, c);
 }
 
-/* ------------------------------------------------------------------- actions */
+/* ------------------------------------------------------------------- actions
+ */
 
 /* What is not known can't be removed, either: which clusters it has is not
  * known.
@@ -200,7 +203,8 @@ act (struct changing *c)
   return bitmap_set_plan (&c->set);
 }
 
-/* ------------------------------------------------------------------ doing it */
+/* ------------------------------------------------------------------ doing it
+ */
 
 /* The new bitmaps are there: free what the old ones had. */
 static int

@@ -2,8 +2,8 @@
 
 /* A persistent bitmap of an image that nobody serves: made, changed, removed.
  *
- * A power cut at any moment leaves all bitmaps as they were or as they shall be,
- * and leaks.
+ * A power cut at any moment leaves all bitmaps as they were or as they shall
+ * be, and leaks.
  */
 
 #ifndef CORE_MANAGE_BITMAP_CHANGE_H
@@ -34,17 +34,17 @@ struct bitmap_change {
   size_t nr;
   uint64_t granularity; /* BITMAP_ADD: in bytes; 0: as QEMU chooses it */
 
-  /* BITMAP_MERGE: the image that the others are in, which may be read; NULL: this
-   * one.
+  /* BITMAP_MERGE: the image that the others are in, which may be read; NULL:
+   * this one.
    */
   struct storage *source;
 };
 
 /* Do all of it, or nothing.  Wants what edit_open wants (core/manage/edit.h).
  * Returns -1 with the error set: ENOENT if there is no such bitmap, EEXIST if
- * there is one; EINVAL for what can't be, ENOTSUP for a limit or what this can't
- * do; EINVAL or EIO for damage; ENOMEM, ENOSPC.  Nothing has changed then, unless
- * the message says so.
+ * there is one; EINVAL for what can't be, ENOTSUP for a limit or what this
+ * can't do; EINVAL or EIO for damage; ENOMEM, ENOSPC.  Nothing has changed
+ * then, unless the message says so.
  */
 extern int bitmap_change (struct storage *s, const struct bitmap_change *c);
 

@@ -181,9 +181,9 @@ no_room (const char *name)
   return -1;
 }
 
-/* The feature names fill what is left up to `fixed', of which the sector has only
- * the beginning: what is behind that is not looked at, as an entry without a
- * name ends them.
+/* The feature names fill what is left up to `fixed', of which the sector has
+ * only the beginning: what is behind that is not looked at, as an entry
+ * without a name ends them.
  */
 static int
 put_before_fixed (const char *name, struct writing *w, const struct layout *l)

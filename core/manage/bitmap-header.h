@@ -2,7 +2,8 @@
 
 /* The header extension of persistent bitmaps, put into or taken out of an
  * image's header by a change of its first sector alone, so that one write does
- * it.  Pure: no storage, no locks.  Spec: Header extensions, Bitmaps extension.
+ * it.  Pure: no storage, no locks.  Spec: Header extensions, Bitmaps
+ * extension.
  *
  * What is beyond that sector stays, and stays where it is; what is in it moves
  * if it must.  Room comes from the feature name table, which nobody needs to
@@ -27,18 +28,19 @@ struct bitmap_header {
   uint64_t directory_bytes;
 };
 
-/* The backing file's name may have to make room.  Then it has to be written, and
- * be durable, before the sector is.
+/* The backing file's name may have to make room.  Then it has to be written,
+ * and be durable, before the sector is.
  */
 struct bitmap_header_name {
   struct host_off at; /* 0: it stays, or is in the sector */
   size_t bytes;
 };
 
-/* Change the first sector of a version 3 header, which h was decoded from.  buf:
- * the header's cluster, len bytes.  *hint is where the byte of QCOW2_EXT_WRITER
- * is then (0: nowhere).  Returns -1 with the error set to ENOTSUP if there is no
- * room, or QEMU would have none, and buf undefined; name is for the message.
+/* Change the first sector of a version 3 header, which h was decoded from.
+ * buf: the header's cluster, len bytes.  *hint is where the byte of
+ * QCOW2_EXT_WRITER is then (0: nowhere).  Returns -1 with the error set to
+ * ENOTSUP if there is no room, or QEMU would have none, and buf undefined;
+ * name is for the message.
  */
 extern int bitmap_header_put (const char *name, const struct header *h,
                               uint8_t *buf, size_t len,

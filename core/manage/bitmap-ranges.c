@@ -52,7 +52,8 @@ add (struct reading *r, uint64_t first, uint64_t nr)
   return 0;
 }
 
-/* A part whose bits are in a cluster: nr from the first-th of the bitmap on. */
+/* A part whose bits are in a cluster: nr from the first-th of the bitmap on.
+ */
 static int
 read_cluster (struct reading *r, struct host_off at, uint64_t first,
               uint64_t nr)

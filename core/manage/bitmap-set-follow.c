@@ -11,7 +11,8 @@
 #include "manage/bitmap-set.h"
 #include "qcow2/bitmap-bits.h"
 
-/* ------------------------------------------------------------------ refusing */
+/* ------------------------------------------------------------------ refusing
+ */
 
 /* Whether a change of the disk's content, or size, concerns it. */
 static bool
@@ -91,7 +92,8 @@ bitmap_set_mark_range (void *opaque, uint64_t start, uint64_t length)
   return bitmap_set_mark_enabled (opaque, start, length);
 }
 
-/* ------------------------------------------------------------------ resizing */
+/* ------------------------------------------------------------------ resizing
+ */
 
 /* Have so many parts: new ones are clean. */
 static int

@@ -26,7 +26,8 @@ has_table (const struct bitmap_member *m)
   return !m->removed && m->changed;
 }
 
-/* ------------------------------------------------------------- what changes */
+/* ------------------------------------------------------------- what changes
+ */
 
 /* Bits that are all the same need no cluster. */
 static void
@@ -87,7 +88,8 @@ bitmap_set_bytes (const struct bitmap_set *b)
   return b->changed ? nr << b->e->header.cluster_bits : 0;
 }
 
-/* ---------------------------------------------------------------- the header */
+/* ---------------------------------------------------------------- the header
+ */
 
 /* Have e->sector lead to a directory, in a header of so many bytes. */
 static int
@@ -130,7 +132,8 @@ lead_to (const struct bitmap_set *b, const struct bitmap_header *directory,
   return r;
 }
 
-/* ------------------------------------------------------------------ planning */
+/* ------------------------------------------------------------------ planning
+ */
 
 static int
 check_limits (const struct bitmap_set *b, const struct bitmap_header *h)
@@ -168,7 +171,8 @@ bitmap_set_plan (struct bitmap_set *b)
   return r;
 }
 
-/* ------------------------------------------------------------------- filling */
+/* ------------------------------------------------------------------- filling
+ */
 
 /* Write new bits from *at on, and a table of them behind them. */
 static int
@@ -241,7 +245,8 @@ bitmap_set_fill (struct bitmap_set *b, struct host_off at)
     ? -1 : lead_to (b, &h, false);
 }
 
-/* ------------------------------------------------------------------ dropping */
+/* ------------------------------------------------------------------ dropping
+ */
 
 /* The old table, and those of its clusters that the new one lacks. */
 static int

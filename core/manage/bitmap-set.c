@@ -25,7 +25,8 @@ no_memory (const struct bitmap_set *b)
   return -1;
 }
 
-/* ------------------------------------------------------------ the directory */
+/* ------------------------------------------------------------ the directory
+ */
 
 static void
 free_parts (struct bitmap_member *m)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* All persistent bitmaps of an image that is being changed (see manage/edit.h):
- * as they are, and as they shall be.  What becomes different is written beside
- * what is there; then the header's first sector leads to it, with whatever else
- * that switches.  Spec: Bitmaps.
+/* All persistent bitmaps of an image that is being changed (see
+ * manage/edit.h): as they are, and as they shall be.  What becomes different
+ * is written beside what is there; then the header's first sector leads to it,
+ * with whatever else that switches.  Spec: Bitmaps.
  *
  * Memory: the directory; of those that were loaded the table, twice, and the
  * bits that have changed.  A bit that has to be the same for a whole part of a
@@ -30,8 +30,8 @@ struct bitmap_member {
   unsigned granularity_bits;
   struct host_off place, table;
 
-  /* If it was loaded: the table as it is, and as it shall be, in the host's byte
-   * order; and for each part its bits, one cluster, if they are new.
+  /* If it was loaded: the table as it is, and as it shall be, in the host's
+   * byte order; and for each part its bits, one cluster, if they are new.
    */
   uint32_t nr_old, nr_parts;
   uint64_t *old, *now;
@@ -49,15 +49,17 @@ struct bitmap_set {
   bool changed; /* something is to be written */
 };
 
-/* Whether an entry of a valid table, in the host's byte order, is of a cluster. */
+/* Whether an entry of a valid table, in the host's byte order, is of a
+ * cluster.
+ */
 static inline bool
 bitmap_is_cluster (uint64_t word)
 {
   return word > QCOW2_BITMAP_ALL_ONES;
 }
 
-/* Read the directory.  Returns -1 with the error set: EINVAL or EIO for damage,
- * ENOMEM.
+/* Read the directory.  Returns -1 with the error set: EINVAL or EIO for
+ * damage, ENOMEM.
  */
 extern int bitmap_set_read (struct bitmap_set *b, struct edit *e);
 extern void bitmap_set_free (struct bitmap_set *b); /* also after that failed */
@@ -66,15 +68,16 @@ extern void bitmap_set_free (struct bitmap_set *b); /* also after that failed */
 extern struct bitmap_member *bitmap_set_find (const struct bitmap_set *b,
                                               const char *name);
 
-/* Add one without dirty bits that is enabled.  Its granularity is 2 to the power
- * of bits bytes.  Returns -1 with the error set: ENOTSUP for a limit, ENOMEM.
+/* Add one without dirty bits that is enabled.  Its granularity is 2 to the
+ * power of bits bytes.  Returns -1 with the error set: ENOTSUP for a limit,
+ * ENOMEM.
  */
 extern int bitmap_set_add (struct bitmap_set *b, const char *name,
                            unsigned bits);
 
 /* Read the table of one that is in the image.  To be called before the
- * functions below; does nothing the second time.  Returns -1 with the error set:
- * EINVAL or EIO for damage, ENOMEM.
+ * functions below; does nothing the second time.  Returns -1 with the error
+ * set: EINVAL or EIO for damage, ENOMEM.
  */
 extern int bitmap_set_load (struct bitmap_set *b, struct bitmap_member *m);
 
@@ -85,8 +88,8 @@ extern void bitmap_set_enable (struct bitmap_set *b, struct bitmap_member *m,
                                bool enable);
 extern void bitmap_set_clear (struct bitmap_set *b, struct bitmap_member *m);
 
-/* Set the bits of these bytes (> 0) of the disk.  Returns -1 with the error set:
- * EIO, ENOMEM.
+/* Set the bits of these bytes (> 0) of the disk.  Returns -1 with the error
+ * set: EIO, ENOMEM.
  */
 extern int bitmap_set_mark (struct bitmap_set *b, struct bitmap_member *m,
                             uint64_t start, uint64_t length);
@@ -98,18 +101,19 @@ extern int bitmap_set_clear_bits (struct bitmap_set *b,
                                   struct bitmap_member *m, uint64_t first,
                                   uint64_t end);
 
-/* How many parts a bitmap of a disk of this size has.  Returns -1 with the error
- * set: ENOTSUP for a limit.
+/* How many parts a bitmap of a disk of this size has.  Returns -1 with the
+ * error set: ENOTSUP for a limit.
  */
 extern int bitmap_set_count_parts (const struct bitmap_set *b,
                                    unsigned granularity_bits, uint64_t size,
                                    uint32_t *nr);
 
-/* ------------------------------------------- the disk itself is to change (I14)
+/* ------------------------------------------- the disk itself is to change
+ * (I14)
  *
  * Load the bitmaps which that concerns: the enabled ones, and if it is resized
- * the others, too.  Returns -1 with the error set: ENOTSUP if one can't follow;
- * EINVAL or EIO for damage, ENOMEM.
+ * the others, too.  Returns -1 with the error set: ENOTSUP if one can't
+ * follow; EINVAL or EIO for damage, ENOMEM.
  */
 extern int bitmap_set_follow (struct bitmap_set *b, bool resized);
 extern bool bitmap_set_any_enabled (const struct bitmap_set *b);

@@ -40,7 +40,8 @@ no_memory (const struct resize *z)
   return -1;
 }
 
-/* ------------------------------------------------------------------ refusing */
+/* ------------------------------------------------------------------ refusing
+ */
 
 static int
 check_limits (struct resize *z)
@@ -84,7 +85,8 @@ check_backing (const struct resize *z, uint64_t backing_size)
   return -1;
 }
 
-/* ------------------------------------------------------------------ planning */
+/* ------------------------------------------------------------------ planning
+ */
 
 /* Find the L2 table that the end cuts, if something is mapped beyond. */
 static int
@@ -189,7 +191,8 @@ try_to_drop (struct resize *z, bool *alone)
   return r;
 }
 
-/* ------------------------------------------------------------------- doing it */
+/* ------------------------------------------------------------------- doing it
+ */
 
 /* The copy lacks what is dropped.  Where a snapshot has the table as well, it
  * has a second reference to each cluster.

@@ -52,8 +52,8 @@ tell (const struct comparison *c, uint64_t first, uint64_t end)
     : c->fn (c->opaque, start, stop - start);
 }
 
-/* What the L2 tables at index map, of which the first maps the cluster `first' of
- * the disk.
+/* What the L2 tables at index map, of which the first maps the cluster `first'
+ * of the disk.
  */
 static int
 compare_tables (const struct comparison *c, uint64_t index, uint64_t first)

@@ -42,7 +42,8 @@
 static char what[256]; /* is looked at */
 static const struct made *made;
 
-/* ----------------------------------------------------------------- commands */
+/* ----------------------------------------------------------------- commands
+ */
 
 struct command {
   const char *name;
@@ -146,7 +147,8 @@ static const struct command commands[] = {
   { "bitmap-again", bitmap_again, "dirty" },
 };
 
-/* ----------------------------------------------------------------- contents */
+/* ----------------------------------------------------------------- contents
+ */
 
 /* What an image's exports are called and hold. */
 struct view {
@@ -303,7 +305,8 @@ view_bytes (const void *bytes, uint64_t size, struct view *v)
   return ok;
 }
 
-/* -------------------------------------------------------------------- bitmaps */
+/* -------------------------------------------------------------------- bitmaps
+ */
 
 /* opaque: whether a sector is not dirty yet. */
 static int
@@ -356,7 +359,8 @@ check_bitmaps (const struct crash_disk *disk)
   storage_close (v.storage);
 }
 
-/* ------------------------------------------------------------------ verdicts */
+/* ------------------------------------------------------------------ verdicts
+ */
 
 /* No refcount is less than the references. */
 static void
@@ -474,7 +478,8 @@ judge (const uint8_t *bytes, uint64_t size)
   dirty_ones += dirty;
 }
 
-/* --------------------------------------------------------------- power cuts */
+/* --------------------------------------------------------------- power cuts
+ */
 
 static const char *subject; /* of what */
 
@@ -522,7 +527,8 @@ cut_everywhere (const struct crash_disk *disk)
   cut_free (c);
 }
 
-/* ---------------------------------------------------------- failing storage */
+/* ---------------------------------------------------------- failing storage
+ */
 
 /* Nothing is written after a flush has failed (I10). */
 static void
@@ -542,8 +548,8 @@ tells (const char *text)
   return strstr (error_message (), text) != NULL;
 }
 
-/* Unless an error tells that clusters are leaked all is as before.  If space was
- * short for a moment a command is done or undone, and not left in between.
+/* Unless an error tells that clusters are leaked all is as before.  If space
+ * was short for a moment a command is done or undone, and not left in between.
  */
 static void
 check_told (const struct crash_disk *disk, const struct crash_fault *fault)
@@ -624,7 +630,8 @@ fail_everywhere (const struct command *c, const char *argument)
   }
 }
 
-/* ------------------------------------------------------------------- images */
+/* ------------------------------------------------------------------- images
+ */
 
 /* What it gives once no call fails: sound, without new leaks. */
 static void

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* manage/bitmap-header.c: headers of all shapes, as QEMU and others write them,
- * get a bitmaps extension, another one, and none.  Only the first sector
+/* manage/bitmap-header.c: headers of all shapes, as QEMU and others write
+ * them, get a bitmaps extension, another one, and none.  Only the first sector
  * changes, and nothing is lost of what the header says but names of features.
  */
 
@@ -22,7 +22,8 @@ static uint8_t image[MAX_CLUSTER], was[MAX_CLUSTER];
 static size_t len;
 static unsigned put, refused;
 
-/* ------------------------------------------------------------------- making */
+/* ------------------------------------------------------------------- making
+ */
 
 static size_t at;
 
@@ -97,7 +98,8 @@ decode (const uint8_t *buf, struct header *h)
   return header_decode ("img", buf, len, 4 * len, h);
 }
 
-/* ----------------------------------------------------------------- comparing */
+/* ----------------------------------------------------------------- comparing
+ */
 
 /* All extensions but those of bitmaps and names, one after the other. */
 static size_t
@@ -138,8 +140,8 @@ check_same (const struct header *a, const struct header *b)
   CHECK_EQ (a->hint.v != 0, b->hint.v != 0);
 }
 
-/* What is beyond the sector is as before, but for a name that was moved to where
- * nothing was; and that may be there before the sector is changed.
+/* What is beyond the sector is as before, but for a name that was moved to
+ * where nothing was; and that may be there before the sector is changed.
  */
 static void
 check_rest (const struct bitmap_header_name *moved, const struct header *before)
@@ -161,7 +163,8 @@ check_rest (const struct bitmap_header_name *moved, const struct header *before)
   CHECK_EQ (h.nr_bitmaps, before->nr_bitmaps);
 }
 
-/* Put this number of bitmaps into the image.  Returns whether that was possible.
+/* Put this number of bitmaps into the image.  Returns whether that was
+ * possible.
  */
 static bool
 change (uint32_t nr)
@@ -193,10 +196,11 @@ change (uint32_t nr)
   return true;
 }
 
-/* --------------------------------------------------------------- QEMU's own */
+/* --------------------------------------------------------------- QEMU's own
+ */
 
-/* Its order, with the name of a backing file of so many bytes; names are left out
- * where clusters are small.
+/* Its order, with the name of a backing file of so many bytes; names are left
+ * out where clusters are small.
  */
 static void
 make_qemu (unsigned cluster_bits, bool has_bitmaps, bool writer, size_t backing)
@@ -256,7 +260,8 @@ test_qemu_no_room (void)
   CHECK (change (1));
 }
 
-/* -------------------------------------------------------------------- others */
+/* -------------------------------------------------------------------- others
+ */
 
 static void
 make_other (uint64_t *state)
