@@ -83,9 +83,24 @@ refuses 'version 2 image with snapshots' i.qcow2 3M
 # Bitmaps.
 qemu-img create -q -f qcow2 i.qcow2 1M
 qemu-img bitmap --add --disable i.qcow2 b
-refuses 'persistent bitmaps' i.qcow2 3M
-qemu-img bitmap --remove i.qcow2 b
+qemu-img bitmap --add -g 512 i.qcow2 c
 "$tool" resize -q i.qcow2 3M; has_size 3145728
+test -z "$("$tool" bitmap --dump i.qcow2 b)" || die "b is dirty"
+"$tool" bitmap --dump i.qcow2 c > out
+printf '%14s %14s\n' 0x100000 0x200000 > want
+diff want out || die "what is new is not dirty"
+refuses 'limit of 536870912' i.qcow2 4T
+"$tool" bitmap --remove i.qcow2 c
+"$PYTHON" - << 'EOF'
+import struct
+with open("i.qcow2", "r+b") as f: # as a writer that was killed leaves it
+    f.seek(112 + 24)
+    f.seek(struct.unpack(">Q", f.read(8))[0] + 15)
+    f.write(b"\1")
+EOF
+refuses 'in use.*has to be removed' i.qcow2 4M
+"$tool" bitmap --remove i.qcow2 b
+"$tool" resize -q i.qcow2 4M; has_size 4194304
 
 # A backing file.
 qemu-img create -q -f raw base.raw 4M

@@ -130,22 +130,26 @@ refuses 'i.qcow2' -c one
 qemu-img create -q -f qcow2 -o data_file=d.raw i.qcow2 1M
 refuses 'external data file' -c one
 
-# Bitmaps: a snapshot leaves them as they are; one that is enabled keeps it from
-# being applied; one that is disabled does not.
+# Bitmaps: a snapshot leaves them as they are; if it is applied what differs is
+# dirty in those that are enabled.
 fresh
-qemu-img bitmap --add i.qcow2 b
+"$tool" bitmap --add -g 64k i.qcow2 b
+"$tool" bitmap --add -g 64k --disable i.qcow2 disabled
 "$tool" snapshot -c one i.qcow2
-qemu-img check -q i.qcow2
+qemu-io -f qcow2 -c 'write 64k 64k' -c 'write -z 256k 128k' i.qcow2 > out
+"$tool" bitmap --clear i.qcow2 b
+"$tool" snapshot -a one i.qcow2
+check_clean i.qcow2
+"$tool" bitmap --dump i.qcow2 b > out
+printf '%14s %14s\n' 0x10000 0x10000 0x40000 0x20000 > want
+diff want out || die "not what differs"
+test -z "$("$tool" bitmap --dump i.qcow2 disabled)" || die "disabled is dirty"
+"$tool" snapshot -d one i.qcow2
+check_clean i.qcow2
 qemu-img info --output=json i.qcow2 | grep -q '"name": "b"' || die "no bitmap"
 if qemu-img info --output=json i.qcow2 | grep -q in-use; then
     die "the bitmap is in use"
 fi
-refuses 'persistent bitmaps that are enabled' -a one
-qemu-img bitmap --disable i.qcow2 b
-"$tool" snapshot -a one i.qcow2
-"$tool" snapshot -d one i.qcow2
-qemu-img check -q i.qcow2
-qemu-img info --output=json i.qcow2 | grep -q '"name": "b"' || die "no bitmap"
 
 # Version 2: a snapshot of another size can't be applied.
 qemu-img create -q -f qcow2 -o compat=0.10 i.qcow2 1M

@@ -278,24 +278,9 @@ print_bitmap (void *opaque, const struct bitmap_info *b)
 {
   const struct info *i = opaque;
 
-  if (i->options->json) {
-    json_open (NULL, '{');
-    json_string ("name", b->name);
-    json_number ("granularity", UINT64_C (1) << b->granularity_bits);
-    json_open ("flags", '[');
-    if (b->in_use)
-      json_string (NULL, "in-use");
-    if (b->automatic)
-      json_string (NULL, "auto");
-    json_close (']');
-    json_close ('}');
-    return 0;
-  }
-  fputs ("    \"", stdout);
-  tool_print_name (b->name);
-  printf ("\", granularity %" PRIu64 "%s%s\n",
-          UINT64_C (1) << b->granularity_bits,
-          b->in_use ? ", in use" : "", b->automatic ? ", auto" : "");
+  if (!i->options->json)
+    fputs ("    ", stdout);
+  tool_print_bitmap (b, i->options->json);
   return 0;
 }
 

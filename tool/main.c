@@ -24,6 +24,7 @@ static const char usage[] =
   "  map      print what is where in it\n"
   "  snapshot list, make, apply and delete internal snapshots\n"
   "  resize   give its disk another size\n"
+  "  bitmap   list, make, change and remove persistent bitmaps\n"
   "  commit   copy what it has into its backing file\n"
   "  compact  make its file as small as its clusters\n"
   "\n"
@@ -136,6 +137,9 @@ static const struct command {
     "--output --force-share --list --create --apply --delete" },
   { "resize", tool_resize, tool_resize_usage,
     "--shrink --follow --backing-format" },
+  { "bitmap", tool_bitmap, tool_bitmap_usage,
+    "--output --force-share --list --dump --add --remove --clear --enable "
+    "--disable --merge --granularity -b -F" },
   { "commit", tool_commit, tool_commit_usage,
     "-b -d --follow --backing-format --progress" },
   { "compact", tool_compact, tool_compact_usage, "--progress" },
@@ -174,7 +178,9 @@ check_arguments (const struct command *c, int argc, char *argv[],
     tool_wrong (c->name, ": an image is wanted");
   if (c->run == tool_resize && o->size == NULL)
     tool_wrong (c->name, ": a size is wanted");
-  if (argc > 1)
+  if (argc == 2 && c->run == tool_bitmap)
+    o->name = argv[1];
+  else if (argc > 1)
     tool_wrong (c->name, ": one image at a time");
   o->file = argv[0];
 }

@@ -30,6 +30,16 @@ enum {
   OPT_DATA_FILE,
   OPT_SHRINK,
   OPT_KEEP, /* -d without an argument */
+  OPT_ADD,
+  OPT_REMOVE,
+  OPT_CLEAR,
+  OPT_ENABLE,
+  OPT_DISABLE,
+  OPT_MERGE,
+  OPT_DUMP,
+  OPT_BACKING,
+  OPT_COMPRESS,
+  OPT_RESIZED,
   OPT_HELP,
   OPT_VERSION,
 };
@@ -49,13 +59,26 @@ static const struct option long_options[] = {
   { "create", required_argument, NULL, 'c' },
   { "apply", required_argument, NULL, 'a' },
   { "delete", required_argument, NULL, 'd' },
+  { "add", no_argument, NULL, OPT_ADD },
+  { "remove", no_argument, NULL, OPT_REMOVE },
+  { "clear", no_argument, NULL, OPT_CLEAR },
+  { "enable", no_argument, NULL, OPT_ENABLE },
+  { "disable", no_argument, NULL, OPT_DISABLE },
+  { "merge", required_argument, NULL, OPT_MERGE },
+  { "dump", no_argument, NULL, OPT_DUMP },
+  { "granularity", required_argument, NULL, 'g' },
+  { "source-file", required_argument, NULL, 'b' },
+  { "source-format", required_argument, NULL, 'F' },
+  { "backing", required_argument, NULL, OPT_BACKING },
+  { "compress", required_argument, NULL, OPT_COMPRESS },
+  { "resized", no_argument, NULL, OPT_RESIZED },
   { "help", no_argument, NULL, OPT_HELP },
   { "version", no_argument, NULL, OPT_VERSION },
   { NULL, 0, NULL, 0 },
 };
 
 /* The + ends them at the command. */
-static const char short_options[] = "+Ur:pqf:lc:a:d:b:";
+static const char short_options[] = "+Ur:pqf:lc:a:d:g:ub:F:o:";
 
 /* The same without that; as with qemu-img, -d of one command has an argument,
  * and that of another one has none.
@@ -64,7 +87,7 @@ static const char *
 short_options_of (const char *command)
 {
   return command != NULL && strcmp (command, "commit") == 0
-    ? "Ur:pqf:lc:a:db:" : short_options + 1;
+    ? "Ur:pqf:lc:a:dg:ub:F:o:" : short_options + 1;
 }
 
 /* ------------------------------------------------------------------- values */
@@ -135,6 +158,22 @@ parse_messages (struct tool_options *o, const char *value)
 }
 
 static void
+parse_compress (struct tool_options *o, const char *value)
+{
+  if (strcmp (value, "zlib") != 0 && strcmp (value, "zstd") != 0)
+    tool_wrong ("--compress must be ", "zlib or zstd");
+  o->compress = value;
+}
+
+static void
+parse_features (struct tool_options *o, const char *value)
+{
+  if (o->features != NULL)
+    tool_wrong ("-o can be given once: ", "options are separated by commas");
+  o->features = value;
+}
+
+static void
 parse_snapshot (struct tool_options *o, enum tool_snapshot action)
 {
   if (o->acts)
@@ -144,9 +183,22 @@ parse_snapshot (struct tool_options *o, enum tool_snapshot action)
   o->name = optarg;
 }
 
+static void
+parse_action (struct tool_options *o, enum bitmap_action_kind kind)
+{
+  const size_t nr = o->nr_bitmap_actions;
+  struct bitmap_action *p = realloc (o->bitmap_actions, (nr + 1) * sizeof *p);
+
+  if (p == NULL)
+    tool_wrong ("out of ", "memory");
+  p[nr] = (struct bitmap_action) { kind, optarg };
+  o->bitmap_actions = p;
+  o->nr_bitmap_actions = nr + 1;
+}
+
 /* ------------------------------------------------------------------ options */
 
-/* Those of `snapshot'.  Returns false if it is none of them. */
+/* Those of `snapshot' and of `bitmap'.  Returns false if it is none of them. */
 static bool
 parse_acting_option (struct tool_options *o, int option)
 {
@@ -162,6 +214,24 @@ parse_acting_option (struct tool_options *o, int option)
     return true;
   case 'd':
     parse_snapshot (o, SNAPSHOT_DELETE);
+    return true;
+  case OPT_ADD:
+    parse_action (o, BITMAP_ADD);
+    return true;
+  case OPT_REMOVE:
+    parse_action (o, BITMAP_REMOVE);
+    return true;
+  case OPT_CLEAR:
+    parse_action (o, BITMAP_CLEAR);
+    return true;
+  case OPT_ENABLE:
+    parse_action (o, BITMAP_ENABLE);
+    return true;
+  case OPT_DISABLE:
+    parse_action (o, BITMAP_DISABLE);
+    return true;
+  case OPT_MERGE:
+    parse_action (o, BITMAP_MERGE);
     return true;
   default:
     return false;
@@ -194,8 +264,21 @@ parse_value (struct tool_options *o, int option)
   case OPT_DATA_FILE:
     o->data_file = optarg;
     return true;
+  case 'g':
+    o->granularity = optarg;
+    return true;
   case 'b':
+  case OPT_BACKING:
     o->base = optarg;
+    return true;
+  case 'F':
+    o->base_format = optarg;
+    return true;
+  case 'o':
+    parse_features (o, optarg);
+    return true;
+  case OPT_COMPRESS:
+    parse_compress (o, optarg);
     return true;
   default:
     return false;
@@ -215,11 +298,20 @@ parse_option (struct tool_options *o, int option)
   case 'q':
     o->quiet = true;
     break;
+  case 'u':
+    o->unsafe = true;
+    break;
   case OPT_KEEP:
     o->keep = true;
     break;
   case OPT_SHRINK:
     o->shrink = true;
+    break;
+  case OPT_DUMP:
+    o->dump = true;
+    break;
+  case OPT_RESIZED:
+    o->resized = true;
     break;
   case OPT_HELP:
     o->help = true;
@@ -240,7 +332,7 @@ name_option (int option, char *buf, size_t size)
 {
   const struct option *p;
 
-  if (option == OPT_KEEP || (option < 256 && strchr ("b", option) != NULL)) {
+  if (option == OPT_KEEP || (option < 256 && strchr ("bF", option) != NULL)) {
     snprintf (buf, size, "-%c", option == OPT_KEEP ? 'd' : option);
     return;
   }

@@ -8,6 +8,8 @@
 #include <stdbool.h>
 
 #include "disk/chain.h"
+#include "manage/bitmap-change.h"
+#include "qcow2/bitmaps.h"
 #include "qcow2/check/repair.h"
 #include "storage/storage.h"
 
@@ -44,12 +46,24 @@ struct tool_options {
   unsigned messages; /* check: to be printed */
   enum tool_snapshot snapshot; /* snapshot */
   bool acts;         /* snapshot: that was said */
-  const char *name;  /* snapshot: of which one */
+  const char *name;  /* snapshot: of which one; bitmap: the one */
   const char *size;  /* resize: as it was given */
   bool help; /* of the command */
   bool shrink;       /* resize */
   bool keep;         /* commit: the image is not emptied */
-  const char *base;  /* commit: NULL: its backing file */
+  const char *base;  /* commit: NULL: its backing file; rebase: as it is to be
+                      * recorded; bitmap: the image to merge from; increment:
+                      * the full copy */
+  const char *base_format; /* bitmap, rebase: of that, as it was given */
+  struct bitmap_action *bitmap_actions; /* bitmap: in their order */
+  size_t nr_bitmap_actions;
+  bool dump;               /* bitmap */
+  const char *granularity; /* bitmap: as it was given */
+  bool unsafe;             /* rebase */
+  const char *features;    /* amend: as they were given; NULL: none were */
+  const char *uri;         /* increment: of what; file is the new image */
+  const char *compress;    /* increment: zlib or zstd; NULL: not */
+  bool resized;            /* increment */
   enum follow follow; /* info, map, resize, commit */
   const char *data_file; /* info, map: NULL: what the image names */
 
@@ -75,6 +89,7 @@ extern void tool_check_options (const struct tool_options *o,
 extern void tool_wrong (const char *what, const char *accepted)
   __attribute__ ((__noreturn__));
 
+extern int tool_bitmap (const struct tool_options *o);
 extern int tool_check (const struct tool_options *o);
 extern int tool_commit (const struct tool_options *o);
 extern int tool_compact (const struct tool_options *o);
@@ -84,8 +99,8 @@ extern int tool_resize (const struct tool_options *o);
 extern int tool_snapshot (const struct tool_options *o);
 
 /* What `help' says of each. */
-extern const char tool_check_usage[], tool_commit_usage[], tool_compact_usage[],
-  tool_info_usage[], tool_map_usage[], tool_resize_usage[],
+extern const char tool_bitmap_usage[], tool_check_usage[],
+  tool_commit_usage[], tool_compact_usage[], tool_info_usage[], tool_map_usage[], tool_resize_usage[],
   tool_snapshot_usage[];
 
 /* How far a command is, on stderr, if that is wanted. */
@@ -102,6 +117,9 @@ extern void tool_show_progress (struct tool_progress *p, uint64_t done,
  */
 extern void tool_catch_signals (void);
 extern bool tool_is_stopped (void);
+
+/* Print one of a list of bitmaps. */
+extern void tool_print_bitmap (const struct bitmap_info *b, bool json);
 
 /* Advice in terms of options, for advice_choose. */
 extern const char *const tool_advice[];

@@ -10,7 +10,6 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "manage/edit.h"
-#include "qcow2/bitmaps.h"
 #include "qcow2/check/check.h"
 #include "qcow2/qcow2.h"
 
@@ -43,24 +42,6 @@ check_followed (struct edit *e)
       return -1;
   }
   return 0;
-}
-
-int
-edit_check_bitmaps (const struct edit *e, bool changed, bool resized)
-{
-  bool follow;
-
-  if (bitmaps_must_follow (e->storage, &e->header, &follow) == -1)
-    return -1;
-  if (changed && follow)
-    error_set (ENOTSUP, "%s: it has persistent bitmaps that are enabled, which "
-               "this would make wrong", e->storage->name);
-  else if (resized && writer_has_bitmaps (&e->header))
-    error_set (ENOTSUP, "%s: it has persistent bitmaps, which would be for a "
-               "disk of another size", e->storage->name);
-  else
-    return 0;
-  return -1;
 }
 
 int
@@ -191,9 +172,12 @@ edit_switch (struct edit *e)
 {
   if (storage_flush (e->storage) == -1 ||
       storage_write (e->storage, e->sector, sizeof e->sector,
-                     (struct host_off) { 0 }) == -1)
+                     (struct host_off) { 0 }) == -1 ||
+      storage_flush (e->storage) == -1)
     return -1;
-  return storage_flush (e->storage);
+  if (e->hint.v != 0)
+    e->header.hint = e->hint;
+  return 0;
 }
 
 int

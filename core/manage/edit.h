@@ -32,6 +32,8 @@ struct edit {
   struct entry_format format;
   uint8_t sector[EDIT_SECTOR]; /* the file's first, as it is or will be */
   bool begun;
+  struct host_off hint; /* where the header's hint is once that is written; 0: no
+                         * move */
 
   /* Its allocator takes clusters.  Nothing else of it is used, and it is not
    * after edit_take.
@@ -109,13 +111,6 @@ extern void edit_set_dirty (struct edit *e, bool dirty);
  * too, then.  Returns -1 with the error set.
  */
 extern int edit_switch (struct edit *e);
-
-/* Check that persistent bitmaps will still be right if the disk is changed or
- * resized: they tell what has changed since some moment, and are for a disk of
- * one size.  Returns -1 with the error set: ENOTSUP if not.
- */
-extern int edit_check_bitmaps (const struct edit *e, bool changed,
-                               bool resized);
 
 /* Check that snapshots say how large their disks are: if not (as in version 2)
  * they have the live one's size, which then can't change.  Returns -1 with the

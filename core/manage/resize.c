@@ -8,6 +8,7 @@
 
 #include "base/advice.h"
 #include "base/error.h"
+#include "manage/bitmap-set.h"
 #include "manage/edit.h"
 #include "manage/resize.h"
 #include "manage/tables.h"
@@ -29,6 +30,7 @@ struct resize {
   struct host_off cut_at; /* where it is */
 
   bool moves; /* there will be a new L1 table */
+  struct bitmap_set bitmaps;
 };
 
 static int
@@ -38,7 +40,8 @@ no_memory (const struct resize *z)
   return -1;
 }
 
-/* ------------------------------------------------------------------ refusing */
+/* ------------------------------------------------------------------ refusing
+ */
 
 static int
 check_limits (struct resize *z)
@@ -82,7 +85,8 @@ check_backing (const struct resize *z, uint64_t backing_size)
   return -1;
 }
 
-/* ------------------------------------------------------------------ planning */
+/* ------------------------------------------------------------------ planning
+ */
 
 /* Find the L2 table that the end cuts, if something is mapped beyond. */
 static int
@@ -187,7 +191,8 @@ try_to_drop (struct resize *z, bool *alone)
   return r;
 }
 
-/* ------------------------------------------------------------------- doing it */
+/* ------------------------------------------------------------------- doing it
+ */
 
 /* The copy lacks what is dropped.  Where a snapshot has the table as well, it
  * has a second reference to each cluster.
@@ -242,6 +247,18 @@ fill (struct resize *z, const struct edit_space *space, bool alone)
   return r == -1 ? -1 : storage_flush (e->storage);
 }
 
+/* The same of bitmaps, in a space of their own, which leads to the header. */
+static int
+fill_all (struct resize *z, const struct edit_space *space, bool alone,
+          const struct edit_space *bitmaps)
+{
+  if (z->moves && fill (z, space, alone) == -1)
+    return -1;
+  edit_set_disk (z->e, z->size, z->moves ? z->entries : z->e->header.l1_size,
+                 z->moves ? space[0].at : z->e->header.l1_offset);
+  return z->bitmaps.changed ? bitmap_set_fill (&z->bitmaps, bitmaps->at) : 0;
+}
+
 /* The new size is there: what is left is to free what was dropped. */
 static int
 free_dropped (struct resize *z)
@@ -252,6 +269,8 @@ free_dropped (struct resize *z)
   if (edit_open_refs (z->e, &refs) == -1)
     return -1;
   r = count_dropped (z, &refs);
+  if (r == 0 && z->bitmaps.changed)
+    r = bitmap_set_drop (&z->bitmaps, &refs);
   if (r == 0)
     r = edit_write_refs (z->e, &refs);
   if (r == 0)
@@ -264,21 +283,22 @@ static int
 resize_in (struct resize *z)
 {
   struct edit *e = z->e;
-  struct edit_space space[2] = {
+  struct edit_space space[3] = {
     { .bytes = z->entries * sizeof (uint64_t) },
     { .bytes = e->header.cluster_size },
   };
-  const unsigned nr = !z->moves ? 0 : z->cut != NULL ? 2 : 1;
+  unsigned nr = !z->moves ? 0 : z->cut != NULL ? 2 : 1;
+  struct edit_space *bitmaps = &space[nr];
   bool alone;
 
+  bitmaps->bytes = bitmap_set_bytes (&z->bitmaps);
+  nr += bitmaps->bytes > 0;
   if (try_to_drop (z, &alone) == -1 || edit_take (e, space, nr) == -1)
     return -1;
-  if (nr > 0 && fill (z, space, alone) == -1) {
+  if (fill_all (z, space, alone, bitmaps) == -1) {
     edit_give_back (e, space, nr);
     return -1;
   }
-  edit_set_disk (e, z->size, z->moves ? z->entries : e->header.l1_size,
-                 z->moves ? space[0].at : e->header.l1_offset);
   if (edit_switch (e) == -1) {
     error_append (" (the disk may have its new size, and clusters may be "
                   "leaked)");
@@ -288,6 +308,16 @@ resize_in (struct resize *z)
     return 0;
   error_append (" (the disk has its new size, and clusters are leaked)");
   return -1;
+}
+
+/* What becomes of them: see bitmap_set_resize. */
+static int
+plan_bitmaps (struct resize *z)
+{
+  return bitmap_set_read (&z->bitmaps, z->e) == -1 ||
+    bitmap_set_follow (&z->bitmaps, true) == -1 ||
+    bitmap_set_resize (&z->bitmaps, z->size) == -1 ? -1
+    : bitmap_set_plan (&z->bitmaps);
 }
 
 int
@@ -302,12 +332,13 @@ resize_disk (struct storage *s, uint64_t size, uint64_t backing_size)
   if (size == e.header.disk_size)
     r = 0;
   else if (check_limits (&z) == 0 && edit_check_snapshot_sizes (&e) == 0 &&
-           edit_check_bitmaps (&e, false, true) == 0 &&
-           check_backing (&z, backing_size) == 0 && plan (&z) == 0)
+           check_backing (&z, backing_size) == 0 && plan (&z) == 0 &&
+           plan_bitmaps (&z) == 0)
     r = resize_in (&z);
   tables_free (&z.live);
   tables_free (&z.gone);
   free (z.cut);
+  bitmap_set_free (&z.bitmaps);
   edit_close (&e);
   return r;
 }

@@ -7,7 +7,18 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "manage/bitmap-set.h"
+#include "manage/snapshots-differ.h"
 #include "manage/snapshots-parts.h"
+
+struct apply {
+  struct edit *e;
+  const struct snapshot *snapshot;
+  struct tables sn, old;
+  struct bitmap_set bitmaps;
+  struct edit_space space[2]; /* the L1 table, and of bitmaps, if they change */
+  unsigned nr;
+};
 
 /* An ID goes before a name, as in QEMU. */
 static const struct snapshot *
@@ -20,17 +31,6 @@ find_by_id_or_name (const struct edit *e, const char *what)
       return &e->snapshots.snapshot[i];
   }
   return snapshot_find_by_name (e, what);
-}
-
-static int
-check_size (const struct edit *e, const struct snapshot *sn)
-{
-  const bool resized = sn->disk_size / EDIT_SECTOR !=
-    e->header.disk_size / EDIT_SECTOR;
-
-  if (edit_check_bitmaps (e, true, resized) == -1)
-    return -1;
-  return resized ? edit_check_snapshot_sizes (e) : 0;
 }
 
 /* As many entries as both the disk and the snapshot's table have. */
@@ -63,6 +63,27 @@ count_replaced (struct edit *e, const struct tables *old, struct refs *refs)
     : edit_drop (e, refs, old->at, old->nr * sizeof old->l1[0]);
 }
 
+/* Have enabled bitmaps call dirty what differs. */
+static int
+plan_bitmaps (struct apply *a)
+{
+  struct bitmap_set *b = &a->bitmaps;
+  const uint64_t old = a->e->header.disk_size;
+  const uint64_t size = a->snapshot->disk_size / EDIT_SECTOR * EDIT_SECTOR;
+
+  if (size != old && edit_check_snapshot_sizes (a->e) == -1)
+    return -1;
+  if (bitmap_set_read (b, a->e) == -1 ||
+      bitmap_set_follow (b, size != old) == -1 ||
+      (size != old && bitmap_set_resize (b, size) == -1))
+    return -1;
+  if (bitmap_set_any_enabled (b) &&
+      snapshots_differ (&a->old, &a->sn, size < old ? size : old,
+                        bitmap_set_mark_range, b) == -1)
+    return -1;
+  return bitmap_set_plan (b);
+}
+
 static int
 try_to_apply (struct edit *e, const struct tables *sn,
               const struct tables *old)
@@ -83,12 +104,13 @@ try_to_apply (struct edit *e, const struct tables *sn,
  * COPIED flags there: other programs may have left some.
  */
 static int
-share_snapshot (struct edit *e, struct tables *sn, struct refs *refs)
+share_snapshot (struct apply *a, struct refs *refs)
 {
-  if (tables_add (sn, refs, 1) == -1 || edit_write_refs (e, refs) == -1 ||
-      tables_set_copied (sn, refs) == -1)
+  if (tables_add (&a->sn, refs, 1) == -1 ||
+      edit_write_refs (a->e, refs) == -1 ||
+      tables_set_copied (&a->sn, refs) == -1)
     return -1;
-  return storage_flush (e->storage);
+  return storage_flush (a->e->storage);
 }
 
 static int
@@ -109,75 +131,92 @@ fill_l1 (struct edit *e, const struct tables *sn,
   return r == -1 ? -1 : storage_flush (e->storage);
 }
 
+static int
+fill (struct apply *a)
+{
+  if (fill_l1 (a->e, &a->sn, &a->space[0]) == -1)
+    return -1;
+  return a->bitmaps.changed
+    ? bitmap_set_fill (&a->bitmaps, a->space[1].at) : 0;
+}
+
 /* Take back what share_snapshot did, where it ran out of space.  Flags that it
  * has cleared are none that the live disk had.
  */
 static int
-unshare_snapshot (struct edit *e, const struct tables *sn, struct refs *refs)
+unshare_snapshot (struct apply *a, struct refs *refs)
 {
-  return tables_add (sn, refs, -1) == -1 ? -1 : edit_write_refs (e, refs);
+  return tables_add (&a->sn, refs, -1) == -1 ? -1
+    : edit_write_refs (a->e, refs);
 }
 
 static void
-explain_not_shared (struct edit *e, const struct tables *sn,
-                    const struct edit_space *space, struct refs *refs)
+explain_not_shared (struct apply *a, struct refs *refs)
 {
   struct edit_error kept;
   bool undone;
 
   edit_keep_error (&kept);
-  undone = kept.err == ENOSPC && unshare_snapshot (e, sn, refs) == 0;
+  undone = kept.err == ENOSPC && unshare_snapshot (a, refs) == 0;
   edit_set_error (&kept);
   if (undone)
-    edit_give_back (e, space, 1);
+    edit_give_back (a->e, a->space, a->nr);
   else
     error_append (" (the snapshot was not applied, and clusters are leaked)");
 }
 
-/* The clusters for the L1 table are taken, and filled. */
+/* Free what the live disk had. */
 static int
-apply_in (struct edit *e, uint64_t disk_size, struct tables *sn,
-          const struct tables *old, const struct edit_space *space,
-          struct refs *refs)
+free_replaced (struct apply *a, struct refs *refs)
 {
-  if (share_snapshot (e, sn, refs) == -1) {
-    explain_not_shared (e, sn, space, refs);
+  if (count_replaced (a->e, &a->old, refs) == -1 ||
+      (a->bitmaps.changed && bitmap_set_drop (&a->bitmaps, refs) == -1) ||
+      edit_write_refs (a->e, refs) == -1)
+    return -1;
+  return edit_end (a->e, refs);
+}
+
+/* The new tables' clusters are taken, and filled. */
+static int
+apply_in (struct apply *a, struct refs *refs)
+{
+  if (share_snapshot (a, refs) == -1) {
+    explain_not_shared (a, refs);
     return -1;
   }
-  edit_set_disk (e, disk_size, space->bytes / sizeof (uint64_t), space->at);
-  if (edit_switch (e) == -1) {
+  edit_set_disk (a->e, a->snapshot->disk_size,
+                 a->space[0].bytes / sizeof (uint64_t), a->space[0].at);
+  if (edit_switch (a->e) == -1) {
     error_append (" (the snapshot may have been applied, and clusters are "
                   "leaked)");
     return -1;
   }
-  if (count_replaced (e, old, refs) == 0 && edit_write_refs (e, refs) == 0 &&
-      edit_end (e, refs) == 0)
+  if (free_replaced (a, refs) == 0)
     return 0;
   error_append (" (the snapshot was applied, and clusters are leaked)");
   return -1;
 }
 
 static int
-apply (struct edit *e, const struct snapshot *snapshot, struct tables *sn,
-       const struct tables *old)
+apply (struct apply *a)
 {
-  struct edit_space space;
   struct refs refs;
   uint64_t nr;
   int r;
 
-  if (check_size (e, snapshot) == -1 ||
-      new_l1_entries (e, snapshot, &nr) == -1 ||
-      try_to_apply (e, sn, old) == -1)
+  if (new_l1_entries (a->e, a->snapshot, &nr) == -1 ||
+      plan_bitmaps (a) == -1 || try_to_apply (a->e, &a->sn, &a->old) == -1)
     return -1;
-  space.bytes = nr * sizeof (uint64_t);
-  if (edit_take (e, &space, 1) == -1)
+  a->space[0].bytes = nr * sizeof (uint64_t);
+  a->space[1].bytes = bitmap_set_bytes (&a->bitmaps);
+  a->nr = a->space[1].bytes > 0 ? 2 : 1;
+  if (edit_take (a->e, a->space, a->nr) == -1)
     return -1;
-  if (fill_l1 (e, sn, &space) == -1 || edit_open_refs (e, &refs) == -1) {
-    edit_give_back (e, &space, 1);
+  if (fill (a) == -1 || edit_open_refs (a->e, &refs) == -1) {
+    edit_give_back (a->e, a->space, a->nr);
     return -1;
   }
-  r = apply_in (e, snapshot->disk_size, sn, old, &space, &refs);
+  r = apply_in (a, &refs);
   refs_close (&refs);
   return r;
 }
@@ -185,19 +224,19 @@ apply (struct edit *e, const struct snapshot *snapshot, struct tables *sn,
 int
 snapshot_apply (struct storage *s, const char *id_or_name)
 {
-  struct tables old = { 0 }, sn = { 0 };
-  const struct snapshot *snapshot;
   struct edit e;
+  struct apply a = { .e = &e };
   int r = -1;
 
   if (edit_open (&e, s) == -1)
     return -1;
-  snapshot = find_by_id_or_name (&e, id_or_name);
-  if (snapshot != NULL && snapshot_read_live (&e, &old) == 0 &&
-      snapshot_read_tables (&e, snapshot, &sn) == 0)
-    r = apply (&e, snapshot, &sn, &old);
-  tables_free (&old);
-  tables_free (&sn);
+  a.snapshot = find_by_id_or_name (&e, id_or_name);
+  if (a.snapshot != NULL && snapshot_read_live (&e, &a.old) == 0 &&
+      snapshot_read_tables (&e, a.snapshot, &a.sn) == 0)
+    r = apply (&a);
+  tables_free (&a.old);
+  tables_free (&a.sn);
+  bitmap_set_free (&a.bitmaps);
   edit_close (&e);
   return r;
 }

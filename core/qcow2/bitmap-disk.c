@@ -214,46 +214,6 @@ find_changes (const struct layer *layer, uint64_t count,
 
 /* ------------------------------------------------------------------ opening */
 
-/* bitmaps_list's, to the end. */
-struct search {
-  const char *name;
-  struct bitmap_info *info; /* of the first one that is found */
-  unsigned nr;              /* that were found */
-};
-
-static int
-compare_name (void *opaque, const struct bitmap_info *b)
-{
-  struct search *s = opaque;
-
-  if (strcmp (b->name, s->name) == 0 && s->nr++ == 0)
-    *s->info = *b;
-  return 0;
-}
-
-static int
-check_state (const struct storage *s, const struct bitmap_info *b)
-{
-  switch (b->state) {
-  case BITMAP_ENABLED:
-  case BITMAP_DISABLED:
-    return 0;
-  case BITMAP_IN_USE:
-    error_set (EINVAL, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
-               PRIx64 ") is marked as in use: who wrote the image last did not "
-               "complete it, so that it misses changes", s->name, b->name,
-               b->place.v);
-    return -1;
-  case BITMAP_UNKNOWN:
-    error_set (EINVAL, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
-               PRIx64 ") has a type, flags, a size, a granularity, extra data "
-               "or a name that are not known here", s->name, b->name,
-               b->place.v);
-    return -1;
-  }
-  abort ();
-}
-
 /* Each entry of the table that stands for bits of the disk. */
 static int
 check_parts (const struct bitmap_disk *d)
@@ -278,22 +238,14 @@ check_parts (const struct bitmap_disk *d)
 static int
 find_bitmap (struct bitmap_disk *d, const struct header *h, const char *name)
 {
-  struct storage *s = d->disk.layer.tables;
-  struct search search = { .name = name, .info = &d->info };
+  const struct layer *l = &d->disk.layer;
+  unsigned nr;
 
-  if (bitmaps_list (s, h, compare_name, &search) == -1)
-    return error_errno () != EINVAL ? -1
-      : layer_damaged (&d->disk.layer, (struct host_off) { h->bitmaps_field });
-  if (search.nr == 1)
+  if (bitmap_find (l->tables, h, name, &d->info, &nr) == 0)
     return 0;
-  if (search.nr == 0) {
-    error_set (ENOENT, "%s: there is no bitmap \"%s\"", s->name, name);
-    return -1;
-  }
-  error_set (EINVAL, "%s: %u bitmaps have the name \"%s\" (the first directory "
-             "entry is at offset 0x%" PRIx64 ")", s->name, search.nr, name,
-             d->info.place.v);
-  return layer_damaged (&d->disk.layer, d->info.place);
+  return error_errno () != EINVAL ? -1
+    : layer_damaged (l, nr > 0 ? d->info.place
+                     : (struct host_off) { h->bitmaps_field });
 }
 
 /* Find it, and check what of it is in the directory and the table.  Damage is
@@ -313,7 +265,7 @@ open_bitmap (struct bitmap_disk *d, const char *name)
   d->nr_bitmaps = h.nr_bitmaps;
   d->directory_size = h.bitmap_directory_size;
   d->directory = h.bitmap_directory;
-  if (check_state (s, &d->info) == -1)
+  if (bitmap_check_usable (s, &d->info) == -1)
     return layer_damaged (&d->disk.layer, d->info.place);
   if (bitmap_check_table (s, &h, &d->info) == -1) {
     error_append (" (of the bitmap \"%s\")", d->info.name);

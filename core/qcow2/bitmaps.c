@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -247,6 +248,67 @@ bitmaps_list (struct storage *s, const struct header *h, bitmaps_list_fn *fn,
       return -1;
   }
   return r;
+}
+
+/* bitmaps_list's, to the end. */
+struct search {
+  const char *name;
+  struct bitmap_info *info; /* of the first one that is found */
+  unsigned nr;              /* that were found */
+};
+
+static int
+compare_name (void *opaque, const struct bitmap_info *b)
+{
+  struct search *s = opaque;
+
+  if (strcmp (b->name, s->name) == 0 && s->nr++ == 0)
+    *s->info = *b;
+  return 0;
+}
+
+int
+bitmap_find (struct storage *s, const struct header *h, const char *name,
+             struct bitmap_info *b, unsigned *nr)
+{
+  struct search search = { .name = name, .info = b };
+
+  *nr = 0;
+  if (bitmaps_list (s, h, compare_name, &search) == -1)
+    return -1;
+  *nr = search.nr;
+  if (search.nr == 1)
+    return 0;
+  if (search.nr == 0)
+    error_set (ENOENT, "%s: there is no bitmap \"%s\"", s->name, name);
+  else
+    error_set (EINVAL, "%s: %u bitmaps have the name \"%s\" (the first "
+               "directory entry is at offset 0x%" PRIx64 ")", s->name,
+               search.nr, name, b->place.v);
+  return -1;
+}
+
+int
+bitmap_check_usable (struct storage *s, const struct bitmap_info *b)
+{
+  switch (b->state) {
+  case BITMAP_ENABLED:
+  case BITMAP_DISABLED:
+    return 0;
+  case BITMAP_IN_USE:
+    error_set (EINVAL, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
+               PRIx64 ") is marked as in use: who wrote the image last did not "
+               "complete it, so that it misses changes", s->name, b->name,
+               b->place.v);
+    return -1;
+  case BITMAP_UNKNOWN:
+    error_set (EINVAL, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
+               PRIx64 ") has a type, flags, a size, a granularity, extra data "
+               "or a name that are not known here", s->name, b->name,
+               b->place.v);
+    return -1;
+  }
+  abort ();
 }
 
 int

@@ -75,6 +75,19 @@ typedef int bitmaps_list_fn (void *opaque, const struct bitmap_info *b);
 extern int bitmaps_list (struct storage *s, const struct header *h,
                          bitmaps_list_fn *fn, void *opaque);
 
+/* Find the only bitmap of this name.  Returns -1 with the error set: ENOENT if
+ * there is none; EINVAL if there are several (*nr then, of which *b is the
+ * first), or the directory is malformed (*nr is 0); EIO.
+ */
+extern int bitmap_find (struct storage *s, const struct header *h,
+                        const char *name, struct bitmap_info *b, unsigned *nr);
+
+/* Check that its bits can be used: that it is not in use, and of a known kind.
+ * Returns -1 with the error set to EINVAL.
+ */
+extern int bitmap_check_usable (struct storage *s,
+                                const struct bitmap_info *b);
+
 /* Check that the bitmap's table is within the file, and is for a disk of this
  * size: exactly, as QEMU does, since one that was made before the disk had
  * another size says nothing of what became of it.  Reads nothing.  Returns -1

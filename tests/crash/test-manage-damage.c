@@ -3,7 +3,7 @@
 /* Damaged images that the commands of core/manage must refuse before anything
  * changes: each refcount is one too low in turn, or an entry of an L2 table has
  * the cluster of another; or a snapshot's entry has no disk size, and the disk
- * would get another.
+ * would get another; or a bitmap is in use.
  */
 
 #include <config.h>
@@ -19,6 +19,7 @@
 #include "crash-storage.h"
 #include "image-check.h"
 #include "maker.h"
+#include "manage/bitmap-change.h"
 #include "manage/compact.h"
 #include "manage/empty.h"
 #include "manage/resize.h"
@@ -74,6 +75,52 @@ empty (struct storage *s, const char *name)
   return empty_disk (s);
 }
 
+static int
+change_bitmap (struct storage *s, const char *name,
+               enum bitmap_action_kind kind, const char *source)
+{
+  const struct bitmap_action action = { kind, source };
+  const struct bitmap_change c = { .name = name, .action = &action, .nr = 1 };
+
+  return bitmap_change (s, &c);
+}
+
+static int
+bitmap_add (struct storage *s, const char *name)
+{
+  return change_bitmap (s, name, BITMAP_ADD, NULL);
+}
+
+static int
+bitmap_remove (struct storage *s, const char *name)
+{
+  return change_bitmap (s, name, BITMAP_REMOVE, NULL);
+}
+
+static int
+bitmap_clear (struct storage *s, const char *name)
+{
+  return change_bitmap (s, name, BITMAP_CLEAR, NULL);
+}
+
+static int
+bitmap_disable (struct storage *s, const char *name)
+{
+  return change_bitmap (s, name, BITMAP_DISABLE, NULL);
+}
+
+static int
+bitmap_merge_into (struct storage *s, const char *name)
+{
+  return change_bitmap (s, name, BITMAP_MERGE, "parts");
+}
+
+static int
+bitmap_merge_from (struct storage *s, const char *name)
+{
+  return change_bitmap (s, "parts", BITMAP_MERGE, name);
+}
+
 typedef int command_fn (struct storage *s, const char *name);
 
 /* Run it on these bytes.  Returns whether it was refused, and has changed
@@ -115,6 +162,7 @@ all_refuse (const uint8_t *bytes, const char *how, uint64_t where)
   must_refuse (bytes, shrink, "shrink", how, where);
   must_refuse (bytes, compact, "compact", how, where);
   must_refuse (bytes, empty, "empty", how, where);
+  must_refuse (bytes, bitmap_add, "new", how, where);
   for (i = 0; i < made->nr_snapshots; ++i) {
     must_refuse (bytes, snapshot_apply, made->snapshot_name[i], how, where);
     must_refuse (bytes, snapshot_delete, made->snapshot_name[i], how, where);
@@ -259,6 +307,34 @@ try_disk_size (void)
   made_free (&m);
 }
 
+/* ------------------------------------------------------------------- bitmaps */
+
+/* Who left it in use has not noted all changes: nothing but its removal is
+ * right.
+ */
+static void
+try_in_use (void)
+{
+  struct made m;
+  uint8_t *flags;
+
+  what = "a bitmap in use";
+  if (!made_image (&m, "v3-c512-bitmap-holes"))
+    abort ();
+  made = &m;
+  flags = m.bytes + m.bitmaps_at + MADE_BITMAP_BYTES + QCOW2_BITMAP_FIELD_FLAGS;
+  put_be32 (flags, get_be32 (flags) | QCOW2_BITMAP_IN_USE);
+  must_refuse (m.bytes, bitmap_add, "dirty", "flag", 0);
+  must_refuse (m.bytes, bitmap_clear, "dirty", "flag", 0);
+  must_refuse (m.bytes, bitmap_disable, "dirty", "flag", 0);
+  must_refuse (m.bytes, bitmap_merge_into, "dirty", "flag", 0);
+  must_refuse (m.bytes, bitmap_merge_from, "dirty", "flag", 0);
+  must_refuse (m.bytes, halve, "halve", "flag", 0);
+  CHECK (!refuses (m.bytes, bitmap_remove, "dirty"));
+  CHECK (!refuses (m.bytes, bitmap_clear, "parts"));
+  made_free (&m);
+}
+
 static const char *const images[] = {
   "v3-c512-snap-comp", "v3-c512-snapall-snap2-holes", "v2-c512-full-snap",
   "v3-c512-holes", "v3-c512-known-snap-comp-holes",
@@ -273,6 +349,7 @@ main (void)
   for (i = 0; i < sizeof images / sizeof images[0]; ++i)
     try_image (images[i]);
   try_disk_size ();
+  try_in_use ();
   printf ("%u commands are refused; without damage %u are not\n", refused,
           done);
   CHECK (refused > 0);
