@@ -178,28 +178,3 @@ END
     # What was trimmed was given back: the data was 20 MB.
     test "$(stat -c %b disk.qcow2)" -lt 20000 || die "$server: not trimmed"
 }
-
-# virt-v2v on a guest's disk, as it starts its servers by itself.
-has_v2v ()
-{
-    test -n "${PIPELINES_GUEST-}" && virt-v2v --version && has_guestfish
-}
-run_v2v ()
-{
-    rm -rf path out
-    mkdir path out
-    ln -s "$(command -v "$server")" path/qemu-nbd
-    PATH="$tmp/path:$PATH" LIBGUESTFS_BACKEND=direct timeout 3600 virt-v2v \
-        -i disk "$PIPELINES_GUEST" -o local -os out -of qcow2 -on guest \
-        > v2v.log 2>&1 || die "$server: $(tail -n 40 v2v.log)"
-    check_clean out/guest-sda
-    LIBGUESTFS_BACKEND=direct timeout 600 guestfish --ro -a out/guest-sda -i \
-        > v2v.files 2>> v2v.log <<'END' || die "$(tail -n 40 v2v.log)"
-cat /etc/os-release
-ls /boot
-find /etc
-END
-    cat v2v.files
-    grep -v -e uuid -e genid -e "$tmp" out/guest.xml
-    pid=
-}

@@ -104,7 +104,7 @@ open_again (const struct verdict *verdict)
 {
   const struct image_options options = {
     .chain.file = "test",
-    .chain.storage = memory_disk_open (&disk, "test", &control),
+    .chain.opened = memory_disk_open (&disk, "test", &control),
     .cache_size = IMAGE_DEFAULT_CACHE_SIZE,
     .verdict = verdict,
   };
