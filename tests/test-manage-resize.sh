@@ -55,7 +55,7 @@ refuses "must be a positive multiple of 512" --shrink i.qcow2 0
 refuses "no more than what it is to lose" --shrink i.qcow2 -4T
 refuses "L1 table of more than" i.qcow2 7E
 refuses "a size is wanted" i.qcow2
-refuses "takes neither" i.qcow2 -p 1G
+refuses 'does not take --progress' i.qcow2 -p 1G
 
 # A VM state, beyond the end of the disk, does not become part of it.
 "$tool" resize -q --shrink i.qcow2 1M

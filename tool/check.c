@@ -16,11 +16,6 @@
 #include "qed/qed.h"
 #include "tool.h"
 
-struct listener {
-  const struct tool_options *options;
-  unsigned percent;
-};
-
 static void
 print_finding (void *opaque, enum check_kind kind, const char *text)
 {
@@ -28,19 +23,6 @@ print_finding (void *opaque, enum check_kind kind, const char *text)
   fprintf (stderr, "%s: %s\n",
            kind == CHECK_LEAK ? "leak" :
            kind == CHECK_NO_ANSWER ? "unchecked" : "error", text);
-}
-
-static bool
-print_progress (void *opaque, uint64_t done, uint64_t total)
-{
-  struct listener *l = opaque;
-  const unsigned percent = total > 0 ? done * 100 / total : 100;
-
-  if (!l->options->progress || percent == l->percent)
-    return true;
-  l->percent = percent;
-  fprintf (stderr, "\r%3u%%%s", percent, done == total ? "\n" : "");
-  return true;
 }
 
 static const char *
@@ -120,12 +102,12 @@ run (const struct tool_options *o, struct storage *s, struct repair_report *r,
 {
   const struct format_ops *format =
     format_recognize (all_formats, &qcow2_format, s);
-  struct listener listener = { .options = o, .percent = 101 };
+  struct tool_progress progress = TOOL_PROGRESS (o);
   const struct check_options options = {
     .messages = o->quiet ? 0 : o->messages,
     .found = print_finding,
-    .progress = print_progress,
-    .opaque = &listener,
+    .progress = tool_progress,
+    .opaque = &progress,
   };
 
   if (format == NULL || tool_check_format (o, format->name) == -1)

@@ -27,6 +27,7 @@ static const char usage[] =
   "  map      print what is where in it\n"
   "  snapshot list, make, apply and delete internal snapshots\n"
   "  resize   give its disk another size\n"
+  "  rebase   give it another backing file\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
@@ -349,6 +350,15 @@ parse_option (struct tool_options *o, int option)
   case 'd':
     parse_snapshot (o, SNAPSHOT_DELETE);
     break;
+  case 'u':
+    o->unsafe = true;
+    break;
+  case 'b':
+    o->backing = optarg;
+    break;
+  case 'F':
+    o->backing_format = optarg;
+    break;
   case OPT_HELP:
     o->help = true;
     break;
@@ -367,23 +377,29 @@ check_options_of (const char *command, const struct tool_options *o)
   const bool check = strcmp (command, "check") == 0;
   const bool snapshot = strcmp (command, "snapshot") == 0;
   const bool resize = strcmp (command, "resize") == 0;
+  const bool rebase = strcmp (command, "rebase") == 0;
   const bool one_file = check || snapshot;
 
-  if (!check && (o->repair || o->progress))
-    wrong (command, " takes neither --repair nor --progress");
+  if (!check && o->repair)
+    wrong (command, " does not take --repair");
+  if (!check && !rebase && o->progress)
+    wrong (command, " does not take --progress");
   if (!snapshot && o->acts)
     wrong (command, " takes none of -l, -c, -a and -d");
   if (one_file && o->follow != FOLLOW_NONE)
     wrong (command, " does not take --follow: it looks at one file");
   if (one_file && o->nr_formats > 0)
     wrong (command, " does not take --backing-format: it looks at one file");
-  if ((one_file || resize) && o->data_file != NULL)
+  if ((one_file || resize || rebase) && o->data_file != NULL)
     wrong (command, " does not take --data-file");
+  if (!rebase && (o->unsafe || o->backing != NULL ||
+                  o->backing_format != NULL))
+    wrong (command, " takes none of -u, -b and -F");
   if (!resize && o->shrink)
     wrong (command, " does not take --shrink");
-  if (resize && o->force_share)
+  if ((resize || rebase) && o->force_share)
     wrong (command, " does not take --force-share");
-  if (resize && o->json)
+  if ((resize || rebase) && o->json)
     wrong (command, " does not take --output=json");
   if (o->repair && o->force_share)
     wrong ("--repair and --force-share ", "exclude each other");
@@ -403,6 +419,7 @@ static const struct command {
   { "map", tool_map, map_usage },
   { "snapshot", tool_snapshot, snapshot_usage },
   { "resize", tool_resize, resize_usage },
+  { "rebase", tool_rebase, tool_rebase_usage },
 };
 
 static const struct command *
@@ -452,7 +469,7 @@ run (int argc, char *argv[], struct tool_options *o)
 }
 
 /* The + ends them at the command. */
-static const char short_options[] = "+Ur:pqf:lc:a:d:";
+static const char short_options[] = "+Ur:pqf:lc:a:d:ub:F:";
 
 /* Whether an argument says by how much: it looks like an option. */
 static bool

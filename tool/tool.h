@@ -6,6 +6,7 @@
 #define QCOW2_TOOL_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "disk/chain.h"
 #include "qcow2/check/repair.h"
@@ -43,10 +44,13 @@ struct tool_options {
   const char *size;  /* resize: as it was given */
   bool help; /* of the command */
   bool shrink;       /* resize */
-  enum follow follow; /* info, map, resize */
+  bool unsafe;       /* rebase */
+  const char *backing; /* rebase: as it is to be recorded; NULL: not said */
+  const char *backing_format; /* rebase: likewise */
+  enum follow follow; /* info, map, resize, rebase */
   const char *data_file; /* info, map: NULL: what the image names */
 
-  /* info, map: of the backing files from the first on down; NULL after the
+  /* info, map, resize, rebase: of the backing files from the first on down; NULL after the
    * last.
    */
   const char *formats[CHAIN_MAX_DEPTH];
@@ -56,8 +60,30 @@ struct tool_options {
 extern int tool_check (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
+extern int tool_rebase (const struct tool_options *o);
 extern int tool_resize (const struct tool_options *o);
 extern int tool_snapshot (const struct tool_options *o);
+
+/* What `--help' says of them, where that is not in main.c. */
+extern const char tool_rebase_usage[];
+
+/* How far a command is: printed on stderr, if --progress asks for it. */
+struct tool_progress {
+  bool print;
+  unsigned percent; /* that was printed last; 101: none was */
+};
+
+#define TOOL_PROGRESS(o) { .print = (o)->progress, .percent = 101 }
+
+/* opaque: a struct tool_progress.  False: tool_catch_signals was called, and a
+ * signal has come.
+ */
+extern bool tool_progress (void *opaque, uint64_t done, uint64_t total);
+
+/* From now on SIGINT, SIGTERM and SIGHUP only have tool_progress return false, so
+ * that a command can end as it should.
+ */
+extern void tool_catch_signals (void);
 
 /* Advice in terms of options, for advice_choose. */
 extern const char *const tool_advice[];
