@@ -28,6 +28,7 @@ static const char usage[] =
   "  snapshot list, make, apply and delete internal snapshots\n"
   "  resize   give its disk another size\n"
   "  rebase   give it another backing file\n"
+  "  amend    change its version and other features\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
@@ -353,6 +354,11 @@ parse_option (struct tool_options *o, int option)
   case 'u':
     o->unsafe = true;
     break;
+  case 'o':
+    if (o->features != NULL)
+      wrong ("-o can be given once: ", "options are separated by commas");
+    o->features = optarg;
+    break;
   case 'b':
     o->backing = optarg;
     break;
@@ -378,7 +384,8 @@ check_options_of (const char *command, const struct tool_options *o)
   const bool snapshot = strcmp (command, "snapshot") == 0;
   const bool resize = strcmp (command, "resize") == 0;
   const bool rebase = strcmp (command, "rebase") == 0;
-  const bool one_file = check || snapshot;
+  const bool amend = strcmp (command, "amend") == 0;
+  const bool one_file = check || snapshot || amend;
 
   if (!check && o->repair)
     wrong (command, " does not take --repair");
@@ -395,11 +402,13 @@ check_options_of (const char *command, const struct tool_options *o)
   if (!rebase && (o->unsafe || o->backing != NULL ||
                   o->backing_format != NULL))
     wrong (command, " takes none of -u, -b and -F");
+  if (!amend && o->features != NULL)
+    wrong (command, " does not take -o");
   if (!resize && o->shrink)
     wrong (command, " does not take --shrink");
-  if ((resize || rebase) && o->force_share)
+  if ((resize || rebase || amend) && o->force_share)
     wrong (command, " does not take --force-share");
-  if ((resize || rebase) && o->json)
+  if ((resize || rebase || amend) && o->json)
     wrong (command, " does not take --output=json");
   if (o->repair && o->force_share)
     wrong ("--repair and --force-share ", "exclude each other");
@@ -420,6 +429,7 @@ static const struct command {
   { "snapshot", tool_snapshot, snapshot_usage },
   { "resize", tool_resize, resize_usage },
   { "rebase", tool_rebase, tool_rebase_usage },
+  { "amend", tool_amend, tool_amend_usage },
 };
 
 static const struct command *
@@ -469,7 +479,7 @@ run (int argc, char *argv[], struct tool_options *o)
 }
 
 /* The + ends them at the command. */
-static const char short_options[] = "+Ur:pqf:lc:a:d:ub:F:";
+static const char short_options[] = "+Ur:pqf:lc:a:d:ub:F:o:";
 
 /* Whether an argument says by how much: it looks like an option. */
 static bool

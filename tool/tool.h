@@ -45,6 +45,7 @@ struct tool_options {
   bool help; /* of the command */
   bool shrink;       /* resize */
   bool unsafe;       /* rebase */
+  const char *features; /* amend: as they were given; NULL: none were */
   const char *backing; /* rebase: as it is to be recorded; NULL: not said */
   const char *backing_format; /* rebase: likewise */
   enum follow follow; /* info, map, resize, rebase */
@@ -57,6 +58,7 @@ struct tool_options {
   unsigned nr_formats;
 };
 
+extern int tool_amend (const struct tool_options *o);
 extern int tool_check (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
@@ -65,7 +67,7 @@ extern int tool_resize (const struct tool_options *o);
 extern int tool_snapshot (const struct tool_options *o);
 
 /* What `--help' says of them, where that is not in main.c. */
-extern const char tool_rebase_usage[];
+extern const char tool_amend_usage[], tool_rebase_usage[];
 
 /* How far a command is: printed on stderr, if --progress asks for it. */
 struct tool_progress {
