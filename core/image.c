@@ -197,6 +197,12 @@ image_size_below (const struct image *below)
   return below->chain.nr == 1 ? 0 : below->chain.layer[1]->size;
 }
 
+const struct layer *
+image_disk_below (const struct image *below)
+{
+  return below->chain.nr == 1 ? NULL : below->chain.layer[1];
+}
+
 struct image *
 image_open_made (struct image *below, const struct image_options *options)
 {
@@ -295,19 +301,18 @@ image_hide_places (struct image *im)
 }
 
 int
-image_close (struct image *im)
+image_close_but_file (struct image *im, struct storage **file)
 {
   bool no_leaks;
   int r = 0;
 
-  if (im == NULL)
-    return 0;
   no_leaks = leaks_stop (im->leaks);
   if (im->writer != NULL)
     r = im->kind->close_writer (im->writer, no_leaks);
   snapshots_free (&im->snapshots);
+  *file = NULL;
   if (!im->borrows) {
-    chain_close (&im->chain);
+    *file = chain_close_but_first (&im->chain);
     codec_pool_free (im->shared.codecs);
     cluster_cache_free (im->shared.clusters);
     cache_free (im->shared.cache);
@@ -316,6 +321,19 @@ image_close (struct image *im)
   gate_destroy (&im->gate);
   epoch_destroy (&im->epoch);
   free (im);
+  return r;
+}
+
+int
+image_close (struct image *im)
+{
+  struct storage *file;
+  int r;
+
+  if (im == NULL)
+    return 0;
+  r = image_close_but_file (im, &file);
+  storage_close (file);
   return r;
 }
 

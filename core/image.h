@@ -79,6 +79,9 @@ extern struct image *image_open_below (const struct image_options *options);
 /* The size in bytes, rounded up to 512, of the disk below; 0: there is none. */
 extern uint64_t image_size_below (const struct image *below);
 
+/* That disk, which stays the image's; NULL: there is none. */
+extern const struct layer *image_disk_below (const struct image *below);
+
 /* Then the image itself.  Its file is that of chain.made, unless this is NULL,
  * or chain.far.  That and below are owned from here on, even after an
  * error; until then image_close and
@@ -131,6 +134,11 @@ extern void image_hide_places (struct image *im);
  * allowed.
  */
 extern int image_close (struct image *im);
+
+/* The same, but the image's file, with its locks, is left open for the caller,
+ * who owns it: so that nobody else can change it until more is done there.
+ */
+extern int image_close_but_file (struct image *im, struct storage **file);
 
 /* Make the image writable: take a writer's file locks, and check that nothing
  * forbids writing.  Nothing is written yet.  Reads may be running.  Does

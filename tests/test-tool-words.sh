@@ -99,7 +99,7 @@ says 1 - 'not beneath the directory sub: refused by --follow=beneath' \
 qemu-img create -q -u -f qcow2 -b base.qcow2 unsaid.qcow2 8M 2> /dev/null ||
     "$PYTHON" -c 'from qcow2make import Qcow2
 Qcow2("unsaid.qcow2", 8 << 20, backing_name="base.qcow2").write()'
-says 1 - 'never guessed: record it with qemu-img rebase -u$' \
+says 1 - 'never guessed: record it with rebase -u$' \
     map --follow=any unsaid.qcow2
 qemu_holds big.qcow2
 for command in check info map; do

@@ -16,7 +16,7 @@ const char *const tool_advice[ADVICE_NR] = {
                           "--data-file=PATH allows PATH"),
   [ADVICE_DATA_FILE] = "say --data-file=PATH",
   [ADVICE_BENEATH] = "refused by --follow=beneath",
-  [ADVICE_BACKING_FORMAT] = "record it with qemu-img rebase -u",
+  [ADVICE_BACKING_FORMAT] = "record it with rebase -u",
   [ADVICE_REPAIR] = "check --repair=all may repair it",
   [ADVICE_SHARE] = "-U reads it all the same",
 };

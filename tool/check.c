@@ -42,13 +42,6 @@ print_finding (void *opaque, enum check_kind kind, const char *text)
            kind == CHECK_NO_ANSWER ? "unchecked" : "error", text);
 }
 
-static bool
-print_progress (void *opaque, uint64_t done, uint64_t total)
-{
-  tool_show_progress (opaque, done, total);
-  return true;
-}
-
 static const char *
 mode_name (enum repair_mode mode)
 {
@@ -130,7 +123,7 @@ run (const struct tool_options *o, struct storage *s, struct repair_report *r,
   const struct check_options options = {
     .messages = o->quiet ? 0 : o->messages,
     .found = print_finding,
-    .progress = print_progress,
+    .progress = tool_progress,
     .opaque = &progress,
   };
 

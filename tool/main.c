@@ -27,6 +27,8 @@ static const char usage[] =
   "  bitmap   list, make, change and remove persistent bitmaps\n"
   "  commit   copy what it has into its backing file\n"
   "  compact  make its file as small as its clusters\n"
+  "  rebase   give it another backing file\n"
+  "  amend    change its version and features\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
@@ -34,7 +36,7 @@ static const char usage[] =
   "  -f qcow2|qed             the format, which is recognized without this\n"
   "  -r, --repair=leaks|all   check: repair the image\n"
   "      --messages=N         check: print at most N findings (100)\n"
-  "  -p, --progress           check, commit, compact: print how far\n"
+  "  -p, --progress           check, commit, compact, rebase: print how far\n"
   "                           it is\n"
   "      --follow=none|beneath|any\n"
   "                           info, map: which backing files and external\n"
@@ -143,6 +145,9 @@ static const struct command {
   { "commit", tool_commit, tool_commit_usage,
     "-b -d --follow --backing-format --progress" },
   { "compact", tool_compact, tool_compact_usage, "--progress" },
+  { "rebase", tool_rebase, tool_rebase_usage,
+    "-b -F -u --follow --backing-format --progress" },
+  { "amend", tool_amend, tool_amend_usage, "-o" },
 };
 
 static const struct command *

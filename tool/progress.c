@@ -17,3 +17,10 @@ tool_show_progress (struct tool_progress *p, uint64_t done, uint64_t total)
   p->percent = percent;
   fprintf (stderr, "\r%3u%%%s", percent, done == total ? "\n" : "");
 }
+
+bool
+tool_progress (void *opaque, uint64_t done, uint64_t total)
+{
+  tool_show_progress (opaque, done, total);
+  return !tool_is_stopped ();
+}

@@ -89,18 +89,21 @@ extern void tool_check_options (const struct tool_options *o,
 extern void tool_wrong (const char *what, const char *accepted)
   __attribute__ ((__noreturn__));
 
+extern int tool_amend (const struct tool_options *o);
 extern int tool_bitmap (const struct tool_options *o);
 extern int tool_check (const struct tool_options *o);
 extern int tool_commit (const struct tool_options *o);
 extern int tool_compact (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
+extern int tool_rebase (const struct tool_options *o);
 extern int tool_resize (const struct tool_options *o);
 extern int tool_snapshot (const struct tool_options *o);
 
 /* What `help' says of each. */
-extern const char tool_bitmap_usage[], tool_check_usage[],
-  tool_commit_usage[], tool_compact_usage[], tool_info_usage[], tool_map_usage[], tool_resize_usage[],
+extern const char tool_amend_usage[], tool_bitmap_usage[], tool_check_usage[],
+  tool_commit_usage[], tool_compact_usage[], tool_info_usage[],
+  tool_map_usage[], tool_rebase_usage[], tool_resize_usage[],
   tool_snapshot_usage[];
 
 /* How far a command is, on stderr, if that is wanted. */
@@ -111,6 +114,11 @@ struct tool_progress {
 };
 extern void tool_show_progress (struct tool_progress *p, uint64_t done,
                                 uint64_t total);
+
+/* The same; opaque is the struct tool_progress.  False: the command is to end, by
+ * tool_is_stopped.
+ */
+extern bool tool_progress (void *opaque, uint64_t done, uint64_t total);
 
 /* From now on SIGINT and the like don't end the program, but are found by
  * tool_is_stopped: what was begun is ended properly, which is not long.

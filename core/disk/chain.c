@@ -663,25 +663,44 @@ chain_open_storages (struct chain *c, const struct format_ops *format,
   return -1;
 }
 
-void
-chain_close (struct chain *c)
+/* All but the storage of its tables. */
+static void
+close_layer (struct layer *l)
 {
+  struct storage *tables = l->tables, *data = l->data;
+  struct storage *data_file = l->data_file;
+
+  l->format->close (l);
+  if (data != data_file)
+    storage_close (data);
+  if (data_file != tables)
+    storage_close (data_file);
+}
+
+struct storage *
+chain_close_but_first (struct chain *c)
+{
+  struct storage *first = NULL;
   unsigned i;
 
   for (i = 0; i < c->nr; ++i) {
-    struct storage *tables, *data, *data_file;
+    struct storage *tables;
 
     if (c->layer[i] == NULL) /* chain_open_below */
       continue;
     tables = c->layer[i]->tables;
-    data = c->layer[i]->data;
-    data_file = c->layer[i]->data_file;
-    c->layer[i]->format->close (c->layer[i]);
-    if (data != data_file)
-      storage_close (data);
-    if (data_file != tables)
-      storage_close (data_file);
-    storage_close (tables);
+    close_layer (c->layer[i]);
+    if (i == 0)
+      first = tables;
+    else
+      storage_close (tables);
   }
   memset (c, 0, sizeof *c);
+  return first;
+}
+
+void
+chain_close (struct chain *c)
+{
+  storage_close (chain_close_but_first (c));
 }

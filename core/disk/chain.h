@@ -113,4 +113,9 @@ extern int chain_open_storages (struct chain *c,
 
 extern void chain_close (struct chain *c);
 
+/* The same, but the storage of the first layer's tables, with its locks, is
+ * left open, and the caller's.
+ */
+extern struct storage *chain_close_but_first (struct chain *c);
+
 #endif /* CORE_DISK_CHAIN_H */

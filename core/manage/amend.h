@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Other features for an image that nobody serves, all of which are in the
+ * header: its version, lazy refcounts, the type of compression, the backing
+ * file's name, whether an external data file is raw.
+ *
+ * A power cut at any moment leaves all of them as they were, or as they shall be
+ * (core/manage/header-plan.h).
+ */
+
+#ifndef CORE_MANAGE_AMEND_H
+#define CORE_MANAGE_AMEND_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "qcow2/header.h"
+#include "storage/storage.h"
+
+/* What is to be changed. */
+struct amend_options {
+  unsigned version;         /* 2 or 3; 0: as it is */
+  const bool *lazy;         /* lazy refcounts; NULL: as it is */
+  const enum compression *compression; /* NULL: as it is */
+  const char *backing;      /* a name, or empty: none; NULL: as it is */
+  const char *backing_format; /* NULL: as it is */
+  bool not_raw;             /* an external data file is not the disk as a raw
+                             * image any more */
+};
+
+/* Change it in a storage that is writable and locked; durable on return.  For
+ * another version all of the image is checked before, and so are all tables for
+ * version 2, which has no clusters of zeros, and for another compression, since
+ * there must be no compressed clusters.  Returns -1 with the error set: ENOTSUP
+ * or EINVAL if there can't be such an image, EIO for damage; ENOMEM; ENOSPC or
+ * EIO of the storage, which tells if the header may have changed.
+ */
+extern int amend_image (struct storage *s, const struct amend_options *o);
+
+#endif /* CORE_MANAGE_AMEND_H */
