@@ -102,11 +102,27 @@ check_all (const struct image *im, unsigned above,
   return check_top (im, o);
 }
 
-/* A writer's locks, and what there is to check under them. */
+/* Nobody may be reading the files between the two, which will show what the base
+ * gets.
+ */
+static int
+lock_between (const struct image *im, unsigned above)
+{
+  unsigned i;
+
+  for (i = 1; i < above; ++i)
+    if (storage_lock (im->chain.layer[i]->tables, STORAGE_CONSISTENT_READ,
+                      STORAGE_CONSISTENT_READ | writes) == -1)
+      return -1;
+  return 0;
+}
+
+/* The locks, and what there is to check under them. */
 static int
 prepare (struct image *im, unsigned above, const struct commit_options *o)
 {
-  if (!o->keep && image_lock_for_writing (im) == -1)
+  if (lock_between (im, above) == -1 ||
+      (!o->keep && image_lock_for_writing (im) == -1))
     return -1;
   return check_all (im, above, o);
 }

@@ -174,3 +174,11 @@ for f in t.qcow2 b.qcow2; do
     refuses 'another process' --follow=any t.qcow2
     qemu_lets_go
 done
+
+# Nor may anybody read a file between the two, which shows what the base gets.
+fresh
+qemu-img create -q -f qcow2 -b t.qcow2 -F qcow2 above.qcow2
+qemu_holds t.qcow2 -r
+refuses 'another process' --follow=any -b b.qcow2 above.qcow2
+qemu_lets_go
+"$tool" commit -q --follow=any -b b.qcow2 above.qcow2
