@@ -36,6 +36,7 @@ struct verdict {
 };
 
 struct image;
+struct image_points;
 struct repaired;
 
 /* An image of one format: what image*.c ask of it.  Beside struct format_ops,
@@ -65,6 +66,18 @@ struct image_kind {
   /* As bitmaps_list.  NULL: there are none. */
   int (*list_bitmaps) (const struct image *im, bitmaps_list_fn *fn,
                        void *opaque);
+
+  /* The points in time of its live disk; NULL with the error set to ENOTSUP: it
+   * can't have some.
+   */
+  struct points *(*points) (const struct image *im);
+
+  /* A layer of the disk as a point has it, as new_disk's; and what to do when
+   * points have ended and there is a writer: see frozen_release.
+   */
+  struct layer *(*new_point_disk) (const struct image *im,
+                                   const struct point *point);
+  void (*release_points) (struct image *im);
 
   /* Whether a repair in this mode has something to look at. */
   bool (*is_to_be_repaired) (const struct image *im, enum image_repair mode);
@@ -134,6 +147,7 @@ struct image {
   struct chain chain;
   struct snapshots snapshots;
 
+  struct image_points *points; /* NULL: none are allowed */
   struct gate gate; /* of requests that change something, and of flushes */
   pthread_mutex_t writer_lock;
   void *_Atomic writer;     /* of the kind; NULL: not writable */

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "formats.h"
 #include "image-parts.h"
+#include "image-points.h"
 #include "qcow2/codec.h"
 #include "storage/open.h"
 #include "storage/place.h"
@@ -247,6 +248,7 @@ image_close (struct image *im)
   if (im == NULL)
     return 0;
   no_leaks = leaks_stop (im->leaks);
+  image_points_close (im);
   if (im->writer != NULL)
     r = im->kind->close_writer (im->writer, no_leaks);
   snapshots_free (&im->snapshots);

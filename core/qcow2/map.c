@@ -448,6 +448,22 @@ map_lookup (const struct map *m, struct guest_off offset, uint64_t max,
   return 0;
 }
 
+void
+map_lookup_words (const struct map *m, const _Atomic uint64_t *words,
+                  struct host_off slice, struct guest_off offset, uint64_t max,
+                  struct run *run)
+{
+  static const _Atomic uint64_t fixed;
+  const struct cache_ref ref = { .words = words, .seq = &fixed };
+  const unsigned nr = entries_in_slice (m);
+
+  assert (max > 0);
+  scan_slice (m, &ref, slice, index_in_table (m, offset) & (nr - 1), nr, offset,
+              max, run);
+  if (run->length > max)
+    run->length = max;
+}
+
 int
 map_l1_entry (const struct map *m, struct guest_off offset, struct map_l1 *l1)
 {
@@ -467,6 +483,19 @@ map_l1_entry (const struct map *m, struct guest_off offset, struct map_l1 *l1)
     return -1;
   }
   return 0;
+}
+
+uint64_t
+map_slice_number (const struct map *m, struct guest_off offset)
+{
+  return (offset.v >> m->format.cluster_bits) / entries_in_slice (m);
+}
+
+unsigned
+map_slice_word (const struct map *m, struct guest_off offset)
+{
+  return (offset.v >> m->format.cluster_bits) % entries_in_slice (m)
+    << m->l2_word_bits;
 }
 
 uint64_t

@@ -22,6 +22,7 @@
 #include "base/error.h"
 #include "disk/read.h"
 #include "qcow2/write/compress.h"
+#include "qcow2/write/frozen.h"
 #include "qcow2/write/raw-data.h"
 #include "qcow2/write/remap.h"
 #include "qcow2/write/steps.h"
@@ -145,6 +146,10 @@ decode_targets (struct write_step *s)
       break; /* the next step will meet it */
     }
     *t = make_target (m, &e);
+    t->keep = t->keep &&
+      !frozen_host (s->w, (struct guest_off) { s->cluster +
+                                               i * m->cluster_size },
+                    t->host.v);
     if (i > 0 && (t->keep != s->target[0].keep ||
                   (t->keep && t->host.v != s->target[0].host.v +
                    i * m->cluster_size)))
@@ -556,6 +561,8 @@ write_in_turn (struct writer *w, const uint8_t *buf, uint64_t count,
   *done = 0;
   remap_enter (&remap, w, offset, offset.v + count);
   r = map_lookup (qcow2_map (w->disk), offset, remap.to - offset.v, &run);
+  if (r == 0)
+    frozen_clip (w, offset, &run);
   if (r == 0 && is_in_place (&run)) {
     r = write_in_place (w, data_at (w, run.host, offset.v, &view), buf, &run,
                         flags);
@@ -579,6 +586,8 @@ write_at_once (struct writer *w, const uint8_t *buf, uint64_t count,
   *done = 0;
   if (r == 0 && run->kind == RUN_DAMAGED)
     r = layer_damaged (w->disk, run->host);
+  if (r == 0)
+    frozen_clip (w, offset, run);
   if (r == 0 && is_in_place (run) && w->in_turn == 0) {
     r = write_in_place (w, w->disk->data, buf, run, flags);
     *done = run->length;
