@@ -43,6 +43,7 @@ struct image_points {
   struct token token[POINTS_MAX];
   bool taking; /* one is being taken: others wait */
   bool ending; /* some have failed, and hold memory: likewise */
+  bool working; /* the thread does not wait for work */
   bool stop, running;
   pthread_t thread;
   uint64_t *ended;
@@ -203,6 +204,7 @@ points_main (void *opaque)
   while (!ip->stop) {
     bool any = false;
 
+    ip->working = true;
     if (p->failing) {
       end_failed (ip);
       any = true;
@@ -213,11 +215,31 @@ points_main (void *opaque)
       ip->ending = false;
       pthread_cond_broadcast (&p->changed); /* who waits to take one */
     }
-    else
+    else {
+      ip->working = false;
       wait_for_work (ip);
+    }
   }
   pthread_mutex_unlock (&p->lock);
   return NULL;
+}
+
+bool
+image_points_have_ended (struct image *im)
+{
+  struct image_points *ip = im->points;
+  const uint64_t at = now ();
+  bool ended;
+  unsigned i;
+
+  if (ip == NULL)
+    return true;
+  pthread_mutex_lock (&ip->points->lock);
+  ended = !ip->working && !ip->points->failing;
+  for (i = 0; i < POINTS_MAX; ++i)
+    ended &= end_of (ip, &ip->token[i]) > at;
+  pthread_mutex_unlock (&ip->points->lock);
+  return ended;
 }
 
 void

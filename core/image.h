@@ -246,6 +246,11 @@ extern void image_close_disk (struct layer *disk); /* NULL is allowed */
 extern int image_allow_points (struct image *im, unsigned linger,
                                uint64_t memory);
 
+/* Whether all points have ended that nobody can open any more, and what only they
+ * had is given up.
+ */
+extern bool image_points_have_ended (struct image *im);
+
 #define IMAGE_DEFAULT_POINT_LINGER 30
 #define IMAGE_DEFAULT_POINT_MEMORY (UINT64_C (64) << 20)
 

@@ -27,6 +27,10 @@ letter (const struct request *r)
     return 'f';
   case REQUEST_REOPEN:
     return 'o';
+  case REQUEST_TAKE:
+    return 'p';
+  case REQUEST_END:
+    return 'e';
   }
   abort ();
 }
@@ -34,7 +38,8 @@ letter (const struct request *r)
 static bool
 has_range (const struct request *r)
 {
-  return r->kind != REQUEST_FLUSH && r->kind != REQUEST_REOPEN;
+  return r->kind == REQUEST_WRITE || r->kind == REQUEST_ZERO ||
+    r->kind == REQUEST_TRIM;
 }
 
 bool
@@ -52,6 +57,8 @@ script_format (const struct script *s, char *buf, size_t size)
     if (has_range (r) && n < size)
       n += snprintf (buf + n, size - n, "%" PRIu64 "+%" PRIu64, r->offset,
                      r->count);
+    if (r->kind == REQUEST_END && n < size)
+      n += snprintf (buf + n, size - n, "%" PRIu64, r->offset);
   }
   return n < size;
 }
@@ -59,7 +66,7 @@ script_format (const struct script *s, char *buf, size_t size)
 static bool
 parse_request (struct request *r, char **text)
 {
-  static const char letters[] = "wzyqtfo";
+  static const char letters[] = "wzyqtfope";
   char *p = *text;
 
   memset (r, 0, sizeof *r);
@@ -83,6 +90,12 @@ parse_request (struct request *r, char **text)
   case 'o':
     r->kind = REQUEST_REOPEN;
     break;
+  case 'p':
+    r->kind = REQUEST_TAKE;
+    break;
+  case 'e':
+    r->kind = REQUEST_END;
+    break;
   }
   if (*p == '\0' || strchr (letters, *p++) == NULL)
     return false;
@@ -94,6 +107,8 @@ parse_request (struct request *r, char **text)
       return false;
     r->count = strtoull (p, &p, 0);
   }
+  if (r->kind == REQUEST_END)
+    r->offset = strtoull (p, &p, 0);
   *text = p;
   return true;
 }
@@ -112,6 +127,27 @@ script_parse (struct script *s, const char *text)
       return false;
   }
   return false;
+}
+
+void
+script_add_points (struct script *s, uint64_t seed)
+{
+  const struct script old = *s;
+  const struct request take = { .kind = REQUEST_TAKE };
+  uint64_t random = mix (seed + 9);
+  unsigned i;
+
+  s->nr = 0;
+  s->request[s->nr++] = take;
+  for (i = 0; i < old.nr && s->nr + 3 <= SCRIPT_MAX; ++i) {
+    s->request[s->nr++] = old.request[i];
+    if (random_below (&random, 4) == 0)
+      s->request[s->nr++] = take;
+    if (random_below (&random, 4) == 0)
+      s->request[s->nr++] = (struct request) {
+        .kind = REQUEST_END, .offset = random_below (&random, 4),
+      };
+  }
 }
 
 /* Making scripts. */

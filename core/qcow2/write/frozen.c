@@ -109,7 +109,8 @@ void
 frozen_clip (struct writer *w, struct guest_off offset, struct run *run)
 {
   const struct map *m = qcow2_map (w->disk);
-  const uint64_t in = offset.v & (m->cluster_size - 1);
+  const uint64_t mask = m->cluster_size - 1;
+  const uint64_t first_host = run->host.v - (offset.v & mask);
   uint64_t done = 0;
   bool first = false;
 
@@ -117,13 +118,14 @@ frozen_clip (struct writer *w, struct guest_off offset, struct run *run)
     return;
   while (done < run->length) {
     const struct guest_off at = { offset.v + done };
-    const bool frozen = frozen_host (w, at, (run->host.v - in) + (done + in));
+    const uint64_t clusters = (at.v | mask) - (offset.v | mask);
+    const bool frozen = frozen_host (w, at, first_host + clusters);
 
     if (done == 0)
       first = frozen;
     else if (frozen != first)
       break;
-    done = ((offset.v + done) & -m->cluster_size) + m->cluster_size - offset.v;
+    done = (at.v | mask) + 1 - offset.v;
   }
   if (run->length > done)
     run->length = done;
