@@ -134,12 +134,13 @@ end_failed (struct image_points *ip)
   pthread_mutex_lock (&p->lock);
 }
 
-/* End the tokens whose time has come; all: each.  Returns whether there were any.
+/* End the tokens whose time has come, or all.  Returns whether there were any.
  * lock held, but not all the time.
  */
 static bool
-end_tokens (struct image_points *ip, uint64_t at)
+end_tokens (struct image_points *ip, bool all)
 {
+  const uint64_t at = now ();
   bool any = false;
   unsigned i;
 
@@ -147,7 +148,7 @@ end_tokens (struct image_points *ip, uint64_t at)
     struct token *t = &ip->token[i];
     struct point *point = t->point;
 
-    if (end_of (ip, t) > at)
+    if (point == NULL || (!all && end_of (ip, t) > at))
       continue;
     note_ended (ip, t);
     pthread_mutex_unlock (&ip->points->lock);
@@ -209,7 +210,7 @@ points_main (void *opaque)
       end_failed (ip);
       any = true;
     }
-    any |= end_tokens (ip, now ());
+    any |= end_tokens (ip, false);
     if (any) {
       release (ip);
       ip->ending = false;
@@ -256,7 +257,7 @@ image_points_close (struct image *im)
   if (ip->running)
     pthread_join (ip->thread, NULL);
   pthread_mutex_lock (&ip->points->lock);
-  (void) end_tokens (ip, UINT64_MAX - 1);
+  (void) end_tokens (ip, true);
   release (ip);
   pthread_mutex_unlock (&ip->points->lock);
   free (ip->ended);

@@ -17,8 +17,9 @@ extern struct layer *image_points_open (struct image *im, const char *token);
 /* All points fail, since the disk is changed by other means than requests. */
 extern void image_points_fail (struct image *im);
 
-/* All disks of them are closed, and no request is running: end them all, and give
- * up what they had, as long as there is a writer.
+/* No request is running, nor will one, and no disk of them be closed any more:
+ * nbdkit leaves some open when it ends.  End them all, and give up what they had,
+ * as long as there is a writer.
  */
 extern void image_points_close (struct image *im);
 
