@@ -42,7 +42,7 @@ struct image_points {
   struct hash_key key;
   struct token token[POINTS_MAX];
   bool taking; /* one is being taken: others wait */
-  bool ending; /* some have failed, and hold memory: likewise */
+  bool ending; /* some have failed, and hold memory: likewise (must_wait) */
   bool working; /* the thread does not wait for work */
   bool stop, running;
   pthread_t thread;
@@ -127,15 +127,15 @@ end_failed (struct image_points *ip)
     failed[i] = atomic_load (&p->point[i].failed);
   pthread_mutex_unlock (&p->lock);
   epoch_wait (&ip->im->epoch);
+  pthread_mutex_lock (&p->lock);
   for (i = 0; i < POINTS_MAX; ++i) {
     if (failed[i])
       points_end (p, &p->point[i]);
   }
-  pthread_mutex_lock (&p->lock);
 }
 
 /* End the tokens whose time has come, or all.  Returns whether there were any.
- * lock held, but not all the time.
+ * lock held.
  */
 static bool
 end_tokens (struct image_points *ip, bool all)
@@ -151,10 +151,8 @@ end_tokens (struct image_points *ip, bool all)
     if (point == NULL || (!all && end_of (ip, t) > at))
       continue;
     note_ended (ip, t);
-    pthread_mutex_unlock (&ip->points->lock);
     points_end (ip->points, point);
-    points_leave (ip->points, point);
-    pthread_mutex_lock (&ip->points->lock);
+    points_leave (point);
     any = true;
   }
   return any;
@@ -212,6 +210,7 @@ points_main (void *opaque)
     }
     any |= end_tokens (ip, false);
     if (any) {
+      pthread_cond_broadcast (&p->changed); /* there are places */
       release (ip);
       ip->ending = false;
       pthread_cond_broadcast (&p->changed); /* who waits to take one */
@@ -412,14 +411,31 @@ new_token (struct image_points *ip, const char *name)
   return NULL;
 }
 
+/* Whether one has to wait before a point can be looked for: one is being taken;
+ * or what has failed holds memory until it is ended; or there is no place until
+ * the thread has ended those whose time has come.  lock held.
+ */
+static bool
+must_wait (const struct image_points *ip)
+{
+  const uint64_t at = now ();
+  bool full = true, due = false;
+  unsigned i;
+
+  for (i = 0; i < POINTS_MAX; ++i) {
+    full &= ip->token[i].point != NULL;
+    due |= end_of (ip, &ip->token[i]) <= at;
+  }
+  return ip->taking || ip->ending || ip->points->failing || (full && due);
+}
+
 /* With one more user.  lock held, but not all the time. */
 static struct token *
 use_token (struct image_points *ip, const char *name)
 {
   struct token *t;
 
-  /* What has failed holds memory until it was ended. */
-  while (ip->taking || ip->ending || ip->points->failing)
+  while (must_wait (ip))
     pthread_cond_wait (&ip->points->changed, &ip->points->lock);
   t = find_token (ip, name);
   if (t == NULL)

@@ -123,19 +123,15 @@ points_take (struct points *p)
 void
 points_end (struct points *p, struct point *point)
 {
-  pthread_mutex_lock (&p->lock);
   atomic_store (&point->generation, 0);
   find_newest (p);
-  pthread_mutex_unlock (&p->lock);
 }
 
 void
-points_leave (struct points *p, struct point *point)
+points_leave (struct point *point)
 {
-  pthread_mutex_lock (&p->lock);
   assert (atomic_load (&point->generation) == 0);
   point->taken = false;
-  pthread_mutex_unlock (&p->lock);
 }
 
 void

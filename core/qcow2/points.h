@@ -95,12 +95,12 @@ extern struct point *points_take (struct points *p);
 
 /* The point has ended: nobody reads it, or it has failed, and all have ended who
  * may have read it before that.  What only it needed is released by
- * frozen_release.
+ * frozen_release.  Wants points.lock.
  */
 extern void points_end (struct points *p, struct point *point);
 
-/* The place of a point that has ended may be taken. */
-extern void points_leave (struct points *p, struct point *point);
+/* The place of a point that has ended may be taken.  Wants points.lock. */
+extern void points_leave (struct point *point);
 
 /* All points fail: they have to be ended by whoever waits for points.changed. */
 extern void points_fail (struct points *p);

@@ -530,6 +530,115 @@ test_before_writer (void)
   end ();
 }
 
+/* ---------------------------------------------------------- the search for leaks */
+
+/* Reads by other threads than this one wait until it lets them go on. */
+static struct {
+  pthread_t me;
+  _Atomic bool stop, stopped;
+} search;
+
+static void
+stop_others (void *opaque, const struct memory_call *call)
+{
+  (void) opaque;
+  if (call->kind != MEMORY_READ || pthread_equal (pthread_self (), search.me))
+    return;
+  while (atomic_load (&search.stop)) {
+    atomic_store (&search.stopped, true);
+    sched_yield ();
+  }
+}
+
+static void
+wait_for_search (void)
+{
+  while (!image_leaks_are_done (rig.im))
+    sched_yield ();
+}
+
+/* A point has a cluster that no table refers to any more: before the search for
+ * leaks begins, or since it has.
+ */
+static void
+test_leaks (bool before)
+{
+  struct layer *a;
+  uint64_t host;
+
+  start (&plain, 1 << 20);
+  host = rig_host (&rig, 0);
+  a = open_point ("one");
+  search.me = pthread_self ();
+  rig.control.hook = stop_others;
+  search.stop = !before;
+  if (!before) {
+    image_free_leaks (rig.im);
+    while (!search.stopped)
+      sched_yield ();
+  }
+  rig_write (&rig, 0, 4096, 77);
+  rig_flush (&rig);
+  search.stop = false;
+  if (before)
+    image_free_leaks (rig.im);
+  wait_for_search ();
+  rig_flush (&rig);
+  rig_flush (&rig);
+  CHECK_EQ (rig_refcount (&rig, host), 1);
+  image_close_disk (a);
+  wait_for_end ();
+  rig_flush (&rig);
+  rig_flush (&rig);
+  CHECK_EQ (rig_refcount (&rig, host), 0);
+  rig.control.hook = NULL;
+  end ();
+}
+
+/* --------------------------------------------------------------------- readers */
+
+/* A change is made right after a reader of the point has looked for a shadow,
+ * before it looks at the tables.
+ */
+static bool change_meanwhile;
+
+int __real_cache_get (struct cache *c, struct storage *s, unsigned id,
+                      struct host_off offset, uint32_t slice_bytes,
+                      uint64_t ahead, struct cache_ref *ref);
+int __wrap_cache_get (struct cache *c, struct storage *s, unsigned id,
+                      struct host_off offset, uint32_t slice_bytes,
+                      uint64_t ahead, struct cache_ref *ref);
+
+int
+__wrap_cache_get (struct cache *c, struct storage *s, unsigned id,
+                  struct host_off offset, uint32_t slice_bytes, uint64_t ahead,
+                  struct cache_ref *ref)
+{
+  if (change_meanwhile) {
+    change_meanwhile = false;
+    rig_write (&rig, 0, 512, 99);
+  }
+  return __real_cache_get (c, s, id, offset, slice_bytes, ahead, ref);
+}
+
+static void
+test_meanwhile (void)
+{
+  uint8_t was[512];
+  struct layer *a;
+
+  start (&plain, 1 << 20);
+  a = open_point ("one");
+  memcpy (was, rig.content, sizeof was);
+  change_meanwhile = true;
+  CHECK_OK (layer_read (a, scratch, 512, (struct guest_off) { 0 }));
+  CHECK (!change_meanwhile);
+  CHECK (memcmp (scratch, was, 512) == 0);
+  CHECK (memcmp (rig.content, was, 512) != 0);
+  image_close_disk (a);
+  end ();
+}
+
 int
 main (void)
 {
@@ -550,6 +659,9 @@ main (void)
   test_memory ();
   test_places ();
   test_before_writer ();
+  test_leaks (true);
+  test_leaks (false);
+  test_meanwhile ();
   for (i = 0; i < sizeof forms / sizeof forms[0] && !check_any_failed (); ++i)
     test_threads (&forms[i], length);
   return check_result ();
