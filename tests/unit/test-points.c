@@ -530,6 +530,33 @@ test_before_writer (void)
   end ();
 }
 
+/* A repair, at the first client that writes, may change what points have. */
+static void
+test_repair (void)
+{
+  char summary[1024];
+  struct builder b;
+  struct layer *a;
+
+  build (&plain, &b);
+  put_be64 (b.data + 72, QCOW2_INCOMPAT_DIRTY);
+  rig_init (&rig, "dirty", &b);
+  build_free (&b);
+  rig.im = image_open_storage (memory_disk_open (&rig.disk, "test",
+                                                 &rig.control),
+                               CACHE_MIN_BYTES);
+  CHECK_OK (image_allow_points (rig.im, 0, 1 << 20));
+  a = open_point ("one");
+  scratch = must_have (malloc (512));
+  CHECK_OK (layer_read (a, scratch, 512, (struct guest_off) { 0 }));
+  CHECK_OK (image_repair (rig.im, IMAGE_REPAIR_DIRTY, summary,
+                          sizeof summary));
+  CHECK (layer_read (a, scratch, 512, (struct guest_off) { 0 }) == -1);
+  CHECK_ERROR (EIO, "was repaired");
+  image_close_disk (a);
+  end ();
+}
+
 /* ---------------------------------------------------------- the search for leaks */
 
 /* Reads by other threads than this one wait until it lets them go on. */
@@ -659,6 +686,7 @@ main (void)
   test_memory ();
   test_places ();
   test_before_writer ();
+  test_repair ();
   test_leaks (true);
   test_leaks (false);
   test_meanwhile ();
