@@ -13,7 +13,6 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "image-parts.h"
-#include "image-points.h"
 
 static void
 describe_snapshot (const struct snapshot *sn, char *buf, size_t len)

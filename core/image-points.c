@@ -16,7 +16,6 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "image-parts.h"
-#include "image-points.h"
 
 /* So many tokens can have ended: their hashes are remembered, as none must be
  * used twice.

@@ -19,7 +19,7 @@
 #include "qcow2/point-disk.h"
 #include "qcow2/qcow2.h"
 #include "qcow2/write/follow.h"
-#include "qcow2/write/frozen.h"
+#include "qcow2/write/unfreeze.h"
 #include "qcow2/write/write.h"
 #include "qcow2/write/zero.h"
 
@@ -108,7 +108,7 @@ qcow2_new_point_disk (const struct image *im, const struct point *point)
 static void
 qcow2_release_points (struct image *im)
 {
-  frozen_release (im->writer);
+  unfreeze (im->writer);
 }
 
 bool

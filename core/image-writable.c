@@ -9,7 +9,6 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "image-parts.h"
-#include "image-points.h"
 
 /* Keep the error just set.  writer_lock held. */
 static void

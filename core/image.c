@@ -9,7 +9,6 @@
 #include "base/error.h"
 #include "formats.h"
 #include "image-parts.h"
-#include "image-points.h"
 #include "qcow2/codec.h"
 #include "storage/open.h"
 #include "storage/place.h"

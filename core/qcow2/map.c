@@ -531,6 +531,24 @@ map_l2_entries (const struct map *m, struct host_off table,
   return 0;
 }
 
+uint64_t
+map_slice_clusters (const struct map *m)
+{
+  return entries_in_slice (m);
+}
+
+int
+map_l2_slice (const struct map *m, struct host_off table,
+              struct guest_off offset, struct map_l2 *l2)
+{
+  const uint64_t nr = entries_in_slice (m);
+  const struct guest_off start = {
+    map_slice_number (m, offset) * nr << m->format.cluster_bits
+  };
+
+  return map_l2_entries (m, table, start, nr, l2);
+}
+
 int
 map_l2_decode (const struct map *m, const struct map_l2 *l2, unsigned i,
                struct l2_entry *e)

@@ -118,6 +118,13 @@ extern int map_l2_entries (const struct map *m, struct host_off table,
                            struct guest_off offset, uint64_t nr,
                            struct map_l2 *l2);
 
+/* The same for all entries of the slice that maps offset. */
+extern int map_l2_slice (const struct map *m, struct host_off table,
+                         struct guest_off offset, struct map_l2 *l2);
+
+/* The clusters that a slice maps. */
+extern uint64_t map_slice_clusters (const struct map *m);
+
 /* The i-th of those, decoded.  Returns -1 with the error set (EIO) if it is
  * damaged.
  */

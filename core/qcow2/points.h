@@ -95,7 +95,7 @@ extern struct point *points_take (struct points *p);
 
 /* The point has ended: nobody reads it, or it has failed, and all have ended who
  * may have read it before that.  What only it needed is released by
- * frozen_release.  Wants points.lock.
+ * unfreeze.  Wants points.lock.
  */
 extern void points_end (struct points *p, struct point *point);
 

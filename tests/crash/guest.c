@@ -19,9 +19,6 @@
 /* As small as it can be, so that tables leave it. */
 #define CACHE_SIZE CACHE_MIN_BYTES
 
-/* Enough for all shadows that there can be. */
-#define POINTS_MEMORY (UINT64_C (4) << 20)
-
 static bool __attribute__ ((__format__ (__printf__, 2, 3), __cold__))
 wrong (struct guest *r, const char *fmt, ...)
 {
@@ -79,9 +76,7 @@ open_image (struct guest *r)
     : image_open_storages (s, nr, CACHE_SIZE);
   if (r->im == NULL)
     return wrong (r, "it does not open: %s", error_message ());
-  if (image_allow_points (r->im, 0, POINTS_MEMORY) == -1)
-    return wrong (r, "no points in time: %s", error_message ());
-  return true;
+  return guest_allow_points (r);
 }
 
 bool

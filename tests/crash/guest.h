@@ -72,9 +72,10 @@ extern bool guest_read (struct guest *r);
 /* From here on the disk is known to hold what r->buf does. */
 extern void guest_believe (struct guest *r);
 
-/* Points in time: take one, if there is room; compare each with what it must
+/* Points in time: allow them, in an image that was just opened; take one, if there is room; compare each with what it must
  * hold; end one, if there is such a one; end all of an image that is closed.
  */
+extern bool guest_allow_points (struct guest *r);
 extern bool guest_take_point (struct guest *r);
 extern bool guest_check_points (struct guest *r);
 extern void guest_end_point (struct guest *r, unsigned which);

@@ -29,6 +29,13 @@ struct request {
   bool fast;     /* ZERO */
 };
 
+static inline bool
+request_has_range (const struct request *r)
+{
+  return r->kind == REQUEST_WRITE || r->kind == REQUEST_ZERO ||
+    r->kind == REQUEST_TRIM;
+}
+
 #define SCRIPT_MAX 1000
 
 struct script {

@@ -39,10 +39,4 @@ extern bool frozen_reference (struct writer *w, struct guest_off offset,
 /* The search for leaks has begun to suspect: what points hold is none. */
 extern void frozen_not_leaked (struct writer *w, struct suspects *suspects);
 
-/* Points have ended: give up what only they had.  One thread at a time.  The
- * caller holds nothing, and is in no epoch.  It waits for space as a request
- * does (T5).
- */
-extern void frozen_release (struct writer *w);
-
 #endif /* CORE_QCOW2_WRITE_FROZEN_H */

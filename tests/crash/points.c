@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Points in time that the guest reads. */
+/* Points in time: scripts that take some, and the guest that reads them. */
 
 #include <config.h>
 
@@ -15,12 +15,24 @@
 #include "disk/read.h"
 #include "guest.h"
 #include "must-have.h"
+#include "random.h"
+#include "workload.h"
+
+/* Enough for all shadows that there can be. */
+#define POINTS_MEMORY (UINT64_C (4) << 20)
 
 static bool
 wrong (struct guest *r, unsigned i, const char *why)
 {
   snprintf (r->why, sizeof r->why, "point in time %u: %s", i, why);
   return false;
+}
+
+bool
+guest_allow_points (struct guest *r)
+{
+  return image_allow_points (r->im, 0, POINTS_MEMORY) == 0 ||
+    wrong (r, 0, error_message ());
 }
 
 /* All of it is still what it was. */
@@ -111,5 +123,26 @@ guest_drop_points (struct guest *r)
   for (i = 0; i < GUEST_POINTS; ++i) {
     if (r->point[i].disk != NULL)
       let_go (&r->point[i]);
+  }
+}
+
+void
+script_add_points (struct script *s, uint64_t seed)
+{
+  const struct script old = *s;
+  const struct request take = { .kind = REQUEST_TAKE };
+  uint64_t random = mix (seed + 9);
+  unsigned i;
+
+  s->nr = 0;
+  s->request[s->nr++] = take;
+  for (i = 0; i < old.nr && s->nr + 3 <= SCRIPT_MAX; ++i) {
+    s->request[s->nr++] = old.request[i];
+    if (random_below (&random, 4) == 0)
+      s->request[s->nr++] = take;
+    if (random_below (&random, 4) == 0)
+      s->request[s->nr++] = (struct request) {
+        .kind = REQUEST_END, .offset = random_below (&random, 4),
+      };
   }
 }
