@@ -311,7 +311,7 @@ open_bitmap_disk (const struct image *im, const char *bitmap)
 }
 
 struct layer *
-image_open_disk (struct image *im, const char *export)
+image_open_disk (const struct image *im, const char *export)
 {
   const char *token = point_of (im, export);
   const char *bitmap = bitmap_of (export);

@@ -182,7 +182,8 @@ extern int image_lock_for_writing (struct image *im);
  * what can't be a token; ESTALE if it has ended; EBUSY if there are too many; EIO
  * if it has failed; ENOMEM.
  */
-extern struct layer *image_points_open (struct image *im, const char *token);
+extern struct layer *image_points_open (const struct image *im,
+                                        const char *token);
 
 /* All points fail, since the disk is changed by other means than requests. */
 extern void image_points_fail (struct image *im);

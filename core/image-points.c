@@ -464,7 +464,7 @@ leave_token (void *opaque)
 }
 
 struct layer *
-image_points_open (struct image *im, const char *token)
+image_points_open (const struct image *im, const char *token)
 {
   struct image_points *ip = im->points;
   struct layer *disk;

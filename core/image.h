@@ -222,7 +222,8 @@ extern int image_describe (const struct image *im, const char *export,
  * if there is no such export, EINVAL if the snapshot is malformed or the bitmap
  * can't be used (marked as repeated if that was reported before).
  */
-extern struct layer *image_open_disk (struct image *im, const char *export);
+extern struct layer *image_open_disk (const struct image *im,
+                                      const char *export);
 extern void image_close_disk (struct layer *disk); /* NULL is allowed */
 
 /* Exports "now/TOKEN" are the live disk as it was when the first of them with
