@@ -48,6 +48,7 @@ check_one (struct guest *r, unsigned i)
   if (layer_read (p->disk, buf, r->m->disk_size,
                   (struct guest_off) { 0 }) == -1)
     ok = (r->disk->failed_kinds & FAULT_READ) != 0 ||
+      (r->failing && strstr (error_message (), "could not be kept") != NULL) ||
       wrong (r, i, error_message ());
   else if (memcmp (buf, p->content, r->m->disk_size) != 0) {
     while (memcmp (buf + at, p->content + at, SECTOR) == 0)

@@ -5,5 +5,5 @@
 # they must all the time.
 
 exec ./powerloss --points \
-                 --workloads "$(( ${POWERLOSS_ROUNDS-2} * $(./powerloss --list | wc -l) ))" \
+                 --workloads "$(( ${POWERLOSS_ROUNDS-1} * $(./powerloss --list | wc -l) ))" \
                  --jobs "$(nproc)" --cuts "${POWERLOSS_CUTS-7}" --random 20 --quiet

@@ -32,6 +32,23 @@ give_up (struct releasing *rl, const struct map *m, const uint64_t *lost)
     rl->leaked = true;
 }
 
+/* The live entries of a slice.  What can't be read may be so the next time. */
+#define TRIES 3
+
+static bool
+read_live (const struct map *m, struct guest_off start, struct map_l2 *live)
+{
+  struct map_l1 l1;
+  unsigned i;
+
+  for (i = 0; i < TRIES; ++i) {
+    if (map_l1_entry (m, start, &l1) == 0 && l1.table.v != 0 &&
+        map_l2_slice (m, l1.table, start, live) == 0)
+      return true;
+  }
+  return false;
+}
+
 /* Of one slice, whose range is entered. */
 static void
 release_slice (struct releasing *rl, uint64_t slice, struct guest_off start)
@@ -40,11 +57,8 @@ release_slice (struct releasing *rl, uint64_t slice, struct guest_off start)
   const struct map *m = qcow2_map (w->disk);
   uint64_t lost[MAP_MAX_WORDS];
   struct map_l2 live;
-  struct map_l1 l1;
-  bool known;
+  const bool known = read_live (m, start, &live);
 
-  known = map_l1_entry (m, start, &l1) == 0 && l1.table.v != 0 &&
-    map_l2_slice (m, l1.table, start, &live) == 0;
   if (!known)
     memset (live.words, 0, sizeof live.words);
   while (points_remove (w->points, m, slice, live.words, lost)) {
