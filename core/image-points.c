@@ -41,8 +41,9 @@ struct image_points {
   struct hash_key key;
   struct token token[POINTS_MAX];
   bool taking; /* one is being taken: others wait */
-  bool ending; /* some have failed, and hold memory: likewise (must_wait) */
+  bool ending; /* some have failed, and hold memory: likewise */
   bool working; /* the thread does not wait for work */
+  bool unreleased; /* some have ended since it began to release what is left */
   bool stop, running;
   pthread_t thread;
   uint64_t *ended;
@@ -131,16 +132,16 @@ end_failed (struct image_points *ip)
     if (failed[i])
       points_end (p, &p->point[i]);
   }
+  ip->unreleased = true;
 }
 
-/* End the tokens whose time has come, or all.  Returns whether there were any.
- * lock held.
+/* End the tokens whose time has come, or all: what they had is the thread's to
+ * release.  lock held.
  */
-static bool
+static void
 end_tokens (struct image_points *ip, bool all)
 {
   const uint64_t at = now ();
-  bool any = false;
   unsigned i;
 
   for (i = 0; i < POINTS_MAX; ++i) {
@@ -152,9 +153,9 @@ end_tokens (struct image_points *ip, bool all)
     note_ended (ip, t);
     points_end (ip->points, point);
     points_leave (point);
-    any = true;
+    ip->unreleased = true;
+    pthread_cond_broadcast (&ip->points->changed);
   }
-  return any;
 }
 
 /* Give up what no point has any more.  Without a writer nothing was changed.  lock
@@ -200,16 +201,12 @@ points_main (void *opaque)
 
   pthread_mutex_lock (&p->lock);
   while (!ip->stop) {
-    bool any = false;
-
     ip->working = true;
-    if (p->failing) {
+    if (p->failing)
       end_failed (ip);
-      any = true;
-    }
-    any |= end_tokens (ip, false);
-    if (any) {
-      pthread_cond_broadcast (&p->changed); /* there are places */
+    end_tokens (ip, false);
+    if (ip->unreleased) {
+      ip->unreleased = false;
       release (ip);
       ip->ending = false;
       pthread_cond_broadcast (&p->changed); /* who waits to take one */
@@ -234,7 +231,7 @@ image_points_have_ended (struct image *im)
   if (ip == NULL)
     return true;
   pthread_mutex_lock (&ip->points->lock);
-  ended = !ip->working && !ip->points->failing;
+  ended = !ip->working && !ip->unreleased && !ip->points->failing;
   for (i = 0; i < POINTS_MAX; ++i)
     ended &= end_of (ip, &ip->token[i]) > at;
   pthread_mutex_unlock (&ip->points->lock);
@@ -255,7 +252,7 @@ image_points_close (struct image *im)
   if (ip->running)
     pthread_join (ip->thread, NULL);
   pthread_mutex_lock (&ip->points->lock);
-  (void) end_tokens (ip, true);
+  end_tokens (ip, true);
   release (ip);
   pthread_mutex_unlock (&ip->points->lock);
   free (ip->ended);
@@ -410,32 +407,15 @@ new_token (struct image_points *ip, const char *name)
   return NULL;
 }
 
-/* Whether one has to wait before a point can be looked for: one is being taken;
- * or what has failed holds memory until it is ended; or there is no place until
- * the thread has ended those whose time has come.  lock held.
- */
-static bool
-must_wait (const struct image_points *ip)
-{
-  const uint64_t at = now ();
-  bool full = true, due = false;
-  unsigned i;
-
-  for (i = 0; i < POINTS_MAX; ++i) {
-    full &= ip->token[i].point != NULL;
-    due |= end_of (ip, &ip->token[i]) <= at;
-  }
-  return ip->taking || ip->ending || ip->points->failing || (full && due);
-}
-
 /* With one more user.  lock held, but not all the time. */
 static struct token *
 use_token (struct image_points *ip, const char *name)
 {
   struct token *t;
 
-  while (must_wait (ip))
+  while (ip->taking || ip->ending || ip->points->failing)
     pthread_cond_wait (&ip->points->changed, &ip->points->lock);
+  end_tokens (ip, false); /* the thread may be busy with earlier ones */
   t = find_token (ip, name);
   if (t == NULL)
     t = new_token (ip, name);
