@@ -110,9 +110,20 @@ note_ended (struct image_points *ip, struct token *t)
   free (t->name);
 }
 
-/* End what has failed: those who look something up from now on see that, and
- * those who may have done so before have left the epoch when what points hold is
- * released.  lock held, but not meanwhile.
+/* Wait until all requests have ended that run.  lock held, but not meanwhile. */
+static void
+wait_for_requests (struct image_points *ip)
+{
+  pthread_mutex_unlock (&ip->points->lock);
+  epoch_wait (&ip->im->epoch);
+  pthread_mutex_lock (&ip->points->lock);
+}
+
+/* End what has failed.  Those who look something up from now on see that, and
+ * those who may have done so before are waited for first.  Then for the steps
+ * that could not capture a slice, and hold its clusters for frozen: until these
+ * have ended writes in place take turns with them.  lock held, but not all the
+ * time.
  */
 static void
 end_failed (struct image_points *ip)
@@ -125,13 +136,14 @@ end_failed (struct image_points *ip)
   ip->ending = true;
   for (i = 0; i < POINTS_MAX; ++i)
     failed[i] = atomic_load (&p->point[i].failed);
-  pthread_mutex_unlock (&p->lock);
-  epoch_wait (&ip->im->epoch);
-  pthread_mutex_lock (&p->lock);
+  wait_for_requests (ip);
+  atomic_store (&p->in_turn, true); /* before newest may be 0 */
   for (i = 0; i < POINTS_MAX; ++i) {
     if (failed[i])
       points_end (p, &p->point[i]);
   }
+  wait_for_requests (ip);
+  atomic_store (&p->in_turn, false);
   ip->unreleased = true;
 }
 
@@ -159,15 +171,19 @@ end_tokens (struct image_points *ip, bool all)
 }
 
 /* Give up what no point has any more.  Without a writer nothing was changed.  lock
- * held, but not meanwhile.
+ * held, but not all the time.
  */
 static void
 release (struct image_points *ip)
 {
+  ip->unreleased = false;
   pthread_mutex_unlock (&ip->points->lock);
   if (atomic_load (&ip->im->writer) != NULL)
     ip->im->kind->release_points (ip->im);
   pthread_mutex_lock (&ip->points->lock);
+  wait_for_requests (ip);
+  if (!ip->unreleased)
+    points_settle (ip->points);
 }
 
 /* Wait for something to do.  lock held. */
@@ -202,11 +218,10 @@ points_main (void *opaque)
   pthread_mutex_lock (&p->lock);
   while (!ip->stop) {
     ip->working = true;
-    if (p->failing)
+    while (p->failing)
       end_failed (ip);
     end_tokens (ip, false);
     if (ip->unreleased) {
-      ip->unreleased = false;
       release (ip);
       ip->ending = false;
       pthread_cond_broadcast (&p->changed); /* who waits to take one */

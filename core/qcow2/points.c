@@ -154,10 +154,8 @@ points_fail (struct points *p)
 void
 points_settle (struct points *p)
 {
-  pthread_mutex_lock (&p->lock);
-  if (atomic_load (&p->newest) == 0 && atomic_load (&p->bytes) == 0)
+  if (atomic_load (&p->newest) == 0)
     atomic_store (&p->held, false);
-  pthread_mutex_unlock (&p->lock);
 }
 
 /* ------------------------------------------------------------------ shadows */

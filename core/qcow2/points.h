@@ -60,6 +60,12 @@ struct points {
   uint64_t generation;        /* lock; the last that was given to one */
   bool failing;               /* lock; some have failed, and have not ended */
 
+  /* Points that failed have just ended.  Steps that had no memory for a shadow may
+   * still be copying clusters: what is written in place meanwhile, other than in
+   * turn with them, would be lost.
+   */
+  _Atomic bool in_turn;
+
   struct hash_key key;
   unsigned bucket_bits;
   struct shadow **bucket;     /* NULL: points are not allowed */
@@ -160,8 +166,9 @@ extern bool points_remove (struct points *p, const struct map *m,
                            uint64_t slice, const uint64_t *live,
                            uint64_t *lost);
 
-/* No more shadows are to be released: held becomes false if there is nothing
- * left.
+/* held becomes false if there are no points.  What all that have ended had was
+ * released since, and all requests have ended that ran then: they may have
+ * looked something up that was frozen, and was replaced.  Wants points.lock.
  */
 extern void points_settle (struct points *p);
 

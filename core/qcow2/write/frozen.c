@@ -100,3 +100,20 @@ frozen_clip (struct writer *w, struct guest_off offset, struct run *run)
     run->length = done;
   run->in_place = !first;
 }
+
+/* Points may have ended since run was looked up, after a step had replaced what
+ * they have: so it is looked up again, now that it is known to be theirs no more.
+ */
+bool
+frozen_no_more (struct writer *w, struct guest_off offset,
+                const struct run *run)
+{
+  struct run again;
+
+  if (!points_are_held (w->points))
+    return true;
+  return !atomic_load (&w->points->in_turn) &&
+    map_lookup (qcow2_map (w->disk), offset, run->length, &again) == 0 &&
+    again.kind == RUN_DATA && again.in_place &&
+    again.host.v == run->host.v && again.length == run->length;
+}

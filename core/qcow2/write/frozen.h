@@ -24,6 +24,13 @@ extern int frozen_capture (struct writer *w, struct host_off table,
 extern void frozen_clip (struct writer *w, struct guest_off offset,
                          struct run *run);
 
+/* Whether such a run that is in_place may be written there without having entered
+ * its range: whoever held it for frozen, and copied it, has ended, and was not
+ * missed by the lookup.
+ */
+extern bool frozen_no_more (struct writer *w, struct guest_off offset,
+                            const struct run *run);
+
 /* Whether the host cluster that the live entry of the cluster at offset refers
  * to, by its first word, belongs to a point: it must not be written.
  */

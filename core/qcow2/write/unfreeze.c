@@ -110,5 +110,4 @@ unfreeze (struct writer *w)
     (void) steps_run (&rl.steps);
   if (rl.leaked)
     atomic_store (&w->leaked, true);
-  points_settle (w->points);
 }

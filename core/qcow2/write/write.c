@@ -98,7 +98,8 @@ write_at_once (struct writer *w, const uint8_t *buf, uint64_t count,
     r = layer_damaged (w->disk, run->host);
   if (r == 0)
     frozen_clip (w, offset, run);
-  if (r == 0 && is_in_place (run) && w->in_turn == 0) {
+  if (r == 0 && is_in_place (run) && w->in_turn == 0 &&
+      frozen_no_more (w, offset, run)) {
     r = write_in_place (w, w->disk->data, buf, run, flags);
     *done = run->length;
   }
