@@ -319,13 +319,13 @@ make_room (struct image_points *ip)
   const size_t room = 2 * ip->room + 2 * POINTS_MAX;
   uint64_t *p;
 
-  if (ip->nr_ended + POINTS_MAX <= ip->room)
-    return 0;
   if (ip->nr_ended >= MAX_ENDED) {
     error_set (EBUSY, "%s: there were too many points in time since the image "
                "was opened", image_storage (ip->im)->name);
     return -1;
   }
+  if (ip->nr_ended + POINTS_MAX <= ip->room)
+    return 0;
   p = realloc (ip->ended, room * sizeof *p);
   if (p == NULL) {
     error_set (ENOMEM, "out of memory");

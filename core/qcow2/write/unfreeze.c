@@ -8,11 +8,22 @@
 #include "qcow2/write/steps.h"
 #include "qcow2/write/unfreeze.h"
 
-/* A step releases what no point needs of one slice; at is the bucket. */
+/* A step releases a shadow that no point needs; at is the bucket. */
 struct releasing {
   struct steps steps;
+  bool failed; /* what is given up can't be written, or not all of it */
   bool leaked;
 };
+
+/* Where no writeback takes what is given up there must not be ever more of it. */
+static bool
+may_give_up (const struct releasing *rl)
+{
+  struct writeback *c = &rl->steps.w->writeback;
+
+  return writeback_check (c) == 0 &&
+    !(rl->failed && (writeback_is_behind (c) || writeback_is_wanted (c)));
+}
 
 static void
 give_up (struct releasing *rl, const struct map *m, const uint64_t *lost)
@@ -28,7 +39,8 @@ give_up (struct releasing *rl, const struct map *m, const uint64_t *lost)
     if (lost[i] != 0 && e.kind != CLUSTER_INVALID)
       freed[nr++] = remap_references (m, &e);
   }
-  if (nr > 0 && writeback_free (&rl->steps.w->writeback, freed, nr) == -1)
+  if (nr > 0 && (!may_give_up (rl) ||
+                 writeback_free (&rl->steps.w->writeback, freed, nr) == -1))
     rl->leaked = true;
 }
 
@@ -49,7 +61,9 @@ read_live (const struct map *m, struct guest_off start, struct map_l2 *live)
   return false;
 }
 
-/* Of one slice, whose range is entered. */
+/* One shadow of a slice, whose range is entered: there is a bound to what waits to
+ * be had again (I13).
+ */
 static void
 release_slice (struct releasing *rl, uint64_t slice, struct guest_off start)
 {
@@ -61,12 +75,12 @@ release_slice (struct releasing *rl, uint64_t slice, struct guest_off start)
 
   if (!known)
     memset (live.words, 0, sizeof live.words);
-  while (points_remove (w->points, m, slice, live.words, lost)) {
-    if (known)
-      give_up (rl, m, lost);
-    else /* nor is it known what the live table has */
-      rl->leaked = true;
-  }
+  if (!points_remove (w->points, m, slice, live.words, lost))
+    return;
+  if (known)
+    give_up (rl, m, lost);
+  else /* nor is it known what the live table has */
+    rl->leaked = true;
 }
 
 /* Requests that change the slice wait meanwhile: until its shadow has gone they
@@ -107,7 +121,7 @@ unfreeze (struct writer *w)
 
   /* Where nothing can be written any more memory is given back all the same. */
   while (rl.steps.at < rl.steps.end)
-    (void) steps_run (&rl.steps);
+    rl.failed |= steps_run (&rl.steps) == -1;
   if (rl.leaked)
     atomic_store (&w->leaked, true);
 }
