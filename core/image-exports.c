@@ -98,16 +98,6 @@ struct names {
   struct listing *listing;
 };
 
-static uint64_t
-hash_name (const struct names *n, const char *name)
-{
-  uint64_t hash = 0;
-
-  for (; *name != '\0'; ++name)
-    hash = hash_mix (&n->key, hash + (unsigned char) *name);
-  return hash;
-}
-
 static int
 compare_hashes (const void *a, const void *b)
 {
@@ -133,7 +123,7 @@ add_name (void *opaque, const struct bitmap_info *b)
     n->hash = hash;
     n->room = room;
   }
-  n->hash[n->nr++] = hash_name (n, b->name);
+  n->hash[n->nr++] = hash_string (&n->key, b->name);
   return 0;
 }
 
@@ -141,7 +131,7 @@ add_name (void *opaque, const struct bitmap_info *b)
 static bool
 occurs_once (const struct names *n, const char *name)
 {
-  const uint64_t hash = hash_name (n, name);
+  const uint64_t hash = hash_string (&n->key, name);
   const uint64_t *p = bsearch (&hash, n->hash, n->nr, sizeof hash,
                                compare_hashes);
 
@@ -227,6 +217,16 @@ bitmap_of (const char *export)
     ? export + prefix : NULL;
 }
 
+/* The token of a point in time; NULL: it is none. */
+static const char *
+point_of (const struct image *im, const char *export)
+{
+  const size_t prefix = strlen (IMAGE_POINT_PREFIX);
+
+  return im->points != NULL &&
+    strncmp (export, IMAGE_POINT_PREFIX, prefix) == 0 ? export + prefix : NULL;
+}
+
 struct wanted_bitmap {
   const char *name;
   char *buf;
@@ -276,6 +276,11 @@ image_describe (const struct image *im, const char *export,
     snprintf (buf, len, "live disk, size %" PRIu64, im->chain.layer[0]->size);
     return 0;
   }
+  if (point_of (im, export) != NULL) {
+    snprintf (buf, len, "point in time of the live disk, size %" PRIu64,
+              im->chain.layer[0]->size);
+    return 0;
+  }
   if (w.name != NULL && im->kind->list_bitmaps != NULL) {
     const int r = im->kind->list_bitmaps (im, describe_wanted, &w);
 
@@ -308,9 +313,12 @@ open_bitmap_disk (const struct image *im, const char *bitmap)
 struct layer *
 image_open_disk (const struct image *im, const char *export)
 {
+  const char *token = point_of (im, export);
   const char *bitmap = bitmap_of (export);
   const struct snapshot *sn = NULL;
 
+  if (token != NULL)
+    return image_points_open (im, token);
   if (bitmap != NULL && im->kind->new_bitmap_disk != NULL)
     return open_bitmap_disk (im, bitmap);
   if (export[0] != '\0') {
@@ -324,5 +332,7 @@ image_open_disk (const struct image *im, const char *export)
 void
 image_close_disk (struct layer *disk)
 {
+  if (disk != NULL && disk->let_go != NULL)
+    disk->let_go (disk->held);
   free (disk); /* the first member of what the kind made */
 }

@@ -5,6 +5,7 @@
  *
  *   image-writable.c   what is done before it is written, repair included
  *   image-exports.c    the live disk and snapshots, by their names
+ *   image-points.c     points in time, by their tokens
  *   image-FORMAT.c     what an image of that format is, beside its layers
  */
 
@@ -22,6 +23,7 @@
 #include "qcow2/write/writer.h"
 
 struct image;
+struct image_points;
 struct repaired;
 
 /* An image of one format: what image*.c ask of it.  Beside struct format_ops,
@@ -51,6 +53,18 @@ struct image_kind {
   /* As bitmaps_list.  NULL: there are none. */
   int (*list_bitmaps) (const struct image *im, bitmaps_list_fn *fn,
                        void *opaque);
+
+  /* The points in time of its live disk; NULL with the error set to ENOTSUP: it
+   * can't have some.
+   */
+  struct points *(*points) (const struct image *im);
+
+  /* A layer of the disk as a point has it, as new_disk's; and what to do when
+   * points have ended and there is a writer: see unfreeze.
+   */
+  struct layer *(*new_point_disk) (const struct image *im,
+                                   const struct point *point);
+  void (*release_points) (struct image *im);
 
   /* Whether a repair in this mode has something to look at. */
   bool (*is_to_be_repaired) (const struct image *im, enum image_repair mode);
@@ -120,6 +134,7 @@ struct image {
   struct chain chain;
   struct snapshots snapshots;
 
+  struct image_points *points; /* NULL: none are allowed */
   struct gate gate; /* of requests that change something, and of flushes */
   pthread_mutex_t writer_lock;
   void *_Atomic writer;     /* of the kind; NULL: not writable */
@@ -148,6 +163,23 @@ image_storage (const struct image *im)
  */
 extern int image_check_may_write (const struct image *im);
 extern int image_lock_for_writing (struct image *im);
+
+/* The disk of the point in time with this token, which is taken if there is none
+ * yet.  image_close_disk closes it.  Returns NULL with the error set: EINVAL for
+ * what can't be a token; ESTALE if it has ended; EBUSY if there are too many; EIO
+ * if it has failed; ENOMEM.
+ */
+extern struct layer *image_points_open (const struct image *im,
+                                        const char *token);
+
+/* All points fail, since the disk is changed by other means than requests. */
+extern void image_points_fail (struct image *im);
+
+/* No request is running, nor will one, and no disk of a point be closed any more:
+ * nbdkit leaves some open when it ends.  End them all, and give up what they had,
+ * as long as there is a writer.
+ */
+extern void image_points_close (struct image *im);
 
 /* Wait until all requests have ended that may have read what an image was
  * before a repair, and forget it.

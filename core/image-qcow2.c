@@ -16,8 +16,10 @@
 #include "qcow2/check/repair.h"
 #include "qcow2/check/size.h"
 #include "qcow2/disk.h"
+#include "qcow2/point-disk.h"
 #include "qcow2/qcow2.h"
 #include "qcow2/write/follow.h"
+#include "qcow2/write/unfreeze.h"
 #include "qcow2/write/write.h"
 #include "qcow2/write/zero.h"
 
@@ -82,6 +84,31 @@ qcow2_list_bitmaps (const struct image *im, bitmaps_list_fn *fn, void *opaque)
 
   return qcow2_read_header (image_storage (im), &h) == -1 ? -1
     : bitmaps_list (image_storage (im), &h, fn, opaque);
+}
+
+/* What is written with an external data file goes where it is. */
+static struct points *
+qcow2_points (const struct image *im)
+{
+  const struct qcow2_file *f = image_top (im);
+
+  if (!f->header.has_data_file)
+    return f->points;
+  error_set (ENOTSUP, "%s: there are no points in time with an external data "
+             "file (incompatible feature bit 2)", image_storage (im)->name);
+  return NULL;
+}
+
+static struct layer *
+qcow2_new_point_disk (const struct image *im, const struct point *point)
+{
+  return point_disk_new (image_top (im), point);
+}
+
+static void
+qcow2_release_points (struct image *im)
+{
+  unfreeze (im->writer);
 }
 
 bool
@@ -381,6 +408,8 @@ qcow2_open_writer (struct image *im, const struct writer_options *options)
   struct writer *w = writer_open (&f->layer, &f->header, &im->snapshots,
                                   options);
 
+  if (w != NULL)
+    w->points = f->points;
   if (w == NULL || follow_open (w, options) == 0)
     return w;
   (void) writer_close (w); /* which has nothing to write */
@@ -471,6 +500,9 @@ const struct image_kind image_qcow2 = {
   .new_disk = qcow2_new_disk,
   .new_bitmap_disk = qcow2_new_bitmap_disk,
   .list_bitmaps = qcow2_list_bitmaps,
+  .points = qcow2_points,
+  .new_point_disk = qcow2_new_point_disk,
+  .release_points = qcow2_release_points,
   .is_to_be_repaired = qcow2_is_to_be_repaired,
   .check = qcow2_check,
   .check_data = qcow2_check_data,

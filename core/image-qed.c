@@ -100,6 +100,14 @@ qed_repair (struct image *im, enum image_repair mode, struct repaired *out)
   return 0;
 }
 
+static struct points *
+qed_points (const struct image *im)
+{
+  error_set (ENOTSUP, "%s: there are no points in time of QED images",
+             image_storage (im)->name);
+  return NULL;
+}
+
 /* ------------------------------------------------------------ made writable */
 
 static int
@@ -170,6 +178,7 @@ const struct image_kind image_qed = {
   .format = &qed_format,
   .opened = qed_opened,
   .new_disk = qed_new_disk,
+  .points = qed_points,
   .is_to_be_repaired = qed_is_to_be_repaired,
   .check = qed_check,
   .repair = qed_repair,

@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <time.h>
 
 #include "base/advice.h"
 #include "base/error.h"
@@ -139,16 +138,7 @@ make_writable (struct image *im, const struct writer_options *options)
 void
 image_forget_tables (struct image *im, unsigned id)
 {
-  const struct timespec pause = { .tv_nsec = 1000000 };
-  struct epoch *epoch = im->shared.epoch;
-  const uint64_t then = epoch_now (epoch);
-
-  for (;;) {
-    epoch_advance (epoch, then);
-    if (epoch_is_past (epoch, then))
-      break;
-    nanosleep (&pause, NULL);
-  }
+  epoch_wait (im->shared.epoch);
   cache_forget_storage (im->shared.cache, id);
 }
 
@@ -177,6 +167,7 @@ repair (struct image *im, enum image_repair mode, char *summary, size_t len)
   if (image_check_may_write (im) == -1 || has_verdict (im) ||
       image_lock_for_writing (im) == -1)
     return -1;
+  image_points_fail (im); /* it may change what the disk has */
   if (im->kind->repair (im, mode, &r) == -1) {
     /* What can be read now may not be on the disk. */
     im->repair_failed = true;

@@ -307,6 +307,7 @@ image_close_but_file (struct image *im, struct storage **file)
   int r = 0;
 
   no_leaks = leaks_stop (im->leaks);
+  image_points_close (im);
   if (im->writer != NULL)
     r = im->kind->close_writer (im->writer, no_leaks);
   snapshots_free (&im->snapshots);

@@ -267,6 +267,35 @@ extern struct layer *image_open_disk (const struct image *im,
                                       const char *export);
 extern void image_close_disk (struct layer *disk); /* NULL is allowed */
 
+/* Exports "now/TOKEN" are the live disk as it was when the first of them with
+ * that token, which clients choose, was opened: every request that was answered
+ * before is in it, and none that began after.  They are never listed.  The point
+ * in time lasts until linger seconds after the last of them was closed; after
+ * that the token can't be used again (ESTALE), so that nobody gets a newer state
+ * unnoticed.
+ *
+ * What changes meanwhile is kept in memory (4 KiB for each slice of a table, up
+ * to memory bytes of all together) and what it refers to in the file, which
+ * does not come back before.  If there is not enough memory readers get EIO;
+ * requests that change the disk never fail for that.
+ */
+#define IMAGE_POINT_PREFIX "now/"
+
+/* Allow them, before the first client.  Returns -1 with the error set: ENOTSUP if
+ * the image can't have any, as with force_share, an external data file or
+ * another format; ENOMEM.
+ */
+extern int image_allow_points (struct image *im, unsigned linger,
+                               uint64_t memory);
+
+/* Whether all points have ended that nobody can open any more, and what only they
+ * had is given up.
+ */
+extern bool image_points_have_ended (struct image *im);
+
+#define IMAGE_DEFAULT_POINT_LINGER 30
+#define IMAGE_DEFAULT_POINT_MEMORY (UINT64_C (64) << 20)
+
 /* The preferred block size in bytes: that of a cluster or subcluster. */
 extern uint32_t image_preferred_size (const struct image *im);
 

@@ -43,6 +43,12 @@ static bool has_level;
 static unsigned compress_level;
 static int detect_zeroes = -1; /* default: off, or on with compress */
 
+#define MIN_POINT_MEMORY (UINT64_C (64) << 10)
+#define MAX_POINT_LINGER 86400
+static bool points; /* in time */
+static unsigned point_linger = IMAGE_DEFAULT_POINT_LINGER;
+static uint64_t point_memory = IMAGE_DEFAULT_POINT_MEMORY;
+
 /* Make the path absolute, since nbdkit may change its directory later.
  * Symbolic links are not resolved, since names in an image are relative to
  * where the user says it is.
@@ -223,6 +229,48 @@ set_repair (const char *key, const char *value)
 }
 
 static int
+set_point_memory (const char *key, const char *value)
+{
+  if (value_parse_size (key, value, &point_memory) == -1)
+    return -1;
+  if (point_memory < MIN_POINT_MEMORY || point_memory > MAX_CACHE_SIZE) {
+    nbdkit_error ("point-in-time-memory=%s: must be from 64K to 1T", value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+set_point_linger (const char *key, const char *value)
+{
+  if (nbdkit_parse_unsigned (key, value, &point_linger) == -1)
+    return -1;
+  if (point_linger > MAX_POINT_LINGER) {
+    nbdkit_error ("point-in-time-linger=%s: must be at most %d seconds", value,
+                  MAX_POINT_LINGER);
+    return -1;
+  }
+  return 0;
+}
+
+/* Returns 1, 0 if it is none of these, or -1. */
+static int
+set_points (const char *key, const char *value)
+{
+  int r;
+
+  if (strcmp (key, "point-in-time") == 0)
+    r = value_parse_bool (key, value, &points);
+  else if (strcmp (key, "point-in-time-linger") == 0)
+    r = set_point_linger (key, value);
+  else if (strcmp (key, "point-in-time-memory") == 0)
+    r = set_point_memory (key, value);
+  else
+    return 0;
+  return r == -1 ? -1 : 1;
+}
+
+static int
 set_cache_size (const char *key, const char *value)
 {
   uint64_t size;
@@ -281,6 +329,8 @@ params_set (const char *key, const char *value)
     r = servers_set (key, value);
   if (r == 0)
     r = offer_set (key, value);
+  if (r == 0)
+    r = set_points (key, value);
   if (r != 0)
     return r == -1 ? -1 : 0;
   if (strcmp (key, "file") == 0 || strcmp (key, "uri") == 0 ||
@@ -435,6 +485,10 @@ params_apply (struct image *im, const char *name)
       (compress && check_compress (im, name) == -1))
     return -1;
   image_detect_zeroes (im, detect_zeroes);
+  if (points && image_allow_points (im, point_linger, point_memory) == -1) {
+    nbdkit_error ("point-in-time=true: %s", error_message ());
+    return -1;
+  }
   return 0;
 }
 

@@ -71,6 +71,11 @@ extern void params_free (void);
   "                           ISA-L 2, else 1); zstd: 1 to 22 (default 2).\n" \
   "detect-zeroes=off|on|unmap What becomes of zeros that are written\n" \
   "                           (default off; on with compress).\n"      \
+  "point-in-time=<BOOL>       Exports \"now/TOKEN\" are the disk as it was when\n" \
+  "                           the first client opened that (default false).\n" \
+  "point-in-time-linger=<N>   They can be opened again for N seconds (default\n" \
+  "                           30) after the last client has left.\n"  \
+  "point-in-time-memory=<SIZE>  For what is changed meanwhile (default 64M).\n" \
   "repair=none|leaks|all      Check an image before it is written, and\n" \
   "                           repair it; default: all that is wrong, if\n" \
   "                           it is marked as dirty.\n"              \

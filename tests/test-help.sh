@@ -13,7 +13,8 @@ want+='cluster-size command '
 want+='compat compress compress-level compression-type connections create '
 want+='data-file data-file-raw detect-zeroes dir discard encrypt export-name '
 want+='extended-l2 file follow force-share format iter-time lazy-refcounts '
-want+='locking only passphrase preallocation refcount-bits repair retry size table-size '
+want+='locking only passphrase point-in-time point-in-time-linger '
+want+='point-in-time-memory preallocation refcount-bits repair retry size table-size '
 want+='timeout unsafe-no-flush uri '
 test "$keys" = "$want" || {
     cat "$tmp/help"

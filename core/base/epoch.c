@@ -3,6 +3,7 @@
 #include <config.h>
 
 #include <string.h>
+#include <time.h>
 
 #include "base/epoch.h"
 
@@ -65,4 +66,18 @@ epoch_advance (struct epoch *e, uint64_t then)
          !has_requests (e, epoch_now (e) - 1)) /* E1 */
     atomic_fetch_add (&e->now, 1);
   pthread_mutex_unlock (&e->lock);
+}
+
+void
+epoch_wait (struct epoch *e)
+{
+  const struct timespec pause = { .tv_nsec = 1000000 };
+  const uint64_t then = epoch_now (e);
+
+  for (;;) {
+    epoch_advance (e, then);
+    if (epoch_is_past (e, then))
+      return;
+    nanosleep (&pause, NULL);
+  }
 }

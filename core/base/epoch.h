@@ -61,4 +61,9 @@ epoch_is_past (const struct epoch *e, uint64_t then)
   return epoch_now (e) >= then + 2;
 }
 
+/* Wait until no request is left that has entered before.  Not for one that has.
+ * Takes the epoch's lock.
+ */
+extern void epoch_wait (struct epoch *e);
+
 #endif /* CORE_BASE_EPOCH_H */

@@ -47,4 +47,15 @@ hash_mix (const struct hash_key *key, uint64_t value)
   return (hash ^ hash >> 29) * key->word[1];
 }
 
+/* Of a string. */
+static inline uint64_t
+hash_string (const struct hash_key *key, const char *s)
+{
+  uint64_t hash = 0;
+
+  for (; *s != '\0'; ++s)
+    hash = hash_mix (key, hash + (unsigned char) *s);
+  return hash;
+}
+
 #endif /* CORE_BASE_HASH_H */

@@ -63,6 +63,10 @@ struct layer {
 
   bool excludes_backing; /* a backing file can't be: its data are all there is */
 
+  /* NULL; or called with this argument when a copy of the layer is closed. */
+  void (*let_go) (void *held);
+  void *held;
+
   /* NULL; or its extents tell what has changed (disk/extents.h): call
    * extents_add for the count (> 0) bytes at offset.  Returns what that did if
    * it is not 0; else 0, or -1 with the error set.  Then what was added does

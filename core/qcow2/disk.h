@@ -10,6 +10,7 @@
 #include "qcow2/header.h"
 #include "qcow2/map.h"
 
+struct points;
 struct sectors;
 
 /* One disk of a file: the live one, or that of a snapshot. */
@@ -27,6 +28,7 @@ struct qcow2_file {
   };
   struct header header;
   struct damage damage;
+  struct points *points; /* of the live disk */
 
   /* Those of an external data file, until that is known; or NULL. */
   struct sectors *sectors;

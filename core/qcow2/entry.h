@@ -53,6 +53,15 @@ struct l2_entry {
 extern struct l2_entry entry_decode_l2 (const struct entry_format *f,
                                         uint64_t word, uint64_t bitmap);
 
+/* What an L2 entry refers to, by its first word; 0: nothing.  Two entries with
+ * the same value refer to the same.  Not with an external data file.
+ */
+static inline uint64_t
+entry_reference (uint64_t word)
+{
+  return word & QCOW2_L2_COMPRESSED ? word : word & QCOW2_ENTRY_OFFSET_MASK;
+}
+
 /* Why entry_decode_l2 found these words invalid: a constant string. */
 extern const char *entry_why (const struct entry_format *f, uint64_t word,
                               uint64_t bitmap);

@@ -488,6 +488,22 @@ map_lookup (const struct map *m, struct guest_off offset, uint64_t max,
   return 0;
 }
 
+void
+map_lookup_words (const struct map *m, const _Atomic uint64_t *words,
+                  struct host_off slice, struct guest_off offset, uint64_t max,
+                  struct run *run)
+{
+  static const _Atomic uint64_t fixed;
+  const struct cache_ref ref = { .words = words, .seq = &fixed };
+  const unsigned nr = entries_in_slice (m);
+
+  assert (max > 0);
+  scan_slice (m, &ref, slice, index_in_table (m, offset) & (nr - 1), nr, offset,
+              max, run);
+  if (run->length > max)
+    run->length = max;
+}
+
 int
 map_l1_entry (const struct map *m, struct guest_off offset, struct map_l1 *l1)
 {
@@ -507,6 +523,19 @@ map_l1_entry (const struct map *m, struct guest_off offset, struct map_l1 *l1)
     return -1;
   }
   return 0;
+}
+
+uint64_t
+map_slice_number (const struct map *m, struct guest_off offset)
+{
+  return (offset.v >> m->format.cluster_bits) / entries_in_slice (m);
+}
+
+unsigned
+map_slice_word (const struct map *m, struct guest_off offset)
+{
+  return (offset.v >> m->format.cluster_bits) % entries_in_slice (m)
+    << m->l2_word_bits;
 }
 
 uint64_t
@@ -540,6 +569,24 @@ map_l2_entries (const struct map *m, struct host_off table,
       l2->words[i] = cache_word (&ref, l2->first_word + i);
   } while (!cache_still_valid (&ref));
   return 0;
+}
+
+uint64_t
+map_slice_clusters (const struct map *m)
+{
+  return entries_in_slice (m);
+}
+
+int
+map_l2_slice (const struct map *m, struct host_off table,
+              struct guest_off offset, struct map_l2 *l2)
+{
+  const uint64_t nr = entries_in_slice (m);
+  const struct guest_off start = {
+    map_slice_number (m, offset) * nr << m->format.cluster_bits
+  };
+
+  return map_l2_entries (m, table, start, nr, l2);
 }
 
 int

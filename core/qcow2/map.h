@@ -68,6 +68,14 @@ extern void map_set_data (struct map *m, struct storage *data);
 extern int map_lookup (const struct map *m, struct guest_off offset,
                        uint64_t max, struct run *run);
 
+/* The same in a copy of the slice that maps offset, which lies at that place of
+ * the file; offset + max is within it.  words are big endian.
+ */
+extern void map_lookup_words (const struct map *m,
+                              const _Atomic uint64_t *words,
+                              struct host_off slice, struct guest_off offset,
+                              uint64_t max, struct run *run);
+
 /* Where the entry of an L1 table is, and what it says: for writing. */
 struct map_l1 {
   struct host_off place;
@@ -96,12 +104,26 @@ struct map_l2 {
 /* The guest's end of the slice that maps offset. */
 extern uint64_t map_slice_end (const struct map *m, struct guest_off offset);
 
+/* Slices are numbered from the guest's start: that which maps offset, and the
+ * place of the first word of offset's entry in it.
+ */
+extern uint64_t map_slice_number (const struct map *m,
+                                  struct guest_off offset);
+extern unsigned map_slice_word (const struct map *m, struct guest_off offset);
+
 /* Look up the entries of nr clusters from that at offset on, which must be
  * within its slice, in this L2 table.  Returns -1 with the error set.
  */
 extern int map_l2_entries (const struct map *m, struct host_off table,
                            struct guest_off offset, uint64_t nr,
                            struct map_l2 *l2);
+
+/* The same for all entries of the slice that maps offset. */
+extern int map_l2_slice (const struct map *m, struct host_off table,
+                         struct guest_off offset, struct map_l2 *l2);
+
+/* The clusters that a slice maps. */
+extern uint64_t map_slice_clusters (const struct map *m);
 
 /* The i-th of those, decoded.  Returns -1 with the error set (EIO) if it is
  * damaged.

@@ -12,6 +12,7 @@
 #include "qcow2/compressed.h"
 #include "qcow2/disk.h"
 #include "qcow2/foreign.h"
+#include "qcow2/points.h"
 #include "qcow2/qcow2.h"
 #include "qcow2/unlock.h"
 #include "storage/crypt.h"
@@ -112,12 +113,16 @@ qcow2_open (struct storage *storage, unsigned id, struct shared *shared)
     return NULL;
   }
   h = &f->header;
-  if (qcow2_read_header (storage, &f->header) == -1) {
+  f->points = points_new ();
+  if (f->points == NULL ||
+      qcow2_read_header (storage, &f->header) == -1) {
+    points_free (f->points);
     free (f);
     return NULL;
   }
   f->layer.tables = f->layer.data = f->layer.data_file = storage;
   if (open_encrypted (f, id, shared) == -1) {
+    points_free (f->points);
     free (f);
     return NULL;
   }
@@ -195,6 +200,7 @@ qcow2_close (struct layer *layer)
 
   pthread_mutex_destroy (&f->damage.lock);
   sectors_free (f->sectors);
+  points_free (f->points);
   free (f);
 }
 

@@ -391,6 +391,8 @@ go_on (struct explore *e, const struct check_result *before)
     return true;
   }
   script_random (&s, r->m, state_seed (e->place), 5);
+  if (o->points)
+    script_add_points (&s, state_seed (e->place));
   if (!guest_script (r, &s) || !guest_finish (r))
     return violation (e, "after the cut: %s", r->why);
   check_image (r->disk->bytes, r->disk->size, 0, &after);

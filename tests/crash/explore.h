@@ -55,6 +55,7 @@ struct explore_options {
   unsigned torn;         /* random states at each cut */
   unsigned second_every; /* one state of so many is cut a second time */
   unsigned ask_every;    /* qemu-img judges one state of so many; 0: none */
+  bool points;           /* are taken after a cut, too */
   bool verbose;          /* print the calls of storage */
 };
 

@@ -382,19 +382,25 @@ run_kind (const struct made *m, const struct script *s, unsigned kind)
   }
 }
 
-/* Systematic ones, pairs and random ones by turns. */
+/* Systematic ones, pairs and random ones by turns; points in time are taken in
+ * one of three.
+ */
 static bool
 choose_script (const struct made *m, uint64_t number, struct script *s)
 {
+  bool found = true;
+
   if (options.script != NULL)
     return number == 0 && script_parse (s, options.script);
   if (number % 2 == 0)
-    return script_systematic (s, m, script_scattered (m, number / 2));
-  if (number % 4 == 1)
+    found = script_systematic (s, m, script_scattered (m, number / 2));
+  else if (number % 4 == 1)
     script_pair (s, m, mix (number + options.seed));
   else
     script_random (s, m, mix (number + options.seed), 12);
-  return true;
+  if (found && mix (number + m->size) % 3 == 0)
+    script_add_points (s, mix (number + options.seed));
+  return found;
 }
 
 static void

@@ -49,7 +49,7 @@ void
 guest_free (struct guest *r)
 {
   if (r->im != NULL)
-    (void) image_close (r->im);
+    (void) guest_close (r);
   crash_disk_free (r->disk);
   free (r->disk);
   crash_disk_free (&r->backing);
@@ -76,7 +76,7 @@ open_image (struct guest *r)
     : image_open_storages (s, nr, CACHE_SIZE);
   if (r->im == NULL)
     return wrong (r, "it does not open: %s", error_message ());
-  return true;
+  return guest_allow_points (r);
 }
 
 bool
@@ -301,6 +301,8 @@ call_core (struct guest *r, const struct request *q, const uint8_t *data)
   case REQUEST_FLUSH:
     return image_flush (r->im);
   case REQUEST_REOPEN:
+  case REQUEST_TAKE:
+  case REQUEST_END:
     break;
   }
   abort ();
@@ -625,7 +627,12 @@ do_request (struct guest *r, const struct request *q)
   case REQUEST_WRITE:
   case REQUEST_ZERO:
   case REQUEST_TRIM:
-    return do_change (r, q);
+    return do_change (r, q) && guest_check_points (r);
+  case REQUEST_TAKE:
+    return guest_take_point (r);
+  case REQUEST_END:
+    guest_end_point (r, q->offset);
+    return guest_check_points (r);
   }
   abort ();
 }
@@ -689,7 +696,8 @@ make_member (struct member *b, struct guest *r, struct sharing *sharing,
   b->guest.buf = must_have (malloc (r->m->disk_size));
   b->guest.buf2 = must_have (malloc (r->m->disk_size));
   for (i = number; i < s->nr; i += nr) {
-    if (s->request[i].kind != REQUEST_REOPEN)
+    if (s->request[i].kind != REQUEST_REOPEN &&
+        s->request[i].kind != REQUEST_TAKE && s->request[i].kind != REQUEST_END)
       b->script.request[b->script.nr++] = s->request[i];
   }
 }
@@ -762,6 +770,7 @@ guest_close (struct guest *r)
                                           crash_disk_now (r->disk));
   int ret;
 
+  guest_drop_points (r);
   memory_armed = true;
   ret = image_close (r->im);
   memory_armed = false;

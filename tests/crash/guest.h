@@ -19,6 +19,14 @@
 #include "maker.h"
 #include "workload.h"
 
+/* A point in time that is being read, and what it must hold; or none. */
+struct guest_point {
+  struct layer *disk;
+  uint8_t *content;
+};
+
+#define GUEST_POINTS 4
+
 struct guest {
   const struct made *m;
   struct crash_disk *disk;
@@ -29,6 +37,9 @@ struct guest {
   uint32_t first_number; /* of the requests, in their stamps */
   struct image *im;
   bool writable;
+
+  struct guest_point point[GUEST_POINTS];
+  unsigned points_taken;
 
   bool free_leaks;         /* while it is writable */
   struct sharing *sharing; /* of guest_threads */
@@ -60,6 +71,15 @@ extern bool guest_read (struct guest *r);
 
 /* From here on the disk is known to hold what r->buf does. */
 extern void guest_believe (struct guest *r);
+
+/* Points in time: allow them, in an image that was just opened; take one, if there is room; compare each with what it must
+ * hold; end one, if there is such a one; end all of an image that is closed.
+ */
+extern bool guest_allow_points (struct guest *r);
+extern bool guest_take_point (struct guest *r);
+extern bool guest_check_points (struct guest *r);
+extern void guest_end_point (struct guest *r, unsigned which);
+extern void guest_drop_points (struct guest *r);
 
 /* Compare the snapshots with what they should hold. */
 extern bool guest_check_snapshots (struct guest *r);

@@ -58,6 +58,7 @@ static struct {
   unsigned mix;       /* one workload by threads for so many; 0: none */
   uint64_t workloads; /* at most */
   bool quiet;
+  bool points;
 } options = {
   .explore = {
     .seed = 1, .cut = EXPLORE_ANY, .cut2 = EXPLORE_ANY, .threads = 1,
@@ -81,7 +82,9 @@ usage (FILE *f)
 "                 so; --list names them, and others can be made up\n"
 "  --every N      only each N-th of these images\n"
 "  --script TEXT  this script: requests, systematic:N, pair:SEED,\n"
-"                 random:SEED:REQUESTS or churn:SEED:REQUESTS\n"
+"                 random:SEED:REQUESTS or churn:SEED:REQUESTS;\n"
+"                 points:SEED: before it does what --points does\n"
+"  --points       take points in time among the requests\n"
 "  --seed N       of all that is random\n"
 "  --cut N        only the cut at this call of the storage\n"
 "  --subset WHICH only this subset of the pending calls: none, all, prefix:N,\n"
@@ -148,6 +151,13 @@ script_from_text (struct script *s, const struct made *m, const char *text)
   char *end;
   uint64_t seed;
 
+  if (strncmp (text, "points:", 7) == 0) {
+    seed = strtoull (text + 7, &end, 0);
+    if (*end != ':' || !script_from_text (s, m, end + 1))
+      return false;
+    script_add_points (s, seed);
+    return true;
+  }
   if (strncmp (text, "systematic:", 11) == 0)
     return script_systematic (s, m, strtoull (text + 11, NULL, 0));
   if (strncmp (text, "pair:", 5) == 0) {
@@ -238,13 +248,17 @@ run_script (struct explore *e, const struct made *m, uint64_t number,
   struct explore_options with = options.explore;
   struct script *s = malloc (sizeof *s);
   char text[EXPLORE_SCRIPT_TEXT], line[EXPLORE_SCRIPT_TEXT];
+  int n = 0;
 
   if (s == NULL)
     abort ();
+  if (options.points)
+    n = snprintf (text, sizeof text, "points:%" PRIu64 ":",
+                  mix (options.explore.seed + mix (number)) >> 40);
   if (options.script != NULL)
-    snprintf (text, sizeof text, "%s", options.script);
+    snprintf (text + n, sizeof text - n, "%s", options.script);
   else
-    choose_script (m, number, threads, text, sizeof text);
+    choose_script (m, number, threads, text + n, sizeof text - n);
   if (!script_from_text (s, m, text)) {
     fprintf (stderr, "powerloss: there is no script %s\n", text);
     exit (2);
@@ -483,7 +497,7 @@ supervise (void)
 enum {
   OPT_SECONDS = 256, OPT_JOBS, OPT_IMAGE, OPT_EVERY, OPT_SCRIPT, OPT_SEED,
   OPT_CUT, OPT_SUBSET, OPT_CUT2, OPT_SUBSET2, OPT_THREADS, OPT_MIX, OPT_CUTS,
-  OPT_TORN, OPT_SECOND, OPT_RANDOM, OPT_WORKLOADS, OPT_ASK, OPT_VERBOSE,
+  OPT_POINTS, OPT_TORN, OPT_SECOND, OPT_RANDOM, OPT_WORKLOADS, OPT_ASK, OPT_VERBOSE,
   OPT_QUIET, OPT_LIST, OPT_HELP,
 };
 
@@ -493,6 +507,7 @@ static const struct option long_options[] = {
   { "image", required_argument, NULL, OPT_IMAGE },
   { "every", required_argument, NULL, OPT_EVERY },
   { "script", required_argument, NULL, OPT_SCRIPT },
+  { "points", no_argument, NULL, OPT_POINTS },
   { "seed", required_argument, NULL, OPT_SEED },
   { "cut", required_argument, NULL, OPT_CUT },
   { "subset", required_argument, NULL, OPT_SUBSET },
@@ -557,6 +572,7 @@ set_option (int opt, const char *arg)
   case OPT_IMAGE: options.image = arg; break;
   case OPT_EVERY: options.every = positive (arg); break;
   case OPT_SCRIPT: options.script = arg; break;
+  case OPT_POINTS: options.points = e->points = true; break;
   case OPT_SEED: e->seed = strtoull (arg, NULL, 0); break;
   case OPT_CUT: e->cut = strtoull (arg, NULL, 0); break;
   case OPT_SUBSET: subset (arg, &e->landed, &e->have_landed); break;

@@ -17,6 +17,8 @@ enum request_kind {
   REQUEST_TRIM,
   REQUEST_FLUSH,
   REQUEST_REOPEN, /* close the image, and open it again */
+  REQUEST_TAKE,   /* a point in time, which is read from then on ... */
+  REQUEST_END,    /* ... until its end: which one is in offset */
 };
 
 struct request {
@@ -26,6 +28,13 @@ struct request {
   bool may_trim; /* ZERO */
   bool fast;     /* ZERO */
 };
+
+static inline bool
+request_has_range (const struct request *r)
+{
+  return r->kind == REQUEST_WRITE || r->kind == REQUEST_ZERO ||
+    r->kind == REQUEST_TRIM;
+}
 
 #define SCRIPT_MAX 1000
 
@@ -38,12 +47,17 @@ struct script {
  * most a range OFFSET+COUNT in bytes:
  *
  *   w write   z zero   y zero, may trim   q zero, may trim, fast
- *   t trim    f flush  o close and open
+ *   t trim    f flush  o close and open  p take a point in time
+ *
+ *   eN  end the N-th point in time, if there is one
  *
  * script_format returns false if it does not fit.
  */
 extern bool script_format (const struct script *s, char *buf, size_t size);
 extern bool script_parse (struct script *s, const char *text);
+
+/* Take points in time among the requests of a script, and end them. */
+extern void script_add_points (struct script *s, uint64_t seed);
 
 /* nr requests at random. */
 extern void script_random (struct script *s, const struct made *m,

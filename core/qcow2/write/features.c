@@ -97,7 +97,7 @@ features_clear_dirty (struct writer *w)
 int
 features_clear_hint (struct writer *w)
 {
-  if (w->header.hint.v == 0 || w->leaks_left)
+  if (w->header.hint.v == 0 || w->leaks_left || atomic_load (&w->leaked))
     return 0;
   return write_hint (w, HEADER_HINT_ENDED) == -1 ? -1
     : writeback_flush (&w->writeback);

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "qcow2/check/fix-up.h"
 #include "qcow2/check/walk.h"
+#include "qcow2/write/frozen.h"
 #include "qcow2/write/leaks.h"
 
 /* How many bytes of leaks (or a cluster more), and how many pieces, may wait
@@ -417,6 +418,7 @@ run_steps (struct leaks *l)
   const uint64_t batch = writeback_set_suspects (&l->w->writeback, l->suspects);
   int r;
 
+  frozen_not_leaked (l->w, l->suspects);
   if (wait_for_batch (l, batch) == -1 || writer_flush (l->w) == -1 ||
       look_at_refcounts (l) == -1)
     return -1;

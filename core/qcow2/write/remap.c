@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "qcow2/write/frozen.h"
 #include "qcow2/write/remap.h"
 
 static inline const struct map *
@@ -62,7 +63,9 @@ remap_find (struct remap *r)
 {
   struct host_off table;
 
-  if (writer_table (r->w, r->from, &table) == -1)
+  if (writer_table (r->w, r->from, &table) == -1 ||
+      (points_are_held (r->w->points) &&
+       frozen_capture (r->w, table, r->from) == -1)) /* R7 */
     return -1;
   return map_l2_entries (remapped_map (r), table,
                          (struct guest_off) { r->cluster }, r->nr, &r->l2);
@@ -120,6 +123,15 @@ references_to (const struct map *m, struct host_off host, uint64_t bytes,
   };
 }
 
+struct freed
+remap_references (const struct map *m, const struct l2_entry *e)
+{
+  return e->kind == CLUSTER_COMPRESSED
+    ? references_to (m, e->host, e->compressed_size, false, false)
+    : references_to (m, e->host, m->cluster_size,
+                     !e->copied && !m->format.data_file, e->copied);
+}
+
 /* R6 */
 static void
 give_back_taken (struct remap *r)
@@ -150,15 +162,14 @@ remap_entry (const struct remap *r, unsigned i, struct l2_entry *e)
   return map_l2_decode (remapped_map (r), &r->l2, i, e);
 }
 
-/* R2 */
+/* R2; the i-th entry's first word is this. */
 static void
-free_old (struct remap *r, const struct l2_entry *old)
+free_old (struct remap *r, unsigned i, uint64_t word,
+          const struct l2_entry *old)
 {
   const struct map *m = remapped_map (r);
-  const struct freed f = old->kind == CLUSTER_COMPRESSED
-    ? references_to (m, old->host, old->compressed_size, false, false)
-    : references_to (m, old->host, m->cluster_size,
-                     !old->copied && !m->format.data_file, old->copied);
+  const struct guest_off at = { r->cluster + i * m->cluster_size };
+  const struct freed f = remap_references (m, old);
   struct freed *last = r->nr_freed > 0 ? &r->freed[r->nr_freed - 1] : NULL;
 
   if (last != NULL && m->format.data_file &&
@@ -168,8 +179,10 @@ free_old (struct remap *r, const struct l2_entry *old)
     r->bytes_freed += m->cluster_size;
     return;
   }
+  r->held[r->nr_freed] = frozen_reference (r->w, at, word); /* R7 */
+  if (!r->held[r->nr_freed])
+    r->bytes_freed += f.bytes;
   r->freed[r->nr_freed++] = f;
-  r->bytes_freed += f.bytes;
 }
 
 /* host is what the new entry, of these words, refers to. */
@@ -185,7 +198,7 @@ replace_entry (struct remap *r, unsigned i, struct host_off host,
 
   assert (i == r->nr_set && i < r->nr);
   if (!host_is_none (old.host) && old.host.v != host.v)
-    free_old (r, &old);
+    free_old (r, i, words[0], &old);
   memcpy (words, new, sizeof *words << m->l2_word_bits);
   r->nr_set++;
 }
@@ -260,11 +273,24 @@ check_freed (struct remap *r)
   return 0;
 }
 
+/* R7 */
+static void
+keep_held (struct remap *r)
+{
+  unsigned i, nr = 0;
+
+  for (i = 0; i < r->nr_freed; ++i) {
+    if (!r->held[i])
+      r->freed[nr++] = r->freed[i];
+  }
+  r->nr_freed = nr;
+}
+
 static int
 change_entries (struct remap *r, bool ordered)
 {
   const bool by_change = r->w->placement->release == NULL;
-  const struct change ch = {
+  struct change ch = {
     .slice = r->l2.slice,
     .first = r->l2.first_word,
     .nr = r->nr_set << remapped_map (r)->l2_word_bits,
@@ -272,9 +298,12 @@ change_entries (struct remap *r, bool ordered)
     .order = CACHE_SECOND,
     .ordered = ordered,
     .freed = r->freed,
-    .nr_freed = by_change ? r->nr_freed : 0,
   };
 
+  if (by_change) {
+    keep_held (r);
+    ch.nr_freed = r->nr_freed;
+  }
   return writeback_change (&r->w->writeback, &ch, NULL);
 }
 

@@ -32,6 +32,8 @@
  *  R6  All of a step's entries are changed, at one moment, or none.  What was
  *      taken and not mapped is given back before the epoch is left, so that the
  *      search for leaks can't take it for one.
+ *  R7  A slice is captured before its entries change, if a point in time wants
+ *      that; and what a point has is not given up (qcow2/write/frozen.h).
  */
 
 #ifndef CORE_QCOW2_WRITE_REMAP_H
@@ -60,6 +62,7 @@ struct remap {
   uint64_t bytes_freed;
   unsigned nr_freed;
   struct freed freed[MAP_MAX_WORDS];
+  bool held[MAP_MAX_WORDS]; /* it is not given up, for a point in time (R7) */
 };
 
 /* Enter an epoch, and the range from there to to, or the first part of it (R5).
@@ -103,6 +106,12 @@ extern void remap_set (struct remap *r, unsigned i, struct host_off host,
 /* The same: see entry_encode_compressed. */
 extern void remap_set_compressed (struct remap *r, unsigned i,
                                   struct host_off host, uint32_t bytes);
+
+/* The references that an entry which is not damaged, and refers to something,
+ * has: they are given up with it.
+ */
+extern struct freed remap_references (const struct map *m,
+                                      const struct l2_entry *e);
 
 /* Whether so much is given up by what was set that no more may be (R5). */
 static inline bool

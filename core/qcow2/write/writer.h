@@ -19,6 +19,8 @@
  *   alloc.lock              moments
  *   writeback.changes       moments
  *   writeback.freed_lock    moments
+ *   points.lock             moments
+ *   points.stripe           moments; suspects are cleared within
  *   epoch.lock              moments
  *   cache.lock              moments
  *   overlap.lock            moments
@@ -37,6 +39,7 @@
 #include "base/inflight.h"
 #include "qcow2/disk.h"
 #include "qcow2/header.h"
+#include "qcow2/points.h"
 #include "qcow2/snapshot.h"
 #include "qcow2/write/alloc.h"
 #include "qcow2/write/overlap.h"
@@ -63,6 +66,8 @@ struct writer {
   struct overlap *forbidden;
   struct overlap nothing;
   struct inflight inflight; /* in clusters of the guest */
+  struct points *points;    /* of the disk: see qcow2/write/frozen.h; or NULL,
+                             * which is for whoever has opened it to change */
   unsigned compress_level;  /* 0: clusters are not compressed */
   struct coalesce coalesce;     /* of what is to be compressed */
 
@@ -79,6 +84,7 @@ struct writer {
   _Atomic bool begun;         /* something was or will be written */
   bool dirty;                 /* begin_lock; we set the dirty bit */
   bool leaks_left;            /* there may be some from before it was opened */
+  _Atomic bool leaked;        /* something could not be given up */
   uint64_t raw_seen;          /* begin_lock; as far as a raw data file is known
                                * to have nothing where nothing is mapped */
   uint64_t raw_size;          /* begin_lock; its size when that was looked at */

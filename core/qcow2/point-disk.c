@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "qcow2/point-disk.h"
+#include "qcow2/points.h"
+
+struct point_disk {
+  struct qcow2_disk disk; /* first: see qcow2/disk.h */
+  struct format_ops ops;  /* the live disk's, but for the lookup */
+  struct points *points;
+  const struct point *point;
+};
+
+static int __attribute__ ((__cold__))
+has_failed (const struct layer *layer)
+{
+  error_set (EIO, "%s: this point in time could not be kept: there is no memory "
+             "for more of what was changed since, or the image was repaired",
+             layer->tables->name);
+  return layer_damaged (layer, HOST_NONE);
+}
+
+/* S1, S2: whoever sees an entry that has changed finds the shadow then.  And if
+ * there was no memory for one, that the point has failed.
+ */
+static int
+lookup (const struct layer *layer, struct guest_off offset, uint64_t max,
+        struct run *run)
+{
+  const struct point_disk *d = (const struct point_disk *) layer;
+  const struct map *m = &d->disk.map;
+  const uint64_t left = map_slice_end (m, offset) - offset.v;
+  int r = 0;
+
+  if (max > left)
+    max = left;
+  if (!points_lookup (d->points, d->point, m, offset, max, run)) {
+    r = map_lookup (m, offset, max, run);
+    if (points_lookup (d->points, d->point, m, offset, max, run))
+      r = 0;
+  }
+  if (atomic_load (&d->point->failed))
+    return has_failed (layer);
+  if (r == 0 && run->kind == RUN_DATA && d->ops.read_guest_data != NULL)
+    run->kind = RUN_GUEST_DATA;
+  return r;
+}
+
+struct layer *
+point_disk_new (const struct qcow2_file *f, const struct point *point)
+{
+  struct point_disk *d = malloc (sizeof *d);
+
+  if (d == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return NULL;
+  }
+  *d = (struct point_disk) {
+    .disk = f->disk, .ops = *f->layer.format, .points = f->points,
+    .point = point,
+  };
+  d->ops.lookup = lookup;
+  d->disk.layer.format = &d->ops;
+  return &d->disk.layer;
+}

@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Points in time that end while requests run which have seen what they have:
+ * threads are stopped where that matters, and nothing that was answered may be
+ * lost.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "disk/read.h"
+#include "image-parts.h"
+#include "must-have.h"
+#include "qcow2/disk.h"
+#include "qcow2/qcow2.h"
+#include "qcow2/write/writer.h"
+#include "rig.h"
+
+#define CLUSTER 4096
+#define CLUSTERS 32
+
+static struct rig rig;
+static _Atomic unsigned nr_waits; /* for requests, by who ends points */
+static uint8_t *was;              /* the disk at first */
+
+/* -------------------------------------------------------------------- threads */
+
+/* It writes or reads a sector, and stops where stop says, until it may go on. */
+enum stop { NOWHERE, AT_DATA, AFTER_LOOKUP };
+
+struct request {
+  uint64_t at;
+  uint8_t value;       /* to be written */
+  struct layer *point; /* to be read; or NULL */
+  enum stop stop;
+  uint8_t read[512];
+  _Atomic bool stopped, go, answered;
+  pthread_t thread;
+};
+
+static _Thread_local struct request *mine; /* NULL: not one of them */
+
+static void
+stop_here (enum stop where)
+{
+  if (mine == NULL || mine->stop != where || atomic_load (&mine->stopped))
+    return;
+  atomic_store (&mine->stopped, true);
+  while (!atomic_load (&mine->go))
+    sched_yield ();
+}
+
+static void
+stop_at_data (void *opaque, const struct memory_call *call)
+{
+  (void) opaque;
+  if (call->kind == (mine != NULL && mine->point ? MEMORY_READ : MEMORY_WRITE))
+    stop_here (AT_DATA);
+}
+
+void __real_epoch_wait (struct epoch *e);
+void __wrap_epoch_wait (struct epoch *e);
+
+void
+__wrap_epoch_wait (struct epoch *e)
+{
+  atomic_fetch_add (&nr_waits, 1);
+  __real_epoch_wait (e);
+}
+
+int __real_map_lookup (const struct map *m, struct guest_off offset,
+                       uint64_t max, struct run *run);
+int __wrap_map_lookup (const struct map *m, struct guest_off offset,
+                       uint64_t max, struct run *run);
+
+int
+__wrap_map_lookup (const struct map *m, struct guest_off offset, uint64_t max,
+                   struct run *run)
+{
+  const int r = __real_map_lookup (m, offset, max, run);
+
+  stop_here (AFTER_LOOKUP);
+  return r;
+}
+
+static void
+write_sector (uint64_t at, uint8_t value)
+{
+  uint8_t buf[512];
+
+  memset (buf, value, sizeof buf);
+  CHECK_OK (image_write (rig.im, buf, sizeof buf, (struct guest_off) { at },
+                         0));
+}
+
+static void *
+request_main (void *opaque)
+{
+  struct request *q = mine = opaque;
+
+  if (q->point != NULL)
+    CHECK_OK (layer_read (q->point, q->read, sizeof q->read,
+                          (struct guest_off) { q->at }));
+  else
+    write_sector (q->at, q->value);
+  atomic_store (&q->answered, true);
+  return NULL;
+}
+
+/* Begin it, and wait until it has stopped, if it is to. */
+static void
+begin (struct request *q)
+{
+  CHECK_EQ (pthread_create (&q->thread, NULL, request_main, q), 0);
+  while (q->stop != NOWHERE && !atomic_load (&q->stopped))
+    sched_yield ();
+}
+
+static void
+finish (struct request *q)
+{
+  atomic_store (&q->go, true);
+  pthread_join (q->thread, NULL);
+}
+
+/* Whether somebody waits to enter a range. */
+static bool
+somebody_waits (void)
+{
+  struct inflight *f = &((struct writer *) rig.im->writer)->inflight;
+  bool waits;
+
+  pthread_mutex_lock (&f->lock);
+  waits = f->waiting > 0;
+  pthread_mutex_unlock (&f->lock);
+  return waits;
+}
+
+/* Wait until it was answered, or waits for another one. */
+static void
+wait_for_answer (const struct request *q)
+{
+  while (!atomic_load (&q->answered) && !somebody_waits ())
+    sched_yield ();
+}
+
+/* --------------------------------------------------------------------- points */
+
+static struct points *
+points (void)
+{
+  return qcow2_file (rig.im->chain.layer[0])->points;
+}
+
+/* An image whose clusters are all there, for points with so much memory. */
+static void
+start (uint64_t memory)
+{
+  struct builder b;
+  uint64_t i;
+
+  build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, CLUSTERS * CLUSTER);
+  for (i = 0; i < CLUSTERS; ++i) {
+    build_l2_place (&b, i);
+    build_entry (&b, i, build_data (&b, 1), 0);
+  }
+  build_finish (&b);
+  rig_init (&rig, "ends", &b);
+  build_free (&b);
+  rig_open (&rig);
+  CHECK_OK (image_allow_points (rig.im, 0, memory));
+  was = must_have (malloc (rig.size));
+  write_sector (10 * CLUSTER, 1); /* the first write has more to do */
+  CHECK_OK (layer_read (rig.live, was, rig.size, (struct guest_off) { 0 }));
+  rig.control.hook = stop_at_data;
+  atomic_store (&nr_waits, 0);
+}
+
+static void
+wait_for_end (void)
+{
+  while (!image_points_have_ended (rig.im))
+    sched_yield ();
+}
+
+/* Until who ends points has begun to wait that often, or has done all. */
+static void
+wait_for_waits (unsigned nr)
+{
+  while (atomic_load (&nr_waits) < nr && !image_points_have_ended (rig.im))
+    sched_yield ();
+}
+
+static void
+check_sector (uint64_t at, uint8_t value)
+{
+  uint8_t buf[512];
+
+  CHECK_OK (layer_read (rig.live, buf, sizeof buf, (struct guest_off) { at }));
+  CHECK_EQ (buf[0], value);
+}
+
+static void
+end (void)
+{
+  wait_for_end ();
+  CHECK (!points_are_held (points ()));
+  rig.control.hook = NULL;
+  rig_close (&rig);
+  free (was);
+  rig_free (&rig);
+}
+
+static struct layer *
+open_point (void)
+{
+  struct layer *disk = image_open_disk (rig.im, IMAGE_POINT_PREFIX "one");
+
+  CHECK (disk != NULL);
+  return disk;
+}
+
+/* Steps that could not capture copy clusters; one of them began when the end of
+ * points waited for the first already.  It is not done when they have ended.
+ */
+static void
+test_failed_step (void)
+{
+  struct request first = { .at = 8 * CLUSTER, .value = 0xa0, .stop = AT_DATA };
+  struct request copies = { .at = 0, .value = 0xa1, .stop = AT_DATA };
+  struct request other = { .at = 2048, .value = 0xa2 };
+  struct layer *point;
+
+  start (2000); /* no shadow fits */
+  point = open_point ();
+  begin (&first);
+  wait_for_waits (1);
+  begin (&copies);
+  finish (&first);
+  while (atomic_load (&points ()->newest) != 0)
+    sched_yield ();
+  wait_for_waits (2);
+  begin (&other);
+  wait_for_answer (&other);
+  finish (&copies);
+  finish (&other);
+  check_sector (0, 0xa1);
+  check_sector (2048, 0xa2);
+  image_close_disk (point);
+  end ();
+}
+
+/* A step copies a cluster, as a shadow has it, which is not needed any more. */
+static void
+test_release (void)
+{
+  struct request copies = { .at = 0, .value = 0xa1, .stop = AT_DATA };
+  struct request other = { .at = 2048, .value = 0xa2 };
+  struct layer *point;
+
+  start (1 << 20);
+  point = open_point ();
+  begin (&copies);
+  image_close_disk (point);
+  while (!somebody_waits () && atomic_load (&points ()->bytes) > 0)
+    sched_yield ();
+  begin (&other);
+  wait_for_answer (&other);
+  finish (&copies);
+  finish (&other);
+  check_sector (0, 0xa1);
+  check_sector (2048, 0xa2);
+  end ();
+}
+
+/* A request has looked up where a cluster is; then this is replaced, since a point
+ * has it, and the point ends.
+ */
+static void
+test_looked_up (void)
+{
+  struct request other = { .at = 2048, .value = 0xa2, .stop = AFTER_LOOKUP };
+  struct layer *point;
+
+  start (1 << 20);
+  point = open_point ();
+  begin (&other);
+  write_sector (0, 0xa1);
+  image_close_disk (point);
+  while (atomic_load (&points ()->bytes) > 0)
+    sched_yield ();
+  wait_for_waits (1);
+  finish (&other);
+  check_sector (0, 0xa1);
+  check_sector (2048, 0xa2);
+  end ();
+}
+
+/* A reader of a point that fails gets what it had, or an error. */
+static void
+test_reader (void)
+{
+  struct request reader = { .at = 0, .stop = AT_DATA };
+  struct layer *point;
+  uint8_t buf[512];
+
+  start (2000);
+  point = open_point ();
+  CHECK_OK (layer_read (point, buf, sizeof buf, (struct guest_off) { 0 }));
+  reader.point = point;
+  begin (&reader);
+  write_sector (8 * CLUSTER, 0xa0);
+  wait_for_waits (1);
+  write_sector (0, 0xa1);
+  finish (&reader);
+  CHECK (memcmp (reader.read, was, sizeof reader.read) == 0);
+  check_sector (0, 0xa1);
+  image_close_disk (point);
+  end ();
+}
+
+/* Before the image is writable nothing is held when one has ended. */
+static void
+test_no_writer (void)
+{
+  const struct writer_options options = { 0 };
+
+  start (1 << 20);
+  rig.control.hook = NULL;
+  rig_close (&rig);
+  rig.im = image_open_storage (memory_disk_open (&rig.disk, "test",
+                                                 &rig.control),
+                               CACHE_MIN_BYTES);
+  CHECK_OK (image_allow_points (rig.im, 0, 1 << 20));
+  rig.live = image_open_disk (rig.im, "");
+  image_close_disk (open_point ());
+  wait_for_end ();
+  CHECK (!points_are_held (points ()));
+  CHECK_OK (image_make_writable (rig.im, &options));
+  write_sector (0, 0xa1);
+  check_sector (0, 0xa1);
+  end ();
+}
+
+int
+main (void)
+{
+  check_time_limit (60);
+  test_failed_step ();
+  test_release ();
+  test_looked_up ();
+  test_reader ();
+  test_no_writer ();
+  return check_result ();
+}
