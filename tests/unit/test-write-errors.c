@@ -691,6 +691,23 @@ test_fua_fails (void)
   rig_free (&rig);
 }
 
+/* The first flush of all, for the dirty bit, fails: closing says so. */
+static void
+test_first_flush_fails (void)
+{
+  struct builder b;
+
+  build (&b, NO_SNAPSHOT, false);
+  put_be64 (b.data + 80, QCOW2_COMPAT_LAZY_REFCOUNTS);
+  start_built (&b, false);
+  memory_fail (&rig.control, MEMORY_FLUSH, 1, EIO);
+  CHECK_EQ (rig_try_write (&rig, 0, CLUSTER, 1, 0), (uint64_t) -1);
+  memory_fail_no_more (&rig.control);
+  CHECK_EQ (rig_close_only (&rig), (uint64_t) -1);
+  CHECK_ERROR (EIO, "nothing is written any more");
+  rig_free (&rig);
+}
+
 /* The next flush fails, once something was written that was not durable. */
 static void
 fail_flush_then (void *opaque, const struct memory_call *call)
@@ -870,6 +887,7 @@ main (void)
   test_fua_fails ();
   test_fua_flush_fails ();
   test_fua_one_report ();
+  test_first_flush_fails ();
   test_short ();
   test_fill_fails ();
   test_damaged_entry ();

@@ -348,16 +348,18 @@ writer_flush (struct writer *w)
 int
 writer_close (struct writer *w)
 {
-  int r = 0;
+  int r;
 
   if (w == NULL)
     return 0;
-  if (w->begun) {
-    r = writeback_check (&w->writeback);
-    if (r == 0)
-      r = alloc_close (&w->alloc);
-    r = r == 0 ? features_clear_dirty (w) : writer_failed (w);
-  }
+  /* The first flush may have failed, before anything else was begun. */
+  r = writeback_check (&w->writeback);
+  if (r == 0 && w->begun)
+    r = alloc_close (&w->alloc);
+  if (r == -1)
+    (void) writer_failed (w);
+  else if (w->begun)
+    r = features_clear_dirty (w);
   if (w->begun && r == 0)
     r = features_clear_hint (w);
   alloc_destroy (&w->alloc);
