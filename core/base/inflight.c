@@ -24,8 +24,8 @@ inflight_destroy (struct inflight *f)
   pthread_mutex_destroy (&f->lock);
 }
 
-/* Whether an earlier range overlaps this one.  There are no more ranges than
- * threads: a list will do.  Lock held.
+/* Whether an earlier range overlaps this one.  There are few ranges for
+ * each thread: a list will do.  Lock held.
  */
 static bool
 must_wait (const struct inflight *f, const struct inflight_range *r)
@@ -39,18 +39,31 @@ must_wait (const struct inflight *f, const struct inflight_range *r)
   return false;
 }
 
+/* All arrive at the same moment, so that no two threads wait for each other. */
+void
+inflight_enter_all (struct inflight *f, struct inflight_range *r, unsigned nr)
+{
+  unsigned i;
+
+  pthread_mutex_lock (&f->lock);
+  for (i = 0; i < nr; ++i) {
+    r[i].next = NULL;
+    *f->end = &r[i];
+    f->end = &r[i].next;
+  }
+  f->waiting++;
+  for (i = 0; i < nr; ++i) {
+    while (must_wait (f, &r[i]))
+      pthread_cond_wait (&f->left, &f->lock);
+  }
+  f->waiting--;
+  pthread_mutex_unlock (&f->lock);
+}
+
 void
 inflight_enter (struct inflight *f, struct inflight_range *r)
 {
-  pthread_mutex_lock (&f->lock);
-  r->next = NULL;
-  *f->end = r;
-  f->end = &r->next;
-  f->waiting++;
-  while (must_wait (f, r))
-    pthread_cond_wait (&f->left, &f->lock);
-  f->waiting--;
-  pthread_mutex_unlock (&f->lock);
+  inflight_enter_all (f, r, 1);
 }
 
 void

@@ -31,6 +31,13 @@ extern void inflight_destroy (struct inflight *f); /* no range is left */
  * another.
  */
 extern void inflight_enter (struct inflight *f, struct inflight_range *r);
+
+/* The same with nr ranges at once, which don't overlap each other.  They leave
+ * one by one.
+ */
+extern void inflight_enter_all (struct inflight *f, struct inflight_range *r,
+                                unsigned nr);
+
 extern void inflight_leave (struct inflight *f, struct inflight_range *r);
 
 #endif /* CORE_BASE_INFLIGHT_H */

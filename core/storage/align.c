@@ -9,39 +9,8 @@
 
 #include "base/error.h"
 #include "base/inflight.h"
+#include "storage/align-parts.h"
 #include "storage/align.h"
-
-struct align {
-  struct storage storage;
-  struct storage_ops ops; /* without those that the inner one has not */
-  struct storage *inner;
-  uint64_t block;
-  struct inflight changing; /* ranges of blocks: A2 */
-};
-
-static struct align *
-align_of (struct storage *s)
-{
-  return (struct align *) s;
-}
-
-static uint64_t
-block_start (const struct align *a, uint64_t offset)
-{
-  return offset & -a->block;
-}
-
-static uint64_t
-block_end (const struct align *a, uint64_t offset)
-{
-  return (offset + a->block - 1) & -a->block;
-}
-
-static bool
-is_aligned (const struct align *a, uint64_t value)
-{
-  return (value & (a->block - 1)) == 0;
-}
 
 /* Enter all blocks from from to to, which is not in the range. */
 static void
@@ -53,9 +22,8 @@ enter_blocks (struct align *a, uint64_t from, uint64_t to,
   inflight_enter (&a->changing, range);
 }
 
-/* Memory for whole blocks.  Returns NULL with errno set. */
-static uint8_t *
-new_blocks (const struct align *a, size_t count)
+uint8_t *
+align_new_blocks (const struct align *a, size_t count)
 {
   void *p;
 
@@ -65,11 +33,8 @@ new_blocks (const struct align *a, size_t count)
 
 /* ------------------------------------------------------------ whole blocks */
 
-/* Read all of these blocks; what is behind the end is zeros.  Returns -1 with
- * errno set.
- */
-static int
-read_blocks (struct align *a, uint8_t *buf, size_t count, uint64_t offset)
+int
+align_read_blocks (struct align *a, uint8_t *buf, size_t count, uint64_t offset)
 {
   while (count > 0) {
     const ssize_t r = a->inner->ops->pread (a->inner, buf, count, offset);
@@ -136,11 +101,11 @@ read_edges (struct align *a, uint8_t *buf, uint64_t from, uint64_t to)
   const uint64_t start = block_start (a, from);
   const uint64_t last = block_start (a, to);
 
-  if (from != start && read_blocks (a, buf, a->block, start) == -1)
+  if (from != start && align_read_blocks (a, buf, a->block, start) == -1)
     return -1;
   if (to == last || (last == start && from != start))
     return 0;
-  return read_blocks (a, buf + (last - start), a->block, last);
+  return align_read_blocks (a, buf + (last - start), a->block, last);
 }
 
 /* ----------------------------------------------------------------- reading */
@@ -161,10 +126,10 @@ align_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
     end = start + ALIGN_MAX_BYTES;
   if (count > end - offset)
     count = end - offset;
-  blocks = new_blocks (a, end - start);
+  blocks = align_new_blocks (a, end - start);
   if (blocks == NULL)
     return -1;
-  r = read_blocks (a, blocks, end - start, start);
+  r = align_read_blocks (a, blocks, end - start, start);
   if (r == 0)
     memcpy (buf, blocks + (offset - start), count);
   free (blocks);
@@ -256,7 +221,7 @@ write_copied (struct align *a, const struct iovec *iov, size_t count,
 {
   const uint64_t start = block_start (a, offset);
   const uint64_t end = block_end (a, offset + count);
-  uint8_t *blocks = new_blocks (a, end - start);
+  uint8_t *blocks = align_new_blocks (a, end - start);
   struct inflight_range range;
   uint64_t written = start;
   int r;
@@ -330,11 +295,11 @@ zero_part (struct align *a, uint64_t from, uint64_t to)
 
   if (from >= to)
     return 0;
-  block = new_blocks (a, a->block);
+  block = align_new_blocks (a, a->block);
   if (block == NULL)
     return -1;
   p = block + (from - start);
-  r = read_blocks (a, block, a->block, start);
+  r = align_read_blocks (a, block, a->block, start);
   if (r == 0 && !all_zeros (p, to - from)) {
     memset (p, 0, to - from);
     r = write_blocks (a, block, a->block, start, false, &end);
@@ -496,10 +461,13 @@ align_close (struct storage *s)
 
 static const struct storage_ops align_ops = {
   .pread = align_pread,
+  .pread_many = align_pread_many,
   .extent = align_extent,
   .hole = align_hole,
   .prefetch = align_prefetch,
   .pwritev = align_pwritev,
+  .pwrite_many = align_pwrite_many,
+  .pwrite_durably = align_pwrite_durably,
   .flush = align_flush,
   .zero = align_zero,
   .allocate = align_allocate,
@@ -518,7 +486,6 @@ static const struct storage_ops align_ops = {
 
 /* What the inner one can't do this one can't either; locks and the like do
  * nothing where the inner one does nothing.
- *
  */
 static void
 choose_ops (struct align *a)
@@ -526,6 +493,15 @@ choose_ops (struct align *a)
   const struct storage_ops *inner = a->inner->ops;
 
   a->ops = align_ops;
+  if (inner->pread_many == NULL)
+    a->ops.pread_many = NULL;
+  /* Of what fails nobody knows how far it was written: not past the end, for
+   * A1, where that can't be.
+   */
+  if (inner->pwrite_many == NULL || !a->inner->fixed_size)
+    a->ops.pwrite_many = NULL;
+  if (a->storage.durable_runs == 0)
+    a->ops.pwrite_durably = NULL;
   if (inner->pwritev == NULL)
     a->ops.pwritev = NULL;
   if (inner->flush == NULL)
@@ -569,6 +545,8 @@ storage_align_new (struct storage *inner, uint32_t block)
   a->storage.holes_not_zero = inner->holes_not_zero;
   a->storage.fixed_size = inner->fixed_size;
   a->storage.one_report = inner->one_report;
+  if (inner->fixed_size)
+    a->storage.durable_runs = inner->durable_runs;
   choose_ops (a);
   inflight_init (&a->changing);
   return &a->storage;

@@ -141,9 +141,9 @@ struct started {
 extern struct started *conn_start_server (struct nbd_handle *nbd,
                                           char *const *command);
 
-/* End the server, and what it has started in its group: by SIGTERM, or if it has
- * not ended after so many milliseconds by SIGKILL.  nbd_close, which waits for
- * it, must follow.
+/* End the server, and what it has started in its group: by SIGTERM, or if not
+ * all have ended after so many milliseconds by SIGKILL.  nbd_close, which waits
+ * for the server, must follow.
  */
 extern void conn_end_server (struct nbd_handle *nbd, struct started *s,
                              uint64_t patience);

@@ -4,10 +4,13 @@
 
 #include <config.h>
 
+#include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -86,6 +89,52 @@ has_ended (pid_t pid)
     info.si_pid == pid;
 }
 
+/* Whether a name in /proc is that of a process in this group, and not of one that
+ * has ended, and waits to be waited for.
+ */
+static bool
+lives_in_group (const char *name, pid_t group)
+{
+  char path[64], line[256], state;
+  const char *rest = NULL;
+  int of;
+  FILE *f;
+
+  if (name[0] < '0' || name[0] > '9')
+    return false;
+  snprintf (path, sizeof path, "/proc/%.20s/stat", name);
+  f = fopen (path, "re");
+  if (f == NULL) /* it is gone */
+    return false;
+  /* The program's name is in parentheses, and may have such in it. */
+  if (fgets (line, sizeof line, f) != NULL)
+    rest = strrchr (line, ')');
+  fclose (f);
+  return rest != NULL && sscanf (rest + 1, " %c %*d %d", &state, &of) == 2 &&
+    of == group && state != 'Z' && state != 'X';
+}
+
+/* Whether all of a group have ended.  kill(2) does not tell: the first of them
+ * is there until libnbd has waited for it, which keeps the number from others.
+ */
+static bool
+group_has_ended (pid_t group)
+{
+  const struct dirent *entry;
+  bool lives = false;
+  DIR *dir;
+
+  if (!has_ended (group))
+    return false;
+  dir = opendir ("/proc");
+  if (dir == NULL) /* that is not known */
+    return false;
+  while (!lives && (entry = readdir (dir)) != NULL)
+    lives = lives_in_group (entry->d_name, group);
+  closedir (dir);
+  return !lives;
+}
+
 static void
 send_signal (struct nbd_handle *nbd, const struct started *s, int signal)
 {
@@ -104,11 +153,11 @@ conn_end_server (struct nbd_handle *nbd, struct started *s, uint64_t patience)
 
   send_signal (nbd, s, SIGTERM);
   for (waited = 0; waited < patience; waited += 10) {
-    if (s->pid > 0 && has_ended (s->pid))
+    if (s->pid > 0 && group_has_ended (s->pid))
       break;
     nanosleep (&pause, NULL);
   }
-  if (s->pid == 0 || !has_ended (s->pid))
+  if (s->pid == 0 || !group_has_ended (s->pid))
     send_signal (nbd, s, SIGKILL);
   munmap (s, sizeof *s);
 }

@@ -580,6 +580,7 @@ new_memory (const struct storage_ops *ops, const char *name, uint64_t size,
     abort ();
   m->control = control != NULL ? control : &m->none;
   m->storage.size = m->control->size != 0 ? m->control->size : size;
+  m->storage.fixed_size = m->control->fixed;
   m->storage.durable_runs = m->control->durable_runs;
   m->size = size;
   return m;

@@ -362,12 +362,168 @@ test_torn (void)
   memory_disk_free (&disk);
 }
 
+/* ------------------------------------------------------ several runs at once */
+
+#define RUNS 20
+
+/* What runs are made of: nr of them, which don't overlap, in any order. */
+struct many {
+  struct storage_run run[RUNS];
+  struct iovec iov[2 * RUNS]; /* two for each */
+  uint8_t byte[MAX];
+};
+
+static unsigned
+make_runs (struct many *m, uint64_t *state, unsigned pieces)
+{
+  const unsigned nr = 2 + random_below (state, RUNS - 1);
+  uint64_t offset = random_below (state, 5000), done = 0;
+  unsigned i;
+
+  for (i = 0; i < nr; ++i) {
+    struct iovec *iov = m->iov + 2 * i;
+    const unsigned j = random_below (state, i + 1);
+
+    iov[0] = (struct iovec) { m->byte + done, 1 + random_below (state, 700) };
+    done += iov[0].iov_len;
+    iov[1] = (struct iovec) { m->byte + done, random_below (state, 5000) };
+    done += pieces == 2 ? iov[1].iov_len : 0;
+    m->run[i] = m->run[j];
+    m->run[j] = (struct storage_run) { iov, pieces, { offset } };
+    offset += iov[0].iov_len + (pieces == 2 ? iov[1].iov_len : 0);
+    if (random_below (state, 3) > 0)
+      offset += random_below (state, 6000);
+  }
+  return nr;
+}
+
+static void
+model_runs (const struct many *m, unsigned nr, uint8_t *model)
+{
+  unsigned i;
+  int j;
+
+  for (i = 0; i < nr; ++i) {
+    uint64_t offset = m->run[i].offset.v;
+
+    for (j = 0; j < m->run[i].nr; ++j) {
+      memcpy (model + offset, m->run[i].iov[j].iov_base,
+              m->run[i].iov[j].iov_len);
+      offset += m->run[i].iov[j].iov_len;
+    }
+  }
+}
+
+/* They are all durable: that is in each write below, or in a flush after. */
+static void
+check_durable (bool all)
+{
+  unsigned i, flushes = 0, ordinary = 0;
+
+  for (i = 0; i < log_.nr; ++i) {
+    flushes += log_.call[i].kind == MEMORY_FLUSH;
+    ordinary += log_.call[i].kind == MEMORY_WRITE && !log_.call[i].durable;
+  }
+  CHECK_EQ (flushes, all);
+  CHECK (ordinary == 0 || (all && log_.call[log_.nr - 1].kind ==
+                           MEMORY_FLUSH));
+}
+
+static void
+test_durable_runs (uint32_t block)
+{
+  static uint8_t model[MAX], now[MAX];
+  static struct many m;
+  uint64_t state = mix (block);
+  struct storage *s;
+  unsigned i, nr;
+
+  memset (&control, 0, sizeof control);
+  control.fixed = true;
+  control.durable_runs = RUNS;
+  control.log = &log_;
+  random_fill (&state, model, sizeof model);
+  memory_disk_init (&disk, model, sizeof model);
+  s = open_blocks (block);
+  CHECK_EQ (s->durable_runs, RUNS);
+  for (i = 0; i < 300 && !check_any_failed (); ++i) {
+    random_fill (&state, m.byte, sizeof m.byte);
+    nr = make_runs (&m, &state, 2);
+    model_runs (&m, nr, model);
+    memory_log_free (&log_);
+    CHECK_OK (storage_write_durable_runs (s, m.run, nr, i % 2 == 0));
+    check_durable (i % 2 == 0);
+    CHECK_OK (storage_read (s, now, sizeof now, at (0)));
+    CHECK (memcmp (now, model, sizeof now) == 0);
+  }
+  control.log = NULL;
+  nr = make_runs (&m, &state, 2);
+  memory_fail (&control, MEMORY_READ | MEMORY_WRITE, 1, EIO);
+  CHECK_EQ (storage_write_durable_runs (s, m.run, nr, false), -1);
+  CHECK_ERROR (EIO, "ranges from offset");
+  memory_fail_no_more (&control);
+  storage_close (s);
+  memory_disk_free (&disk);
+  memory_log_free (&log_);
+
+  /* Where the size changes there is none of this. */
+  control.fixed = false;
+  memory_disk_init (&disk, model, sizeof model);
+  s = open_blocks (block);
+  CHECK_EQ (s->durable_runs, 0);
+  storage_close (s);
+  memory_disk_free (&disk);
+}
+
+static void
+test_reads_together (uint32_t block)
+{
+  static uint8_t data[MAX];
+  static struct many m;
+  uint64_t state = mix (block + 1);
+  struct storage *s;
+  unsigned i, j, nr;
+
+  memset (&control, 0, sizeof control);
+  control.reads_together = true;
+  random_fill (&state, data, sizeof data);
+  s = memory_storage_new ("test", data, sizeof data - 5000 % block, &control);
+  CHECK (storage_reads_together (s));
+  for (i = 1; i <= 200 && !check_any_failed (); ++i) {
+    nr = make_runs (&m, &state, 1);
+    CHECK_OK (storage_read_many (s, m.run, nr));
+    CHECK_EQ (control.together, i);
+    for (j = 0; j < nr; ++j)
+      CHECK (memcmp (m.run[j].iov->iov_base, data + m.run[j].offset.v,
+                     m.run[j].iov->iov_len) == 0);
+  }
+  control.fail_together = true;
+  CHECK_EQ (storage_read_many (s, m.run, 2), -1);
+  CHECK_ERROR (EIO, "reading 2 ranges");
+  storage_close (s);
+}
+
 /* ----------------------------------------------------------------- threads */
 
 #define THREADS 6
 #define ROUNDS (700 / TEST_EACH (5))
 
 static struct storage *shared_storage;
+
+/* 100 bytes: as two runs at once, where the storage has that. */
+static void
+write_in_halves (uint8_t *buf, struct host_off offset)
+{
+  struct iovec iov[] = { { buf, 50 }, { buf + 50, 50 } };
+  struct storage_run run[] = {
+    { &iov[1], 1, at (offset.v + 50) }, { &iov[0], 1, offset },
+  };
+
+  if (shared_storage->durable_runs > 0)
+    CHECK_OK (storage_write_durable_runs (shared_storage, run, 2, false));
+  else
+    CHECK_OK (storage_write (shared_storage, buf, 100, offset));
+}
 
 /* Each thread has every sixth piece of 100 bytes for its own. */
 static void *
@@ -389,7 +545,7 @@ writer_main (void *opaque)
     if (value[n] == 0)
       CHECK (storage_punch (shared_storage, offset, 100));
     else
-      CHECK_OK (storage_write (shared_storage, buf, 100, offset));
+      write_in_halves (buf, offset);
   }
   return NULL;
 }
@@ -403,14 +559,17 @@ wait_before_write (void *opaque, const struct memory_call *call)
 }
 
 static void
-test_threads (uint32_t block)
+test_threads (uint32_t block, bool together)
 {
   pthread_t thread[THREADS];
   uintptr_t i;
 
   memset (&control, 0, sizeof control);
   control.hook = wait_before_write;
-  memory_disk_init (&disk, NULL, 120 * THREADS * 100 - 40);
+  control.fixed = together;
+  control.durable_runs = together ? 2 : 0;
+  memory_disk_init (&disk, NULL, together ? 18 << 12
+                    : 120 * THREADS * 100 - 40);
   shared_storage = open_blocks (block);
   for (i = 0; i < THREADS; ++i)
     pthread_create (&thread[i], NULL, writer_main, (void *) i);
@@ -435,7 +594,13 @@ main (void)
   test_end ();
   test_end_fails ();
   test_torn ();
-  test_threads (512);
-  test_threads (4096);
+  test_durable_runs (512);
+  test_durable_runs (4096);
+  test_reads_together (512);
+  test_reads_together (4096);
+  test_threads (512, false);
+  test_threads (4096, false);
+  test_threads (512, true);
+  test_threads (4096, true);
   return check_result ();
 }

@@ -223,6 +223,25 @@ test_wrapped (const char *before, const char *after)
   check_has_ended ();
 }
 
+/* Another beside the server, which ends at once by SIGTERM: it ends too, even if
+ * it does not care for that.
+ */
+static void
+test_beside (const char *trap)
+{
+  char script[256];
+  struct storage *s;
+
+  unlink (pid_file);
+  snprintf (script, sizeof script, "(%s echo $BASHPID > %s; exec sleep 300) & "
+            "until [ -s %s ]; do sleep 0.01; done; exec nbdkit memory 1M", trap,
+            pid_file, pid_file);
+  s = start_script (script, PATIENCE);
+  CHECK (s != NULL);
+  storage_close (s);
+  check_has_ended ();
+}
+
 /* This process ends without closing anything. */
 static void
 test_ends_with_process (void)
@@ -275,6 +294,8 @@ main (void)
     return check_result ();
   test_wrapped ("", "true");
   test_wrapped ("trap '' TERM;", "sleep 300");
+  test_beside ("");
+  test_beside ("trap '' TERM;");
   test_ends_with_process ();
   test_no_server ();
   unlink (pid_file);
