@@ -65,7 +65,8 @@ remap_find (struct remap *r)
   if (writer_table (r->w, r->from, &table) == -1)
     return -1;
   return map_l2_entries (remapped_map (r), table,
-                         (struct guest_off) { r->cluster }, r->nr, &r->l2);
+                         (struct guest_off) { r->cluster }, r->nr, false,
+                         &r->l2);
 }
 
 int
