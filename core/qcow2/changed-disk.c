@@ -28,7 +28,7 @@ struct side {
   struct map_l2 l2;      /* of all zeros then */
 };
 
-/* Returns -1 with the error set, if the L1 entry is damaged or can't be read. */
+/* Returns -1 with the error set if the L1 entry is damaged or can't be read. */
 static int
 find_table (struct side *s, struct guest_off at)
 {
@@ -120,6 +120,18 @@ is_same_entry (const struct side *a, const struct side *b, unsigned i)
     (!a->map->format.extended_l2 || a->l2.words[w + 1] == b->l2.words[w + 1]);
 }
 
+/* How many entries from the i-th on are the same: most are. */
+static inline unsigned
+count_same (const struct side *a, const struct side *b, unsigned i)
+{
+  const unsigned nr = a->l2.nr_words >> a->map->l2_word_bits;
+  const unsigned first = i;
+
+  while (i < nr && is_same_entry (a, b, i))
+    i++;
+  return i - first;
+}
+
 /* Whether it has changed at this place, and where the next one is that may
  * differ in that.
  */
@@ -131,9 +143,10 @@ has_changed (const struct side *a, const struct side *b, uint64_t at,
   const uint64_t in = at & (m->cluster_size - 1);
   const unsigned i = (at - a->l2.cluster) >> m->format.cluster_bits;
   const uint64_t piece = UINT64_C (1) << m->subcluster_bits;
+  const unsigned same = count_same (a, b, i);
 
-  if (is_same_entry (a, b, i)) {
-    *next = at - in + m->cluster_size;
+  if (same > 0) {
+    *next = at - in + same * m->cluster_size;
     return false;
   }
   *next = (at & -piece) + piece;
@@ -199,8 +212,8 @@ load_sides (struct side *a, struct side *b, struct guest_off at, uint64_t *end,
     load_entries (b, at, nr, ahead) == 0;
 }
 
-/* Compare from *at on, where both disks and, if below is set, a backing file are
- * as far as end.  Returns as extents_add does.
+/* Compare from *at on, where both disks and, if below is set, a backing file
+ * are as far as end.  Returns as extents_add does.
  */
 static int
 add_slice (struct extents *e, const struct changed_disk *d, uint64_t *at,
