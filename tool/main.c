@@ -27,6 +27,8 @@ static const char usage[] =
   "  map      print what is where in it\n"
   "  snapshot list, make, apply and delete internal snapshots\n"
   "  resize   give its disk another size\n"
+  "  increment\n"
+  "           make an image of what an NBD export says has changed\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
@@ -129,6 +131,24 @@ static const char resize_usage[] =
   "\n"
   "After a power cut the size is as before or as after, and clusters may be\n"
   "leaked.  Images that are marked as dirty or corrupt want a repair first.\n";
+
+static const char increment_usage[] =
+  "Usage: " NAME " increment URI NEW --backing=FULL [OPTION...]\n"
+  "\n"
+  "Makes an image of what has changed since a full copy was made, as the extents\n"
+  "of an NBD export tell (bitmap/NAME or changed/SNAPSHOT of the plugin).\n"
+  "\n"
+  "      --backing=FULL       the copy, as the image is to record it: a path\n"
+  "                           from its own directory\n"
+  "      --backing-format=raw|qcow2|qed\n"
+  "                           its format (qcow2); again for each below it\n"
+  "      --follow=none|beneath|any\n"
+  "                           which backing files of that to open (none)\n"
+  "      --compress=zlib|zstd store compressed clusters\n"
+  "      --resized            the copy's disk may have another size\n"
+  "  -p, --progress           print how far it is, on standard error\n"
+  "\n"
+  "The image gets its name when it is complete and durable.\n";
 
 void
 tool_print_name (const char *name)
@@ -244,6 +264,14 @@ parse_backing_format (struct tool_options *o, const char *value)
 }
 
 static void
+parse_compress (struct tool_options *o, const char *value)
+{
+  if (strcmp (value, "zlib") != 0 && strcmp (value, "zstd") != 0)
+    wrong ("--compress must be ", "zlib or zstd");
+  o->compress = value;
+}
+
+static void
 parse_messages (struct tool_options *o, const char *value)
 {
   unsigned long n;
@@ -274,6 +302,9 @@ enum {
   OPT_BACKING_FORMAT,
   OPT_DATA_FILE,
   OPT_SHRINK,
+  OPT_BACKING,
+  OPT_COMPRESS,
+  OPT_RESIZED,
   OPT_HELP,
   OPT_VERSION,
 };
@@ -289,6 +320,9 @@ static const struct option long_options[] = {
   { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
   { "data-file", required_argument, NULL, OPT_DATA_FILE },
   { "shrink", no_argument, NULL, OPT_SHRINK },
+  { "backing", required_argument, NULL, OPT_BACKING },
+  { "compress", required_argument, NULL, OPT_COMPRESS },
+  { "resized", no_argument, NULL, OPT_RESIZED },
   { "list", no_argument, NULL, 'l' },
   { "create", required_argument, NULL, 'c' },
   { "apply", required_argument, NULL, 'a' },
@@ -337,6 +371,15 @@ parse_option (struct tool_options *o, int option)
   case OPT_SHRINK:
     o->shrink = true;
     break;
+  case OPT_BACKING:
+    o->backing = optarg;
+    break;
+  case OPT_COMPRESS:
+    parse_compress (o, optarg);
+    break;
+  case OPT_RESIZED:
+    o->resized = true;
+    break;
   case 'l':
     parse_snapshot (o, SNAPSHOT_LIST);
     break;
@@ -367,23 +410,30 @@ check_options_of (const char *command, const struct tool_options *o)
   const bool check = strcmp (command, "check") == 0;
   const bool snapshot = strcmp (command, "snapshot") == 0;
   const bool resize = strcmp (command, "resize") == 0;
+  const bool increment = strcmp (command, "increment") == 0;
   const bool one_file = check || snapshot;
 
-  if (!check && (o->repair || o->progress))
+  if (!check && !increment && (o->repair || o->progress))
     wrong (command, " takes neither --repair nor --progress");
+  if (increment && o->repair)
+    wrong (command, " does not take --repair");
+  if (!increment && (o->backing != NULL || o->compress != NULL || o->resized))
+    wrong (command, " takes none of --backing, --compress and --resized");
+  if (increment && o->format != NULL)
+    wrong (command, " does not take -f: it makes qcow2 images");
   if (!snapshot && o->acts)
     wrong (command, " takes none of -l, -c, -a and -d");
   if (one_file && o->follow != FOLLOW_NONE)
     wrong (command, " does not take --follow: it looks at one file");
   if (one_file && o->nr_formats > 0)
     wrong (command, " does not take --backing-format: it looks at one file");
-  if ((one_file || resize) && o->data_file != NULL)
+  if ((one_file || resize || increment) && o->data_file != NULL)
     wrong (command, " does not take --data-file");
   if (!resize && o->shrink)
     wrong (command, " does not take --shrink");
-  if (resize && o->force_share)
+  if ((resize || increment) && o->force_share)
     wrong (command, " does not take --force-share");
-  if (resize && o->json)
+  if ((resize || increment) && o->json)
     wrong (command, " does not take --output=json");
   if (o->repair && o->force_share)
     wrong ("--repair and --force-share ", "exclude each other");
@@ -403,6 +453,7 @@ static const struct command {
   { "map", tool_map, map_usage },
   { "snapshot", tool_snapshot, snapshot_usage },
   { "resize", tool_resize, resize_usage },
+  { "increment", tool_increment, increment_usage },
 };
 
 static const struct command *
@@ -429,6 +480,19 @@ help (int argc, char *argv[])
 }
 
 static int
+run_increment (int argc, char *argv[], struct tool_options *o)
+{
+  if (argc != 3)
+    wrong (argv[0], ": a URI and a new image are wanted");
+  if (o->backing == NULL)
+    wrong (argv[0], ": --backing is wanted: a full copy");
+  o->uri = argv[1];
+  o->file = argv[2];
+  check_options_of (argv[0], o);
+  return tool_increment (o);
+}
+
+static int
 run (int argc, char *argv[], struct tool_options *o)
 {
   const struct command *c;
@@ -444,6 +508,8 @@ run (int argc, char *argv[], struct tool_options *o)
     wrong (c->name, ": an image is wanted");
   if (c->run == tool_resize && o->size == NULL)
     wrong (c->name, ": a size is wanted");
+  if (c->run == tool_increment)
+    return run_increment (argc, argv, o);
   if (argc > 2)
     wrong (c->name, ": one image at a time");
   o->file = argv[1];

@@ -32,7 +32,7 @@ struct tool_options {
   const char *format; /* that it must be of; NULL: any that is known */
   bool json;
   bool force_share;
-  bool progress;
+  bool progress; /* check, increment */
   bool quiet;  /* check */
   bool repair; /* check */
   enum repair_mode mode;
@@ -43,6 +43,10 @@ struct tool_options {
   const char *size;  /* resize: as it was given */
   bool help; /* of the command */
   bool shrink;       /* resize */
+  const char *uri;   /* increment: of what; file is the new image */
+  const char *backing;  /* increment */
+  const char *compress; /* increment: zlib or zstd; NULL: not */
+  bool resized;      /* increment */
   enum follow follow; /* info, map, resize */
   const char *data_file; /* info, map: NULL: what the image names */
 
@@ -54,6 +58,7 @@ struct tool_options {
 };
 
 extern int tool_check (const struct tool_options *o);
+extern int tool_increment (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
 extern int tool_resize (const struct tool_options *o);
