@@ -347,13 +347,15 @@ is_idle (const struct bit_slot *t, uint64_t now, uint64_t idle_ns)
 }
 
 /* The lock is held, but for the I/O.  Of what was durable beyond what is exact
- * the disk may have anything from here on.
+ * the disk may have anything from here on.  The page can't be had meanwhile:
+ * that counts as one of the requests that hold some (S3).
  */
 static void
 settle (struct bit_slots *s, struct bit_slot *t)
 {
   unsigned i;
 
+  s->holds++;
   t->state = SLOT_WRITING;
   pthread_mutex_unlock (&s->lock);
   store (s, t);
@@ -361,6 +363,7 @@ settle (struct bit_slots *s, struct bit_slot *t)
     t->durable[i] = t->exact[i];
   t->mark = 0;
   pthread_mutex_lock (&s->lock);
+  s->holds--;
   t->state = SLOT_READY;
   pthread_cond_broadcast (&s->changed);
 }
@@ -373,7 +376,7 @@ bit_slots_settle (struct bit_slots *s, uint64_t idle_ns)
 
   for (i = 0; i < s->nr; ++i) {
     pthread_mutex_lock (&s->lock);
-    if (is_idle (&s->slot[i], now, idle_ns))
+    if (s->holds < s->max_holds && is_idle (&s->slot[i], now, idle_ns))
       settle (s, &s->slot[i]);
     pthread_mutex_unlock (&s->lock);
   }
