@@ -287,6 +287,8 @@ image_describe (const struct image *im, const char *export,
     if (w.found || r == -1)
       return w.found ? 0 : -1;
   }
+  if (image_is_changed (im, export))
+    return image_describe_changed (im, export, buf, len);
   sn = find_snapshot (im, export);
   if (sn == NULL)
     return -1;
@@ -321,6 +323,8 @@ image_open_disk (const struct image *im, const char *export)
     return image_points_open (im, token);
   if (bitmap != NULL && im->kind->new_bitmap_disk != NULL)
     return open_bitmap_disk (im, bitmap);
+  if (image_is_changed (im, export))
+    return image_open_changed (im, export);
   if (export[0] != '\0') {
     sn = find_snapshot (im, export);
     if (sn == NULL)

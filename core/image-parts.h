@@ -6,6 +6,7 @@
  *   image-writable.c   what is done before it is written, repair included
  *   image-exports.c    the live disk and snapshots, by their names
  *   image-points.c     points in time, by their tokens
+ *   image-changed.c    what has changed since snapshots, likewise
  *   image-FORMAT.c     what an image of that format is, beside its layers
  */
 
@@ -49,6 +50,14 @@ struct image_kind {
    * there are no bitmaps.
    */
   struct layer *(*new_bitmap_disk) (const struct image *im, const char *name);
+
+  /* A copy of the layer of a snapshot, or of the live disk (to is NULL), whose
+   * extents tell what has changed since another snapshot: changed_disk_new.
+   * NULL: there are no snapshots.
+   */
+  struct layer *(*new_changed_disk) (const struct image *im,
+                                     const struct snapshot *from,
+                                     const struct snapshot *to);
 
   /* As bitmaps_list.  NULL: there are none. */
   int (*list_bitmaps) (const struct image *im, bitmaps_list_fn *fn,
@@ -185,5 +194,14 @@ extern void image_points_close (struct image *im);
  * before a repair, and forget it.
  */
 extern void image_forget_tables (struct image *im, unsigned id);
+
+/* Exports whose names begin with IMAGE_CHANGED_PREFIX, if there are such: as
+ * image_describe and image_open_disk.
+ */
+extern bool image_is_changed (const struct image *im, const char *export);
+extern int image_describe_changed (const struct image *im, const char *export,
+                                   char *buf, size_t len);
+extern struct layer *image_open_changed (const struct image *im,
+                                         const char *export);
 
 #endif /* CORE_IMAGE_PARTS_H */

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "image-parts.h"
 #include "qcow2/bitmap-disk.h"
+#include "qcow2/changed-disk.h"
 #include "qcow2/check/check.h"
 #include "qcow2/check/repair.h"
 #include "qcow2/check/size.h"
@@ -74,6 +75,21 @@ static struct layer *
 qcow2_new_bitmap_disk (const struct image *im, const char *name)
 {
   return bitmap_disk_new (image_top (im), name);
+}
+
+static struct layer *
+qcow2_new_changed_disk (const struct image *im, const struct snapshot *from,
+                        const struct snapshot *to)
+{
+  struct layer *a = qcow2_new_disk (im, from);
+  struct layer *b = a != NULL ? qcow2_new_disk (im, to) : NULL;
+  struct layer *r = NULL;
+
+  if (b != NULL)
+    r = changed_disk_new (qcow2_disk (a), qcow2_disk (b));
+  free (a);
+  free (b);
+  return r;
 }
 
 /* A repair may have changed the header since the image was opened. */
@@ -499,6 +515,7 @@ const struct image_kind image_qcow2 = {
   .opened = qcow2_opened,
   .new_disk = qcow2_new_disk,
   .new_bitmap_disk = qcow2_new_bitmap_disk,
+  .new_changed_disk = qcow2_new_changed_disk,
   .list_bitmaps = qcow2_list_bitmaps,
   .points = qcow2_points,
   .new_point_disk = qcow2_new_point_disk,

@@ -243,6 +243,13 @@ extern int image_flush (struct image *im);
 #define IMAGE_SNAPSHOT_PREFIX "snapshot/"
 #define IMAGE_BITMAP_PREFIX "bitmap/"
 
+/* "changed/FROM/TO" is the disk of the snapshot TO, and "changed/FROM" the live
+ * one, with extents that tell what has changed since the snapshot FROM.  In
+ * their names (or IDs) "%" and "/" are "%25" and "%2F"; any byte may be written
+ * like that.  They are not listed: there are too many.
+ */
+#define IMAGE_CHANGED_PREFIX "changed/"
+
 /* Call fn for each export but those bitmaps of which the directory already says
  * that they can't be opened; the strings are only valid during the call.  fn
  * reports its own error and returns -1 to stop.  Returns -1 if fn did, or with

@@ -257,20 +257,6 @@ creation_set_compression (enum compression c)
 
 /* -------------------------------------------------------------- the backing */
 
-/* The path to which a name leads that is recorded in an image at `file'. */
-static char *
-path_from (const char *file, const char *name)
-{
-  const char *slash = strrchr (file, '/');
-  char *path;
-
-  if (name[0] == '/' || slash == NULL)
-    return strdup (name);
-  if (asprintf (&path, "%.*s/%s", (int) (slash - file), file, name) == -1)
-    return NULL;
-  return path;
-}
-
 /* QEMU would take it for a protocol. */
 static int
 check_colon (const char *key, const char *name)
@@ -309,7 +295,7 @@ complete_data_file (struct chain_options *chain)
   }
   if (check_colon ("data-file", recorded_data) == -1)
     return -1;
-  data_file = path_from (chain->file, recorded_data);
+  data_file = create_path_from (chain->file, recorded_data);
   if (data_file == NULL) {
     nbdkit_error ("out of memory");
     return -1;
@@ -331,7 +317,7 @@ complete_backing (struct chain_options *chain)
                   "of its backing file");
     return -1;
   }
-  backing = uri ? strdup (recorded) : path_from (chain->file, recorded);
+  backing = uri ? strdup (recorded) : create_path_from (chain->file, recorded);
   if (backing == NULL) {
     nbdkit_error ("out of memory");
     return -1;

@@ -29,6 +29,8 @@ static const char usage[] =
   "  compact  make its file as small as its clusters\n"
   "  rebase   give it another backing file\n"
   "  amend    change its version and features\n"
+  "  increment\n"
+  "           make an image of what an NBD export says has changed\n"
   "\n"
   "      --output=human|json  how to print that (default: human)\n"
   "  -U, --force-share        even if another process writes the image\n"
@@ -148,6 +150,8 @@ static const struct command {
   { "rebase", tool_rebase, tool_rebase_usage,
     "-b -F -u --follow --backing-format --progress" },
   { "amend", tool_amend, tool_amend_usage, "-o" },
+  { "increment", tool_increment, tool_increment_usage,
+    "--backing --backing-format --follow --compress --resized --progress" },
 };
 
 static const struct command *
@@ -179,6 +183,15 @@ static void
 check_arguments (const struct command *c, int argc, char *argv[],
                  struct tool_options *o)
 {
+  if (c->run == tool_increment) {
+    if (argc != 2)
+      tool_wrong (c->name, ": a URI and a new image are wanted");
+    if (o->base == NULL)
+      tool_wrong (c->name, ": --backing is wanted: a full copy");
+    o->uri = argv[0];
+    o->file = argv[1];
+    return;
+  }
   if (argc == 0)
     tool_wrong (c->name, ": an image is wanted");
   if (c->run == tool_resize && o->size == NULL)

@@ -94,6 +94,7 @@ extern int tool_bitmap (const struct tool_options *o);
 extern int tool_check (const struct tool_options *o);
 extern int tool_commit (const struct tool_options *o);
 extern int tool_compact (const struct tool_options *o);
+extern int tool_increment (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
 extern int tool_rebase (const struct tool_options *o);
@@ -102,7 +103,7 @@ extern int tool_snapshot (const struct tool_options *o);
 
 /* What `help' says of each. */
 extern const char tool_amend_usage[], tool_bitmap_usage[], tool_check_usage[],
-  tool_commit_usage[], tool_compact_usage[], tool_info_usage[],
+  tool_commit_usage[], tool_compact_usage[], tool_increment_usage[], tool_info_usage[],
   tool_map_usage[], tool_rebase_usage[], tool_resize_usage[],
   tool_snapshot_usage[];
 

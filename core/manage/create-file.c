@@ -19,6 +19,19 @@
 #include "storage/file.h"
 #include "storage/open.h"
 
+char *
+create_path_from (const char *file, const char *name)
+{
+  const char *slash = strrchr (file, '/');
+  char *path;
+
+  if (name[0] == '/' || slash == NULL)
+    return strdup (name);
+  if (asprintf (&path, "%.*s/%s", (int) (slash - file), file, name) == -1)
+    return NULL;
+  return path;
+}
+
 /* Open what is to be written.  Returns NULL with the error set. */
 static struct storage *
 open_alone (const char *path, const struct create_options *o)
@@ -400,6 +413,87 @@ create_file (const char *path, bool overwrite, const struct create_options *o,
     return 0;
   create_undo (made);
   return -1;
+}
+
+/* ------------------------------------------------------ named when complete */
+
+static int
+make_hidden (struct created *c, const char *path,
+             const struct create_options *o)
+{
+  struct stat st;
+  int fd;
+
+  if (lstat (path, &st) == 0) {
+    error_set (EEXIST, "%s: it exists already", path);
+    return -1;
+  }
+  c->dir = names_directory (path);
+  fd = c->dir == -1 ? -1 : make_temporary (c->dir, path, NULL, &c->name);
+  if (fd == -1)
+    return -1;
+  c->storage = names_adopt (fd, c->dir, c->name, path);
+  if (c->storage == NULL)
+    return -1;
+  storage_set_locking (c->storage, o->locking);
+  return storage_lock (c->storage, CREATE_LOCKS, CREATE_LOCKS) == -1 ? -1
+    : create_image (c->storage, o);
+}
+
+int
+create_hidden (const char *path, const struct create_options *o,
+               struct created *made)
+{
+  *made = (struct created) CREATED_NOTHING;
+  if (make_hidden (made, path, o) == 0)
+    return 0;
+  create_undo (made);
+  return -1;
+}
+
+int
+create_hand_over (struct created *made)
+{
+  const char *path = made->storage->name;
+  const int fd = openat (made->dir, made->name,
+                         O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+  struct storage *s;
+
+  if (fd == -1)
+    return names_error (path, "opening the new image again");
+  s = storage_file_adopt (fd, path);
+  if (s == NULL) /* which has closed it */
+    return -1;
+  if (!storage_same (s, made->storage)) {
+    storage_close (s);
+    return replaced_meanwhile (path);
+  }
+  storage_close (made->storage);
+  made->storage = s;
+  return 0;
+}
+
+int
+create_publish (struct created *made, const char *path,
+                enum storage_locking locking)
+{
+  char *temporary = made->name;
+  char *name = strdup (names_base (path));
+
+  if (name == NULL)
+    return names_error (path, "naming it");
+  if (storage_flush (made->storage) == -1) {
+    free (name);
+    return -1;
+  }
+  made->name = name;
+  if (give_name (made, &temporary, path, locking) == -1) {
+    made->name = temporary; /* for create_undo */
+    free (name);
+    return -1;
+  }
+  free (temporary);
+  return names_sync (path, made->dir);
 }
 
 /* ------------------------------------------------------------ the data file */

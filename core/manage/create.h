@@ -87,6 +87,11 @@ extern int create_image (struct storage *s, const struct create_options *o);
  */
 extern int create_zeros (struct storage *s, struct host_off at, uint64_t count);
 
+/* The path to which a name leads that is recorded in an image at `file'.  The
+ * caller frees it.  NULL: out of memory.
+ */
+extern char *create_path_from (const char *file, const char *name);
+
 /* The file of an image that was made at a path. */
 struct created {
   struct storage *storage; /* open for writing; lets no other process use it */
@@ -115,6 +120,24 @@ struct created {
  */
 extern int create_file (const char *path, bool overwrite,
                         const struct create_options *o, struct created *made);
+
+/* The same for a new file that is yet to be filled: it keeps a temporary name,
+ * made->name next to path, until create_publish, so that what is at path is
+ * complete.  create_undo removes it.
+ */
+extern int create_hidden (const char *path, const struct create_options *o,
+                          struct created *made);
+
+/* Let others use it, so that it can be opened for writing once more.  Returns
+ * -1 with the error set.
+ */
+extern int create_hand_over (struct created *made);
+
+/* Make it durable and give it its name, which must be free.  Nobody writes it
+ * any more.  Returns -1 with the error set (EEXIST).
+ */
+extern int create_publish (struct created *made, const char *path,
+                           enum storage_locking locking);
 
 /* The same on an NBD server: a device of fixed size, which is made writable, and
  * formatted.  Without a backing file or data file, it must have room for all of

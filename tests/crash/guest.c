@@ -13,8 +13,10 @@
 #include "content.h"
 #include "disk/read.h"
 #include "guest.h"
+#include "image-parts.h"
 #include "must-have.h"
 #include "no-memory.h"
+#include "qcow2/write/follow.h"
 
 /* As small as it can be, so that tables leave it. */
 #define CACHE_SIZE CACHE_MIN_BYTES
@@ -171,6 +173,7 @@ guest_make_writable (struct guest *r)
   const struct writer_options options = {
     .invalidate_bitmaps = r->m->give_up,
     .bitmap_pages = MADE_BITMAPS, /* one of each */
+    .bitmap_idle = BITMAP_NEVER_IDLE, /* but where a flush says so */
     .keep_discarded = r->m->keep,
     .compress_level = r->m->zip,
     .max_freed = r->m->tight ? 4 * r->m->cluster_size : 0,
@@ -283,6 +286,17 @@ prepare (struct guest *r, const struct request *q, uint32_t number,
   memcpy (buf + (q->offset - start), r->buf2 + (q->offset - start), q->count);
 }
 
+/* With "idle", whatever was marked ahead is taken back after each. */
+static int
+flush (struct guest *r)
+{
+  const int ret = image_flush (r->im);
+
+  if (r->m->idle && r->im->writer != NULL)
+    follow_settle (r->im->writer, 0);
+  return ret;
+}
+
 static int
 call_core (struct guest *r, const struct request *q, const uint8_t *data)
 {
@@ -299,7 +313,7 @@ call_core (struct guest *r, const struct request *q, const uint8_t *data)
   case REQUEST_TRIM:
     return image_trim (r->im, q->count, at, fua);
   case REQUEST_FLUSH:
-    return image_flush (r->im);
+    return flush (r);
   case REQUEST_REOPEN:
   case REQUEST_TAKE:
   case REQUEST_END:

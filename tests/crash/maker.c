@@ -81,6 +81,7 @@ parse_flag (struct maker *k, const char *word)
     { "holes", &k->holes }, { "full", &k->full }, { "table", &k->table_full },
     { "brim", &k->brim },
     { "tail", &k->tail }, { "many", &k->many }, { "bitmap", &k->bitmap },
+    { "idle", &k->m->idle },
     { "giveup", &k->give_up }, { "autoclear", &k->autoclear },
     { "keep", &k->m->keep }, { "zip", &k->m->zip },
     { "nozero", &k->m->no_zero }, { "tight", &k->m->tight },

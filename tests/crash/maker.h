@@ -58,6 +58,7 @@ struct made {
   bool lazy;
   bool bitmaps;        /* MADE_BITMAPS of them, which are enabled */
   bool give_up;        /* and to be given up */
+  bool idle;           /* and to be written as they are exactly by flushes */
   uint64_t bitmaps_at; /* where their directory is, in the file */
   bool keep;    /* to be written without punching holes */
   bool zip;     /* to be written with clusters compressed */

@@ -17,6 +17,7 @@
 #include "failures.h"
 #include "image-check.h"
 #include "image-parts.h"
+#include "qcow2/write/follow.h"
 #include "random.h"
 #include "rig.h"
 #include "rig-step.h"
@@ -128,6 +129,9 @@ build (struct builder *b, unsigned bits)
   build_bitmaps (b, bits, BITMAPS);
 }
 
+/* Of writer_options. */
+static unsigned idle = BITMAP_NEVER_IDLE;
+
 static void
 start (unsigned bits, unsigned pages)
 {
@@ -137,6 +141,7 @@ start (unsigned bits, unsigned pages)
   rig_init (&rig, "follow", &b);
   build_free (&b);
   rig.options.bitmap_pages = pages;
+  rig.options.bitmap_idle = idle;
   rig_open (&rig);
 }
 
@@ -790,6 +795,100 @@ test_mark_lacks_space (void)
   rig_free (&rig);
 }
 
+/* ---------------------------------------------------------------- idle pages */
+
+/* Whether the disk says that one of the fine bitmap's is set: read by another
+ * door, since a thread may be writing it.
+ */
+static bool
+peek (uint64_t bit)
+{
+  struct storage *s = memory_disk_open (&rig.disk, "peek", NULL);
+  uint8_t buf[8], byte = 0;
+
+  CHECK_OK (storage_read (s, buf, sizeof buf,
+                          (struct host_off) { table[FINE] }));
+  CHECK_OK (storage_read (s, &byte, 1,
+                          (struct host_off) { get_be64 (buf) + bit / 8 }));
+  storage_close (s);
+  return byte >> bit % 8 & 1;
+}
+
+static void
+settle (void)
+{
+  follow_settle (rig.im->writer, 0);
+}
+
+/* What was marked ahead is taken back; what is in it has to be marked again. */
+static void
+test_settled (void)
+{
+  uint64_t writes;
+
+  start (12, 0);
+  rig_write (&rig, 65536, 512, 1);
+  CHECK (peek (128) && peek (129));
+  settle ();
+  CHECK (peek (128) && !peek (129));
+  writes = rig.control.writes;
+  settle (); /* nothing is left to be written */
+  CHECK_EQ (rig.control.writes, writes);
+  rig_write (&rig, 65536 + 512, 512, 2);
+  CHECK (peek (128) && peek (129) && peek (130));
+  rig_write (&rig, 65536, 512, 3); /* is marked */
+  settle ();
+  CHECK (peek (128) && peek (129) && !peek (130));
+  rig_close (&rig);
+  rig_free (&rig);
+}
+
+/* While a page is held it is left as it is. */
+static void
+settle_within (void *opaque, const struct memory_call *call)
+{
+  unsigned *nr = opaque;
+
+  if (call->kind == MEMORY_WRITE && !call->durable && (*nr)++ == 0)
+    settle ();
+}
+
+static void
+test_settled_while_held (void)
+{
+  unsigned nr = 0;
+
+  start (12, 0);
+  rig_write (&rig, 65536, 512, 1);
+  rig.control.hook = settle_within;
+  rig.control.opaque = &nr;
+  rig_write (&rig, 65536 + 5 * 512, 512, 1);
+  CHECK (nr > 0);
+  CHECK (peek (128) && peek (129));
+  rig.control.hook = NULL;
+  rig_close (&rig);
+  rig_free (&rig);
+}
+
+/* A thread does it, while others write. */
+static void
+test_thread_settles (void)
+{
+  const struct timespec t = { .tv_nsec = 1000000 };
+
+  idle = 1;
+  start (12, 0);
+  rig_write (&rig, 65536, 512, 1);
+  while (peek (129))
+    nanosleep (&t, NULL);
+  CHECK (peek (128));
+  rig_close (&rig);
+  rig_free (&rig);
+  test_threads ();
+  test_exact (9, 3);
+  idle = BITMAP_NEVER_IDLE;
+}
+
 /* I10: what a mark that has failed has left on the disk is not known. */
 static void
 test_mark_fails (void)
@@ -831,6 +930,9 @@ main (void)
   test_fua ();
   test_mark_lacks_space ();
   test_mark_fails ();
+  test_settled ();
+  test_settled_while_held ();
+  test_thread_settles ();
   test_failing (9);
   test_failing (12);
   return check_result ();

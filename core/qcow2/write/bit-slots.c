@@ -40,7 +40,8 @@ struct bit_slot {
 
   pthread_mutex_t lock; /* around a mark's I/O */
   uint64_t marked_at;   /* lock; nanoseconds */
-  unsigned mark;        /* lock; bits that the last one added */
+  unsigned mark;        /* lock; bits that the last one added; 0: none since
+                         * the page was loaded, or written as it is exactly */
 };
 
 struct bit_slots {
@@ -333,6 +334,52 @@ mark (struct bit_slots *s, struct bit_slot *t, uint64_t from, uint64_t to)
   if (r == 0)
     add_all (t->exact, first, end);
   return r;
+}
+
+/* ------------------------------------------------------------- idle pages */
+
+/* The lock is held.  Those who marked it held it, and have let go of it. */
+static bool
+is_idle (const struct bit_slot *t, uint64_t now, uint64_t idle_ns)
+{
+  return t->state == SLOT_READY && t->holders == 0 && t->mark != 0 &&
+    now - t->marked_at >= idle_ns;
+}
+
+/* The lock is held, but for the I/O.  Of what was durable beyond what is exact
+ * the disk may have anything from here on.  The page can't be had meanwhile:
+ * that counts as one of the requests that hold some (S3).
+ */
+static void
+settle (struct bit_slots *s, struct bit_slot *t)
+{
+  unsigned i;
+
+  s->holds++;
+  t->state = SLOT_WRITING;
+  pthread_mutex_unlock (&s->lock);
+  store (s, t);
+  for (i = 0; i < s->page_bits / 64; ++i)
+    t->durable[i] = t->exact[i];
+  t->mark = 0;
+  pthread_mutex_lock (&s->lock);
+  s->holds--;
+  t->state = SLOT_READY;
+  pthread_cond_broadcast (&s->changed);
+}
+
+void
+bit_slots_settle (struct bit_slots *s, uint64_t idle_ns)
+{
+  const uint64_t now = nanoseconds ();
+  unsigned i;
+
+  for (i = 0; i < s->nr; ++i) {
+    pthread_mutex_lock (&s->lock);
+    if (s->holds < s->max_holds && is_idle (&s->slot[i], now, idle_ns))
+      settle (s, &s->slot[i]);
+    pthread_mutex_unlock (&s->lock);
+  }
 }
 
 /* ------------------------------------------------------------------ requests */

@@ -9,6 +9,8 @@
  *      as it is exactly: whatever of that reaches the disk, it says enough.
  *  S2  A bit is added to what is durable after the write that made it so has
  *      returned, and a request goes on only with all of its bits there (I14).
+ *      While a page is written as it is exactly, nobody can hold it, and it is
+ *      held again only when what counts as durable is no more than that.
  *  S3  So many requests hold pages at once that there always is one which
  *      nobody holds: who waits for a page waits for I/O only, never for others
  *      that wait.
@@ -53,6 +55,12 @@ extern int bit_slots_hold (struct bit_slots *s, struct guest_off offset,
 
 /* What was to be changed has been, or won't be. */
 extern void bit_slots_leave (struct bit_slots *s, const struct bit_hold *h);
+
+/* Write those pages as they are exactly which were marked, but not in the last
+ * so many nanoseconds, and which nobody holds: a crash then leaves no more of
+ * them than what has changed.  Requests may be running; nothing depends on it.
+ */
+extern void bit_slots_settle (struct bit_slots *s, uint64_t idle_ns);
 
 /* Write all of what is in memory as it is exactly.  No request may be running.
  */

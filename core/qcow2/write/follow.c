@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "base/advice.h"
 #include "base/error.h"
@@ -18,6 +19,14 @@ struct following {
   struct bit_slots *slots;
   atomic_bool prepared;
   pthread_mutex_t prepare_lock; /* around I/O */
+
+  /* The thread that settles, every `idle' milliseconds. */
+  unsigned idle;
+  bool has_thread; /* prepare_lock */
+  pthread_t thread;
+  pthread_mutex_t ending_lock; /* moments */
+  pthread_cond_t ending_cond;
+  bool ending;     /* ending_lock */
 };
 
 /* ------------------------------------------------------------------ opening */
@@ -146,10 +155,24 @@ add_bitmap (void *opaque, const struct bitmap_info *b)
 static void
 follow_free (struct following *f)
 {
+  pthread_mutex_destroy (&f->ending_lock);
+  pthread_cond_destroy (&f->ending_cond);
   bit_slots_free (f->slots);
   bit_parts_destroy (&f->parts);
   pthread_mutex_destroy (&f->prepare_lock);
   free (f);
+}
+
+static void
+init_ending (struct following *f)
+{
+  pthread_condattr_t attr;
+
+  pthread_mutex_init (&f->ending_lock, NULL);
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (&f->ending_cond, &attr);
+  pthread_condattr_destroy (&attr);
 }
 
 int
@@ -164,6 +187,8 @@ follow_open (struct writer *w, const struct writer_options *options)
     error_set (ENOMEM, "%s: out of memory", writer_name (w));
     return -1;
   }
+  f->idle = options->bitmap_idle == 0 ? BITMAP_IDLE : options->bitmap_idle;
+  init_ending (f);
   pthread_mutex_init (&f->prepare_lock, NULL);
   bit_parts_init (&f->parts, w);
   if (bitmaps_list (w->disk->tables, &w->header, add_bitmap, &f->parts) == -1)
@@ -183,6 +208,68 @@ follow_open (struct writer *w, const struct writer_options *options)
   return -1;
 }
 
+/* ----------------------------------------------------------- idle bitmaps */
+
+void
+follow_settle (struct writer *w, uint64_t idle_ns)
+{
+  if (w->follow != NULL)
+    bit_slots_settle (w->follow->slots, idle_ns);
+}
+
+/* Wait until it is time again.  False: it is to end. */
+static bool
+wait_idle (struct following *f)
+{
+  struct timespec end;
+  int r = 0;
+
+  clock_gettime (CLOCK_MONOTONIC, &end);
+  end.tv_sec += f->idle / 1000;
+  end.tv_nsec += f->idle % 1000 * 1000000L;
+  if (end.tv_nsec >= 1000000000L) {
+    end.tv_sec++;
+    end.tv_nsec -= 1000000000L;
+  }
+  pthread_mutex_lock (&f->ending_lock);
+  while (!f->ending && r == 0)
+    r = pthread_cond_timedwait (&f->ending_cond, &f->ending_lock, &end);
+  r = f->ending;
+  pthread_mutex_unlock (&f->ending_lock);
+  return !r;
+}
+
+static void *
+settle_now_and_then (void *opaque)
+{
+  struct following *f = opaque;
+
+  while (wait_idle (f))
+    bit_slots_settle (f->slots, f->idle * UINT64_C (1000000));
+  return NULL;
+}
+
+/* Without one, bits are exact only after a clean end.  prepare_lock held. */
+static void
+start_thread (struct following *f)
+{
+  if (f->idle != BITMAP_NEVER_IDLE)
+    f->has_thread =
+      pthread_create (&f->thread, NULL, settle_now_and_then, f) == 0;
+}
+
+static void
+stop_thread (struct following *f)
+{
+  if (!f->has_thread)
+    return;
+  pthread_mutex_lock (&f->ending_lock);
+  f->ending = true;
+  pthread_cond_signal (&f->ending_cond);
+  pthread_mutex_unlock (&f->ending_lock);
+  pthread_join (f->thread, NULL);
+}
+
 void
 follow_close (struct writer *w)
 {
@@ -190,6 +277,7 @@ follow_close (struct writer *w)
 
   if (f == NULL)
     return;
+  stop_thread (f);
   if (w->begun && writer_flush (w) == 0) {
     bit_slots_store (f->slots);
     bit_parts_give_up (&f->parts);
@@ -211,6 +299,8 @@ prepare (struct following *f)
   pthread_mutex_lock (&f->prepare_lock);
   if (!f->prepared) {
     r = bit_parts_prepare (&f->parts);
+    if (r == 0)
+      start_thread (f);
     if (r == 0)
       atomic_store_explicit (&f->prepared, true, memory_order_release);
   }

@@ -34,6 +34,13 @@ extern int follow_zero (struct writer *w, uint64_t count,
 extern int follow_trim (struct writer *w, uint64_t count,
                         struct guest_off offset, unsigned flags);
 
+/* Write the bits of places that were not marked in so many nanoseconds as they
+ * are exactly, so that a crash does not leave what was marked ahead there.
+ * Requests may be running.  A thread does it now and then, which begins with the
+ * first change: see writer_options.bitmap_idle.
+ */
+extern void follow_settle (struct writer *w, uint64_t idle_ns);
+
 /* The end: make durable what was answered, then write the bits as they are
  * exactly, which nothing depends on.  To be called before writer_close; no
  * request may be running.

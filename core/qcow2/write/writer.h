@@ -31,6 +31,7 @@
 #ifndef CORE_QCOW2_WRITE_WRITER_H
 #define CORE_QCOW2_WRITE_WRITER_H
 
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -96,12 +97,17 @@ struct writer {
   bool bitmaps_shared; /* a cluster of theirs has more than one use */
 };
 
+#define BITMAP_IDLE 5000
+#define BITMAP_NEVER_IDLE UINT_MAX
+
 struct writer_options {
   bool keep_discarded;     /* punch no holes into the file */
   bool invalidate_bitmaps; /* enabled persistent bitmaps are made useless,
                             * rather than kept up to date */
   unsigned bitmap_pages;   /* of bitmaps that are kept in memory: 0: as many as
                             * are good (qcow2/write/bit-slots.h) */
+  unsigned bitmap_idle;    /* milliseconds after which what was marked ahead is
+                            * taken back; 0: BITMAP_IDLE; BITMAP_NEVER_IDLE */
   unsigned compress_level; /* of whole clusters; 0: none.  See qcow2/codec.h */
   uint64_t max_freed;      /* bytes given up that may wait until they are
                             * reusable; 0: by the file's size (writeback.h, T5)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""nbdkit-qcow2-tool increment, against the disk that its chain must be."""
+
+import json
+import os
+import random
+import threading
+
+import qtest
+from qtest import path, run, check, equal, Server
+
+MIB = 1 << 20
+TOOL = os.path.join(os.environ["BUILD"], "tool/nbdkit-qcow2-tool")
+
+
+def increment(uri, new, full, *options, ok=True):
+    return run(TOOL, "increment", uri, path(new), "--backing=" + full,
+               *options, ok=ok)
+
+
+def raw(file, *options):
+    run("qemu-img", "convert", "-O", "raw", *options, path(file),
+        path("raw"))
+    with open(path("raw"), "rb") as f:
+        return f.read()
+
+
+def own(file):
+    """What is not the backing file's: (bytes of data, of zeros)."""
+    entries = [e for e in json.loads(run(
+        "qemu-img", "map", "--output=json", path(file)).stdout)
+        if e["depth"] == 0]
+    return (sum(e["length"] for e in entries if e["data"]),
+            sum(e["length"] for e in entries if not e["data"]))
+
+
+def io(file, *commands):
+    run("qemu-io", "-f", "qcow2", *[x for c in commands for x in ("-c", c)],
+        path(file))
+
+
+def by_snapshots(options, size):
+    """A full copy of the first, an increment for each that follows."""
+    qtest.images += 1
+    rnd = random.Random(options)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options,
+        path("d.qcow2"), str(size))
+    want = []
+    for k in range(4):
+        if k == 2:
+            size += 3 * MIB
+            run("qemu-img", "resize", "-q", path("d.qcow2"), str(size))
+        io("d.qcow2", *["%s %d %d" % (
+            rnd.choice(("write -P %d" % rnd.randrange(1, 256), "write -z",
+                        "discard")),
+            rnd.randrange((size - 300 * 512) // 512) * 512,
+            512 * (1 + rnd.randrange(300))) for _ in range(12)])
+        want.append(raw("d.qcow2"))
+        run("qemu-img", "snapshot", "-c", "s%d" % k, path("d.qcow2"))
+    names = ["inc%d.qcow2" % k for k in range(4)]
+    for n in names:
+        if os.path.exists(path(n)):
+            os.remove(path(n))
+    with Server("file=" + path("d.qcow2")) as srv:
+        run("qemu-img", "convert", "-f", "raw", "-O", "qcow2",
+            srv.uri("snapshot/s0"), path(names[0]))
+        for k in 1, 2, 3:
+            extra = ["--follow=beneath", "--backing-format=qcow2"]
+            if k == 2:
+                p = increment(srv.uri("changed/s1/s2"), names[2], names[1],
+                              *extra, ok=False)
+                check(b"--resized" in p.stderr, "resized: %s" % p.stderr)
+                extra.append("--resized")
+            if k == 3:
+                extra.append("--compress=zstd" if "1.1" in options else
+                             "--compress=zlib")
+            increment(srv.uri("changed/s%d/s%d" % (k - 1, k)), names[k],
+                      names[k - 1], *extra)
+    for k, name in enumerate(names):
+        equal(raw(name), want[k], "%s: %s" % (options, name))
+        run("qemu-img", "check", "-q", path(name))
+
+
+def sizes():
+    """Only what has changed is in it; zeros take no space."""
+    qtest.images += 1
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("s.qcow2"), "64M")
+    io("s.qcow2", "write -P 1 0 64M")
+    run("qemu-img", "bitmap", "--add", path("s.qcow2"), "b")
+    run("qemu-img", "convert", "-O", "qcow2", path("s.qcow2"),
+        path("sfull.qcow2"))
+    io("s.qcow2", "write -P 2 1M 1M", "write -z 8M 4M", "discard 20M 1M",
+       "write -P 3 %d 512" % (30 * MIB + 512))
+    with Server("file=" + path("s.qcow2")) as srv:
+        p = increment(srv.uri("bitmap/b"), "sinc.qcow2", "sfull.qcow2",
+                      "--progress")
+        check(b"100%\n" in p.stderr, "progress: %s" % p.stderr)
+        equal(own("sinc.qcow2"), (MIB + 65536, 5 * MIB), "what it has")
+        equal(raw("sinc.qcow2"), raw("s.qcow2"), "sizes")
+        check(not [n for n in os.listdir(path(".")) if n.startswith("sinc")
+                   and n != "sinc.qcow2"], "a temporary file is left")
+        # The live disk itself: all of it is copied.
+        increment(srv.uri(), "sall.qcow2", "sfull.qcow2")
+        equal(raw("sall.qcow2"), raw("s.qcow2"), "all of it")
+
+
+def refused():
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("r.qcow2"), "4M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("other.qcow2"), "5M")
+    run("qemu-img", "create", "-q", "-f", "raw", path("full.raw"), "4M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "full.raw", "-F",
+        "raw", path("upper.qcow2"))
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("same.qcow2"), "4M")
+    run("qemu-img", "snapshot", "-c", "s", path("r.qcow2"))
+    with Server("file=" + path("r.qcow2")) as srv:
+        uri = srv.uri("changed/s")
+        for name, why, *args in (
+                ("r.qcow2", "exists already", uri, "same.qcow2"),
+                ("n.qcow2", "No such file", uri, "none.qcow2"),
+                ("n.qcow2", "--resized", uri, "other.qcow2"),
+                ("n.qcow2", "follow", uri, "upper.qcow2"),
+                ("n.qcow2", "full.raw", uri, "full.raw"),
+                ("none/n.qcow2", "No such file", uri,
+                 path("r.qcow2")),
+                ("n.qcow2", "", srv.uri("changed/none"), "full.raw"),
+                ("n.qcow2", "", "nbd+unix:///?socket=/nowhere", "full.raw")):
+            p = increment(args[0], name, args[1], ok=False)
+            check(p.returncode == 1 and why.encode() in p.stderr,
+                  "%s on %s: %s" % (name, args[1], p.stderr))
+        after = [n for n in os.listdir(path("."))
+                 if n.split(".")[0] in ("n", "r", "none")]
+        equal(sorted(after), ["r.qcow2"], "files that are left")
+        srv.stop(quiet=False)
+
+
+def interrupted():
+    """A server that goes away leaves nothing."""
+    qtest.images += 1
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("i.qcow2"), "64M")
+    io("i.qcow2", "write -P 1 0 64M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("ifull.qcow2"), "64M")
+    with Server("file=" + path("i.qcow2"), "error-pread=EIO",
+                "error-pread-rate=100%", opts=["--filter=error"]) as srv:
+        p = increment(srv.uri(), "inew.qcow2", "ifull.qcow2", ok=False)
+        check(p.returncode == 1, "an error was not told")
+        equal([n for n in os.listdir(path(".")) if n.startswith("inew")], [],
+              "left by an error")
+        srv.stop(quiet=False)
+
+
+if __name__ == "__main__":
+    sizes()
+    refused()
+    interrupted()
+    by_snapshots("compat=1.1", 20 * MIB)
+    by_snapshots("compat=1.1,cluster_size=4k", 9 * MIB)
+    by_snapshots("compat=1.1,extended_l2=on,cluster_size=128k", 20 * MIB)
+    qtest.finish("increment")
