@@ -22,6 +22,7 @@ static const char usage[] =
   "  check    find what is wrong with an image, and repair it\n"
   "  info     print its header, snapshots, bitmaps and backing files\n"
   "  map      print what is where in it\n"
+  "  measure  print how large a new image will be\n"
   "  snapshot list, make, apply and delete internal snapshots\n"
   "  resize   give its disk another size\n"
   "  bitmap   list, make, change and remove persistent bitmaps\n"
@@ -120,7 +121,9 @@ tool_open (const struct tool_options *o, bool write)
   return NULL;
 }
 
-/* takes: the options, besides --quiet and -f, by their names in options.c. */
+/* takes: the options, besides --quiet and -f, by their names in options.c; and raw
+ * if that is a format for -f.
+ */
 static const struct command {
   const char *name;
   int (*run) (const struct tool_options *o);
@@ -133,6 +136,9 @@ static const struct command {
     "--output --force-share --follow --backing-format --data-file" },
   { "map", tool_map, tool_map_usage,
     "--output --force-share --follow --backing-format --data-file" },
+  { "measure", tool_measure, tool_measure_usage,
+    "--output --force-share --follow --backing-format --data-file --size "
+    "--snapshot -o -O raw" },
   { "snapshot", tool_snapshot, tool_snapshot_usage,
     "--output --force-share --list --create --apply --delete" },
   { "resize", tool_resize, tool_resize_usage,
@@ -174,6 +180,8 @@ static void
 check_arguments (const struct command *c, int argc, char *argv[],
                  struct tool_options *o)
 {
+  if (argc == 0 && c->run == tool_measure) /* a size will do */
+    return;
   if (argc == 0)
     tool_wrong (c->name, ": an image is wanted");
   if (c->run == tool_resize && o->size == NULL)
