@@ -40,7 +40,7 @@ const char tool_measure_usage[] =
   "      --output=human|json  how to print that (human)\n"
   "  -U, --force-share        even if another process writes the image\n";
 
-/* ------------------------------------------------------------------ options */
+/* ----------------------------------------------------------------- options */
 
 /* One of -o; false: the value is none that it can have. */
 typedef bool set_fn (struct create_options *c, const char *value);
@@ -222,7 +222,7 @@ check_words (const struct tool_options *o)
     tool_wrong ("measure: raw files have ", "no snapshots");
 }
 
-/* ------------------------------------------------------------------- source */
+/* ------------------------------------------------------------------ source */
 
 /* The disk is as large as that of the source. */
 static int
@@ -342,7 +342,7 @@ measure_size (const struct tool_options *o, struct create_options *c,
   return begin (m, c, size);
 }
 
-/* ------------------------------------------------------------------- result */
+/* ------------------------------------------------------------------ result */
 
 static void
 print (const struct tool_options *o, const struct measure *m)

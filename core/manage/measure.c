@@ -55,9 +55,9 @@ measure_begin (struct measure *m, const struct create_options *o)
   return -1;
 }
 
-/* ------------------------------------------------------------------- source */
+/* ------------------------------------------------------------------ source */
 
-/* Count the clusters that have some of this range; ranges come in their order. */
+/* Count the clusters that have some of this range; ranges come in order. */
 static void
 add_data (struct measure *m, uint64_t start, uint64_t length)
 {
@@ -154,7 +154,7 @@ measure_bitmaps (struct measure *m, struct storage *s, const struct header *h)
   return m->has_bitmaps ? bitmaps_list (s, h, add_bitmap, &z) : 0;
 }
 
-/* ------------------------------------------------------------------ results */
+/* ----------------------------------------------------------------- results */
 
 /* Bytes of the refcount table and its blocks, which count themselves as well. */
 static uint64_t
