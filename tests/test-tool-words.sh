@@ -44,6 +44,8 @@ says 0 '^Usage: nbdkit-qcow2-tool COMMAND' - --help
 says 0 '^Usage: nbdkit-qcow2-tool check ' - help check
 says 0 '^Usage: nbdkit-qcow2-tool info ' - help info
 says 0 '^Usage: nbdkit-qcow2-tool map ' - help map
+says 0 '^Usage: nbdkit-qcow2-tool measure ' - help measure
+says 0 '^Usage: nbdkit-qcow2-tool measure ' - measure -l one --help
 says 0 '^Usage: nbdkit-qcow2-tool snapshot ' - help snapshot
 says 0 '^Usage: nbdkit-qcow2-tool compact ' - help compact
 says 0 '^Usage: nbdkit-qcow2-tool commit ' - help commit
@@ -78,7 +80,9 @@ says 1 - "no such command 'convert'" convert
 says 1 - 'check: an image is wanted' check
 says 1 - 'check: one image at a time' check big.qcow2 image.qcow2
 says 1 - 'info: one image at a time' info big.qcow2 image.qcow2
-says 1 - '-f must be qcow2 or qed' check -f raw big.qcow2
+says 1 - '-f must be qcow2 or qed: raw files are for measure' \
+    check -f raw big.qcow2
+says 1 - '-f must be qcow2 or qed: other formats' check -f vdi big.qcow2
 
 # --- Options of qemu-img.
 for command in check info map; do

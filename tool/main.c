@@ -22,6 +22,7 @@ static const char usage[] =
   "  check    find what is wrong with an image, and repair it\n"
   "  info     print its header, snapshots, bitmaps and backing files\n"
   "  map      print what is where in it\n"
+  "  measure  print how large a new image will be\n"
   "  snapshot list, make, apply and delete internal snapshots\n"
   "  resize   give its disk another size\n"
   "  bitmap   list, make, change and remove persistent bitmaps\n"
@@ -124,7 +125,9 @@ tool_open (const struct tool_options *o, bool write)
   return NULL;
 }
 
-/* takes: the options, besides --quiet and -f, by their names in options.c. */
+/* takes: the options, besides --quiet and -f, by their names in options.c; and raw
+ * if that is a format for -f.
+ */
 static const struct command {
   const char *name;
   int (*run) (const struct tool_options *o);
@@ -137,6 +140,9 @@ static const struct command {
     "--output --force-share --follow --backing-format --data-file" },
   { "map", tool_map, tool_map_usage,
     "--output --force-share --follow --backing-format --data-file" },
+  { "measure", tool_measure, tool_measure_usage,
+    "--output --force-share --follow --backing-format --data-file --size "
+    "--snapshot -o -O raw" },
   { "snapshot", tool_snapshot, tool_snapshot_usage,
     "--output --force-share --list --create --apply --delete" },
   { "resize", tool_resize, tool_resize_usage,
@@ -177,6 +183,18 @@ help (int argc, char *argv[])
   return TOOL_OK;
 }
 
+static void
+take_uri (const struct command *c, int argc, char *argv[],
+          struct tool_options *o)
+{
+  if (argc != 2)
+    tool_wrong (c->name, ": a URI and a new image are wanted");
+  if (o->base == NULL)
+    tool_wrong (c->name, ": --backing is wanted: a full copy");
+  o->uri = argv[0];
+  o->file = argv[1];
+}
+
 /* Whether the other arguments, image included, are as many as the command wants.
  */
 static void
@@ -184,14 +202,11 @@ check_arguments (const struct command *c, int argc, char *argv[],
                  struct tool_options *o)
 {
   if (c->run == tool_increment) {
-    if (argc != 2)
-      tool_wrong (c->name, ": a URI and a new image are wanted");
-    if (o->base == NULL)
-      tool_wrong (c->name, ": --backing is wanted: a full copy");
-    o->uri = argv[0];
-    o->file = argv[1];
+    take_uri (c, argc, argv, o);
     return;
   }
+  if (argc == 0 && c->run == tool_measure) /* a size will do */
+    return;
   if (argc == 0)
     tool_wrong (c->name, ": an image is wanted");
   if (c->run == tool_resize && o->size == NULL)

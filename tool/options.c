@@ -40,6 +40,8 @@ enum {
   OPT_BACKING,
   OPT_COMPRESS,
   OPT_RESIZED,
+  OPT_SIZE,
+  OPT_SNAPSHOT, /* -l with an argument */
   OPT_HELP,
   OPT_VERSION,
 };
@@ -71,6 +73,8 @@ static const struct option long_options[] = {
   { "source-format", required_argument, NULL, 'F' },
   { "backing", required_argument, NULL, OPT_BACKING },
   { "compress", required_argument, NULL, OPT_COMPRESS },
+  { "size", required_argument, NULL, OPT_SIZE },
+  { "snapshot", required_argument, NULL, OPT_SNAPSHOT },
   { "resized", no_argument, NULL, OPT_RESIZED },
   { "help", no_argument, NULL, OPT_HELP },
   { "version", no_argument, NULL, OPT_VERSION },
@@ -78,16 +82,19 @@ static const struct option long_options[] = {
 };
 
 /* The + ends them at the command. */
-static const char short_options[] = "+Ur:pqf:lc:a:d:g:ub:F:o:";
+static const char short_options[] = "+Ur:pqf:lc:a:d:g:ub:F:o:O:";
 
-/* The same without that; as with qemu-img, -d of one command has an argument,
- * and that of another one has none.
+/* The same without that; as with qemu-img, -d and -l of one command have an
+ * argument, and those of another one have none.
  */
 static const char *
 short_options_of (const char *command)
 {
-  return command != NULL && strcmp (command, "commit") == 0
-    ? "Ur:pqf:lc:a:dg:ub:F:o:" : short_options + 1;
+  if (command != NULL && strcmp (command, "commit") == 0)
+    return "Ur:pqf:lc:a:dg:ub:F:o:O:";
+  if (command != NULL && strcmp (command, "measure") == 0)
+    return "Ur:pqf:l:c:a:d:g:ub:F:o:O:";
+  return short_options + 1;
 }
 
 /* ------------------------------------------------------------------- values */
@@ -125,7 +132,8 @@ parse_follow (struct tool_options *o, const char *value)
 static void
 parse_format (struct tool_options *o, const char *value)
 {
-  if (strcmp (value, "qcow2") != 0 && strcmp (value, "qed") != 0)
+  if (strcmp (value, "qcow2") != 0 && strcmp (value, "qed") != 0 &&
+      strcmp (value, "raw") != 0)
     tool_wrong ("-f must be qcow2 or qed: ",
                 "other formats are not known here");
   o->format = value;
@@ -277,6 +285,15 @@ parse_value (struct tool_options *o, int option)
   case 'o':
     parse_features (o, optarg);
     return true;
+  case 'O':
+    o->new_format = optarg;
+    return true;
+  case OPT_SIZE:
+    o->new_size = optarg;
+    return true;
+  case OPT_SNAPSHOT:
+    o->of = optarg;
+    return true;
   case OPT_COMPRESS:
     parse_compress (o, optarg);
     return true;
@@ -424,6 +441,8 @@ tool_parse (struct tool_options *o, int argc, char *argv[])
                                 NULL)) != -1) {
     if (option == 'd' && optarg == NULL)
       option = OPT_KEEP;
+    if (option == 'l' && optarg != NULL)
+      option = OPT_SNAPSHOT;
     if (!parse_acting_option (o, option) && !parse_value (o, option))
       parse_option (o, option);
     note_given (o, option);
@@ -459,6 +478,9 @@ tool_check_options (const struct tool_options *o, const char *command,
     snprintf (text, sizeof text, " does not take %s", name);
     tool_wrong (command, text);
   }
+  if (o->format != NULL && strcmp (o->format, "raw") == 0 &&
+      !has_word (takes, "raw"))
+    tool_wrong ("-f must be qcow2 or qed: ", "raw files are for measure only");
   if (o->repair && o->force_share)
     tool_wrong ("--repair and --force-share ", "exclude each other");
   if (o->acts && o->snapshot != SNAPSHOT_LIST && o->force_share)

@@ -60,12 +60,15 @@ struct tool_options {
   bool dump;               /* bitmap */
   const char *granularity; /* bitmap: as it was given */
   bool unsafe;             /* rebase */
-  const char *features;    /* amend: as they were given; NULL: none were */
+  const char *features;    /* amend, measure: as they were given; NULL: none were */
+  const char *new_size;    /* measure: --size, as it was given */
+  const char *new_format;  /* measure: of the new image, as it was given */
+  const char *of;          /* measure: of which snapshot; NULL: of the disk */
   const char *uri;         /* increment: of what; file is the new image */
   const char *compress;    /* increment: zlib or zstd; NULL: not */
   bool resized;            /* increment */
-  enum follow follow; /* info, map, resize, commit */
-  const char *data_file; /* info, map: NULL: what the image names */
+  enum follow follow; /* info, map, measure, resize, commit */
+  const char *data_file; /* info, map, measure: NULL: what the image names */
 
   /* Of the backing files from the first on down; NULL after the last. */
   const char *formats[CHAIN_MAX_DEPTH];
@@ -97,14 +100,16 @@ extern int tool_compact (const struct tool_options *o);
 extern int tool_increment (const struct tool_options *o);
 extern int tool_info (const struct tool_options *o);
 extern int tool_map (const struct tool_options *o);
+extern int tool_measure (const struct tool_options *o);
 extern int tool_rebase (const struct tool_options *o);
 extern int tool_resize (const struct tool_options *o);
 extern int tool_snapshot (const struct tool_options *o);
 
 /* What `help' says of each. */
 extern const char tool_amend_usage[], tool_bitmap_usage[], tool_check_usage[],
-  tool_commit_usage[], tool_compact_usage[], tool_increment_usage[], tool_info_usage[],
-  tool_map_usage[], tool_rebase_usage[], tool_resize_usage[],
+  tool_commit_usage[], tool_compact_usage[], tool_increment_usage[],
+  tool_info_usage[], tool_map_usage[], tool_measure_usage[],
+  tool_rebase_usage[], tool_resize_usage[],
   tool_snapshot_usage[];
 
 /* How far a command is, on stderr, if that is wanted. */

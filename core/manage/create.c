@@ -60,8 +60,8 @@ is_power_of_two (uint64_t v)
   return v != 0 && (v & (v - 1)) == 0;
 }
 
-static int
-check_format (const char *name, const struct create_options *o)
+int
+create_check_format (const char *name, const struct create_options *o)
 {
   const uint64_t min = UINT64_C (1) << QCOW2_MIN_CLUSTER_BITS;
   const uint64_t max = UINT64_C (1) << QCOW2_MAX_CLUSTER_BITS;
@@ -164,7 +164,7 @@ make_header (struct creation *c)
   const char *name = c->storage->name;
   struct header *h = &c->h;
 
-  if (check_format (name, o) == -1 || check_backing (name, o) == -1 ||
+  if (create_check_format (name, o) == -1 || check_backing (name, o) == -1 ||
       check_data_file (name, o) == -1 || check_encryption (name, o) == -1)
     return -1;
   if (o->size > INT64_MAX - 511) {
