@@ -589,7 +589,7 @@ map_l2_slice (const struct map *m, struct host_off table,
     map_slice_number (m, offset) * nr << m->format.cluster_bits
   };
 
-  return map_l2_entries (m, table, start, nr, l2);
+  return map_l2_entries (m, table, start, nr, false, l2);
 }
 
 int
