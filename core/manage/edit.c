@@ -106,7 +106,13 @@ edit_open (struct edit *e, struct storage *s)
 void
 edit_close (struct edit *e)
 {
-  (void) writer_close (e->writer); /* it has begun nothing */
+  const int err = error_errno ();
+  char text[1024];
+
+  /* It has begun nothing, and what has failed was told better than this tells. */
+  snprintf (text, sizeof text, "%s", error_text ());
+  if (writer_close (e->writer) == -1)
+    error_set (err, "%s", text);
   cache_free (e->shared.cache);
   snapshots_free (&e->snapshots);
   epoch_destroy (&e->epoch);
