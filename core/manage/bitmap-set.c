@@ -55,16 +55,23 @@ bitmap_set_free (struct bitmap_set *b)
   *b = (struct bitmap_set) { .nr = 0 };
 }
 
-/* opaque: the set, whose directory was read before. */
+/* opaque: the set, whose directory was read before.  Only of an entry that is
+ * still the same it is known that it ends before the directory does.
+ */
 static int
 note_member (void *opaque, const struct bitmap_info *info)
 {
   struct bitmap_set *b = opaque;
   const uint64_t at = info->place.v - b->e->header.bitmap_directory.v;
-  const uint8_t *p = info->entry;
+  uint8_t *p = b->directory + at;
 
+  if (memcmp (p, info->entry, sizeof info->entry) != 0) {
+    error_set (EIO, "%s: the bitmap directory entry at offset 0x%" PRIx64
+               " changed while it was read", image_name (b), info->place.v);
+    return -1;
+  }
   b->member[b->nr++] = (struct bitmap_member) {
-    .entry = b->directory + at,
+    .entry = p,
     .entry_bytes = (QCOW2_BITMAP_ENTRY_SIZE +
                     (uint64_t) get_be32 (p + QCOW2_BITMAP_FIELD_EXTRA_SIZE) +
                     get_be16 (p + QCOW2_BITMAP_FIELD_NAME_SIZE) + 7) / 8 * 8,
