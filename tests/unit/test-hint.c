@@ -12,6 +12,7 @@
 #include "base/bytes.h"
 #include "check.h"
 #include "image.h"
+#include "manage/bitmap-change.h"
 #include "manage/create.h"
 #include "memory-storage.h"
 
@@ -159,6 +160,41 @@ test_no_room (void)
   memory_disk_free (&disk);
 }
 
+static void
+change_bitmap (enum bitmap_action_kind kind)
+{
+  const struct bitmap_action action = { .kind = kind };
+  const struct bitmap_change c = { .name = "b", .action = &action, .nr = 1 };
+  struct storage *s = memory_disk_open (&disk, "test", &control);
+
+  CHECK (s != NULL);
+  CHECK_OK (bitmap_change (s, &c));
+  storage_close (s);
+}
+
+/* An offline change that moves it in the header ends it where it then is: not
+ * where the extension of bitmaps is by now.
+ */
+static void
+test_moved (void)
+{
+  struct host_off before;
+
+  make (3, 65536);
+  decode ();
+  before = header.hint;
+  change_bitmap (BITMAP_ADD);
+  CHECK (!is_set ());
+  CHECK (header.hint.v != 0);
+  CHECK (header.hint.v != before.v);
+  CHECK_EQ (header.nr_bitmaps, 1);
+  CHECK_EQ (disk.data[before.v], 0);
+  change_bitmap (BITMAP_REMOVE);
+  CHECK (!is_set ());
+  CHECK_EQ (header.nr_bitmaps, 0);
+  memory_disk_free (&disk);
+}
+
 int
 main (void)
 {
@@ -169,5 +205,6 @@ main (void)
   test_stays (true);
   test_spared ();
   test_no_room ();
+  test_moved ();
   return check_result ();
 }
