@@ -47,6 +47,32 @@ diff want out || die "the dump"
 assert json.load(open("out")) == [{"start": 1 << 20, "length": 128 << 10},
     {"start": 0x9f0000, "length": 65536}]' || die "JSON: $(cat out)"
 
+# JSON of what is not there, or not all of it, is none.
+refuses 'there is no bitmap "three"' --dump --output=json i.qcow2 three
+test ! -s out || die "it says: $(cat out)"
+cp i.qcow2 kept.qcow2
+qemu-img create -q -f qcow2 -o cluster_size=512 i.qcow2 4M
+"$tool" bitmap --add -g 512 i.qcow2 two-parts
+"$tool" bitmap --dump --output=json i.qcow2 two-parts > out
+"$PYTHON" -c 'import json; assert json.load(open("out")) == []' ||
+    die "JSON of a clean bitmap: $(cat out)"
+qemu-io -f qcow2 -c 'write 0 512' -c 'write 1k 512' i.qcow2 > out
+"$PYTHON" - << 'EOF'
+import struct
+with open("i.qcow2", "r+b") as f:
+    b = f.read()
+    directory, = struct.unpack_from(">Q", b, 112 + 8 + 16)
+    table, = struct.unpack_from(">Q", b, directory)
+    f.seek(table + 8)
+    f.write(b"\xff" * 8)
+EOF
+refuses 'table entry at offset .* is not valid' --dump --output=json i.qcow2 \
+    two-parts
+if "$PYTHON" -c 'import json; json.load(open("out"))' 2> err; then
+    die "JSON of a damaged bitmap: $(cat out)"
+fi
+mv kept.qcow2 i.qcow2
+
 # All actions, or none.
 refuses 'there is no bitmap "three"' --clear --merge three i.qcow2 one
 refuses 'there is a bitmap "one" already' --clear --add i.qcow2 one

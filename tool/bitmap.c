@@ -65,21 +65,36 @@ tool_print_bitmap (const struct bitmap_info *b, bool json)
           b->in_use ? ", in use" : "", b->automatic ? ", auto" : "");
 }
 
+struct printing {
+  const struct tool_options *o;
+  bool begun; /* the JSON array */
+};
+
+static void
+begin (struct printing *p)
+{
+  if (p->o->json && !p->begun)
+    json_open (NULL, '[');
+  p->begun = true;
+}
+
 static int
 print_bitmap (void *opaque, const struct bitmap_info *b)
 {
-  const struct tool_options *o = opaque;
+  struct printing *p = opaque;
 
-  tool_print_bitmap (b, o->json);
+  begin (p);
+  tool_print_bitmap (b, p->o->json);
   return 0;
 }
 
 static int
 print_range (void *opaque, uint64_t start, uint64_t length)
 {
-  const struct tool_options *o = opaque;
+  struct printing *p = opaque;
 
-  if (o->json) {
+  begin (p);
+  if (p->o->json) {
     json_open (NULL, '{');
     json_number ("start", start);
     json_number ("length", length);
@@ -90,21 +105,23 @@ print_range (void *opaque, uint64_t start, uint64_t length)
   return 0;
 }
 
+/* After an error nothing on stdout looks complete: an array that is empty, or
+ * ends too early, would say that the rest is clean.
+ */
 static int
 print (const struct tool_options *o, struct storage *s)
 {
+  struct printing p = { .o = o };
   struct header h;
-  int r;
 
-  if (qcow2_read_header (s, &h) == -1)
+  if (qcow2_read_header (s, &h) == -1 ||
+      (o->dump ? bitmap_ranges (s, &h, o->name, print_range, &p)
+       : bitmaps_list (s, &h, print_bitmap, &p)) == -1)
     return -1;
-  if (o->json)
-    json_open (NULL, '[');
-  r = o->dump ? bitmap_ranges (s, &h, o->name, print_range, (void *) o)
-    : bitmaps_list (s, &h, print_bitmap, (void *) o);
+  begin (&p);
   if (o->json)
     json_close (']');
-  return r;
+  return 0;
 }
 
 /* ------------------------------------------------------------------ changing */

@@ -53,6 +53,7 @@ bitmap_set_follow (struct bitmap_set *b, bool resized)
 {
   size_t i;
 
+  b->max_bytes = BITMAP_SET_FOLLOW_BYTES;
   for (i = 0; i < b->nr; ++i) {
     struct bitmap_member *m = &b->member[i];
 
@@ -103,10 +104,8 @@ resize_table (struct bitmap_set *b, struct bitmap_member *m, uint32_t nr)
   uint8_t **bits;
   uint32_t i;
 
-  for (i = nr; i < m->nr_parts; ++i) {
-    free (m->bits[i]);
-    m->bits[i] = NULL;
-  }
+  for (i = nr; i < m->nr_parts; ++i)
+    bitmap_set_forget_bits (b, m, i);
   if (nr > m->nr_parts) {
     now = realloc (m->now, (nr + UINT64_C (1)) * sizeof *now);
     if (now != NULL)

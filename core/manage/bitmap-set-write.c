@@ -31,7 +31,7 @@ has_table (const struct bitmap_member *m)
 
 /* Bits that are all the same need no cluster. */
 static void
-simplify (const struct bitmap_set *b, struct bitmap_member *m)
+simplify (struct bitmap_set *b, struct bitmap_member *m)
 {
   const uint64_t per_part = b->e->header.cluster_size * 8;
   const uint64_t nr_bits = bitmap_nr_bits (b->disk_size, m->granularity_bits);
@@ -44,8 +44,7 @@ simplify (const struct bitmap_set *b, struct bitmap_member *m)
     if (m->bits[i] == NULL || bitmap_same (m->bits[i], 0, nr) < nr)
       continue;
     m->now[i] = bitmap_bit (m->bits[i], 0) ? QCOW2_BITMAP_ALL_ONES : 0;
-    free (m->bits[i]);
-    m->bits[i] = NULL;
+    bitmap_set_forget_bits (b, m, i);
   }
 }
 

@@ -55,16 +55,23 @@ bitmap_set_free (struct bitmap_set *b)
   *b = (struct bitmap_set) { .nr = 0 };
 }
 
-/* opaque: the set, whose directory was read before. */
+/* opaque: the set, whose directory was read before.  Only of an entry that is
+ * still the same it is known that it ends before the directory does.
+ */
 static int
 note_member (void *opaque, const struct bitmap_info *info)
 {
   struct bitmap_set *b = opaque;
   const uint64_t at = info->place.v - b->e->header.bitmap_directory.v;
-  const uint8_t *p = info->entry;
+  uint8_t *p = b->directory + at;
 
+  if (memcmp (p, info->entry, sizeof info->entry) != 0) {
+    error_set (EIO, "%s: the bitmap directory entry at offset 0x%" PRIx64
+               " changed while it was read", image_name (b), info->place.v);
+    return -1;
+  }
   b->member[b->nr++] = (struct bitmap_member) {
-    .entry = b->directory + at,
+    .entry = p,
     .entry_bytes = (QCOW2_BITMAP_ENTRY_SIZE +
                     (uint64_t) get_be32 (p + QCOW2_BITMAP_FIELD_EXTRA_SIZE) +
                     get_be16 (p + QCOW2_BITMAP_FIELD_NAME_SIZE) + 7) / 8 * 8,
@@ -81,7 +88,9 @@ bitmap_set_read (struct bitmap_set *b, struct edit *e)
 {
   const struct header *h = &e->header;
 
-  *b = (struct bitmap_set) { .e = e, .disk_size = h->disk_size };
+  *b = (struct bitmap_set) {
+    .e = e, .disk_size = h->disk_size, .max_bytes = UINT64_MAX,
+  };
   if (!writer_has_bitmaps (h))
     return 0;
   if (h->bitmap_directory_size > QCOW2_MAX_BITMAP_DIRECTORY_BYTES ||
@@ -296,11 +305,22 @@ bitmap_set_enable (struct bitmap_set *b, struct bitmap_member *m, bool enable)
   b->changed = true;
 }
 
-static void
-set_part (struct bitmap_member *m, uint32_t i, uint64_t word)
+void
+bitmap_set_forget_bits (struct bitmap_set *b, struct bitmap_member *m,
+                        uint32_t i)
 {
+  if (m->bits[i] == NULL)
+    return;
   free (m->bits[i]);
   m->bits[i] = NULL;
+  b->bytes -= b->e->header.cluster_size;
+}
+
+static void
+set_part (struct bitmap_set *b, struct bitmap_member *m, uint32_t i,
+          uint64_t word)
+{
+  bitmap_set_forget_bits (b, m, i);
   m->now[i] = word;
   m->changed = true;
 }
@@ -311,13 +331,13 @@ bitmap_set_clear (struct bitmap_set *b, struct bitmap_member *m)
   uint32_t i;
 
   for (i = 0; i < m->nr_parts; ++i)
-    set_part (m, i, 0);
+    set_part (b, m, i, 0);
   b->changed = true;
 }
 
 /* Have the bits of a part in memory. */
 static int
-open_part (const struct bitmap_set *b, struct bitmap_member *m, uint32_t i)
+open_part (struct bitmap_set *b, struct bitmap_member *m, uint32_t i)
 {
   const size_t size = b->e->header.cluster_size;
   uint8_t *p;
@@ -335,6 +355,7 @@ open_part (const struct bitmap_set *b, struct bitmap_member *m, uint32_t i)
     return -1;
   }
   m->bits[i] = p;
+  b->bytes += size;
   m->changed = true;
   return 0;
 }
@@ -354,6 +375,16 @@ fill_bits (uint8_t *p, uint64_t first, uint64_t end, bool set)
       (unsigned) set << first % 8;
 }
 
+/* Whether there is no room for the bits of a part that has none in memory. */
+static bool
+is_full (const struct bitmap_set *b, const struct bitmap_member *m, uint32_t i)
+{
+  const uint64_t cluster = b->e->header.cluster_size;
+
+  return m->bits[i] == NULL &&
+    (b->bytes > b->max_bytes || b->max_bytes - b->bytes < cluster);
+}
+
 /* Give the bits from first to end (exclusive) a value.  If they end with the
  * disk's the last part's beyond that may get either.
  */
@@ -371,8 +402,9 @@ set_bits (struct bitmap_set *b, struct bitmap_member *m, uint64_t first,
     const uint64_t next = (i + UINT64_C (1)) * per_part;
     const uint64_t to = next < end ? next : end;
 
-    if (first % per_part == 0 && (to == next || to == nr_bits))
-      set_part (m, i, all);
+    if ((first % per_part == 0 && (to == next || to == nr_bits)) ||
+        (set && m->now[i] != all && is_full (b, m, i)))
+      set_part (b, m, i, all);
     else if (m->bits[i] != NULL || m->now[i] != all) {
       if (open_part (b, m, i) == -1)
         return -1;
@@ -408,8 +440,7 @@ bitmap_set_clear_bits (struct bitmap_set *b, struct bitmap_member *m,
     if (!bitmap_bit (m->bits[i], first % per_part) &&
         bitmap_same (m->bits[i], first % per_part, per_part) ==
         per_part - first % per_part) {
-      free (m->bits[i]);
-      m->bits[i] = NULL;
+      bitmap_set_forget_bits (b, m, i);
       m->changed = changed;
       return 0;
     }

@@ -7,7 +7,9 @@
  *
  * Memory: the directory; of those that were loaded the table, twice, and the
  * bits that have changed.  A bit that has to be the same for a whole part of a
- * bitmap (as many as a cluster has) takes no memory, and no cluster.
+ * bitmap (as many as a cluster has) takes no memory, and no cluster.  That is
+ * what marks fall back to when all bitmaps follow a change of the disk, and
+ * max_bytes are taken.
  *
  * One thread, no locks.
  */
@@ -47,7 +49,14 @@ struct bitmap_set {
   struct bitmap_member *member;
   size_t nr;
   bool changed; /* something is to be written */
+  uint64_t bytes;     /* of all bits in memory, each to be written */
+  uint64_t max_bytes; /* beyond them a mark makes all of its part dirty */
 };
+
+/* max_bytes of sets that follow (see bitmap_set_follow).  Else there is none:
+ * one bitmap changes, which has QCOW2_MAX_BITMAP_BYTES at most.
+ */
+#define BITMAP_SET_FOLLOW_BYTES (UINT64_C (32) << 20)
 
 /* Whether an entry of a valid table, in the host's byte order, is of a
  * cluster.
@@ -88,8 +97,8 @@ extern void bitmap_set_enable (struct bitmap_set *b, struct bitmap_member *m,
                                bool enable);
 extern void bitmap_set_clear (struct bitmap_set *b, struct bitmap_member *m);
 
-/* Set the bits of these bytes (> 0) of the disk.  Returns -1 with the error
- * set: EIO, ENOMEM.
+/* Set the bits of these bytes (> 0) of the disk; and others of the same parts,
+ * beyond max_bytes.  Returns -1 with the error set: EIO, ENOMEM.
  */
 extern int bitmap_set_mark (struct bitmap_set *b, struct bitmap_member *m,
                             uint64_t start, uint64_t length);
@@ -100,6 +109,10 @@ extern int bitmap_set_mark (struct bitmap_set *b, struct bitmap_member *m,
 extern int bitmap_set_clear_bits (struct bitmap_set *b,
                                   struct bitmap_member *m, uint64_t first,
                                   uint64_t end);
+
+/* Give up what part i has in memory, if anything. */
+extern void bitmap_set_forget_bits (struct bitmap_set *b,
+                                    struct bitmap_member *m, uint32_t i);
 
 /* How many parts a bitmap of a disk of this size has.  Returns -1 with the
  * error set: ENOTSUP for a limit.
@@ -118,7 +131,9 @@ extern int bitmap_set_count_parts (const struct bitmap_set *b,
 extern int bitmap_set_follow (struct bitmap_set *b, bool resized);
 extern bool bitmap_set_any_enabled (const struct bitmap_set *b);
 
-/* After that: these bytes (> 0) of the disk change.  Errors: EIO, ENOMEM. */
+/* After that: these bytes (> 0) of the disk change.  What gets dirty in addition
+ * is as with bitmap_set_mark.  Errors: EIO, ENOMEM.
+ */
 extern int bitmap_set_mark_enabled (struct bitmap_set *b, uint64_t start,
                                     uint64_t length);
 

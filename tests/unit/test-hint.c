@@ -12,6 +12,7 @@
 #include "base/bytes.h"
 #include "check.h"
 #include "image.h"
+#include "manage/bitmap-change.h"
 #include "manage/create.h"
 #include "memory-storage.h"
 
@@ -159,6 +160,62 @@ test_no_room (void)
   memory_disk_free (&disk);
 }
 
+static void
+change_bitmap (enum bitmap_action_kind kind)
+{
+  const struct bitmap_action action = { .kind = kind };
+  const struct bitmap_change c = { .name = "b", .action = &action, .nr = 1 };
+  struct storage *s = memory_disk_open (&disk, "test", &control);
+
+  CHECK (s != NULL);
+  CHECK_OK (bitmap_change (s, &c));
+  storage_close (s);
+}
+
+/* Put it behind two names of features, in the first sector: names have to make
+ * room for other extensions.
+ */
+static void
+put_behind_names (void)
+{
+  const size_t bytes = 2 * QCOW2_FEATURE_ENTRY_SIZE;
+  uint8_t *p;
+
+  decode ();
+  p = disk.data + header.header_length;
+  CHECK_EQ (get_be32 (p), QCOW2_EXT_FEATURE_NAMES);
+  CHECK (get_be32 (p + 4) > bytes);
+  put_be32 (p + 4, bytes);
+  p += 8 + bytes;
+  memset (p, 0, disk.data + 1024 - p);
+  put_be32 (p, QCOW2_EXT_WRITER);
+  put_be32 (p + 4, QCOW2_EXT_WRITER_BYTES);
+  CHECK (!is_set ());
+  CHECK_EQ (header.hint.v, (uint64_t) (p + 8 - disk.data));
+}
+
+/* An offline change that moves it in the header ends it where it then is: not
+ * where the extension of bitmaps is by now.
+ */
+static void
+test_moved (void)
+{
+  struct host_off before;
+
+  make (3, 65536);
+  put_behind_names ();
+  before = header.hint;
+  change_bitmap (BITMAP_ADD);
+  CHECK (!is_set ());
+  CHECK (header.hint.v != 0);
+  CHECK (header.hint.v != before.v);
+  CHECK_EQ (header.nr_bitmaps, 1);
+  change_bitmap (BITMAP_REMOVE);
+  CHECK (!is_set ());
+  CHECK_EQ (header.nr_bitmaps, 0);
+  memory_disk_free (&disk);
+}
+
 int
 main (void)
 {
@@ -169,5 +226,6 @@ main (void)
   test_stays (true);
   test_spared ();
   test_no_room ();
+  test_moved ();
   return check_result ();
 }
