@@ -108,6 +108,8 @@ refuses "resize. gives" -o size=1G
 refuses "can't change that" -o refcount_bits=8
 refuses "can't change that" -o encrypt.new-secret=x
 refuses 'must be recorded' -o backing_file=x
+refuses 'no backing file' -o backing_fmt=raw
+refuses 'no backing file' -o backing_file=,backing_fmt=raw
 refuses 'no external data file' -o data_file_raw=off
 refuses "can't be given that" -o data_file_raw=on
 refuses 'version 2 has no lazy' -o compat=0.10,lazy_refcounts=on
@@ -139,6 +141,30 @@ has '"data-file-raw": false' || die "it is raw"
 fresh compat=0.10
 printf '\1' | dd of=i.qcow2 bs=1 seek=$(( 0x40087 )) conv=notrunc status=none
 refuses 'damaged' -o compat=1.1 # a flag that would mean zeros
+fresh cluster_size=64k
+printf '\0\0' | dd of=i.qcow2 bs=1 seek=$(( 0x20000 + 2 * 5 )) conv=notrunc \
+    status=none
+refuses 'damaged' -o compression_type=zstd # a refcount of 0
+
+# put IMAGE OFFSET HEX: these bytes, in the entry of the only snapshot.
+put ()
+{
+    "$PYTHON" -c 'import struct, sys
+f = open(sys.argv[1], "r+b")
+f.seek(64)
+f.seek(struct.unpack(">Q", f.read(8))[0] + int(sys.argv[2]))
+f.write(bytes.fromhex(sys.argv[3]))' "$@"
+}
+fresh cluster_size=64k
+qemu-img snapshot -c one i.qcow2
+put i.qcow2 40 0000000100000000 # the size of the VM state
+refuses 'VM state of 4 GiB or more' -o compat=0.10
+fresh compat=0.10
+qemu-img snapshot -c one i.qcow2
+put i.qcow2 12 0001000300000000 # the disk's size is cut off the entry: its ID,
+put i.qcow2 36 0000000831000000 # and its name, come after 8 bytes
+put i.qcow2 48 316f6e65
+refuses 'does not say how large its disk is' -o compat=1.1
 qemu-img create -q -f qcow2 i.qcow2 1M
 printf '\1' | dd of=i.qcow2 bs=1 seek=79 conv=notrunc status=none
 refuses 'marked as dirty' -o compat=0.10

@@ -12,8 +12,8 @@
 #include "base/error.h"
 #include "manage/amend.h"
 #include "manage/header-change.h"
-#include "manage/tables.h"
 #include "qcow2/check/check.h"
+#include "qcow2/check/walk.h"
 #include "qcow2/snapshot.h"
 #include "qcow2/write/writer.h"
 
@@ -37,83 +37,6 @@ refuse (const struct amend *a, const char *why)
 
 /* ------------------------------------------------------------------- all tables */
 
-static void
-note_entry (struct amend *a, const struct l2_entry *e)
-{
-  a->zeros |= e->kind == CLUSTER_ZERO_PLAIN || e->kind == CLUSTER_ZERO_ALLOC;
-  a->compressed |= e->kind == CLUSTER_COMPRESSED;
-}
-
-static int
-scan_l2 (struct amend *a, const struct entry_format *f, struct host_off at,
-         uint64_t *words)
-{
-  const unsigned step = f->extended_l2 ? 2 : 1;
-  const uint64_t nr = a->h.cluster_size / sizeof words[0];
-  uint64_t i;
-
-  if (storage_read (a->s, words, a->h.cluster_size, at) == -1)
-    return -1;
-  for (i = 0; i < nr; i += step) {
-    const struct l2_entry e =
-      entry_decode_l2 (f, be64toh (words[i]),
-                       step == 2 ? be64toh (words[i + 1]) : 0);
-
-    if (e.kind == CLUSTER_INVALID) {
-      error_set (EIO, "%s: damaged: entry %" PRIu64 " of the L2 table at offset "
-                 "0x%" PRIx64, a->s->name, i / step, at.v);
-      advise (ADVICE_REPAIR);
-      return -1;
-    }
-    note_entry (a, &e);
-  }
-  return 0;
-}
-
-static int
-scan_tables (struct amend *a, struct host_off l1, uint64_t nr)
-{
-  const struct entry_format f = {
-    .version = a->h.version, .cluster_bits = a->h.cluster_bits,
-    .extended_l2 = a->h.extended_l2, .data_file = a->h.has_data_file,
-    .raw_data = a->h.raw_data,
-  };
-  uint64_t *words = malloc (a->h.cluster_size);
-  struct tables t = { 0 };
-  size_t i;
-  int r = -1;
-
-  if (words == NULL)
-    error_set (ENOMEM, "%s: out of memory", a->s->name);
-  else
-    r = tables_read (&t, a->s, &f, l1, nr);
-  for (i = 0; r == 0 && i < t.nr_uses; ++i)
-    r = scan_l2 (a, &f, (struct host_off) { t.use[i].table }, words);
-  tables_free (&t);
-  free (words);
-  return r;
-}
-
-/* Find out what entries there are, in the live disk and in all snapshots. */
-static int
-scan (struct amend *a)
-{
-  uint32_t i;
-
-  if (scan_tables (a, a->h.l1_offset, a->h.l1_size) == -1)
-    return -1;
-  for (i = 0; i < a->snapshots.nr; ++i) {
-    const struct snapshot *sn = &a->snapshots.snapshot[i];
-
-    if (snapshot_check (sn, &a->h, a->s) == -1 ||
-        scan_tables (a, sn->l1_offset, sn->l1_size) == -1)
-      return -1;
-  }
-  return 0;
-}
-
-/* --------------------------------------------------------------- other versions */
-
 /* opaque: the text of the first finding that is no leak. */
 static void
 note_damage (void *opaque, enum check_kind kind, const char *text)
@@ -124,7 +47,9 @@ note_damage (void *opaque, enum check_kind kind, const char *text)
     snprintf (first, CHECK_TEXT, "%s", text);
 }
 
-/* What is damage in one version may mean something in the other. */
+/* What is damage in one version may mean something in the other; and tables that
+ * are damaged don't tell what there is.
+ */
 static int
 check_sound (const struct amend *a)
 {
@@ -143,6 +68,74 @@ check_sound (const struct amend *a)
   return -1;
 }
 
+static void
+note_entry (struct amend *a, const struct l2_entry *e)
+{
+  a->zeros |= e->kind == CLUSTER_ZERO_PLAIN || e->kind == CLUSTER_ZERO_ALLOC;
+  a->compressed |= e->kind == CLUSTER_COMPRESSED;
+}
+
+static int
+look_at_l1 (struct check *c, void *opaque, struct host_off place,
+            uint8_t *words, size_t bytes, struct check_paths paths)
+{
+  (void) c;
+  (void) opaque;
+  (void) place;
+  (void) words;
+  (void) bytes;
+  (void) paths;
+  return 0;
+}
+
+static int
+look_at_l2 (struct check *c, void *opaque, struct host_off table,
+            struct host_off place, uint8_t *words, size_t bytes,
+            struct check_paths paths)
+{
+  const size_t step = c->h.extended_l2 ? 16 : 8;
+  size_t i;
+
+  (void) table;
+  (void) place;
+  (void) paths;
+  for (i = 0; i < bytes; i += step) {
+    const struct l2_entry e =
+      entry_decode_l2 (&c->format, get_be64 (words + i),
+                       step == 16 ? get_be64 (words + i + 8) : 0);
+
+    note_entry (opaque, &e);
+  }
+  return 0;
+}
+
+/* Find out what entries there are, in the live disk and in all snapshots, of
+ * which many may share a table.  check_sound was called before.
+ */
+static int
+scan (struct amend *a)
+{
+  const struct check_visitor visitor = {
+    .l1 = look_at_l1, .l2 = look_at_l2, .opaque = a,
+  };
+  const struct check_options options = { .memory = 0 };
+  struct check_ranges l1s = { 0 };
+  struct check c;
+  int r;
+
+  if (check_start (&c, a->s, &options) == -1)
+    return -1;
+  c.only_look = c.fixed_up = true; /* nothing is counted, or judged */
+  r = check_find_l1s (&c, &l1s);
+  if (r == 0)
+    r = check_walk (&c, &l1s, &visitor);
+  check_ranges_free (&l1s);
+  check_end (&c);
+  return r;
+}
+
+/* --------------------------------------------------------------- other versions */
+
 /* Version 3 wants what QEMU has written in version 2, too, since 1.1. */
 static int
 check_upgrade (const struct amend *a)
@@ -156,7 +149,7 @@ check_upgrade (const struct amend *a)
                  a->snapshots.snapshot[i].id);
       return -1;
     }
-  return check_sound (a);
+  return 0;
 }
 
 static int
@@ -191,7 +184,7 @@ check_downgrade (const struct amend *a)
       (a->h.compatible & ~QCOW2_COMPAT_LAZY_REFCOUNTS) != 0)
     return refuse (a, "its header has fields or compatible features that are "
                    "unknown, and would be lost");
-  if (check_snapshots_v2 (a) == -1 || check_sound (a) == -1)
+  if (check_snapshots_v2 (a) == -1)
     return -1;
   if (a->zeros)
     return refuse (a, "it has clusters of zeros, and version 2 has no flag for "
@@ -272,6 +265,8 @@ wish_backing (struct amend *a)
   if (a->o->backing_format != NULL)
     a->wish.backing_format = a->o->backing_format;
   if (a->wish.backing_name[0] == '\0') {
+    if (a->o->backing_format != NULL && a->o->backing_format[0] != '\0')
+      return refuse (a, "it has no backing file, whose format could be recorded");
     a->wish.backing_format = "";
     return 0;
   }
@@ -279,12 +274,13 @@ wish_backing (struct amend *a)
                                a->wish.backing_name, a->wish.backing_format);
 }
 
+/* Whether it depends on the tables what can be done. */
 static bool
-needs_scan (const struct amend *a)
+needs_check (const struct amend *a)
 {
   const struct amend_options *o = a->o;
 
-  return (o->version == 2 && a->h.version != 2) ||
+  return (o->version != 0 && o->version != a->h.version) ||
     (o->compression != NULL && *o->compression != a->h.compression);
 }
 
@@ -292,12 +288,13 @@ int
 amend_image (struct storage *s, const struct amend_options *o)
 {
   struct amend a = { .s = s, .o = o };
-  int r;
+  int r = 0;
 
   if (header_change_read (s, &a.h, &a.wish) == -1 ||
       snapshots_read (&a.snapshots, &a.h, s) == -1)
     return -1;
-  r = needs_scan (&a) ? scan (&a) : 0;
+  if (needs_check (&a) && (check_sound (&a) == -1 || scan (&a) == -1))
+    r = -1;
   if (r == 0 && (wish_version (&a) == -1 || wish_lazy (&a) == -1 ||
                  wish_compression (&a) == -1 || wish_backing (&a) == -1))
     r = -1;

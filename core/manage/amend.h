@@ -29,9 +29,9 @@ struct amend_options {
 };
 
 /* Change it in a storage that is writable and locked; durable on return.  For
- * another version all of the image is checked before, and so are all tables for
- * version 2, which has no clusters of zeros, and for another compression, since
- * there must be no compressed clusters.  Returns -1 with the error set: ENOTSUP
+ * another version or compression all of the image is checked before: version 2
+ * has no clusters of zeros, and for another compression there must be no
+ * compressed clusters.  Returns -1 with the error set: ENOTSUP
  * or EINVAL if there can't be such an image, EIO for damage; ENOMEM; ENOSPC or
  * EIO of the storage, which tells if the header may have changed.
  */

@@ -257,6 +257,28 @@ try_flag (void)
   made_free (&m);
 }
 
+/* Tables of a damaged image don't tell what it has. */
+static void
+try_damage (void)
+{
+  struct crash_disk disk;
+  struct made m;
+  uint64_t table, block;
+
+  if (!made_image (&m, "v3-c512-back"))
+    abort ();
+  made = &m;
+  table = get_be64 (m.bytes + HEADER_REFCOUNT_TABLE_OFFSET);
+  block = get_be64 (m.bytes + table);
+  memset (m.bytes + block, 0, 8); /* refcounts of the header and more */
+  crash_disk_init (&disk, m.bytes, m.size);
+  CHECK_EQ (amend (&disk, &commands[3]), -1);
+  CHECK_ERROR (EIO, "damaged");
+  CHECK_EQ (disk.changes, 0);
+  crash_disk_free (&disk);
+  made_free (&m);
+}
+
 int
 main (void)
 {
@@ -266,6 +288,7 @@ main (void)
   for (i = 0; i < sizeof images / sizeof images[0]; ++i)
     try_image (images[i].image, images[i].done);
   try_flag ();
+  try_damage ();
   printf ("%" PRIu64 " states, %" PRIu64 " as before, %" PRIu64 " as after\n",
           states, old_ones, new_ones);
   CHECK (old_ones > 0 && new_ones > 0);
