@@ -16,6 +16,7 @@ requires test -x "$tool"
 cd "$tmp"
 
 # refuses REGEX ARG...: fails so, and the image i.qcow2 stays as it is.
+served= # then its server may write it at any moment
 refuses ()
 {
     cp i.qcow2 before.qcow2
@@ -23,7 +24,7 @@ refuses ()
         die "not refused: ${*:2}"
     fi
     grep -Eq -- "$1" err || die "${*:2}: $(cat err)"
-    cmp i.qcow2 before.qcow2 || die "changed: ${*:2}"
+    test -n "$served" || cmp i.qcow2 before.qcow2 || die "changed: ${*:2}"
 }
 
 # With 1 bit no cluster can have two users; with 2 bits three.
@@ -190,4 +191,5 @@ start_nbdkit "$PLUGIN" i.qcow2
 h = nbd.NBD()
 h.connect_unix(sys.argv[1])
 h.pwrite(b"1" * 512, 0)' "$sock" 2> err || die "not written: $(cat err)"
+served=yes
 refuses 'another process' -c one
