@@ -453,7 +453,8 @@ disk_flags (unsigned flags)
 {
   return (flags & IMAGE_FUA ? DISK_FUA : 0) |
     (flags & IMAGE_MAY_TRIM ? DISK_MAY_TRIM : 0) |
-    (flags & IMAGE_FAST ? DISK_FAST : 0);
+    (flags & IMAGE_FAST ? DISK_FAST : 0) |
+    (flags & IMAGE_HIDE ? DISK_HIDE : 0);
 }
 
 static int

@@ -31,6 +31,7 @@ struct rebase {
 
   image_rebase_fn *fn;
   void *opaque;
+  uint64_t done, total; /* of all disks, in pieces of CHUNK bytes */
 };
 
 /* ------------------------------------------------------------- what is the same */
@@ -157,8 +158,8 @@ is_zero (const uint8_t *p, uint64_t count)
 }
 
 /* Have the image hide this range with what the old backing file has.  Zeros are
- * stored as such, unless they are zeros since there is no backing file there:
- * then nothing would be stored, and they are written.
+ * marked as such.  Where there is no backing file now, version 2 stores nothing
+ * for them, so that they are written.
  */
 static int
 copy (const struct rebase *r, const uint8_t *p, uint64_t at, uint64_t count,
@@ -167,7 +168,8 @@ copy (const struct rebase *r, const uint8_t *p, uint64_t at, uint64_t count,
   const struct guest_off offset = { at };
   bool hidden = false;
 
-  if (zero && (image_zero (r->im, count, offset, IMAGE_MAY_TRIM) == -1 ||
+  if (zero && (image_zero (r->im, count, offset,
+                           IMAGE_MAY_TRIM | IMAGE_HIDE) == -1 ||
                check_hidden (r, at, count, &hidden) == -1))
     return -1;
   return hidden ? 0 : image_write (r->im, p, count, offset, 0);
@@ -240,9 +242,16 @@ rebase_gap (const struct rebase *r, uint64_t at, uint64_t end)
   return 0;
 }
 
-static int
-rebase_disk (const struct rebase *r)
+static uint64_t
+pieces (uint64_t bytes)
 {
+  return bytes / CHUNK + (bytes % CHUNK != 0);
+}
+
+static int
+rebase_disk (struct rebase *r)
+{
+  const uint64_t before = r->done;
   const struct layer *l = r->disk;
   uint64_t at = 0;
 
@@ -262,7 +271,8 @@ rebase_disk (const struct rebase *r)
          rebase_gap (r, at, at + run.length) == -1))
       return -1;
     at += run.length;
-    if (r->copies && !r->fn (r->opaque, at, l->size)) {
+    r->done = before + pieces (at);
+    if (!r->fn (r->opaque, r->done, r->total)) {
       error_set (ECANCELED, "%s: interrupted; it has its old backing file, and "
                  "the same content", l->tables->name);
       return -1;
@@ -314,9 +324,16 @@ check_snapshots (struct rebase *r)
 static int
 copy_all (struct rebase *r)
 {
+  const struct snapshots *t = &r->im->snapshots;
   struct layer *disk;
+  uint32_t i;
   int ret;
 
+  if (r->im->chain.nr == 1 && r->below == NULL)
+    return 0; /* nothing is below, and nothing will be */
+  r->total = pieces (r->im->chain.layer[0]->size);
+  for (i = 0; i < t->nr; ++i)
+    r->total += pieces (t->snapshot[i].disk_size / 512 * 512);
   if (check_snapshots (r) == -1)
     return -1;
   disk = image_open_disk (r->im, "");

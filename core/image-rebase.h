@@ -12,7 +12,9 @@
 
 #include "image.h"
 
-/* How far it is, in bytes of the disk; false: stop, and change no header. */
+/* How far it is, in pieces of the disk and of its snapshots' disks; false: stop,
+ * and change no header.
+ */
 typedef bool image_rebase_fn (void *opaque, uint64_t done, uint64_t total);
 
 /* Rebase im, which is writable and has no other user, and is closed on return

@@ -224,6 +224,8 @@ extern int image_look_ahead (struct image *im, enum image_repair mode,
 #define IMAGE_FUA 1U
 #define IMAGE_MAY_TRIM 2U /* image_zero: host clusters need not be kept */
 #define IMAGE_FAST 4U     /* image_zero: ENOTSUP rather than writing zeros */
+#define IMAGE_HIDE 8U     /* image_zero: hide what may lie below later, if the
+                           * image is qcow2, version 3; whole clusters only */
 extern int image_write (struct image *im, const void *buf, uint64_t count,
                         struct guest_off offset, unsigned flags);
 extern int image_zero (struct image *im, uint64_t count,

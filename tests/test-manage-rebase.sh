@@ -86,6 +86,23 @@ for how in -u --follow=any; do
     grep -q 'another process' err || die "$(cat err)"
 done
 
+# Zeros take no space, be it that no backing file was there, or that it has ended.
+truncate -s 1M short.raw
+qemu-img create -q -f raw big.raw 64M
+qemu-io -f raw -c 'write -P 3 0 64M' big.raw > out
+for old in '' '-b short.raw -F raw'; do
+    for kind in compat=1.1 extended_l2=on; do
+        # shellcheck disable=SC2086
+        qemu-img create -q -f qcow2 -o $kind $old z.qcow2 64M
+        "$tool" rebase -q --follow=any -b big.raw -F raw z.qcow2
+        check_clean z.qcow2
+        size=$(stat -c %s z.qcow2)
+        test "$size" -lt 3000000 || die "$kind, '$old': $size bytes"
+        qemu-io -f qcow2 -r -c 'read -P 0 0 64M' z.qcow2 > out
+        if grep -q failed out; then die "$kind, '$old': $(cat out)"; fi
+    done
+done
+
 # SIGINT in the midst of it: the disk is as it was, over the old backing file, and
 # nothing is leaked; and the command can be given again.
 rm -f big.raw
@@ -114,3 +131,58 @@ qemu-img compare -f qcow2 -F raw j.qcow2 big.raw > out || die "$(cat out)"
 "$tool" rebase -q --follow=any -b '' j.qcow2
 check_clean j.qcow2
 qemu-img compare -f qcow2 -F raw j.qcow2 big.raw > out || die "$(cat out)"
+
+# SIGINT while snapshots are compared; and a second one, which need not wait.
+requires_libnbd
+requires "$NBDKIT" --filter=log --filter=delay null --dump-plugin
+head -c 32M /dev/urandom > old.raw
+head -c 33554431 old.raw > new.raw
+printf '\0' >> new.raw # so that the comparison of a snapshot can't succeed
+printf '\1' | dd of=old.raw bs=1 seek=33554431 conv=notrunc status=none
+qemu-img create -q -f qcow2 -b old.raw -F raw k.qcow2
+qemu-img snapshot -c one k.qcow2
+cp k.qcow2 before.qcow2
+
+# begin DELAY: rebase it to a server that needs so long to read; $rebasing.
+begin ()
+{
+    start_nbdkit --filter=log --filter=delay file new.raw logfile=far.log \
+                 "rdelay=$1"
+    : > err
+    "$tool" rebase -p --follow=any -b "$uri" -F raw k.qcow2 > out 2> err &
+    rebasing=$!
+}
+
+# ends STATUS
+ends ()
+{
+    status=0
+    wait "$rebasing" || status=$?
+    test "$status" -eq "$1" || die "status $status: $(cat err)"
+}
+
+begin 200ms
+while ! grep -q '[1-9]%' err && kill -0 $rebasing; do sleep 0.01; done
+kill -INT $rebasing 2> /dev/null || true
+ends 1
+cmp k.qcow2 before.qcow2 || die "it was changed"
+grep -q 'interrupted; it has its old backing file' err || die "$(cat err)"
+
+# catches: whether it catches SIGINT, the second of the signals.
+catches ()
+{
+    local mask
+    mask=$(sed -n 's/^SigCgt:[[:space:]]*[0-9a-f]*\(.\)$/\1/p' \
+           /proc/$rebasing/status)
+    test $(( 0x$mask & 2 )) -ne 0
+}
+rm far.log
+begin 6
+# The first read is to open it.
+wait_until -p $rebasing grep -qs 'Read id=2 ' far.log
+catches || die "SIGINT is not caught"
+kill -INT $rebasing
+wait_until -p $rebasing eval '! catches'
+kill -INT $rebasing
+ends 130
+check_clean k.qcow2

@@ -19,9 +19,15 @@ void
 tool_catch_signals (void)
 {
   const struct sigaction action = { .sa_handler = stop };
+  const struct sigaction once = {
+    .sa_handler = stop, .sa_flags = SA_RESETHAND,
+  };
 
-  sigaction (SIGINT, &action, NULL);
-  sigaction (SIGTERM, &action, NULL);
+  /* Somebody who gives the second one does not want to wait; but a shell may
+   * pass a SIGHUP on that the terminal has sent, too.
+   */
+  sigaction (SIGINT, &once, NULL);
+  sigaction (SIGTERM, &once, NULL);
   sigaction (SIGHUP, &action, NULL);
 }
 

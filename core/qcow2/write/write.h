@@ -17,6 +17,7 @@ enum {
   DISK_FAST = 1 << 2,     /* fail rather than write zeros */
   DISK_PUNCH = 1 << 3,    /* give the space of zeros that are written back to
                            * the host, where they stay mapped */
+  DISK_HIDE = 1 << 4,     /* mark zeros even where nothing lies below */
 };
 
 /* Write count bytes at offset, which must be within the disk; buf NULL writes

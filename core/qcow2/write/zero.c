@@ -18,6 +18,7 @@
 struct zeroing {
   struct writer *w;
   bool may_trim;
+  bool hides;   /* as if something lay below everywhere */
   bool is_trim; /* advice: what would have to be written stays as it is */
 };
 
@@ -97,7 +98,8 @@ zero_entry_v3 (const struct zeroing *z, struct remap *r, uint64_t i,
   const struct map *m = zeroing_map (z);
   const uint32_t all = m->format.extended_l2 ? UINT32_MAX : 1;
   const uint32_t range = subclusters_of (z, r, i);
-  const bool below = has_below (z, r->cluster + i * m->cluster_size);
+  const bool below = z->hides ||
+    has_below (z, r->cluster + i * m->cluster_size);
   struct host_off host = e->host;
   uint32_t allocated = 0, zero = 0;
 
@@ -213,7 +215,7 @@ skip_zeros (const struct zeroing *z, uint64_t from, uint64_t to,
   *length = 0;
   if (run.kind == RUN_ZERO_PLAIN ||
       (run.kind == RUN_ZERO_ALLOC && !z->may_trim) ||
-      (run.kind == RUN_UNALLOCATED && !has_below (z, from)))
+      (run.kind == RUN_UNALLOCATED && !z->hides && !has_below (z, from)))
     *length = run.length;
   return 0;
 }
@@ -471,6 +473,7 @@ disk_zero (struct writer *w, uint64_t count, struct guest_off offset,
 {
   const struct zeroing z = {
     .w = w, .may_trim = (flags & DISK_MAY_TRIM) != 0,
+    .hides = (flags & DISK_HIDE) != 0 && w->header.version >= 3,
   };
   const struct parts p = split (&z, offset.v, offset.v + count);
 

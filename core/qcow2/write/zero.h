@@ -11,13 +11,13 @@
 
 /* Have a range, which must be within the disk, read as zeros.  flags are of
  * DISK_FUA, DISK_MAY_TRIM, without which host clusters are kept where they can
- * be, and DISK_FAST, which fails with ENOTSUP, and nothing is changed, where
+ * be, DISK_HIDE, for what may lie below later, and DISK_FAST, which fails with ENOTSUP, and nothing is changed, where
  * zeros would have to be written.  The caller holds no lock.  Errors as with
  * disk_write.
  *
  * Version 3 marks clusters, or subclusters, as zeros.  Version 2 can't: it
  * unmaps them if nothing lies below and DISK_MAY_TRIM is set, and zeros are
- * written otherwise.
+ * written otherwise; DISK_HIDE has no effect there, nor on parts of clusters.
  */
 extern int disk_zero (struct writer *w, uint64_t count,
                       struct guest_off offset, unsigned flags);
