@@ -174,6 +174,18 @@ find_command (const char *name)
   exit (TOOL_FAILED);
 }
 
+/* Advice is to do what the command can. */
+static void
+choose_advice (const struct command *c)
+{
+  static const char *words[ADVICE_NR];
+
+  memcpy (words, tool_advice, sizeof words);
+  if (strstr (c->takes, "--force-share") == NULL)
+    words[ADVICE_SHARE] = NULL;
+  advice_choose (words);
+}
+
 static int
 help (int argc, char *argv[])
 {
@@ -234,6 +246,7 @@ run (int argc, char *argv[], struct tool_options *o)
   check_arguments (c, argc - 1, argv + 1, o);
   snprintf (takes, sizeof takes, "--quiet -f %s", c->takes);
   tool_check_options (o, c->name, takes);
+  choose_advice (c);
   return c->run (o);
 }
 
@@ -246,7 +259,6 @@ main (int argc, char *argv[])
   debug_hooks.note = print_note;
   /* Exceeding the limit on file sizes makes the write fail instead. */
   signal (SIGXFSZ, SIG_IGN);
-  advice_choose (tool_advice);
   argc = tool_parse (&o, argc, argv);
   ret = run (argc - optind, argv + optind, &o);
   if (fflush (stdout) != 0 || ferror (stdout))
