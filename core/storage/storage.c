@@ -574,8 +574,12 @@ storage_block_size (const struct storage *s)
 void
 storage_close (struct storage *s)
 {
+  char *name;
+
   if (s == NULL)
     return;
-  free (s->name);
+  /* Threads that it has to wait for may use it in messages. */
+  name = s->name;
   s->ops->close (s);
+  free (name);
 }
