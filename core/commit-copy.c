@@ -40,7 +40,7 @@ struct copying {
   pthread_mutex_t lock; /* of what follows */
   uint64_t next;        /* where the next piece is looked for */
   bool failed;          /* and why */
-  struct edit_error why;
+  struct error_kept why;
 };
 
 static uint64_t
@@ -191,7 +191,7 @@ static void
 fail (struct copying *c)
 {
   if (!c->failed)
-    edit_keep_error (&c->why);
+    error_keep (&c->why);
   c->failed = true;
 }
 
@@ -263,7 +263,7 @@ commit_copy (struct image *im, unsigned above, struct image *base,
   pthread_mutex_destroy (&c.lock);
   if (!c.failed)
     return 0;
-  edit_set_error (&c.why);
+  error_restore (&c.why);
   error_append (" (%s may have a part of what %s has, which is as it was)",
                 c.base->tables->name, c.top->tables->name);
   return -1;

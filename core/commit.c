@@ -217,7 +217,7 @@ copy_to_image (struct image *im, unsigned above,
 {
   const struct writer_options options = { 0 };
   struct image *base = image_open_backing (im, above);
-  struct edit_error kept;
+  struct error_kept kept;
   int r = -1;
 
   if (base == NULL)
@@ -228,9 +228,9 @@ copy_to_image (struct image *im, unsigned above,
     r = image_flush (base);
   if (r == 0)
     return image_close (base);
-  edit_keep_error (&kept);
+  error_keep (&kept);
   (void) image_close (base);
-  edit_set_error (&kept);
+  error_restore (&kept);
   return -1;
 }
 

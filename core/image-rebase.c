@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -383,17 +382,14 @@ image_rebase (struct image *im, const struct image *below, const char *name,
               const char *format, image_rebase_fn *fn, void *opaque)
 {
   const int copied = copy_to (im, below, name, format, fn, opaque);
+  struct error_kept kept;
   struct storage *file;
-  int err = 0, r;
-  char text[1024] = "";
+  int r;
 
-  if (copied == -1) {
-    err = error_errno ();
-    snprintf (text, sizeof text, "%s", error_text ());
-  }
+  error_keep (&kept);
   r = image_close_but_file (im, &file);
   if (copied == -1) {
-    error_set (err, "%s", text);
+    error_restore (&kept);
     r = -1;
   }
   if (r == 0)

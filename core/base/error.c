@@ -8,20 +8,12 @@
 
 #include "base/error.h"
 
-/* Long enough for two paths of an ordinary length and the words around
- * them; thread-local, so that setting an error can't itself fail.
- */
-#define TEXT_BYTES 2048
-
 /* Escaping makes a text at most four times as long. */
-#define PRINTABLE_BYTES (4 * TEXT_BYTES)
+#define PRINTABLE_BYTES (4 * ERROR_TEXT_BYTES)
 
-static _Thread_local struct {
-  char text[TEXT_BYTES];
-  char printable[PRINTABLE_BYTES];
-  int errnum;
-  bool repeated;
-} last_error;
+/* Thread-local, so that setting an error can't itself fail. */
+static _Thread_local struct error_kept last_error;
+static _Thread_local char last_printable[PRINTABLE_BYTES];
 
 struct debug_hooks debug_hooks;
 
@@ -79,7 +71,7 @@ error_text (void)
 const char *
 error_message (void)
 {
-  return error_printable (last_error.printable, sizeof last_error.printable,
+  return error_printable (last_printable, sizeof last_printable,
                           last_error.text);
 }
 
@@ -87,6 +79,18 @@ bool
 error_repeated (void)
 {
   return last_error.repeated;
+}
+
+void
+error_keep (struct error_kept *kept)
+{
+  *kept = last_error;
+}
+
+void
+error_restore (const struct error_kept *kept)
+{
+  last_error = *kept;
 }
 
 /* --------------------------------------------------- what may be printed */
@@ -228,7 +232,7 @@ damage_is_new (struct damage *d, uint64_t place)
 static void __attribute__ ((__format__ (__printf__, 2, 0)))
 tell (void (*hook) (const char *text), const char *fmt, va_list ap)
 {
-  char text[TEXT_BYTES], printable[PRINTABLE_BYTES];
+  char text[ERROR_TEXT_BYTES], printable[PRINTABLE_BYTES];
 
   if (hook == NULL)
     return;

@@ -40,6 +40,19 @@ extern const char *error_message (void);
 /* The message as it was set, unescaped: for setting it again later. */
 extern const char *error_text (void);
 
+/* Long enough for two paths of an ordinary length and the words around them. */
+#define ERROR_TEXT_BYTES 2048
+
+/* The error that is set, kept while something else is tried that may fail, too.
+ */
+struct error_kept {
+  int errnum;
+  bool repeated;
+  char text[ERROR_TEXT_BYTES];
+};
+extern void error_keep (struct error_kept *kept);
+extern void error_restore (const struct error_kept *kept);
+
 /* The one place that decides what may be printed.  Names come from images,
  * clients and directories that are not trusted, and must not forge log lines
  * or disguise themselves.  Visible UTF-8 characters are kept.  Each byte of

@@ -120,15 +120,15 @@ static void
 give_back_copies (struct compact *c)
 {
   const unsigned bits = c->e.header.cluster_bits;
-  struct edit_error kept;
+  struct error_kept kept;
   size_t i;
 
-  edit_keep_error (&kept);
-  for (i = 0; kept.err == ENOSPC && i < c->nr_moves; ++i)
+  error_keep (&kept);
+  for (i = 0; kept.errnum == ENOSPC && i < c->nr_moves; ++i)
     (void) storage_punch (c->e.storage,
                           (struct host_off) { c->move[i].to << bits },
                           c->e.header.cluster_size);
-  edit_set_error (&kept);
+  error_restore (&kept);
 }
 
 /* --------------------------------------------------------------------- ending */

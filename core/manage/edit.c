@@ -106,13 +106,12 @@ edit_open (struct edit *e, struct storage *s)
 void
 edit_close (struct edit *e)
 {
-  const int err = error_errno ();
-  char text[1024];
+  struct error_kept kept;
 
   /* It has begun nothing, and what has failed was told better than this tells. */
-  snprintf (text, sizeof text, "%s", error_text ());
+  error_keep (&kept);
   if (writer_close (e->writer) == -1)
-    error_set (err, "%s", text);
+    error_restore (&kept);
   cache_free (e->shared.cache);
   snapshots_free (&e->snapshots);
   epoch_destroy (&e->epoch);
@@ -239,19 +238,6 @@ edit_set_dirty (struct edit *e, bool dirty)
 
 /* ---------------------------------------------------------------- clusters */
 
-void
-edit_keep_error (struct edit_error *kept)
-{
-  kept->err = error_errno ();
-  snprintf (kept->text, sizeof kept->text, "%s", error_text ());
-}
-
-void
-edit_set_error (const struct edit_error *kept)
-{
-  error_set (kept->err, "%s", kept->text);
-}
-
 static const char are_leaked[] = " (clusters may be leaked)";
 
 /* Give up what was taken, through the allocator that took it: the error that is
@@ -260,10 +246,10 @@ static const char are_leaked[] = " (clusters may be leaked)";
 static void
 take_back (struct edit *e, const struct edit_space *space, unsigned nr)
 {
-  struct edit_error kept;
+  struct error_kept kept;
   unsigned i;
 
-  edit_keep_error (&kept);
+  error_keep (&kept);
 
   for (i = 0; i < nr; ++i) {
     const struct freed f = {
@@ -274,9 +260,9 @@ take_back (struct edit *e, const struct edit_space *space, unsigned nr)
     (void) writeback_free (&e->writer->writeback, &f, 1);
   }
   if (alloc_close (&e->writer->alloc) == 0)
-    edit_set_error (&kept);
+    error_restore (&kept);
   else {
-    edit_set_error (&kept);
+    error_restore (&kept);
     error_append ("%s", are_leaked);
   }
 }
@@ -355,13 +341,13 @@ give_back (struct edit *e, const struct edit_space *space, unsigned nr)
 void
 edit_give_back (struct edit *e, const struct edit_space *space, unsigned nr)
 {
-  struct edit_error kept;
+  struct error_kept kept;
 
-  edit_keep_error (&kept);
-  if (kept.err == ENOSPC && give_back (e, space, nr) == 0)
-    edit_set_error (&kept);
+  error_keep (&kept);
+  if (kept.errnum == ENOSPC && give_back (e, space, nr) == 0)
+    error_restore (&kept);
   else {
-    edit_set_error (&kept);
+    error_restore (&kept);
     error_append ("%s", are_leaked);
   }
 }

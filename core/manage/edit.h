@@ -82,14 +82,6 @@ extern int edit_take (struct edit *e, struct edit_space *space, unsigned nr);
 extern int edit_fill (struct edit *e, const struct edit_space *space,
                       const void *table);
 
-/* The error that is set, kept while something else is tried. */
-struct edit_error {
-  int err;
-  char text[512];
-};
-extern void edit_keep_error (struct edit_error *kept);
-extern void edit_set_error (const struct edit_error *kept);
-
 /* After a failure, whose error is set and stays: the clusters that were taken
  * are not needed, and nothing refers to them.  If it was for want of space they
  * are given back; after others nothing more is written (I10), and the error

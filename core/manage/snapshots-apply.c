@@ -153,12 +153,12 @@ unshare_snapshot (struct apply *a, struct refs *refs)
 static void
 explain_not_shared (struct apply *a, struct refs *refs)
 {
-  struct edit_error kept;
+  struct error_kept kept;
   bool undone;
 
-  edit_keep_error (&kept);
-  undone = kept.err == ENOSPC && unshare_snapshot (a, refs) == 0;
-  edit_set_error (&kept);
+  error_keep (&kept);
+  undone = kept.errnum == ENOSPC && unshare_snapshot (a, refs) == 0;
+  error_restore (&kept);
   if (undone)
     edit_give_back (a->e, a->space, a->nr);
   else

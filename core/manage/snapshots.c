@@ -168,15 +168,15 @@ create_in (struct edit *e, struct tables *live,
            unsigned nr, struct refs *refs)
 {
   if (share_all (e, live, refs) == -1) {
-    struct edit_error kept;
+    struct error_kept kept;
 
-    edit_keep_error (&kept);
-    if (kept.err == ENOSPC && unshare_all (e, live, refs) == 0) {
-      edit_set_error (&kept);
+    error_keep (&kept);
+    if (kept.errnum == ENOSPC && unshare_all (e, live, refs) == 0) {
+      error_restore (&kept);
       edit_give_back (e, space, nr);
       return -1;
     }
-    edit_set_error (&kept);
+    error_restore (&kept);
     say_what_is_left (e, "no snapshot was made, and clusters are leaked");
     return -1;
   }

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -348,19 +347,16 @@ make_space (struct plan *p, uint64_t old_size)
 {
   const struct check *c = &p->repair->c;
   const struct host_off at = { p->first << c->h.cluster_bits };
-
-  char text[300];
-  int err;
+  struct error_kept kept;
 
   if (storage_zero (c->storage, at, p->clusters << c->h.cluster_bits,
                     false) == 0)
     return 0;
   /* The file may have grown by part of that. */
-  err = error_errno ();
-  snprintf (text, sizeof text, "%s", error_text ());
+  error_keep (&kept);
   (void) storage_resize (c->storage, old_size);
-  error_set (err, "%s (%" PRIu64 " clusters for new refcounts)", text,
-             p->clusters);
+  error_restore (&kept);
+  error_append (" (%" PRIu64 " clusters for new refcounts)", p->clusters);
   return -1;
 }
 

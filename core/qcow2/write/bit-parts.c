@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -113,18 +112,16 @@ write_durably (struct bit_parts *p, const void *buf, size_t count,
                struct host_off at)
 {
   struct writer *w = p->w;
-  char text[1024];
+  struct error_kept kept;
   bool sticks;
-  int err;
 
   if (storage_write_durably (tables_of (p), buf, count, at, &sticks) == 0)
     return 0;
   if (!sticks) {
-    err = error_errno ();
-    snprintf (text, sizeof text, "%s", error_text ());
+    error_keep (&kept);
     sticks = storage_flush (tables_of (p)) == -1;
     if (!sticks)
-      error_set (err, "%s", text);
+      error_restore (&kept);
   }
   if (sticks)
     writeback_fail (&w->writeback);

@@ -3,7 +3,6 @@
 #include <config.h>
 
 #include <errno.h>
-#include <stdio.h>
 #include <time.h>
 
 #include "base/error.h"
@@ -64,16 +63,15 @@ regain (struct writer *w)
 static bool
 can_retry (struct writer *w, unsigned *tries, bool repeated)
 {
-  char text[1024];
+  struct error_kept kept;
 
   if (error_errno () != ENOSPC)
     return false;
-  snprintf (text, sizeof text, "%s", error_text ());
+  error_keep (&kept);
   if ((*tries)++ < 3 && regain (w))
     return true;
-  error_set (ENOSPC, "%s", text);
-  if (repeated)
-    error_set_repeated ();
+  kept.repeated = repeated;
+  error_restore (&kept);
   return false;
 }
 
