@@ -67,7 +67,7 @@ cmp copy expected
 ln -s "$(command -v nbdkit)" here
 far -r file "$tmp/image.qcow2"
 "$NBDKIT" -r -U "$tmp/bg.sock" -P bg.pid "$PLUGIN" command=./here "${far[@]:1}"
-_pids+=("$(cat bg.pid)")
+has_gone_to_background bg.pid
 nbdcopy "nbd+unix:///?socket=$tmp/bg.sock" copy
 cmp copy expected
 kill "$(cat bg.pid)"

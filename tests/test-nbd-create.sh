@@ -176,7 +176,7 @@ truncate -s 8M far.raw
 far file far.raw
 "$NBDKIT" -U "$tmp/bg.sock" -P bg.pid "$PLUGIN" "uri=$far" create=true size=4M \
     "data-file=$tmp/data.raw" data-file-raw=true
-_pids+=("$(cat bg.pid)")
+has_gone_to_background bg.pid
 "$PYTHON" fill.py "$tmp/bg.sock" model
 kill "$(cat bg.pid)"
 _gone "$(cat bg.pid)"

@@ -31,7 +31,7 @@ cmp copy expected
 
 # --- In the background, nbdkit forks; and it changes its directory.
 "$NBDKIT" -r -U "$tmp/bg.sock" -P bg.pid "$PLUGIN" "uri=$far_image"
-_pids+=("$(cat bg.pid)")
+has_gone_to_background bg.pid
 nbdcopy "nbd+unix:///?socket=$tmp/bg.sock" copy
 cmp copy expected
 nbdinfo --list "nbd+unix:///?socket=$tmp/bg.sock" | grep -q snapshot/snap1
