@@ -122,6 +122,35 @@ write_durably (struct file *f, const struct iovec *iov, int nr,
   return r != -1 && fdatasync (f->durable_fd) == -1 ? -1 : r;
 }
 
+static int
+file_flush (struct storage *s)
+{
+  struct file *f = (struct file *) s;
+  struct report_wait w;
+
+  reports_begin (&f->reports, &w);
+  return reports_end (&f->reports, &w, fdatasync (f->fd));
+}
+
+/* What came of a durable write.  A full file system fails it as well as the loss
+ * of other data does; the other descriptor tells which of the two it was.
+ */
+static int
+durable_result (struct file *f, struct report_wait *w, int r)
+{
+  const int err = errno;
+
+  if (r != -1 || (err != ENOSPC && err != EDQUOT && err != EFBIG) ||
+      f->durable_fd == f->fd)
+    return reports_end (&f->durable_reports, w, r);
+  if (file_flush (&f->storage) == -1) {
+    errno = EIO;
+    return reports_end (&f->durable_reports, w, -1);
+  }
+  errno = err;
+  return reports_end_without_space (&f->durable_reports, w);
+}
+
 static ssize_t
 file_pwritev (struct storage *s, const struct iovec *iov, int nr,
               uint64_t offset, bool durable)
@@ -136,17 +165,7 @@ file_pwritev (struct storage *s, const struct iovec *iov, int nr,
     return pwritev (f->fd, iov, nr, offset);
   reports_begin (&f->durable_reports, &w);
   r = write_durably (f, iov, nr, offset);
-  return reports_end (&f->durable_reports, &w, r == -1 ? -1 : 0) == -1 ? -1 : r;
-}
-
-static int
-file_flush (struct storage *s)
-{
-  struct file *f = (struct file *) s;
-  struct report_wait w;
-
-  reports_begin (&f->reports, &w);
-  return reports_end (&f->reports, &w, fdatasync (f->fd));
+  return durable_result (f, &w, r == -1 ? -1 : 0) == -1 ? -1 : r;
 }
 
 static int

@@ -235,13 +235,8 @@ far_hole (struct storage *s, uint64_t offset)
 static int
 durable_result (struct far *f, struct report_wait *w, int r)
 {
-  const bool no_space = r == -1 && errno == ENOSPC;
-
-  r = reports_end (&f->reports, w, no_space ? 0 : r);
-  if (!no_space || r == -1)
-    return r;
-  errno = ENOSPC;
-  return -1;
+  return r == -1 && errno == ENOSPC ? reports_end_without_space (&f->reports, w)
+    : reports_end (&f->reports, w, r);
 }
 
 static ssize_t

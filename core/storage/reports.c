@@ -67,3 +67,13 @@ reports_end (struct reports *r, struct report_wait *w, int result)
   errno = result == -1 ? err : EIO;
   return lost ? -1 : 0;
 }
+
+int
+reports_end_without_space (struct reports *r, struct report_wait *w)
+{
+  const int err = errno;
+
+  if (reports_end (r, w, 0) == 0)
+    errno = err;
+  return -1;
+}

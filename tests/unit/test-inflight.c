@@ -116,6 +116,72 @@ wait_for_waiter (struct inflight *f, const struct waiter *w, unsigned nr)
   } while (waiting < nr && !w->entered);
 }
 
+/* Whether no range has arrived after this one. */
+static bool
+is_empty_behind (struct inflight *f, const struct inflight_range *r)
+{
+  bool empty;
+
+  pthread_mutex_lock (&f->lock);
+  empty = r->next == NULL;
+  pthread_mutex_unlock (&f->lock);
+  return empty;
+}
+
+struct waiter_for_all {
+  struct inflight *f;
+  struct inflight_range range[3];
+  _Atomic bool entered;
+  pthread_t thread;
+};
+
+static void *
+enter_all (void *opaque)
+{
+  struct waiter_for_all *w = opaque;
+
+  inflight_enter_all (w->f, w->range, 3);
+  w->entered = true;
+  return NULL;
+}
+
+/* Of several ranges each is waited for, whichever it is, and all of them are in
+ * the way of later ones while it is.
+ */
+static void
+test_all (unsigned which)
+{
+  struct inflight_range a = { .first = 10 * which + 5, .last = 10 * which + 5 };
+  struct inflight f;
+  struct waiter_for_all all = {
+    .f = &f,
+    .range = { { .first = 0, .last = 9 }, { .first = 10, .last = 19 },
+               { .first = 20, .last = 29 } },
+  };
+  struct waiter later;
+  unsigned i;
+
+  inflight_init (&f);
+  inflight_enter (&f, &a);
+  if (pthread_create (&all.thread, NULL, enter_all, &all) != 0)
+    abort ();
+  while (is_empty_behind (&f, &a))
+    sched_yield ();
+  start (&later, &f, 29, 30);
+  usleep (5000);
+  CHECK (!all.entered);
+  CHECK (!later.entered);
+  inflight_leave (&f, &a);
+  pthread_join (all.thread, NULL);
+  usleep (5000);
+  CHECK (!later.entered);
+  for (i = 0; i < 3; ++i)
+    inflight_leave (&f, &all.range[i]);
+  pthread_join (later.thread, NULL);
+  inflight_leave (&f, &later.range);
+  inflight_destroy (&f);
+}
+
 /* First come, first served: a large range that waits is not overtaken by a
  * small one, though nobody is in that one's way but it.
  */
@@ -223,9 +289,13 @@ test_threads (void)
 int
 main (void)
 {
+  unsigned which;
+
   check_time_limit (100 + test_seconds (1));
   test_disjoint ();
   test_overlap ();
+  for (which = 0; which < 3; ++which)
+    test_all (which);
   test_fair ();
   test_threads ();
   return check_result ();

@@ -142,6 +142,17 @@ test_in_turn (void)
  */
 static _Atomic unsigned begun, told;
 
+/* Instead of that: what comes of a durable write, and of a flush. */
+static bool scripted;
+static int write_error, flush_error;
+
+static int
+failed_with (int err)
+{
+  errno = err;
+  return err == 0 ? 0 : -1;
+}
+
 static int
 good_or_told (void)
 {
@@ -162,6 +173,8 @@ __wrap_pwritev2 (int fd, const struct iovec *iov, int nr, off_t offset,
 {
   (void) fd, (void) offset, (void) flags;
   CHECK_EQ (nr, 1);
+  if (scripted)
+    return failed_with (write_error) == 0 ? (ssize_t) iov->iov_len : -1;
   return good_or_told () == 0 ? (ssize_t) iov->iov_len : -1;
 }
 
@@ -170,7 +183,7 @@ int
 __wrap_fdatasync (int fd)
 {
   (void) fd;
-  return good_or_told ();
+  return scripted ? failed_with (flush_error) : good_or_told ();
 }
 
 static struct storage *file;
@@ -194,19 +207,34 @@ first_call (void *opaque)
   return NULL;
 }
 
-static void
-test_file (void)
-{
-  static const char name[] = "test-reports.tmp";
-  pthread_t thread;
-  int fd, r;
+static const char name[] = "test-reports.tmp";
 
-  fd = open (name, O_CREAT | O_RDWR | O_TRUNC, 0600);
+static void
+open_file (void)
+{
+  const int fd = open (name, O_CREAT | O_RDWR | O_TRUNC, 0600);
+
   CHECK (fd != -1);
   close (fd);
   file = storage_file_open (AT_FDCWD, name, false, name);
   CHECK (file != NULL);
   CHECK_OK (storage_make_writable (file, 0, 0));
+}
+
+static void
+close_file (void)
+{
+  storage_close (file);
+  unlink (name);
+}
+
+static void
+test_file (void)
+{
+  pthread_t thread;
+  int r;
+
+  open_file ();
   begun = told = 0;
   if (pthread_create (&thread, NULL, first_call, &r) != 0)
     abort ();
@@ -216,8 +244,35 @@ test_file (void)
   atomic_store (&told, 1);
   pthread_join (thread, NULL);
   CHECK_EQ (r, (uint64_t) -1);
-  storage_close (file);
-  unlink (name);
+  close_file ();
+}
+
+/* I13: a full file system stops no other write; a loss that a durable write is
+ * told of stops all (I10), though it is a lack of space.
+ */
+static void
+test_no_space (int err)
+{
+  scripted = true;
+  flush = false;
+  flush_error = 0;
+  open_file ();
+  write_error = err;
+  CHECK_EQ (make_durable (), (uint64_t) -1);
+  CHECK_EQ (error_errno (), ENOSPC);
+  write_error = 0;
+  CHECK_OK (make_durable ());
+  CHECK_OK (storage_flush (file));
+
+  write_error = err;
+  flush_error = EIO;
+  CHECK_EQ (make_durable (), (uint64_t) -1);
+  CHECK_EQ (error_errno (), EIO);
+  write_error = flush_error = 0;
+  CHECK_EQ (make_durable (), (uint64_t) -1);
+  CHECK_EQ (storage_flush (file), (uint64_t) -1);
+  close_file ();
+  scripted = false;
 }
 
 int
@@ -232,5 +287,8 @@ main (void)
   test_file ();
   flush = true;
   test_file ();
+  test_no_space (ENOSPC);
+  test_no_space (EDQUOT);
+  test_no_space (EFBIG);
   return check_result ();
 }
