@@ -132,23 +132,30 @@ file_flush (struct storage *s)
   return reports_end (&f->reports, &w, fdatasync (f->fd));
 }
 
-/* What came of a durable write.  A full file system fails it as well as the loss
- * of other data does; the other descriptor tells which of the two it was.
+/* Whether a write can fail so although nothing that was written before is lost. */
+static bool
+is_of_one_write (int err)
+{
+  return err == ENOSPC || err == EDQUOT || err == EFBIG || err == EINTR;
+}
+
+/* What came of a durable write.  The loss of other data can fail it with the same
+ * errors as a full file system or a signal; the other descriptor, which is told
+ * of losses by itself, tells which of them it was.
  */
 static int
 durable_result (struct file *f, struct report_wait *w, int r)
 {
   const int err = errno;
 
-  if (r != -1 || (err != ENOSPC && err != EDQUOT && err != EFBIG) ||
-      f->durable_fd == f->fd)
+  if (r != -1 || !is_of_one_write (err))
     return reports_end (&f->durable_reports, w, r);
   if (file_flush (&f->storage) == -1) {
     errno = EIO;
     return reports_end (&f->durable_reports, w, -1);
   }
   errno = err;
-  return reports_end_without_space (&f->durable_reports, w);
+  return reports_end_alone (&f->durable_reports, w);
 }
 
 static ssize_t

@@ -235,7 +235,7 @@ far_hole (struct storage *s, uint64_t offset)
 static int
 durable_result (struct far *f, struct report_wait *w, int r)
 {
-  return r == -1 && errno == ENOSPC ? reports_end_without_space (&f->reports, w)
+  return r == -1 && errno == ENOSPC ? reports_end_alone (&f->reports, w)
     : reports_end (&f->reports, w, r);
 }
 

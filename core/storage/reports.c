@@ -69,7 +69,7 @@ reports_end (struct reports *r, struct report_wait *w, int result)
 }
 
 int
-reports_end_without_space (struct reports *r, struct report_wait *w)
+reports_end_alone (struct reports *r, struct report_wait *w)
 {
   const int err = errno;
 

@@ -38,9 +38,10 @@ extern void reports_destroy (struct reports *r);
 extern void reports_begin (struct reports *r, struct report_wait *w);
 extern int reports_end (struct reports *r, struct report_wait *w, int result);
 
-/* The same of a write that has found no space itself, and has lost nothing: it
- * fails, with errno as it is now, and no other call does for that.
+/* The same after a write that has failed by itself, for lack of space or by a
+ * signal, and has lost nothing: it fails, with errno as it is now, and no other
+ * call does for that.
  */
-extern int reports_end_without_space (struct reports *r, struct report_wait *w);
+extern int reports_end_alone (struct reports *r, struct report_wait *w);
 
 #endif /* CORE_STORAGE_REPORTS_H */
