@@ -4,7 +4,9 @@
 import json
 import os
 import random
-import threading
+import signal
+import subprocess
+import time
 
 import qtest
 from qtest import path, run, check, equal, Server
@@ -148,10 +150,42 @@ def interrupted():
         srv.stop(quiet=False)
 
 
+def left(new):
+    return [n for n in os.listdir(path(".")) if n.startswith(new)]
+
+
+def stopped(how, **delay):
+    """A signal ends it, though the server is silent, and leaves nothing."""
+    qtest.images += 1
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("k.qcow2"), "64M")
+    io("k.qcow2", "write -P 1 0 64M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("kfull.qcow2"), "64M")
+    with Server("file=" + path("k.qcow2"),
+                *["%s=%d" % d for d in delay.items()],
+                opts=["--filter=delay"]) as srv:
+        tool = subprocess.Popen(
+            [TOOL, "increment", srv.uri(), path("knew.qcow2"),
+             "--backing=kfull.qcow2"], stderr=subprocess.PIPE)
+        while tool.poll() is None and not left("knew"):
+            time.sleep(0.01)
+        tool.send_signal(how)
+        try:
+            _, told = tool.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            tool.kill()
+            _, told = tool.communicate()
+        equal((tool.returncode, left("knew")), (1, []),
+              "%s, %s: %s" % (how, delay, told))
+        check(b"interrupted" in told, "%s: %s" % (how, told))
+        srv.stop(quiet=False)
+
+
 if __name__ == "__main__":
     sizes()
     refused()
     interrupted()
+    stopped(signal.SIGINT, rdelay=600)
+    stopped(signal.SIGTERM, **{"delay-extents": 600})
     by_snapshots("compat=1.1", 20 * MIB)
     by_snapshots("compat=1.1,cluster_size=4k", 9 * MIB)
     by_snapshots("compat=1.1,extended_l2=on,cluster_size=128k", 20 * MIB)
