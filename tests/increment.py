@@ -154,6 +154,26 @@ def left(new):
     return [n for n in os.listdir(path(".")) if n.startswith(new)]
 
 
+def hung_up():
+    """nohup: it goes on."""
+    qtest.images += 1
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("h.qcow2"), "4M")
+    io("h.qcow2", "write -P 1 0 4M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("hfull.qcow2"), "4M")
+    with Server("file=" + path("h.qcow2"), "rdelay=1",
+                opts=["--filter=delay"]) as srv:
+        tool = subprocess.Popen(
+            [TOOL, "increment", srv.uri(), path("hnew.qcow2"),
+             "--backing=hfull.qcow2"],
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        while tool.poll() is None and not left("hnew"):
+            time.sleep(0.01)
+        tool.send_signal(signal.SIGHUP)
+        equal(tool.wait(), 0, "SIGHUP that is ignored")
+    equal((raw("hnew.qcow2"), left("hnew")), (raw("h.qcow2"), ["hnew.qcow2"]),
+          "made under nohup")
+
+
 def stopped(how, **delay):
     """A signal ends it, though the server is silent, and leaves nothing."""
     qtest.images += 1
@@ -165,7 +185,8 @@ def stopped(how, **delay):
                 opts=["--filter=delay"]) as srv:
         tool = subprocess.Popen(
             [TOOL, "increment", srv.uri(), path("knew.qcow2"),
-             "--backing=kfull.qcow2"], stderr=subprocess.PIPE)
+             "--backing=kfull.qcow2"], stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(how, signal.SIG_DFL))
         while tool.poll() is None and not left("knew"):
             time.sleep(0.01)
         tool.send_signal(how)
@@ -184,6 +205,8 @@ if __name__ == "__main__":
     sizes()
     refused()
     interrupted()
+    hung_up()
+    stopped(signal.SIGHUP, rdelay=600)
     stopped(signal.SIGINT, rdelay=600)
     stopped(signal.SIGTERM, **{"delay-extents": 600})
     by_snapshots("compat=1.1", 20 * MIB)
