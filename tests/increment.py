@@ -4,7 +4,9 @@
 import json
 import os
 import random
-import threading
+import signal
+import subprocess
+import time
 
 import qtest
 from qtest import path, run, check, equal, Server
@@ -148,10 +150,65 @@ def interrupted():
         srv.stop(quiet=False)
 
 
+def left(new):
+    return [n for n in os.listdir(path(".")) if n.startswith(new)]
+
+
+def hung_up():
+    """nohup: it goes on."""
+    qtest.images += 1
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("h.qcow2"), "4M")
+    io("h.qcow2", "write -P 1 0 4M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("hfull.qcow2"), "4M")
+    with Server("file=" + path("h.qcow2"), "rdelay=1",
+                opts=["--filter=delay"]) as srv:
+        tool = subprocess.Popen(
+            [TOOL, "increment", srv.uri(), path("hnew.qcow2"),
+             "--backing=hfull.qcow2"],
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        while tool.poll() is None and not left("hnew"):
+            time.sleep(0.01)
+        tool.send_signal(signal.SIGHUP)
+        equal(tool.wait(), 0, "SIGHUP that is ignored")
+    equal((raw("hnew.qcow2"), left("hnew")), (raw("h.qcow2"), ["hnew.qcow2"]),
+          "made under nohup")
+
+
+def stopped(how, **delay):
+    """A signal ends it, though the server is silent, and leaves nothing."""
+    qtest.images += 1
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("k.qcow2"), "64M")
+    io("k.qcow2", "write -P 1 0 64M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("kfull.qcow2"), "64M")
+    with Server("file=" + path("k.qcow2"),
+                *["%s=%d" % d for d in delay.items()],
+                opts=["--filter=delay"]) as srv:
+        tool = subprocess.Popen(
+            [TOOL, "increment", srv.uri(), path("knew.qcow2"),
+             "--backing=kfull.qcow2"], stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(how, signal.SIG_DFL))
+        while tool.poll() is None and not left("knew"):
+            time.sleep(0.01)
+        tool.send_signal(how)
+        try:
+            _, told = tool.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            tool.kill()
+            _, told = tool.communicate()
+        equal((tool.returncode, left("knew")), (1, []),
+              "%s, %s: %s" % (how, delay, told))
+        check(b"interrupted" in told, "%s: %s" % (how, told))
+        srv.stop(quiet=False)
+
+
 if __name__ == "__main__":
     sizes()
     refused()
     interrupted()
+    hung_up()
+    stopped(signal.SIGHUP, rdelay=600)
+    stopped(signal.SIGINT, rdelay=600)
+    stopped(signal.SIGTERM, **{"delay-extents": 600})
     by_snapshots("compat=1.1", 20 * MIB)
     by_snapshots("compat=1.1,cluster_size=4k", 9 * MIB)
     by_snapshots("compat=1.1,extended_l2=on,cluster_size=128k", 20 * MIB)

@@ -36,7 +36,7 @@ const char tool_increment_usage[] =
   "      --resized            the copy's disk may have another size\n"
   "  -p, --progress           print how far it is, on standard error\n"
   "\n"
-  "The image gets its name when it is complete and durable.\n";
+  "The image gets its name when it is complete and durable; SIGINT leaves nothing.\n";
 
 /* Extents are asked for so many bytes at a time, which an answer need not
  * cover; data is copied in pieces that end at multiples of PIECE.
@@ -145,6 +145,10 @@ next_piece (struct increment *in, unsigned connection, struct extent *piece)
 {
   int r = 0;
 
+  if (tool_is_stopped ()) {
+    error_set (EINTR, "interrupted");
+    return -1;
+  }
   pthread_mutex_lock (&in->lock);
   while (r == 0 && in->err == 0 && in->first == in->nr &&
          in->known < source_size (in->source))
@@ -280,8 +284,10 @@ make (struct increment *in, struct image_options *options,
       struct create_options *c, const struct writer_options *w)
 {
   in->image = image_open_below (options);
-  if (in->image == NULL || check_full (in) == -1 ||
-      create_hidden (in->o->file, c, &in->made) == -1)
+  if (in->image == NULL || check_full (in) == -1)
+    return -1;
+  tool_catch_signals (); /* so that no file is left behind */
+  if (create_hidden (in->o->file, c, &in->made) == -1)
     return -1;
   in->path = create_path_from (in->o->file, in->made.name);
   if (in->path == NULL) {

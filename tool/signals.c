@@ -22,13 +22,15 @@ tool_catch_signals (void)
   const struct sigaction once = {
     .sa_handler = stop, .sa_flags = SA_RESETHAND,
   };
+  struct sigaction old;
 
   /* Somebody who gives the second one does not want to wait; but a shell may
    * pass a SIGHUP on that the terminal has sent, too.
    */
   sigaction (SIGINT, &once, NULL);
   sigaction (SIGTERM, &once, NULL);
-  sigaction (SIGHUP, &action, NULL);
+  if (sigaction (SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+    sigaction (SIGHUP, &action, NULL); /* else nohup has started it */
 }
 
 bool

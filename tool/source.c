@@ -11,6 +11,10 @@
 
 #include "base/error.h"
 #include "source.h"
+#include "tool.h"
+
+/* How long a silent server may keep somebody from stopping. */
+#define POLL_MILLISECONDS 200
 
 struct source {
   uint64_t size;
@@ -107,7 +111,9 @@ source_close (struct source *s)
   if (s == NULL)
     return;
   for (i = 0; i < s->nr; ++i) {
-    nbd_shutdown (s->nbd[i], 0);
+    /* It waits for the server, and for commands that wait_for has left. */
+    if (!tool_is_stopped ())
+      nbd_shutdown (s->nbd[i], 0);
     nbd_close (s->nbd[i]);
   }
   free (s->uri);
@@ -126,12 +132,35 @@ source_connections (const struct source *s)
   return s->nr;
 }
 
+/* Wait for a command, or until the tool is to stop: then nothing but closing may
+ * be done with the connection, since what the command refers to is gone.
+ */
+static int
+wait_for (const struct source *s, struct nbd_handle *nbd, int64_t cookie)
+{
+  int r = cookie == -1 ? -1 : 0;
+
+  while (r == 0) {
+    if (tool_is_stopped ()) {
+      error_set (EINTR, "interrupted");
+      return -1;
+    }
+    r = nbd_aio_command_completed (nbd, cookie);
+    if (r == 0 && nbd_poll (nbd, POLL_MILLISECONDS) == -1 &&
+        nbd_get_errno () != EINTR)
+      r = -1;
+  }
+  return r == -1 ? failed (s->uri) : 0;
+}
+
 int
 source_read (struct source *s, unsigned connection, void *buf, size_t count,
              uint64_t offset)
 {
-  return nbd_pread (s->nbd[connection], buf, count, offset, 0) == 0 ? 0
-    : failed (s->uri);
+  struct nbd_handle *nbd = s->nbd[connection];
+
+  return wait_for (s, nbd, nbd_aio_pread (nbd, buf, count, offset,
+                                          NBD_NULL_COMPLETION, 0));
 }
 
 /* ------------------------------------------------------------------ extents */
@@ -169,11 +198,14 @@ source_extents (struct source *s, unsigned connection, uint64_t count,
                 uint64_t offset, source_fn *fn, void *opaque)
 {
   struct answer a = { fn, opaque, count, true };
+  const nbd_extent_callback take = {
+    .callback = take_entries, .user_data = &a,
+  };
+  struct nbd_handle *nbd = s->nbd[connection];
 
-  if (nbd_block_status (s->nbd[connection], count, offset,
-                        (nbd_extent_callback) { .callback = take_entries,
-                                                .user_data = &a }, 0) == -1)
-    return failed (s->uri);
+  if (wait_for (s, nbd, nbd_aio_block_status (nbd, count, offset, take,
+                                              NBD_NULL_COMPLETION, 0)) == -1)
+    return -1;
   if (a.left < count)
     return 0;
   error_set (EIO, "%s: the server tells nothing of offset %" PRIu64, s->uri,

@@ -18,7 +18,10 @@
 
 struct source;
 
-/* All of these return -1 or NULL with the error set: see base/error.h. */
+/* All of these return -1 or NULL with the error set: see base/error.h.  When the
+ * tool is to stop (tool_is_stopped) what waits for the server fails with EINTR,
+ * and the source can only be closed.
+ */
 
 extern struct source *source_open (const char *uri);
 extern void source_close (struct source *s); /* NULL is allowed */

@@ -296,6 +296,69 @@ test_random (void)
   first_size = 0;
 }
 
+/* ------------------------------------------------------------ L2 tables */
+
+static void
+check_table_flags (const struct image *im, const char *name,
+                   const unsigned *wanted, unsigned nr)
+{
+  struct layer *l = image_open_disk (im, name);
+  uint8_t *flags = flags_of (l);
+  unsigned i;
+
+  for (i = 0; i < nr; ++i)
+    if (flags[i * 4096] != wanted[i])
+      check_failed (__FILE__, __LINE__, "%s, table %u: flags %u are not %u",
+                    name, i, flags[i * 4096], wanted[i]);
+  free (flags);
+  image_close_disk (l);
+}
+
+/* Tables that only one of both has: with data; with nothing in it; with zeros.
+ * Then one that both have, and one that none has.
+ */
+static void
+check_tables (uint64_t back)
+{
+  enum { PER_TABLE = 512, NR = 8 };
+  const unsigned zeros = back > 0 ? EXTENT_ZERO : EXTENT_HOLE;
+  const unsigned gone = back > 0 ? 0 : EXTENT_ZERO;
+  const unsigned forth[NR] = {
+    0, gone, EXTENT_HOLE, EXTENT_HOLE, zeros, back > 0 ? 0 : EXTENT_HOLE,
+    EXTENT_HOLE, EXTENT_HOLE,
+  };
+  struct builder b;
+  struct image *im;
+  unsigned i;
+
+  back_size = back;
+  build_start (&b, 3, 12, false, COMPRESSION_DEFLATE,
+               (uint64_t) NR * PER_TABLE << 12);
+  if (back > 0)
+    build_backing (&b, "raw");
+  build_entry (&b, 1 * PER_TABLE, build_data (&b, 1), 0);
+  build_l2_place (&b, 3 * PER_TABLE);
+  build_entry (&b, 5 * PER_TABLE, QCOW2_L2_ZERO, 0);
+  build_entry (&b, 6 * PER_TABLE, build_data (&b, 6), 0);
+  build_snapshot (&b, 0, &seed);
+  for (i = 1; i < 6; i += 2) /* which only the snapshot has now */
+    put_be64 (b.data + b.l1_offset + 8 * i, 0);
+  build_entry (&b, 0 * PER_TABLE, build_data (&b, 2), 0);
+  build_l2_place (&b, 2 * PER_TABLE);
+  build_entry (&b, 4 * PER_TABLE, QCOW2_L2_ZERO, 0);
+  im = open_image (&b);
+  check_table_flags (im, "changed/1", forth, NR);
+  check_data (im, "snapshot/1", "", "changed/1");
+  close_image (im);
+}
+
+static void
+test_tables (void)
+{
+  check_tables (0);
+  check_tables (UINT64_C (1) << 24);
+}
+
 /* ------------------------------------------------------------ beside writing */
 
 static void
@@ -345,6 +408,7 @@ main (void)
 {
   test_pairs ();
   test_random ();
+  test_tables ();
   test_writing ();
   return check_result ();
 }

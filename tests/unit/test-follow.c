@@ -340,8 +340,8 @@ test_threads (void)
   }
   for (i = 0; i < THREADS; ++i)
     pthread_join (thread[i], NULL);
-  rig.control.hook = NULL;
   CHECK_OK (rig_close_only (&rig));
+  rig.control.hook = NULL; /* which the idle thread has called, too */
   image_check_clean ("threads", rig.disk.data, atomic_load (&rig.disk.size));
   check_valid ();
   for (i = FINE; i <= COARSE; ++i) {
@@ -465,7 +465,9 @@ open_disk (struct memory_disk *disk, struct memory_control *control)
 static void
 check_refused (struct builder *b, int err, const char *words)
 {
-  static const struct writer_options keep = { 0 };
+  static const struct writer_options keep = {
+    .bitmap_idle = BITMAP_NEVER_IDLE,
+  };
   static const struct writer_options give_up = { .invalidate_bitmaps = true };
   struct memory_control control = { 0 };
   struct memory_disk disk;
@@ -559,7 +561,9 @@ count_reads (void *opaque, const struct memory_call *call)
 static bool
 open_changing (bool too_many, unsigned read)
 {
-  static const struct writer_options keep = { 0 };
+  static const struct writer_options keep = {
+    .bitmap_idle = BITMAP_NEVER_IDLE,
+  };
   struct memory_control control = { 0 };
   struct directory_change c = { .too_many = too_many, .in = read };
   struct memory_disk disk;
@@ -663,7 +667,9 @@ test_full (void)
 static void
 test_table_is_hole (bool allocates)
 {
-  static const struct writer_options keep = { 0 };
+  static const struct writer_options keep = {
+    .bitmap_idle = BITMAP_NEVER_IDLE,
+  };
   struct memory_control control = { 0 };
   struct memory_disk disk;
   struct builder b;
@@ -870,6 +876,83 @@ test_settled_while_held (void)
   rig_free (&rig);
 }
 
+/* What could not be written so is at the end. */
+static void
+test_settling_fails (void)
+{
+  start (12, 0);
+  rig_write (&rig, 65536, 512, 1);
+  memory_fail (&rig.control, MEMORY_WRITE, 1, EIO);
+  settle ();
+  CHECK_EQ (rig.control.failed, 1);
+  memory_fail_no_more (&rig.control);
+  CHECK (peek (128) && peek (129));
+  rig_close (&rig);
+  CHECK (is_set (FINE, 128) && !is_set (FINE, 129));
+  rig_free (&rig);
+}
+
+/* A page that is marked while an earlier one is written is not idle. */
+#define IDLE_NS 50000000
+#define SECOND_PAGE (UINT64_C (2) << 20)
+
+struct mark_within {
+  unsigned nr;
+  uint64_t marked_at;
+};
+
+static uint64_t
+monotonic (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_MONOTONIC, &t);
+  return t.tv_sec * UINT64_C (1000000000) + t.tv_nsec;
+}
+
+static void
+mark_within (void *opaque, const struct memory_call *call)
+{
+  struct mark_within *m = opaque;
+
+  if (call->kind != MEMORY_WRITE || call->durable || m->nr++ > 0)
+    return;
+  m->marked_at = monotonic ();
+  rig_write (&rig, SECOND_PAGE, 512, 2);
+}
+
+/* Returns false if this took so long that the page was idle after all. */
+static bool
+settle_and_mark (void)
+{
+  const struct timespec t = { .tv_nsec = IDLE_NS };
+  struct mark_within m = { 0 };
+  bool soon;
+
+  start (9, 0);
+  rig_write (&rig, 0, 512, 1);
+  nanosleep (&t, NULL);
+  rig.control.opaque = &m;
+  rig.control.hook = mark_within;
+  follow_settle (rig.im->writer, IDLE_NS);
+  rig.control.hook = NULL;
+  CHECK (m.nr > 0);
+  soon = monotonic () - m.marked_at < IDLE_NS;
+  if (soon)
+    CHECK (is_set (FINE, SECOND_PAGE / 512 + 1));
+  rig_close (&rig);
+  CHECK (!is_set (FINE, SECOND_PAGE / 512 + 1));
+  rig_free (&rig);
+  return soon;
+}
+
+static void
+test_marked_while_settling (void)
+{
+  while (!settle_and_mark ())
+    ;
+}
+
 /* A thread does it, while others write. */
 static void
 test_thread_settles (void)
@@ -932,6 +1015,8 @@ main (void)
   test_mark_fails ();
   test_settled ();
   test_settled_while_held ();
+  test_settling_fails ();
+  test_marked_while_settling ();
   test_thread_settles ();
   test_failing (9);
   test_failing (12);

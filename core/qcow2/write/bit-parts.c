@@ -346,28 +346,33 @@ bit_parts_load (struct bit_parts *p, unsigned i, uint64_t page, uint8_t *bytes)
   return r;
 }
 
-void
+unsigned
 bit_parts_store (struct bit_parts *p, unsigned i, uint64_t page,
                  const uint8_t *bytes, unsigned sectors)
 {
   struct part t = part_of (p, i, page);
-  unsigned k;
+  unsigned k, failed = 0;
 
   if (writeback_check (&p->w->writeback) == -1) /* I10 */
-    return;
+    return sectors;
   pthread_rwlock_rdlock (t.lock);
-  if (find (&t) == 0 && t.kind == BITMAP_PART_CLUSTER) {
+  if (find (&t) == -1)
+    failed = sectors;
+  else if (t.kind == BITMAP_PART_CLUSTER) {
     for (k = 0; sectors >> k != 0; ++k) {
       const struct host_off at = { t.host.v + t.within + k * BIT_SECTOR };
 
       if ((sectors >> k & 1) &&
           storage_write (tables_of (p), bytes + k * BIT_SECTOR, BIT_SECTOR,
-                         at) == -1)
+                         at) == -1) {
         debug_message ("%s", error_message ());
+        failed |= 1U << k;
+      }
     }
     writeback_note_data (&p->w->writeback);
   }
   pthread_rwlock_unlock (t.lock);
+  return failed;
 }
 
 /* ---------------------------------------------------------------- preparing */

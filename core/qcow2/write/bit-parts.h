@@ -74,9 +74,11 @@ extern int bit_parts_mark (struct bit_parts *p, unsigned i, uint64_t page,
 
 /* Write sectors (bit x: the x-th) with fewer bits than there are, where
  * nobody marks any at that time.  Nothing depends on it: errors are none.
+ * Returns those that may have more bits on the disk than these.
  */
-extern void bit_parts_store (struct bit_parts *p, unsigned i, uint64_t page,
-                             const uint8_t *bytes, unsigned sectors);
+extern unsigned bit_parts_store (struct bit_parts *p, unsigned i,
+                                 uint64_t page, const uint8_t *bytes,
+                                 unsigned sectors);
 
 /* See to it that entries can be changed on a full file system, and that what
  * is read of them is durable.  No content changes.  The storage is writable by

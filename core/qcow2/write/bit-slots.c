@@ -37,6 +37,8 @@ struct bit_slot {
 
   /* Bits of this page.  Words as they are in the host, of PAGE_WORDS. */
   _Atomic uint64_t *exact, *durable;
+  unsigned unsettled; /* sectors that may have more on the disk than durable,
+                       * since writing them has failed; constant while held */
 
   pthread_mutex_t lock; /* around a mark's I/O */
   uint64_t marked_at;   /* lock; nanoseconds */
@@ -149,13 +151,15 @@ look_up (const struct bit_slots *s, unsigned bitmap, uint64_t page)
   return t;
 }
 
-/* Write a page that nobody holds, as it is exactly. */
+/* Write a page that nobody holds, as it is exactly.  Then the disk may have
+ * anything from that to what was durable where it has failed.
+ */
 static void
 store (struct bit_slots *s, struct bit_slot *t)
 {
   const unsigned per_sector = SECTOR_BITS / 64;
   uint8_t bytes[BIT_PAGE];
-  unsigned i, sectors = 0;
+  unsigned i, sectors = t->unsettled;
 
   for (i = 0; i < s->page_bits / 64; ++i) {
     if (t->exact[i] != t->durable[i])
@@ -164,7 +168,8 @@ store (struct bit_slots *s, struct bit_slot *t)
   if (sectors == 0)
     return;
   get_bytes (s, t->exact, bytes);
-  bit_parts_store (s->parts, t->bitmap, t->page, bytes, sectors);
+  t->unsettled = bit_parts_store (s->parts, t->bitmap, t->page, bytes,
+                                  sectors);
 }
 
 /* Have a free slot, if there is none: of a page that nobody holds (S3).  The
@@ -202,7 +207,7 @@ read_page (struct bit_slots *s, struct bit_slot *t)
     memcpy (&word, bytes + 8 * i, sizeof word);
     t->exact[i] = t->durable[i] = le64toh (word);
   }
-  t->mark = t->marked_at = 0;
+  t->mark = t->marked_at = t->unsettled = 0;
   return 0;
 }
 
@@ -340,10 +345,10 @@ mark (struct bit_slots *s, struct bit_slot *t, uint64_t from, uint64_t to)
 
 /* The lock is held.  Those who marked it held it, and have let go of it. */
 static bool
-is_idle (const struct bit_slot *t, uint64_t now, uint64_t idle_ns)
+is_idle (const struct bit_slot *t, uint64_t idle_ns)
 {
   return t->state == SLOT_READY && t->holders == 0 && t->mark != 0 &&
-    now - t->marked_at >= idle_ns;
+    nanoseconds () - t->marked_at >= idle_ns;
 }
 
 /* The lock is held, but for the I/O.  Of what was durable beyond what is exact
@@ -371,12 +376,11 @@ settle (struct bit_slots *s, struct bit_slot *t)
 void
 bit_slots_settle (struct bit_slots *s, uint64_t idle_ns)
 {
-  const uint64_t now = nanoseconds ();
   unsigned i;
 
   for (i = 0; i < s->nr; ++i) {
     pthread_mutex_lock (&s->lock);
-    if (s->holds < s->max_holds && is_idle (&s->slot[i], now, idle_ns))
+    if (s->holds < s->max_holds && is_idle (&s->slot[i], idle_ns))
       settle (s, &s->slot[i]);
     pthread_mutex_unlock (&s->lock);
   }
