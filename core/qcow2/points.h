@@ -20,7 +20,8 @@
  *      reference on the disk: it is given up, once, when none has it any more.
  *  S4  A shadow exists as long as some point needs it (S1).
  *  S5  Memory is bounded (I11).  What doesn't fit makes points fail, not the
- *      change: they have to be believed to be wrong from then on.
+ *      change: they have to be believed to be wrong from then on, and nothing
+ *      is captured for them any more: it may have changed, and been given up.
  *
  * The locks are held for moments: points.lock, and points.stripe, never two of
  * these.  What is written is in qcow2/write/frozen.h.
@@ -58,6 +59,7 @@ struct points {
   pthread_cond_t changed;     /* for whoever waits for points (lock) */
   struct point point[POINTS_MAX];
   uint64_t generation;        /* lock; the last that was given to one */
+  _Atomic uint64_t failed;    /* all up to this one have failed, or ended */
   bool failing;               /* lock; some have failed, and have not ended */
 
   /* Points that failed have just ended.  Steps that had no memory for a shadow may

@@ -30,7 +30,7 @@ static uint8_t *was;              /* the disk at first */
 /* -------------------------------------------------------------------- threads */
 
 /* It writes or reads a sector, and stops where stop says, until it may go on. */
-enum stop { NOWHERE, AT_DATA, AFTER_LOOKUP };
+enum stop { NOWHERE, AT_DATA, AFTER_LOOKUP, BEFORE_CAPTURE };
 
 struct request {
   uint64_t at;
@@ -85,6 +85,35 @@ __wrap_map_lookup (const struct map *m, struct guest_off offset, uint64_t max,
 
   stop_here (AFTER_LOOKUP);
   return r;
+}
+
+/* What is released waits until it may be. */
+static _Atomic bool no_release;
+
+void __real_unfreeze (struct writer *w);
+void __wrap_unfreeze (struct writer *w);
+
+void
+__wrap_unfreeze (struct writer *w)
+{
+  while (atomic_load (&no_release))
+    sched_yield ();
+  __real_unfreeze (w);
+}
+
+bool __real_points_capture (struct points *p, const struct map *m,
+                            uint64_t slice, struct host_off place,
+                            const uint64_t *words);
+bool __wrap_points_capture (struct points *p, const struct map *m,
+                            uint64_t slice, struct host_off place,
+                            const uint64_t *words);
+
+bool
+__wrap_points_capture (struct points *p, const struct map *m, uint64_t slice,
+                       struct host_off place, const uint64_t *words)
+{
+  stop_here (BEFORE_CAPTURE);
+  return __real_points_capture (p, m, slice, place, words);
 }
 
 static void
@@ -254,6 +283,57 @@ test_failed_step (void)
   end ();
 }
 
+/* Write elsewhere until that has gone to this host cluster, which was given up. */
+static void
+use_again (uint64_t host)
+{
+  bool used = false;
+  unsigned tries;
+  uint64_t i;
+
+  for (tries = 0; tries < 1000 && !used; ++tries) {
+    rig_trim (&rig, 20 * CLUSTER, 8 * CLUSTER);
+    rig_flush (&rig); /* what was given up is durably so ... */
+    rig_flush (&rig); /* ... and so is its refcount */
+    for (i = 20; i < 28; ++i) {
+      rig_write (&rig, i * CLUSTER, CLUSTER, i);
+      used |= rig_host (&rig, i * CLUSTER) == host;
+    }
+  }
+  CHECK (used);
+}
+
+/* A step has read the entries of a slice; then another one, which had no memory to
+ * capture them, changes some, and gives up what they referred to.  With memory
+ * again they must not be captured as they were: it would be given up twice.
+ */
+static void
+test_captured_late (void)
+{
+  struct request late = { .at = 5 * CLUSTER, .value = 0xa0,
+                          .stop = BEFORE_CAPTURE };
+  struct layer *point;
+  uint64_t host;
+
+  start (1 << 20);
+  rig_trim (&rig, 20 * CLUSTER, 8 * CLUSTER);
+  host = rig_host (&rig, 0);
+  point = open_point ();
+  begin (&late);
+  points ()->max_bytes = 0;
+  write_sector (0, 0xa1);
+  points ()->max_bytes = 1 << 20;
+  atomic_store (&no_release, true);
+  finish (&late);
+  use_again (host);
+  atomic_store (&no_release, false);
+  wait_for_end ();
+  check_sector (0, 0xa1);
+  check_sector (5 * CLUSTER, 0xa0);
+  image_close_disk (point);
+  end ();
+}
+
 /* A step copies a cluster, as a shadow has it, which is not needed any more. */
 static void
 test_release (void)
@@ -351,6 +431,7 @@ main (void)
 {
   check_time_limit (60);
   test_failed_step ();
+  test_captured_late ();
   test_release ();
   test_looked_up ();
   test_reader ();
