@@ -134,8 +134,9 @@ end_failed (struct image_points *ip)
 
   p->failing = false;
   ip->ending = true;
-  for (i = 0; i < POINTS_MAX; ++i)
-    failed[i] = atomic_load (&p->point[i].failed);
+  for (i = 0; i < POINTS_MAX; ++i) /* another one may be taken meanwhile */
+    failed[i] = atomic_load (&p->point[i].failed) &&
+      atomic_load (&p->point[i].generation) != 0;
   wait_for_requests (ip);
   atomic_store (&p->in_turn, true); /* before newest may be 0 */
   for (i = 0; i < POINTS_MAX; ++i) {

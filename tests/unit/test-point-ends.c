@@ -334,6 +334,56 @@ test_captured_late (void)
   end ();
 }
 
+static void *
+open_main (void *opaque)
+{
+  *(struct layer **) opaque = image_open_disk (rig.im, IMAGE_POINT_PREFIX "new");
+  return NULL;
+}
+
+/* One is being taken while another one fails, in the place of one that had failed
+ * before: that it did must not end the new one.
+ */
+static void
+test_taken_beside (void)
+{
+  struct request fails = { .at = 8 * CLUSTER, .value = 0xa0,
+                           .stop = BEFORE_CAPTURE };
+  struct request holds = { .at = 5 * CLUSTER, .value = 0xa1,
+                           .stop = BEFORE_CAPTURE };
+  struct layer *first, *second, *new = NULL;
+  pthread_t thread;
+  uint8_t buf[512];
+
+  start (2000);
+  first = open_point ();
+  second = image_open_disk (rig.im, IMAGE_POINT_PREFIX "two");
+  write_sector (9 * CLUSTER, 1);
+  image_close_disk (first);
+  image_close_disk (second);
+  wait_for_end ();
+  first = image_open_disk (rig.im, IMAGE_POINT_PREFIX "three");
+  begin (&fails);
+  begin (&holds);
+  pthread_create (&thread, NULL, open_main, &new);
+  while (!atomic_load (&rig.im->gate.closed))
+    sched_yield ();
+  atomic_store (&nr_waits, 0);
+  finish (&fails);
+  wait_for_waits (1);
+  finish (&holds);
+  pthread_join (thread, NULL);
+  wait_for_end ();
+  points ()->max_bytes = 1 << 20;
+  write_sector (0, 0xa2);
+  CHECK (new != NULL);
+  CHECK_OK (layer_read (new, buf, sizeof buf, (struct guest_off) { 0 }));
+  CHECK (memcmp (buf, was, sizeof buf) == 0);
+  image_close_disk (first);
+  image_close_disk (new);
+  end ();
+}
+
 /* A step copies a cluster, as a shadow has it, which is not needed any more. */
 static void
 test_release (void)
@@ -432,6 +482,7 @@ main (void)
   check_time_limit (60);
   test_failed_step ();
   test_captured_late ();
+  test_taken_beside ();
   test_release ();
   test_looked_up ();
   test_reader ();
