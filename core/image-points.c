@@ -285,8 +285,8 @@ image_points_fail (struct image *im)
 
 /* ------------------------------------------------------------------- taking */
 
-static int
-check_token (const struct image *im, const char *token)
+int
+image_points_check (const struct image *im, const char *token)
 {
   if (token[0] != '\0' && strchr (token, '/') == NULL)
     return 0;
@@ -394,6 +394,8 @@ take_token (struct image_points *ip, char *name, uint64_t hash)
   ip->taking = false;
   pthread_cond_broadcast (&ip->points->changed);
   if (point == NULL) {
+    error_set (EBUSY, "%s: there are %d points in time already",
+               image_storage (ip->im)->name, POINTS_MAX);
     free (name);
     return NULL;
   }
@@ -466,7 +468,7 @@ image_points_open (const struct image *im, const char *token)
   struct layer *disk;
   struct token *t;
 
-  if (check_token (im, token) == -1)
+  if (image_points_check (im, token) == -1)
     return NULL;
   pthread_mutex_lock (&ip->points->lock);
   t = use_token (ip, token);

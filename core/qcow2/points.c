@@ -110,12 +110,11 @@ points_take (struct points *p)
   if (point != NULL) {
     point->taken = true;
     atomic_store (&point->failed, false);
+    atomic_store (&point->told, false);
     atomic_store (&point->generation, ++p->generation);
     find_newest (p);
     atomic_store (&p->held, true);
   }
-  else
-    error_set (EBUSY, "there are %d points in time already", POINTS_MAX);
   pthread_mutex_unlock (&p->lock);
   return point;
 }

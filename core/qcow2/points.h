@@ -46,6 +46,7 @@ struct point {
   bool taken;           /* points.lock; the place is not free */
   _Atomic uint64_t generation; /* points.lock to change it; 0: it has ended */
   _Atomic bool failed;  /* what is read of it must not be believed */
+  _Atomic bool told;    /* a reader has reported that */
 };
 
 struct shadow;
@@ -97,7 +98,7 @@ points_are_held (const struct points *p)
 /* ------------------------------------------------------------- their owner */
 
 /* Take a point: no request is running that changes something, nor begins before
- * this has returned.  NULL with EBUSY set: there are too many.
+ * this has returned.  NULL: there are POINTS_MAX already.
  */
 extern struct point *points_take (struct points *p);
 

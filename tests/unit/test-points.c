@@ -400,7 +400,7 @@ test_tokens (void)
     many[i] = open_point (name);
     CHECK ((many[i] != NULL) == (i < 8));
   }
-  CHECK_ERROR (EBUSY, "8 points in time");
+  CHECK_ERROR (EBUSY, "test: there are 8 points in time");
   image_close_disk (many[3]);
   wait_for_end ();
   many[3] = open_point ("again");
@@ -456,6 +456,11 @@ test_memory (void)
   a = open_point ("two"); /* what the first held is given back */
   rig_write (&rig, 0, 512, 1);
   CHECK_OK (layer_read (a, scratch, rig.size, (struct guest_off) { 0 }));
+  for (i = 0; i + 512 <= rig.size; i += 512)
+    rig_write (&rig, i, 512, i);
+  CHECK (layer_read (a, scratch, 512, (struct guest_off) { 0 }) == -1);
+  CHECK_ERROR (EIO, "could not be kept");
+  CHECK (!error_repeated ()); /* another one: it is reported, too */
   image_close_disk (a);
   image_close_disk (b);
   wait_for_end ();
