@@ -312,9 +312,12 @@ points_capture (struct points *p, const struct map *m, uint64_t slice,
   return wanted;
 }
 
-bool
-points_have (struct points *p, uint64_t slice, unsigned word,
-             uint64_t reference)
+/* Whether the newest shadow of a slice has the reference there; or, if uncaptured
+ * counts as well, there will be such a shadow before it changes.
+ */
+static bool
+look_for (struct points *p, uint64_t slice, unsigned word, uint64_t reference,
+          bool uncaptured)
 {
   pthread_mutex_t *stripe;
   struct shadow **bucket = find_bucket (p, slice, &stripe);
@@ -323,26 +326,24 @@ points_have (struct points *p, uint64_t slice, unsigned word,
 
   pthread_mutex_lock (stripe);
   s = next_of_slice (*bucket, slice);
-  r = is_wanted (atomic_load (&p->newest), s) ||
+  r = (uncaptured && is_wanted (atomic_load (&p->newest), s)) ||
     (s != NULL && entry_reference (shadow_word (s, word)) == reference);
   pthread_mutex_unlock (stripe);
   return r;
 }
 
 bool
+points_have (struct points *p, uint64_t slice, unsigned word,
+             uint64_t reference)
+{
+  return look_for (p, slice, word, reference, true);
+}
+
+bool
 points_keep (struct points *p, uint64_t slice, unsigned word,
              uint64_t reference)
 {
-  pthread_mutex_t *stripe;
-  struct shadow **bucket = find_bucket (p, slice, &stripe);
-  const struct shadow *s;
-  bool r;
-
-  pthread_mutex_lock (stripe);
-  s = next_of_slice (*bucket, slice);
-  r = s != NULL && entry_reference (shadow_word (s, word)) == reference;
-  pthread_mutex_unlock (stripe);
-  return r;
+  return look_for (p, slice, word, reference, false);
 }
 
 /* --------------------------------------------------------------- releasing */
