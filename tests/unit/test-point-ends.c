@@ -88,7 +88,7 @@ __wrap_map_lookup (const struct map *m, struct guest_off offset, uint64_t max,
 }
 
 /* What is released waits until it may be. */
-static _Atomic bool no_release;
+static _Atomic bool no_release, release_waits;
 
 void __real_unfreeze (struct writer *w);
 void __wrap_unfreeze (struct writer *w);
@@ -96,9 +96,47 @@ void __wrap_unfreeze (struct writer *w);
 void
 __wrap_unfreeze (struct writer *w)
 {
-  while (atomic_load (&no_release))
+  while (atomic_load (&no_release)) {
+    atomic_store (&release_waits, true);
     sched_yield ();
+  }
+  atomic_store (&release_waits, false);
   __real_unfreeze (w);
+}
+
+/* Whoever opens a point in a thread of its own waits for a condition, or has taken
+ * one, while shadows had so many bytes.
+ */
+static _Thread_local bool opens;
+static _Atomic bool waits_or_has_taken;
+static uint64_t bytes_when_taken;
+
+int __real_pthread_cond_wait (pthread_cond_t *c, pthread_mutex_t *m);
+int __wrap_pthread_cond_wait (pthread_cond_t *c, pthread_mutex_t *m);
+
+int
+__wrap_pthread_cond_wait (pthread_cond_t *c, pthread_mutex_t *m)
+{
+  if (opens)
+    atomic_store (&waits_or_has_taken, true);
+  return __real_pthread_cond_wait (c, m);
+}
+
+struct point *__real_points_take (struct points *p);
+struct point *__wrap_points_take (struct points *p);
+
+struct point *
+__wrap_points_take (struct points *p)
+{
+  const int r = pthread_mutex_trylock (&rig.im->writer_lock);
+
+  CHECK_EQ (r, EBUSY); /* no repair runs: it would not be known to the point */
+  if (r == 0)
+    pthread_mutex_unlock (&rig.im->writer_lock);
+  bytes_when_taken = atomic_load (&p->bytes);
+  if (opens)
+    atomic_store (&waits_or_has_taken, true);
+  return __real_points_take (p);
 }
 
 bool __real_points_capture (struct points *p, const struct map *m,
@@ -337,6 +375,7 @@ test_captured_late (void)
 static void *
 open_main (void *opaque)
 {
+  opens = true;
   *(struct layer **) opaque = image_open_disk (rig.im, IMAGE_POINT_PREFIX "new");
   return NULL;
 }
@@ -382,6 +421,58 @@ test_taken_beside (void)
   image_close_disk (first);
   image_close_disk (new);
   end ();
+}
+
+/* None is taken before what failed ones had is given up, and memory is there. */
+static void
+test_taken_while_ending (void)
+{
+  struct layer *failed, *new = NULL;
+  pthread_t thread;
+
+  start (1 << 20);
+  failed = open_point ();
+  write_sector (0, 0xa1);
+  CHECK (atomic_load (&points ()->bytes) > 0);
+  atomic_store (&no_release, true);
+  image_points_fail (rig.im);
+  while (!atomic_load (&release_waits))
+    sched_yield ();
+  atomic_store (&waits_or_has_taken, false);
+  pthread_create (&thread, NULL, open_main, &new);
+  while (!atomic_load (&waits_or_has_taken))
+    sched_yield ();
+  atomic_store (&no_release, false);
+  pthread_join (thread, NULL);
+  CHECK_EQ (bytes_when_taken, 0);
+  image_close_disk (failed);
+  image_close_disk (new);
+  end ();
+}
+
+/* What can't be given up, as nothing can be written any more, is leaked: the file
+ * must not be closed as if it had no leaks.
+ */
+static void
+test_leaked (void)
+{
+  struct layer *point;
+  struct writer *w;
+
+  start (1 << 20);
+  w = rig.im->writer;
+  point = open_point ();
+  write_sector (0, 0xa1);
+  writeback_fail (&w->writeback);
+  CHECK (!atomic_load (&w->leaked));
+  image_close_disk (point);
+  wait_for_end ();
+  CHECK_EQ (atomic_load (&points ()->bytes), 0);
+  CHECK (atomic_load (&w->leaked));
+  rig.control.hook = NULL;
+  CHECK_EQ (rig_close_only (&rig), -1);
+  free (was);
+  rig_free (&rig);
 }
 
 /* A step copies a cluster, as a shadow has it, which is not needed any more. */
@@ -483,6 +574,8 @@ main (void)
   test_failed_step ();
   test_captured_late ();
   test_taken_beside ();
+  test_taken_while_ending ();
+  test_leaked ();
   test_release ();
   test_looked_up ();
   test_reader ();
