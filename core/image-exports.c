@@ -270,13 +270,16 @@ image_describe (const struct image *im, const char *export,
 {
   struct wanted_bitmap w = { .name = bitmap_of (export), .buf = buf,
                              .len = len };
+  const char *token = point_of (im, export);
   const struct snapshot *sn;
 
   if (export[0] == '\0') {
     snprintf (buf, len, "live disk, size %" PRIu64, im->chain.layer[0]->size);
     return 0;
   }
-  if (point_of (im, export) != NULL) {
+  if (token != NULL) {
+    if (image_points_check (im, token) == -1)
+      return -1;
     snprintf (buf, len, "point in time of the live disk, size %" PRIu64,
               im->chain.layer[0]->size);
     return 0;

@@ -72,7 +72,7 @@ struct image_kind {
    * points have ended and there is a writer: see unfreeze.
    */
   struct layer *(*new_point_disk) (const struct image *im,
-                                   const struct point *point);
+                                   struct point *point);
   void (*release_points) (struct image *im);
 
   /* Whether a repair in this mode has something to look at. */
@@ -172,6 +172,9 @@ image_storage (const struct image *im)
  */
 extern int image_check_may_write (const struct image *im);
 extern int image_lock_for_writing (struct image *im);
+
+/* Whether this can be a token of a point in time.  Returns -1 with EINVAL set. */
+extern int image_points_check (const struct image *im, const char *token);
 
 /* The disk of the point in time with this token, which is taken if there is none
  * yet.  image_close_disk closes it.  Returns NULL with the error set: EINVAL for

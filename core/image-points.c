@@ -134,8 +134,9 @@ end_failed (struct image_points *ip)
 
   p->failing = false;
   ip->ending = true;
-  for (i = 0; i < POINTS_MAX; ++i)
-    failed[i] = atomic_load (&p->point[i].failed);
+  for (i = 0; i < POINTS_MAX; ++i) /* another one may be taken meanwhile */
+    failed[i] = atomic_load (&p->point[i].failed) &&
+      atomic_load (&p->point[i].generation) != 0;
   wait_for_requests (ip);
   atomic_store (&p->in_turn, true); /* before newest may be 0 */
   for (i = 0; i < POINTS_MAX; ++i) {
@@ -284,8 +285,8 @@ image_points_fail (struct image *im)
 
 /* ------------------------------------------------------------------- taking */
 
-static int
-check_token (const struct image *im, const char *token)
+int
+image_points_check (const struct image *im, const char *token)
 {
   if (token[0] != '\0' && strchr (token, '/') == NULL)
     return 0;
@@ -393,6 +394,8 @@ take_token (struct image_points *ip, char *name, uint64_t hash)
   ip->taking = false;
   pthread_cond_broadcast (&ip->points->changed);
   if (point == NULL) {
+    error_set (EBUSY, "%s: there are %d points in time already",
+               image_storage (ip->im)->name, POINTS_MAX);
     free (name);
     return NULL;
   }
@@ -465,7 +468,7 @@ image_points_open (const struct image *im, const char *token)
   struct layer *disk;
   struct token *t;
 
-  if (check_token (im, token) == -1)
+  if (image_points_check (im, token) == -1)
     return NULL;
   pthread_mutex_lock (&ip->points->lock);
   t = use_token (ip, token);

@@ -116,7 +116,7 @@ qcow2_points (const struct image *im)
 }
 
 static struct layer *
-qcow2_new_point_disk (const struct image *im, const struct point *point)
+qcow2_new_point_disk (const struct image *im, struct point *point)
 {
   return point_disk_new (image_top (im), point);
 }

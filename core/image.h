@@ -265,7 +265,8 @@ typedef int (*export_fn) (void *opaque, const char *name,
 extern int image_list (const struct image *im, export_fn fn, void *opaque);
 
 /* Write the description of an export to buf.  Returns -1 with the error set
- * (ENOENT) if there is no such export.
+ * (ENOENT, or EINVAL for a point in time without a token) if there is no such
+ * export.
  */
 extern int image_describe (const struct image *im, const char *export,
                            char *buf, size_t len);

@@ -225,7 +225,7 @@ def death():
     must_fail(srv, "now/", "a token must follow")
     must_fail(srv, "now/a/b", "a token must follow")
     held = [srv.connect("now/%d" % i) for i in range(8)]
-    must_fail(srv, "now/8", "there are 8 points in time already")
+    must_fail(srv, "now/8", "death.qcow2: there are 8 points in time already")
     equal(held[7].pread(512, 0), b"b" * 512, "death: another point")
     for h in held:
         h.shutdown()

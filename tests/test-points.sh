@@ -24,6 +24,10 @@ expect_refusal 'point-in-time-memory=1K: must be from 64K' \
     "$PLUGIN" disk.qcow2 point-in-time=true point-in-time-memory=1K
 expect_refusal 'point-in-time-linger=86401: must be at most 86400' \
     "$PLUGIN" disk.qcow2 point-in-time=true point-in-time-linger=86401
+for token in '' a/b; do
+    expect_refusal "only=now/$token: .*a token must follow" \
+        "$PLUGIN" disk.qcow2 point-in-time=true "only=now/$token"
+done
 
 # Nothing is written with -r, and a point is the disk.
 cp disk.qcow2 before.qcow2

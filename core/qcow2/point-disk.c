@@ -13,16 +13,19 @@ struct point_disk {
   struct qcow2_disk disk; /* first: see qcow2/disk.h */
   struct format_ops ops;  /* the live disk's, but for the lookup */
   struct points *points;
-  const struct point *point;
+  struct point *point;
 };
 
+/* Reported once for each point. */
 static int __attribute__ ((__cold__))
-has_failed (const struct layer *layer)
+has_failed (const struct point_disk *d)
 {
   error_set (EIO, "%s: this point in time could not be kept: there is no memory "
              "for more of what was changed since, or the image was repaired",
-             layer->tables->name);
-  return layer_damaged (layer, HOST_NONE);
+             d->disk.layer.tables->name);
+  if (atomic_exchange (&d->point->told, true))
+    error_set_repeated ();
+  return -1;
 }
 
 /* S1, S2: whoever sees an entry that has changed finds the shadow then.  And if
@@ -45,14 +48,14 @@ lookup (const struct layer *layer, struct guest_off offset, uint64_t max,
       r = 0;
   }
   if (atomic_load (&d->point->failed))
-    return has_failed (layer);
+    return has_failed (d);
   if (r == 0 && run->kind == RUN_DATA && d->ops.read_guest_data != NULL)
     run->kind = RUN_GUEST_DATA;
   return r;
 }
 
 struct layer *
-point_disk_new (const struct qcow2_file *f, const struct point *point)
+point_disk_new (const struct qcow2_file *f, struct point *point)
 {
   struct point_disk *d = malloc (sizeof *d);
 

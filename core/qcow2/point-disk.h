@@ -14,6 +14,6 @@ struct point;
  * Returns NULL with ENOMEM set.
  */
 extern struct layer *point_disk_new (const struct qcow2_file *f,
-                                     const struct point *point);
+                                     struct point *point);
 
 #endif /* CORE_QCOW2_POINT_DISK_H */

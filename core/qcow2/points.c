@@ -110,12 +110,11 @@ points_take (struct points *p)
   if (point != NULL) {
     point->taken = true;
     atomic_store (&point->failed, false);
+    atomic_store (&point->told, false);
     atomic_store (&point->generation, ++p->generation);
     find_newest (p);
     atomic_store (&p->held, true);
   }
-  else
-    error_set (EBUSY, "there are %d points in time already", POINTS_MAX);
   pthread_mutex_unlock (&p->lock);
   return point;
 }
@@ -140,6 +139,7 @@ points_fail (struct points *p)
   unsigned i;
 
   pthread_mutex_lock (&p->lock);
+  atomic_store (&p->failed, p->generation);
   for (i = 0; i < POINTS_MAX; ++i) {
     if (atomic_load (&p->point[i].generation) == 0 ||
         atomic_load (&p->point[i].failed))
@@ -218,16 +218,25 @@ points_lookup (struct points *p, const struct point *point,
   return found != NULL;
 }
 
-/* Whether the newest point needs a shadow of this slice, of which this one is
- * the newest, or NULL.  The stripe is locked, so that what points_end has done
- * is seen if the shadows of that stripe were released after it.
+/* Whether the newest point, of this generation, needs a shadow of a slice of
+ * which this one is the newest, or NULL.  The stripe is locked, so that what
+ * points_end has done is seen if the shadows of that stripe were released after
+ * it.
  */
-static bool
-is_wanted (const struct points *p, const struct shadow *s)
+static inline bool
+is_wanted (uint64_t newest, const struct shadow *s)
 {
-  const uint64_t newest = atomic_load (&p->newest);
-
   return newest != 0 && (s == NULL || s->generation < newest);
+}
+
+/* Whether it is to be captured for that point.  The stripe is locked: what a step
+ * that made the points fail gives up after that is not in a shadow.
+ */
+static inline bool
+is_to_be_captured (const struct points *p, uint64_t newest,
+                   const struct shadow *s)
+{
+  return is_wanted (newest, s) && newest > atomic_load (&p->failed);
 }
 
 bool
@@ -238,7 +247,8 @@ points_want (struct points *p, uint64_t slice)
   bool r;
 
   pthread_mutex_lock (stripe);
-  r = is_wanted (p, next_of_slice (*bucket, slice));
+  r = is_to_be_captured (p, atomic_load (&p->newest),
+                         next_of_slice (*bucket, slice));
   pthread_mutex_unlock (stripe);
   return r;
 }
@@ -279,6 +289,7 @@ points_capture (struct points *p, const struct map *m, uint64_t slice,
   pthread_mutex_t *stripe;
   struct shadow **bucket = find_bucket (p, slice, &stripe);
   struct shadow *s = new_shadow (p, m, words);
+  uint64_t newest;
   bool wanted;
 
   if (s == NULL) {
@@ -288,9 +299,10 @@ points_capture (struct points *p, const struct map *m, uint64_t slice,
   s->slice = slice;
   s->place = place;
   pthread_mutex_lock (stripe);
-  wanted = is_wanted (p, next_of_slice (*bucket, slice));
+  newest = atomic_load (&p->newest);
+  wanted = is_to_be_captured (p, newest, next_of_slice (*bucket, slice));
   if (wanted) {
-    s->generation = atomic_load (&p->newest);
+    s->generation = newest;
     s->next = *bucket;
     *bucket = s;
   }
@@ -300,9 +312,12 @@ points_capture (struct points *p, const struct map *m, uint64_t slice,
   return wanted;
 }
 
-bool
-points_have (struct points *p, uint64_t slice, unsigned word,
-             uint64_t reference)
+/* Whether the newest shadow of a slice has the reference there; or, if uncaptured
+ * counts as well, there will be such a shadow before it changes.
+ */
+static bool
+look_for (struct points *p, uint64_t slice, unsigned word, uint64_t reference,
+          bool uncaptured)
 {
   pthread_mutex_t *stripe;
   struct shadow **bucket = find_bucket (p, slice, &stripe);
@@ -311,26 +326,24 @@ points_have (struct points *p, uint64_t slice, unsigned word,
 
   pthread_mutex_lock (stripe);
   s = next_of_slice (*bucket, slice);
-  r = is_wanted (p, s) ||
+  r = (uncaptured && is_wanted (atomic_load (&p->newest), s)) ||
     (s != NULL && entry_reference (shadow_word (s, word)) == reference);
   pthread_mutex_unlock (stripe);
   return r;
 }
 
 bool
+points_have (struct points *p, uint64_t slice, unsigned word,
+             uint64_t reference)
+{
+  return look_for (p, slice, word, reference, true);
+}
+
+bool
 points_keep (struct points *p, uint64_t slice, unsigned word,
              uint64_t reference)
 {
-  pthread_mutex_t *stripe;
-  struct shadow **bucket = find_bucket (p, slice, &stripe);
-  const struct shadow *s;
-  bool r;
-
-  pthread_mutex_lock (stripe);
-  s = next_of_slice (*bucket, slice);
-  r = s != NULL && entry_reference (shadow_word (s, word)) == reference;
-  pthread_mutex_unlock (stripe);
-  return r;
+  return look_for (p, slice, word, reference, false);
 }
 
 /* --------------------------------------------------------------- releasing */

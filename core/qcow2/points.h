@@ -20,7 +20,8 @@
  *      reference on the disk: it is given up, once, when none has it any more.
  *  S4  A shadow exists as long as some point needs it (S1).
  *  S5  Memory is bounded (I11).  What doesn't fit makes points fail, not the
- *      change: they have to be believed to be wrong from then on.
+ *      change: they have to be believed to be wrong from then on, and nothing
+ *      is captured for them any more: it may have changed, and been given up.
  *
  * The locks are held for moments: points.lock, and points.stripe, never two of
  * these.  What is written is in qcow2/write/frozen.h.
@@ -45,6 +46,7 @@ struct point {
   bool taken;           /* points.lock; the place is not free */
   _Atomic uint64_t generation; /* points.lock to change it; 0: it has ended */
   _Atomic bool failed;  /* what is read of it must not be believed */
+  _Atomic bool told;    /* a reader has reported that */
 };
 
 struct shadow;
@@ -58,6 +60,7 @@ struct points {
   pthread_cond_t changed;     /* for whoever waits for points (lock) */
   struct point point[POINTS_MAX];
   uint64_t generation;        /* lock; the last that was given to one */
+  _Atomic uint64_t failed;    /* all up to this one have failed, or ended */
   bool failing;               /* lock; some have failed, and have not ended */
 
   /* Points that failed have just ended.  Steps that had no memory for a shadow may
@@ -95,7 +98,7 @@ points_are_held (const struct points *p)
 /* ------------------------------------------------------------- their owner */
 
 /* Take a point: no request is running that changes something, nor begins before
- * this has returned.  NULL with EBUSY set: there are too many.
+ * this has returned.  NULL: there are POINTS_MAX already.
  */
 extern struct point *points_take (struct points *p);
 

@@ -30,7 +30,7 @@ static uint8_t *was;              /* the disk at first */
 /* -------------------------------------------------------------------- threads */
 
 /* It writes or reads a sector, and stops where stop says, until it may go on. */
-enum stop { NOWHERE, AT_DATA, AFTER_LOOKUP };
+enum stop { NOWHERE, AT_DATA, AFTER_LOOKUP, BEFORE_CAPTURE };
 
 struct request {
   uint64_t at;
@@ -85,6 +85,73 @@ __wrap_map_lookup (const struct map *m, struct guest_off offset, uint64_t max,
 
   stop_here (AFTER_LOOKUP);
   return r;
+}
+
+/* What is released waits until it may be. */
+static _Atomic bool no_release, release_waits;
+
+void __real_unfreeze (struct writer *w);
+void __wrap_unfreeze (struct writer *w);
+
+void
+__wrap_unfreeze (struct writer *w)
+{
+  while (atomic_load (&no_release)) {
+    atomic_store (&release_waits, true);
+    sched_yield ();
+  }
+  atomic_store (&release_waits, false);
+  __real_unfreeze (w);
+}
+
+/* Whoever opens a point in a thread of its own waits for a condition, or has taken
+ * one, while shadows had so many bytes.
+ */
+static _Thread_local bool opens;
+static _Atomic bool waits_or_has_taken;
+static uint64_t bytes_when_taken;
+
+int __real_pthread_cond_wait (pthread_cond_t *c, pthread_mutex_t *m);
+int __wrap_pthread_cond_wait (pthread_cond_t *c, pthread_mutex_t *m);
+
+int
+__wrap_pthread_cond_wait (pthread_cond_t *c, pthread_mutex_t *m)
+{
+  if (opens)
+    atomic_store (&waits_or_has_taken, true);
+  return __real_pthread_cond_wait (c, m);
+}
+
+struct point *__real_points_take (struct points *p);
+struct point *__wrap_points_take (struct points *p);
+
+struct point *
+__wrap_points_take (struct points *p)
+{
+  const int r = pthread_mutex_trylock (&rig.im->writer_lock);
+
+  CHECK_EQ (r, EBUSY); /* no repair runs: it would not be known to the point */
+  if (r == 0)
+    pthread_mutex_unlock (&rig.im->writer_lock);
+  bytes_when_taken = atomic_load (&p->bytes);
+  if (opens)
+    atomic_store (&waits_or_has_taken, true);
+  return __real_points_take (p);
+}
+
+bool __real_points_capture (struct points *p, const struct map *m,
+                            uint64_t slice, struct host_off place,
+                            const uint64_t *words);
+bool __wrap_points_capture (struct points *p, const struct map *m,
+                            uint64_t slice, struct host_off place,
+                            const uint64_t *words);
+
+bool
+__wrap_points_capture (struct points *p, const struct map *m, uint64_t slice,
+                       struct host_off place, const uint64_t *words)
+{
+  stop_here (BEFORE_CAPTURE);
+  return __real_points_capture (p, m, slice, place, words);
 }
 
 static void
@@ -254,6 +321,160 @@ test_failed_step (void)
   end ();
 }
 
+/* Write elsewhere until that has gone to this host cluster, which was given up. */
+static void
+use_again (uint64_t host)
+{
+  bool used = false;
+  unsigned tries;
+  uint64_t i;
+
+  for (tries = 0; tries < 1000 && !used; ++tries) {
+    rig_trim (&rig, 20 * CLUSTER, 8 * CLUSTER);
+    rig_flush (&rig); /* what was given up is durably so ... */
+    rig_flush (&rig); /* ... and so is its refcount */
+    for (i = 20; i < 28; ++i) {
+      rig_write (&rig, i * CLUSTER, CLUSTER, i);
+      used |= rig_host (&rig, i * CLUSTER) == host;
+    }
+  }
+  CHECK (used);
+}
+
+/* A step has read the entries of a slice; then another one, which had no memory to
+ * capture them, changes some, and gives up what they referred to.  With memory
+ * again they must not be captured as they were: it would be given up twice.
+ */
+static void
+test_captured_late (void)
+{
+  struct request late = { .at = 5 * CLUSTER, .value = 0xa0,
+                          .stop = BEFORE_CAPTURE };
+  struct layer *point;
+  uint64_t host;
+
+  start (1 << 20);
+  rig_trim (&rig, 20 * CLUSTER, 8 * CLUSTER);
+  host = rig_host (&rig, 0);
+  point = open_point ();
+  begin (&late);
+  points ()->max_bytes = 0;
+  write_sector (0, 0xa1);
+  points ()->max_bytes = 1 << 20;
+  atomic_store (&no_release, true);
+  finish (&late);
+  use_again (host);
+  atomic_store (&no_release, false);
+  wait_for_end ();
+  check_sector (0, 0xa1);
+  check_sector (5 * CLUSTER, 0xa0);
+  image_close_disk (point);
+  end ();
+}
+
+static void *
+open_main (void *opaque)
+{
+  opens = true;
+  *(struct layer **) opaque = image_open_disk (rig.im, IMAGE_POINT_PREFIX "new");
+  return NULL;
+}
+
+/* One is being taken while another one fails, in the place of one that had failed
+ * before: that it did must not end the new one.
+ */
+static void
+test_taken_beside (void)
+{
+  struct request fails = { .at = 8 * CLUSTER, .value = 0xa0,
+                           .stop = BEFORE_CAPTURE };
+  struct request holds = { .at = 5 * CLUSTER, .value = 0xa1,
+                           .stop = BEFORE_CAPTURE };
+  struct layer *first, *second, *new = NULL;
+  pthread_t thread;
+  uint8_t buf[512];
+
+  start (2000);
+  first = open_point ();
+  second = image_open_disk (rig.im, IMAGE_POINT_PREFIX "two");
+  write_sector (9 * CLUSTER, 1);
+  image_close_disk (first);
+  image_close_disk (second);
+  wait_for_end ();
+  first = image_open_disk (rig.im, IMAGE_POINT_PREFIX "three");
+  begin (&fails);
+  begin (&holds);
+  pthread_create (&thread, NULL, open_main, &new);
+  while (!atomic_load (&rig.im->gate.closed))
+    sched_yield ();
+  atomic_store (&nr_waits, 0);
+  finish (&fails);
+  wait_for_waits (1);
+  finish (&holds);
+  pthread_join (thread, NULL);
+  wait_for_end ();
+  points ()->max_bytes = 1 << 20;
+  write_sector (0, 0xa2);
+  CHECK (new != NULL);
+  CHECK_OK (layer_read (new, buf, sizeof buf, (struct guest_off) { 0 }));
+  CHECK (memcmp (buf, was, sizeof buf) == 0);
+  image_close_disk (first);
+  image_close_disk (new);
+  end ();
+}
+
+/* None is taken before what failed ones had is given up, and memory is there. */
+static void
+test_taken_while_ending (void)
+{
+  struct layer *failed, *new = NULL;
+  pthread_t thread;
+
+  start (1 << 20);
+  failed = open_point ();
+  write_sector (0, 0xa1);
+  CHECK (atomic_load (&points ()->bytes) > 0);
+  atomic_store (&no_release, true);
+  image_points_fail (rig.im);
+  while (!atomic_load (&release_waits))
+    sched_yield ();
+  atomic_store (&waits_or_has_taken, false);
+  pthread_create (&thread, NULL, open_main, &new);
+  while (!atomic_load (&waits_or_has_taken))
+    sched_yield ();
+  atomic_store (&no_release, false);
+  pthread_join (thread, NULL);
+  CHECK_EQ (bytes_when_taken, 0);
+  image_close_disk (failed);
+  image_close_disk (new);
+  end ();
+}
+
+/* What can't be given up, as nothing can be written any more, is leaked: the file
+ * must not be closed as if it had no leaks.
+ */
+static void
+test_leaked (void)
+{
+  struct layer *point;
+  struct writer *w;
+
+  start (1 << 20);
+  w = rig.im->writer;
+  point = open_point ();
+  write_sector (0, 0xa1);
+  writeback_fail (&w->writeback);
+  CHECK (!atomic_load (&w->leaked));
+  image_close_disk (point);
+  wait_for_end ();
+  CHECK_EQ (atomic_load (&points ()->bytes), 0);
+  CHECK (atomic_load (&w->leaked));
+  rig.control.hook = NULL;
+  CHECK_EQ (rig_close_only (&rig), -1);
+  free (was);
+  rig_free (&rig);
+}
+
 /* A step copies a cluster, as a shadow has it, which is not needed any more. */
 static void
 test_release (void)
@@ -351,6 +572,10 @@ main (void)
 {
   check_time_limit (60);
   test_failed_step ();
+  test_captured_late ();
+  test_taken_beside ();
+  test_taken_while_ending ();
+  test_leaked ();
   test_release ();
   test_looked_up ();
   test_reader ();

@@ -400,7 +400,7 @@ test_tokens (void)
     many[i] = open_point (name);
     CHECK ((many[i] != NULL) == (i < 8));
   }
-  CHECK_ERROR (EBUSY, "8 points in time");
+  CHECK_ERROR (EBUSY, "test: there are 8 points in time");
   image_close_disk (many[3]);
   wait_for_end ();
   many[3] = open_point ("again");
@@ -461,6 +461,14 @@ test_memory (void)
   wait_for_end ();
   CHECK (open_point ("one") == NULL);
   CHECK_ERROR (ESTALE, "has ended");
+  a = open_point ("three");
+  for (i = 0; i + 512 <= rig.size; i += 512)
+    rig_write (&rig, i, 512, i);
+  CHECK (layer_read (a, scratch, 512, (struct guest_off) { 0 }) == -1);
+  CHECK_ERROR (EIO, "could not be kept");
+  CHECK (!error_repeated ()); /* another one: it is reported, too */
+  image_close_disk (a);
+  wait_for_end ();
   rig_compare (&rig);
   end ();
 }
