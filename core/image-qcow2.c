@@ -427,7 +427,7 @@ static struct leaks *
 qcow2_find_leaks (struct image *im)
 {
   return may_have_leaks (&image_top (im)->header)
-    ? leaks_start (im->writer, &im->snapshots) : NULL;
+    ? leaks_start (im->writer, &im->snapshots, im->check_memory) : NULL;
 }
 
 /* ----------------------------------------------------------------- requests */

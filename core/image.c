@@ -29,9 +29,16 @@ image_each_warning (const struct image *im, image_warning_fn *fn,
   }
 }
 
+static size_t
+cluster_bytes (uint64_t memory)
+{
+  return memory == 0 || memory > CLUSTER_CACHE_MAX_BYTES
+    ? CLUSTER_CACHE_MAX_BYTES : memory;
+}
+
 /* Everything but the chain and what depends on it. */
 static struct image *
-image_new (uint64_t cache_size)
+image_new (uint64_t cache_size, uint64_t cluster_memory)
 {
   struct image *im = calloc (1, sizeof *im);
 
@@ -47,7 +54,7 @@ image_new (uint64_t cache_size)
   im->shared.epoch = &im->epoch;
   im->shared.cache = cache_new (cache_size);
   if (im->shared.cache != NULL)
-    im->shared.clusters = cluster_cache_new ();
+    im->shared.clusters = cluster_cache_new (cluster_bytes (cluster_memory));
   if (im->shared.clusters != NULL)
     im->shared.codecs = codec_pool_new ();
   if (im->shared.codecs == NULL) {
@@ -88,7 +95,8 @@ opened (struct image *im, int r)
 static struct image *
 image_with (const struct image_options *options)
 {
-  struct image *im = image_new (options->cache_size);
+  struct image *im = image_new (options->cache_size,
+                                options->cluster_memory);
 
   if (im == NULL)
     return NULL;
@@ -257,7 +265,7 @@ image_open_encrypted (struct storage *const *storages, unsigned nr,
                       uint64_t cache_size,
                       const struct passphrases *passphrases)
 {
-  struct image *im = image_new (cache_size);
+  struct image *im = image_new (cache_size, 0);
   unsigned i;
 
   if (im == NULL) {

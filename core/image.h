@@ -48,7 +48,10 @@ struct image_options {
   struct chain_options chain;
   const struct passphrases *passphrases; /* NULL: none; when it is opened */
   uint64_t cache_size; /* bytes, at least CACHE_MIN_BYTES */
-  uint64_t check_memory; /* budget of a check, in bytes; 0: the default */
+  uint64_t check_memory; /* budget of a check, and of the search for leaks, in
+                          * bytes; 0: the default */
+  uint64_t cluster_memory; /* for decoded clusters, in bytes; 0, or more than
+                            * CLUSTER_CACHE_MAX_BYTES: that */
   const struct verdict *verdict; /* of when it was open before; NULL: none */
 };
 

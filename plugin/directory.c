@@ -261,6 +261,7 @@ open_image (struct opening *o, uint64_t memory)
   options.chain.opened = o->storage;
   options.chain.directory = &folder;
   options.cache_size = options.check_memory = memory;
+  options.cluster_memory = memory / 2;
   findings_look_up (&o->key, &verdict);
   options.verdict = &verdict;
   /* Whoever had it before may have written it since it was opened here. */

@@ -31,13 +31,13 @@ struct cluster_cache {
   pthread_mutex_t lock;
   pthread_cond_t changed;
   uint64_t clock;
-  size_t bytes;
+  size_t bytes, most; /* that are allocated, and that are kept */
   unsigned recent; /* found last: the likeliest one to be wanted next */
   struct cluster cluster[CLUSTER_CACHE_MAX_CLUSTERS];
 };
 
 struct cluster_cache *
-cluster_cache_new (void)
+cluster_cache_new (size_t bytes)
 {
   struct cluster_cache *d = calloc (1, sizeof *d);
 
@@ -45,6 +45,7 @@ cluster_cache_new (void)
     error_set (ENOMEM, "out of memory");
     return NULL;
   }
+  d->most = bytes;
   pthread_mutex_init (&d->lock, NULL);
   pthread_cond_init (&d->changed, NULL);
   return d;
@@ -138,7 +139,7 @@ make_room (struct cluster_cache *d, size_t size)
 {
   struct cluster *c = find_empty (d), *lru;
 
-  while (c == NULL || d->bytes + size > CLUSTER_CACHE_MAX_BYTES) {
+  while (c == NULL || d->bytes + size > d->most) {
     lru = least_recently_used (d);
     if (lru == NULL)
       break; /* each thread may have one above the limit */
@@ -174,6 +175,17 @@ find_ready (struct cluster_cache *d, const struct cluster_cache_key *key)
   return c;
 }
 
+/* What threads had above the limit goes, but for one cluster.  Lock held. */
+static void
+shrink (struct cluster_cache *d)
+{
+  struct cluster *lru;
+
+  while (d->bytes > d->most && (lru = least_recently_used (d)) != NULL &&
+         lru->allocated < d->bytes)
+    drop (d, lru);
+}
+
 static void
 copy_and_release (struct cluster_cache *d, struct cluster *c, size_t skip,
                   void *buf, size_t count)
@@ -181,6 +193,7 @@ copy_and_release (struct cluster_cache *d, struct cluster *c, size_t skip,
   memcpy (buf, (char *) c->data + skip, count);
   pthread_mutex_lock (&d->lock);
   c->users--;
+  shrink (d);
   pthread_mutex_unlock (&d->lock);
 }
 

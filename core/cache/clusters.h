@@ -3,8 +3,9 @@
 /* A small cache of decoded clusters, so that many small reads of one
  * compressed cluster decode it once.  It knows nothing of qcow2.
  *
- * The least recently used cluster makes room.  Memory is bounded (I11) by
- * CLUSTER_CACHE_MAX_BYTES plus one cluster for each thread that is decoding.
+ * The least recently used cluster makes room.  Memory is bounded (I11) by the
+ * bytes that are given, or one cluster if that is more, plus one cluster for
+ * each thread that decodes or copies.
  */
 
 #ifndef CORE_CACHE_CLUSTERS_H
@@ -18,7 +19,10 @@
 
 struct cluster_cache;
 
-extern struct cluster_cache *cluster_cache_new (void); /* NULL: error set */
+/* Keeps so many bytes, and never less than the cluster that was decoded last.
+ * NULL: the error is set.
+ */
+extern struct cluster_cache *cluster_cache_new (size_t bytes);
 /* NULL is allowed; otherwise no user may be left. */
 extern void cluster_cache_free (struct cluster_cache *d);
 

@@ -28,7 +28,7 @@ bare_open (struct bare_writer *b, struct storage *tables, struct storage *base,
     .formats = all_formats,
     .epoch = &b->epoch,
     .cache = must_have (cache_new (CACHE_MIN_BYTES)),
-    .clusters = must_have (cluster_cache_new ()),
+    .clusters = must_have (cluster_cache_new (CLUSTER_CACHE_MAX_BYTES)),
     .codecs = must_have (codec_pool_new ()),
   };
   if (qcow2_read_header (tables, &h) == 0 && h.has_data_file)

@@ -107,7 +107,7 @@ read_part (struct cluster_cache *d, unsigned id, uint64_t offset, size_t cluster
 static void
 test_once (void)
 {
-  struct cluster_cache *d = cluster_cache_new ();
+  struct cluster_cache *d = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES);
   struct decoder z = { .seed = 1 }, y = { .seed = 2 };
   size_t at;
 
@@ -133,7 +133,7 @@ static void
 test_whole (void)
 {
   const struct cluster_cache_key key = { .id = 0, .size = 1, .offset = 5 };
-  struct cluster_cache *d = cluster_cache_new ();
+  struct cluster_cache *d = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES);
   struct decoder z = { .seed = 3 };
   uint8_t *buf = malloc (CLUSTER);
 
@@ -153,7 +153,7 @@ test_whole (void)
 static void
 test_failing (void)
 {
-  struct cluster_cache *d = cluster_cache_new ();
+  struct cluster_cache *d = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES);
   struct decoder z = { .seed = 4, .fail = 2 };
 
   CHECK_EQ (read_part (d, 0, 0, CLUSTER, 0, 10, &z), (uint64_t) -1);
@@ -178,7 +178,7 @@ test_eviction (void)
     const uint64_t by_bytes = CLUSTER_CACHE_MAX_BYTES / clusters[c];
     const uint64_t fit = by_bytes < CLUSTER_CACHE_MAX_CLUSTERS ? by_bytes
       : CLUSTER_CACHE_MAX_CLUSTERS;
-    struct cluster_cache *d = cluster_cache_new ();
+    struct cluster_cache *d = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES);
     struct decoder z = { .seed = 5 };
 
     for (i = 0; i < fit; ++i)
@@ -201,7 +201,7 @@ test_eviction (void)
 static void
 test_mixed_sizes (void)
 {
-  struct cluster_cache *d = cluster_cache_new ();
+  struct cluster_cache *d = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES);
   struct decoder z = { .seed = 6 };
   uint64_t state = 8;
   unsigned i;
@@ -242,7 +242,7 @@ reader_main (void *opaque)
 static void
 test_parallel (unsigned fail)
 {
-  struct cluster_cache *d = cluster_cache_new ();
+  struct cluster_cache *d = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES);
   struct decoder z = { .seed = 7, .microseconds = 20000, .fail = fail };
   struct reader reader[16];
   unsigned i, failed = 0;
@@ -272,13 +272,47 @@ read_100 (struct cluster_cache *d, unsigned id, uint64_t offset, struct decoder 
   CHECK_OK (read_part (d, id, offset, CLUSTER, 0, 1, z));
 }
 
+/* What doesn't fit isn't kept, whatever threads had it at once, but for one
+ * cluster.
+ */
+static void
+test_small (size_t bytes)
+{
+  struct cluster_cache *d = cluster_cache_new (bytes);
+  struct decoder z = { .seed = 10, .held = true };
+  struct reader reader[3];
+  unsigned i;
+
+  for (i = 0; i < 3; ++i) {
+    reader[i] = (struct reader) {
+      .d = d, .z = &z, .offset = i * 1000, .count = 10,
+    };
+    pthread_create (&reader[i].thread, NULL, reader_main, &reader[i]);
+  }
+  while (z.running < 3)
+    usleep (100);
+  z.held = false;
+  for (i = 0; i < 3; ++i)
+    pthread_join (reader[i].thread, NULL);
+  for (i = 0; i < 3; ++i)
+    read_100 (d, 0, i * 1000, &z);
+  CHECK (z.calls >= 3 + 2);
+  read_100 (d, 0, 3000, &z);
+  z.calls = 0;
+  read_100 (d, 0, 3000, &z);
+  CHECK_EQ (z.calls, 0);
+  read_100 (d, 0, 2000, &z);
+  CHECK_EQ (z.calls, 1);
+  cluster_cache_free (d);
+}
+
 /* Bytes that were decoded become others: those of the same file that overlap
  * (each has 100 compressed bytes) are decoded anew.
  */
 static void
 test_forget (void)
 {
-  struct cluster_cache *d = cluster_cache_new ();
+  struct cluster_cache *d = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES);
   struct decoder z = { .seed = 11 };
   unsigned round;
 
@@ -301,7 +335,7 @@ test_forget (void)
 static void
 test_forget_busy (void)
 {
-  struct cluster_cache *d = cluster_cache_new ();
+  struct cluster_cache *d = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES);
   struct decoder z = { .seed = 12, .held = true };
   struct reader reader[2];
   unsigned i;
@@ -356,7 +390,7 @@ stress_main (void *opaque)
 static void
 test_stress (void)
 {
-  struct stress s = { .d = cluster_cache_new () };
+  struct stress s = { .d = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES) };
   pthread_t thread[12];
   unsigned i;
 
@@ -376,7 +410,7 @@ static void
 test_many_threads (void)
 {
   enum { NR = CLUSTER_CACHE_MAX_CLUSTERS + 20 };
-  struct cluster_cache *d = cluster_cache_new ();
+  struct cluster_cache *d = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES);
   struct decoder z = { .seed = 10, .microseconds = 300000 };
   struct reader *reader = calloc (NR, sizeof *reader);
   unsigned i;
@@ -406,6 +440,8 @@ main (void)
   test_failing ();
   test_eviction ();
   test_mixed_sizes ();
+  test_small (CLUSTER);
+  test_small (CLUSTER / 2);
   test_forget ();
   test_forget_busy ();
   test_parallel (0);

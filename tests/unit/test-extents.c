@@ -43,7 +43,7 @@ open_chain (unsigned nr, uint64_t raw_size, const uint8_t *data)
 
   epoch_init (&epoch);
   shared.cache = cache_new (CACHE_MIN_BYTES);
-  shared.clusters = cluster_cache_new ();
+  shared.clusters = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES);
   shared.codecs = codec_pool_new ();
   nr_layers = nr;
   for (i = 0; i < nr; ++i) {

@@ -33,7 +33,7 @@ open_image (const struct builder *b)
 
   epoch_init (&epoch);
   shared.cache = cache_new (CACHE_MIN_BYTES);
-  shared.clusters = cluster_cache_new ();
+  shared.clusters = cluster_cache_new (CLUSTER_CACHE_MAX_BYTES);
   shared.codecs = codec_pool_new ();
   s = build_storage (b, &control);
   CHECK_OK (chain_open_storages (&chain, &qcow2_format, &s, 1, &shared));

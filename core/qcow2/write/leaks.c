@@ -21,11 +21,12 @@
 #define STEP_BYTES (UINT64_C (16) << 20)
 #define STEP_RUNS 1024
 
-/* Budget of the walk over the tables; an eighth is for a list of them. */
-#define WALK_MEMORY ((size_t) 64 << 20)
+/* Budget of the walk over the tables, at most; an eighth is for a list of them. */
+#define WALK_MEMORY (UINT64_C (64) << 20)
 
 struct leaks {
   struct writer *w;
+  uint64_t memory;           /* budget of the walk, in bytes */
   struct suspects *suspects; /* of this pass */
   uint64_t from, to;         /* the clusters that it is about */
   uint64_t freed;            /* clusters */
@@ -312,7 +313,7 @@ walk (struct leaks *l, struct check *c)
 static int
 look_at_tables (struct leaks *l)
 {
-  const struct check_options options = { .memory = WALK_MEMORY };
+  const struct check_options options = { .memory = l->memory };
   struct check c;
   int r;
 
@@ -469,7 +470,8 @@ leaks_main (void *opaque)
 }
 
 struct leaks *
-leaks_start (struct writer *w, const struct snapshots *snapshots)
+leaks_start (struct writer *w, const struct snapshots *snapshots,
+             uint64_t memory)
 {
   struct leaks *l;
 
@@ -483,6 +485,7 @@ leaks_start (struct writer *w, const struct snapshots *snapshots)
   if (l == NULL)
     return NULL;
   l->w = w;
+  l->memory = memory < WALK_MEMORY ? memory : WALK_MEMORY;
   if (pthread_create (&l->thread, NULL, leaks_main, l) == 0)
     return l;
   free (l);

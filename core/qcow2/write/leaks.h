@@ -34,11 +34,13 @@
 
 struct leaks;
 
-/* Start the search.  w must outlive it.  NULL, which is no error: that is not
+/* Start the search, with a budget of at most so many bytes of memory for the
+ * walk over the tables.  w must outlive it.  NULL, which is no error: that is not
  * possible for this image, or not now.
  */
 extern struct leaks *leaks_start (struct writer *w,
-                                  const struct snapshots *snapshots);
+                                  const struct snapshots *snapshots,
+                                  uint64_t memory);
 
 /* Whether it has ended by itself. */
 extern bool leaks_have_ended (const struct leaks *l);
