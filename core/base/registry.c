@@ -5,16 +5,26 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/error.h"
 #include "base/registry.h"
 
+enum state {
+  OPENING, /* by one thread */
+  OPEN,
+  FAILED,  /* to be opened: it isn't in the list */
+  CLOSING, /* by one thread; it has no users */
+};
+
 struct entry {
+  enum state state;
   struct registry_key key;
   void *thing; /* NULL until it is open */
-  unsigned users;
-  bool busy;   /* it is being opened or closed, by one thread */
+  unsigned users; /* and who waits for it to be opened */
+  int err;           /* FAILED: why */
+  char message[512]; /* likewise, unescaped */
   struct entry *previous, *next;
 };
 
@@ -22,7 +32,7 @@ struct entry {
 struct registry {
   registry_close_fn *close;
   pthread_mutex_t lock;   /* of what follows, and of all entries */
-  pthread_cond_t changed; /* an entry is no longer busy, or is gone */
+  pthread_cond_t changed; /* an entry's state, or it is gone */
   struct entry *first;
 };
 
@@ -71,7 +81,7 @@ find (const struct registry *r, const struct registry_key *key)
   return NULL;
 }
 
-/* A busy one, of one user.  Lock held. */
+/* One to be opened, of one user.  Lock held. */
 static struct entry *
 add (struct registry *r, const struct registry_key *key)
 {
@@ -83,7 +93,7 @@ add (struct registry *r, const struct registry_key *key)
   }
   e->key = *key;
   e->users = 1;
-  e->busy = true;
+  e->state = OPENING;
   e->next = r->first;
   if (e->next != NULL)
     e->next->previous = e;
@@ -91,9 +101,9 @@ add (struct registry *r, const struct registry_key *key)
   return e;
 }
 
-/* Lock held. */
+/* Take it off the list.  Lock held. */
 static void
-drop (struct registry *r, struct entry *e)
+unlink_entry (struct registry *r, struct entry *e)
 {
   if (e->previous != NULL)
     e->previous->next = e->next;
@@ -102,7 +112,44 @@ drop (struct registry *r, struct entry *e)
   if (e->next != NULL)
     e->next->previous = e->previous;
   pthread_cond_broadcast (&r->changed);
-  free (e);
+}
+
+/* It could not be opened, and one has taken note.  Lock held. */
+static void
+leave_failed (struct entry *e)
+{
+  if (--e->users == 0)
+    free (e);
+}
+
+/* It could not be opened, which all those share who have waited for it: else
+ * each of them in turn would find out the same, however long that takes.  The
+ * error is set.  Lock held.
+ */
+static void
+set_failed (struct registry *r, struct entry *e)
+{
+  e->state = FAILED;
+  e->err = error_errno ();
+  snprintf (e->message, sizeof e->message, "%s", error_text ());
+  unlink_entry (r, e);
+  leave_failed (e);
+}
+
+/* Be one of its users once it is open.  Returns NULL with the error set.  Lock
+ * held.
+ */
+static struct entry *
+join (struct registry *r, struct entry *e)
+{
+  e->users++;
+  while (e->state == OPENING)
+    pthread_cond_wait (&r->changed, &r->lock);
+  if (e->state == OPEN)
+    return e;
+  error_set (e->err, "%s", e->message);
+  leave_failed (e);
+  return NULL;
 }
 
 /* The entry with this key, which is in use by one more, or a new one that is
@@ -114,13 +161,10 @@ find_or_add (struct registry *r, const struct registry_key *key, bool *added)
   struct entry *e;
 
   pthread_mutex_lock (&r->lock);
-  while ((e = find (r, key)) != NULL && e->busy)
+  while ((e = find (r, key)) != NULL && e->state == CLOSING)
     pthread_cond_wait (&r->changed, &r->lock);
   *added = e == NULL;
-  if (e != NULL)
-    e->users++;
-  else
-    e = add (r, key);
+  e = e != NULL ? join (r, e) : add (r, key);
   pthread_mutex_unlock (&r->lock);
   return e;
 }
@@ -139,11 +183,11 @@ registry_take (struct registry *r, const struct registry_key *key,
   pthread_mutex_lock (&r->lock);
   if (thing != NULL) {
     e->thing = thing;
-    e->busy = false;
+    e->state = OPEN;
     pthread_cond_broadcast (&r->changed);
   }
   else
-    drop (r, e);
+    set_failed (r, e);
   pthread_mutex_unlock (&r->lock);
   return thing;
 }
@@ -157,11 +201,12 @@ registry_give_back (struct registry *r, void *thing)
   for (e = r->first; e->thing != thing; e = e->next)
     ;
   if (--e->users == 0) {
-    e->busy = true; /* Y1: until it is closed */
+    e->state = CLOSING; /* Y1: until it is closed */
     pthread_mutex_unlock (&r->lock);
     r->close (thing); /* Y2 */
     pthread_mutex_lock (&r->lock);
-    drop (r, e);
+    unlink_entry (r, e);
+    free (e);
   }
   pthread_mutex_unlock (&r->lock);
 }

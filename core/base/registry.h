@@ -10,6 +10,8 @@
  *  Y2  No lock is held while one is opened or closed.  Who wants the same waits
  *      for that, and nobody else.
  *  Y3  What somebody has is not closed.
+ *  Y4  Who waits for what is being opened shares the outcome: what fails is not
+ *      tried once more for each of those.
  */
 
 #ifndef CORE_BASE_REGISTRY_H
@@ -40,8 +42,8 @@ extern void registry_free (struct registry *r);
 
 /* Have the thing with this key, which is opened by this thread if it is not
  * there.  Returns NULL with the error set.  The call waits while another thread
- * opens or closes that thing; if it could not be opened by another, this thread
- * tries it, too.  No lock may be held that opening or closing takes.
+ * opens or closes that thing; if the other can't open it, its error is this
+ * thread's, too.  No lock may be held that opening or closing takes.
  */
 extern void *registry_take (struct registry *r, const struct registry_key *key,
                             registry_open_fn *open, void *opaque);

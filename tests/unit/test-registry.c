@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* base/registry.c: Y1 to Y3; for ThreadSanitizer, too.  And base/budget.c. */
+/* base/registry.c: Y1 to Y4; for ThreadSanitizer, too.  And base/budget.c. */
 
 #include <config.h>
 
@@ -90,6 +90,7 @@ struct user {
   pthread_t thread;
   struct thing *t;
   void *got;
+  int err; /* if that is NULL */
   _Atomic bool done;
 };
 
@@ -99,6 +100,7 @@ take_main (void *opaque)
   struct user *u = opaque;
 
   u->got = take (u->t);
+  u->err = u->got == NULL ? error_errno () : 0;
   u->done = true;
   return NULL;
 }
@@ -235,28 +237,39 @@ test_slow_to_close (void)
   registry_free (r);
 }
 
-/* Who has waited for one that could not be opened tries it, too. */
+/* Y4: who has waited for one that could not be opened has the same error; who
+ * comes later tries it. */
 static void
 test_failure (void)
 {
   struct registry *r = start ();
   struct thing *t = &things[0];
-  struct user first, second;
+  struct user first, other[3];
+  unsigned i;
 
   t->fail = 1;
   CHECK (take (t) == NULL);
   CHECK_ERROR (EIO, "not today");
-  t->fail = 1;
+  t->fail = 3;
   t->slow_to_open = true;
   begin (&first, t, take_main);
   while (!t->being_opened)
     sched_yield ();
-  begin (&second, t, take_main);
+  for (i = 0; i < 3; ++i)
+    begin (&other[i], t, take_main);
+  for (i = 0; i < 3; ++i)
+    CHECK (waits (&other[i]));
   t->slow_to_open = false;
   end (&first);
-  end (&second);
-  CHECK ((first.got == t && second.got == NULL) ||
-         (first.got == NULL && second.got == t));
+  CHECK (first.got == NULL);
+  for (i = 0; i < 3; ++i) {
+    end (&other[i]);
+    CHECK (other[i].got == NULL);
+    CHECK_EQ (other[i].err, EIO);
+  }
+  CHECK_EQ (t->fail, 2);
+  t->fail = 0;
+  CHECK (take (t) == t);
   CHECK_EQ (t->opened, 1);
   registry_give_back (r, t);
   CHECK_EQ (t->closed, 1);
