@@ -22,6 +22,19 @@ keep_verdict (struct image *im)
     storage_stamp (image_storage (im), &v->stamp);
 }
 
+/* Whether what is known is about the file as it is now: what sticks, about this
+ * file, however it has changed.
+ */
+static bool
+is_about (const struct verdict *v, struct storage *s)
+{
+  struct storage_stamp now;
+  const bool told = storage_stamp (s, &now);
+
+  return v->sticks ? !told || !storage_stamps_of_two (&now, &v->stamp)
+    : told && storage_stamps_equal (&now, &v->stamp);
+}
+
 /* Whether it is known that the image can't be written: then the error is set.
  * writer_lock held.
  */
@@ -29,11 +42,8 @@ static bool
 has_verdict (const struct image *im)
 {
   const struct verdict *v = &im->verdict;
-  struct storage_stamp now;
 
-  if (!v->known || (!v->sticks &&
-                    (!storage_stamp (image_storage (im), &now) ||
-                     !storage_stamps_equal (&now, &v->stamp))))
+  if (!v->known || !is_about (v, image_storage (im)))
     return false;
   error_set (v->err, "%s", v->message);
   return true;
@@ -44,6 +54,10 @@ image_verdict (struct image *im, struct verdict *v)
 {
   pthread_mutex_lock (&im->writer_lock);
   *v = im->verdict;
+  if (!v->known || !is_about (v, image_storage (im))) {
+    *v = (struct verdict) { .known = false };
+    (void) storage_stamp (image_storage (im), &v->stamp);
+  }
   if (im->repair_failed) {
     v->known = v->sticks = true;
     v->err = EIO;
@@ -208,10 +222,8 @@ image_repair (struct image *im, enum image_repair mode, char *summary,
 
   summary[0] = '\0';
   pthread_mutex_lock (&im->writer_lock);
-  if (im->verdict.sticks) {
-    (void) has_verdict (im);
+  if (im->verdict.sticks && has_verdict (im))
     r = -1;
-  }
   else if (im->writer == NULL && !im->repaired &&
       im->kind->is_to_be_repaired (im, mode)) {
     r = repair (im, mode, summary, len);

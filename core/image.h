@@ -38,7 +38,8 @@ struct image;
  */
 struct verdict {
   bool known;
-  bool sticks; /* whatever becomes of the file: a write or flush failed (I10) */
+  bool sticks; /* whatever becomes of the file, until it is removed: a write or
+                * flush failed (I10) */
   struct storage_stamp stamp;
   int err;
   char message[1024]; /* unescaped */
@@ -153,7 +154,9 @@ extern int image_close_but_file (struct image *im, struct storage **file);
 extern int image_make_writable (struct image *im,
                                 const struct writer_options *options);
 
-/* What is known, for when the image is opened again by this process. */
+/* What is known, for when the image is opened again by this process.  The stamp
+ * is set even if nothing is.
+ */
 extern void image_verdict (struct image *im, struct verdict *v);
 
 /* Search a writable image for leaks of a killed writer, and free them, in the

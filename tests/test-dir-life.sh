@@ -303,3 +303,30 @@ start_nbdkit "$PLUGIN" dir=folder
 writes failing 1
 stop_nbdkit "$pid"
 qemu-img check -q -f qcow2 folder/failing || test $? -eq 3 # leaks
+
+# --- Nor does that concern a file which was made once it was removed, and may have
+# its inode.
+new_image failing
+NBDKIT="$tmp/failing" start_nbdkit "$PLUGIN" dir=folder
+timeout 60 "$PYTHON" -c 'import sys, nbd
+h = nbd.NBD()
+h.set_export_name("failing")
+h.connect_unix(sys.argv[1])
+h.pwrite(b"x" * 65536, 0)
+try:
+    h.flush()
+    sys.exit("a flush that failed")
+except nbd.Error:
+    pass' "$sock"
+wait_until nothing_open
+refused failing
+wait_until nothing_open
+inode="$(stat -c %i folder/failing)"
+rm folder/failing
+new_image restored
+if [ "$(stat -c %i folder/restored)" != "$inode" ] ||
+   ! stat -c %W folder/restored | grep -qx '[0-]'; then
+    connect_client restored # without a write, which would fail as well
+    disconnect_client
+fi
+stop_nbdkit "$pid"

@@ -234,6 +234,18 @@ file_extend (struct storage *s, uint64_t size)
     : fallocate (f->fd, 0, size - 1, 1);
 }
 
+/* When the file was made; 0 if the file system does not tell. */
+static struct timespec
+when_born (int fd)
+{
+  struct statx st;
+
+  if (statx (fd, "", AT_EMPTY_PATH, STATX_BTIME, &st) == -1 ||
+      !(st.stx_mask & STATX_BTIME))
+    return (struct timespec) { .tv_sec = 0 };
+  return (struct timespec) { st.stx_btime.tv_sec, st.stx_btime.tv_nsec };
+}
+
 /* The size is that of now: another program may have changed it. */
 static int
 file_stamp (struct storage *s, struct storage_stamp *stamp)
@@ -249,6 +261,7 @@ file_stamp (struct storage *s, struct storage_stamp *stamp)
     stamp->size = st.st_size;
   stamp->modified = st.st_mtim;
   stamp->changed = st.st_ctim;
+  stamp->born = when_born (f->fd);
   return 0;
 }
 

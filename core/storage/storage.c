@@ -484,6 +484,20 @@ storage_stamps_equal (const struct storage_stamp *a,
     same_time (&a->changed, &b->changed);
 }
 
+static bool
+is_known (const struct timespec *t)
+{
+  return t->tv_sec != 0 || t->tv_nsec != 0;
+}
+
+bool
+storage_stamps_of_two (const struct storage_stamp *a,
+                       const struct storage_stamp *b)
+{
+  return is_known (&a->born) && is_known (&b->born) &&
+    !same_time (&a->born, &b->born);
+}
+
 void
 storage_set_locking (struct storage *s, enum storage_locking locking)
 {

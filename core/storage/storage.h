@@ -30,6 +30,7 @@ struct storage;
 struct storage_stamp {
   uint64_t device, inode, size;
   struct timespec modified, changed;
+  struct timespec born; /* 0: unknown */
 };
 
 /* What a process does with a file, and what it lets others do: QEMU's
@@ -378,6 +379,12 @@ extern bool storage_stamp (struct storage *s, struct storage_stamp *stamp);
 
 extern bool storage_stamps_equal (const struct storage_stamp *a,
                                   const struct storage_stamp *b);
+
+/* Whether it is known that these are of two files, whatever has happened to
+ * them: a file that is removed leaves its inode to one that is made later.
+ */
+extern bool storage_stamps_of_two (const struct storage_stamp *a,
+                                   const struct storage_stamp *b);
 
 /* NULL is allowed. */
 extern void storage_close (struct storage *s);

@@ -525,6 +525,7 @@ static int
 memory_stamp (struct storage *s, struct storage_stamp *stamp)
 {
   stamp->size = memory_size ((struct memory *) s);
+  stamp->born.tv_sec = atomic_load (&((struct memory *) s)->control->born);
   return 0;
 }
 

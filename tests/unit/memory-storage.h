@@ -78,6 +78,7 @@ struct memory_control {
   uint64_t size;          /* what the storage claims to be; 0: the truth */
   bool reads_together;    /* there is a pread_many, of what is only read */
   bool fail_together;     /* which fails */
+  _Atomic unsigned born;  /* when the file was made; 0: unknown */
   bool holes;             /* blocks of 512 zeros are holes */
   unsigned microseconds;  /* that each pread takes */
   unsigned flush_microseconds;
