@@ -8,65 +8,38 @@ qemu-img check must find nothing.
 """
 
 import json
-import os
 import random
 import shutil
 import struct
-import subprocess
-import sys
 
 from bitmaps import qemu_dirty
+from manage import KINDS, NARROW, SEED, TOOL, VOLUME
+from manage import both, create, fill, info, options, path, requests, run, write
 
-TOOL = sys.argv[1]
-DIR = os.environ["QTEST_DIR"]
-VOLUME = float(os.environ.get("QTEST_VOLUME", "1"))
-OURS = os.path.join(DIR, "ours.qcow2")
-THEIRS = os.path.join(DIR, "theirs.qcow2")
-OTHER = os.path.join(DIR, "other.qcow2")
-BASE = os.path.join(DIR, "base.raw")
+OURS = path("ours.qcow2")
+THEIRS = path("theirs.qcow2")
+OTHER = path("other.qcow2")
+BASE = path("base.raw")
 SIZE = (6 << 20) + 512
 NAMES = ["a", "b", "c", "a longer name, ü", "n" * 1023]
 commands = comparisons = 0
 
-KINDS = [
-    {"cluster_size": 512},
-    {"cluster_size": 1024, "refcount_bits": 4},
-    {"cluster_size": 4096, "refcount_bits": 64},
-    {"cluster_size": 8192, "refcount_bits": 1},
-    {"cluster_size": 65536},
-    {"cluster_size": 65536, "extended_l2": "on"},
-    {"cluster_size": 16384, "extended_l2": "on", "refcount_bits": 8},
-    {"cluster_size": 2097152, "refcount_bits": 32},
-    {"cluster_size": 65536, "lazy_refcounts": "on", "compression_type": "zstd"},
-]
+# Version 2 has none.
+KINDS = [k for k in KINDS if "compat" not in k] + [NARROW]
 
 
-def run(*cmd, ok=True):
-    p = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                       text=True, errors="replace")
-    if ok and p.returncode != 0:
-        raise SystemExit("%s: status %d\n%s" % (" ".join(cmd), p.returncode,
-                                                p.stdout))
-    return p
-
-
-def both(*args):
+def change(*args):
     """The same change of both."""
     global commands
     commands += 1
-    a = run(TOOL, "bitmap", *args[:-1], OURS, args[-1], ok=False)
-    b = run("qemu-img", "bitmap", *args[:-1], THEIRS, args[-1], ok=False)
-    if (a.returncode == 0) != (b.returncode == 0):
-        raise SystemExit("bitmap %s: %s\nqemu-img: %s" % (args, a.stdout,
-                                                          b.stdout))
-    return a.returncode == 0
+    return both([TOOL, "bitmap", *args[:-1], OURS, args[-1]],
+                ["qemu-img", "bitmap", *args[:-1], THEIRS, args[-1]])
 
 
 def bitmaps(image):
     """{name: (granularity, flags)}, as qemu-img has it."""
-    info = json.loads(run("qemu-img", "info", "--output=json", image).stdout)
     return {b["name"]: (b["granularity"], sorted(b["flags"]))
-            for b in info["format-specific"]["data"].get("bitmaps", [])}
+            for b in info(image)["format-specific"]["data"].get("bitmaps", [])}
 
 
 def dump(image, name):
@@ -101,17 +74,10 @@ def compare(what, by_qemu):
                                  (what, name, runs, dump(OURS, name)))
 
 
-def write(rnd, *images):
-    cmds = []
-    for _ in range(rnd.randrange(1, 5)):
-        at = rnd.randrange(SIZE)
-        count = min(rnd.choice([512, 5000, 65536, 900000]), SIZE - at)
-        kind = rnd.choice(["write -P 7"] * 3 + ["write -z", "discard"])
-        if kind == "discard":
-            at, count = at // 512 * 512, 512
-        cmds += ["-c", "%s %d %d" % (kind, at, count)]
-    for image in images:
-        run("qemu-io", "-f", "qcow2", *cmds, image)
+def some(rnd):
+    return requests(rnd, rnd.randrange(1, 5), SIZE,
+                    ["write"] * 3 + ["write -z", "discard"],
+                    (512, 5000, 65536, 900000))
 
 
 def granularity(rnd):
@@ -172,40 +138,38 @@ def set_in_use(image, name):
 
 
 def sequence(kind, backing, rnd, steps):
-    opts = ",".join("%s=%s" % i for i in kind.items())
-    back = ["-b", BASE, "-F", "raw"] if backing else []
+    opts = options(kind)
     for image in OURS, OTHER:
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", opts, *back, image,
-            str(SIZE))
+        create(image, SIZE, kind, (BASE, "raw") if backing else None)
     for name, g in ("o1", "512"), ("o2", "64k"):
         run("qemu-img", "bitmap", "--add", "-g", g, OTHER, name)
-        write(rnd, OTHER)
+        write(some(rnd), OTHER)
     shutil.copy(OURS, THEIRS)
     for n in range(steps):
         args = step(rnd, bitmaps(THEIRS))
-        both(*args)
+        change(*args)
         what = "%s, backing %s, step %d: %s" % (opts, backing, n, args)
         compare(what, n % 6 == 5)
         if n % 3 == 0:
-            write(rnd, OURS, THEIRS)
+            write(some(rnd), OURS, THEIRS)
             compare(what + ", written", False)
         have = bitmaps(THEIRS)
         if n == steps // 2 and have:
             name = rnd.choice(sorted(have))
             for image in OURS, THEIRS:
                 set_in_use(image, name)
-            for change in ["--clear"], ["--enable"], ["--add"], ["--merge", name]:
-                if both(*change, name):
-                    raise SystemExit("%s: in use: %s is done" % (what, change))
+            for args in ["--clear"], ["--enable"], ["--add"], ["--merge", name]:
+                if change(*args, name):
+                    raise SystemExit("%s: in use: %s is done" % (what, args))
             if rnd.randrange(2):
-                both("--remove", name)
+                change("--remove", name)
             compare(what + ", in use", False)
     # The last one goes, and the first one comes.
     for name in bitmaps(THEIRS):
-        both("--remove", name)
+        change("--remove", name)
     compare("%s: none" % opts, False)
-    both("--add", "first")
-    write(rnd, OURS, THEIRS)
+    change("--add", "first")
+    write(some(rnd), OURS, THEIRS)
     compare("%s: the first again" % opts, True)
 
 
@@ -213,14 +177,14 @@ def resized(kind, rnd):
     """Disabled bitmaps become what they become by qemu-img; enabled ones have the
     new part of the disk as well, from the granule on in which it begins."""
     global commands, comparisons
-    opts = ",".join("%s=%s" % i for i in kind.items())
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", opts, OURS, str(SIZE))
+    opts = options(kind)
+    create(OURS, SIZE, kind)
     grain = {}
     for name in NAMES[:4]:
         g = rnd.choice([512, 4096, 65536, 1 << 20, 1 << 31])
         run("qemu-img", "bitmap", "--add", "-g", str(g), OURS, name)
         grain[name] = g
-        write(rnd, OURS)
+        write(some(rnd), OURS)
     run("qemu-io", "-f", "qcow2", "-c", "write %d 512" % (SIZE - 512), OURS)
     for name in NAMES[:2]:
         run("qemu-img", "bitmap", "--disable", OURS, name)
@@ -263,14 +227,12 @@ def join(ranges):
     return out
 
 
-with open(BASE, "wb") as f:
-    f.write(random.Random(1).randbytes(SIZE))
-seed = int(os.environ.get("QTEST_SEED", "17"))
+fill(BASE, SIZE)
 for i, kind in enumerate(KINDS):
     for j, backing in enumerate((False, True)):
         if (i + j) % 2 and VOLUME <= 1:
             continue
-        rnd = random.Random(seed * 1000 + i * 2 + j)
+        rnd = random.Random(SEED * 1000 + i * 2 + j)
         sequence(kind, backing, rnd, int(8 * VOLUME))
         resized(kind, rnd)
 print("%d commands, %d comparisons" % (commands, comparisons))

@@ -8,47 +8,24 @@ change.
 """
 
 import filecmp
-import json
 import os
 import random
 import shutil
 import struct
-import subprocess
-import sys
 
-TOOL = sys.argv[1]
-DIR = os.environ["QTEST_DIR"]
-VOLUME = float(os.environ.get("QTEST_VOLUME", "1"))
-IMAGE = os.path.join(DIR, "image.qcow2")
-BEFORE = os.path.join(DIR, "before.qcow2")
-BASE = os.path.join(DIR, "base.raw")
+import manage
+from manage import KINDS, NARROW, SEED, SOME_ZEROS, TOOL, VOLUME
+from manage import create, fill, info, options, path, requests, run, same
+from manage import same_snapshot
+
+IMAGE = path("image.qcow2")
+BEFORE = path("before.qcow2")
+BASE = path("base.raw")
 SIZE = 6 << 20
 OFFSET = 0x00fffffffffffe00
 images = comparisons = smaller = tight = 0
 
-KINDS = [
-    {"cluster_size": 512},
-    {"cluster_size": 512, "compat": "0.10"},
-    {"cluster_size": 4096, "refcount_bits": 64},
-    {"cluster_size": 1024, "refcount_bits": 4},
-    {"cluster_size": 4096, "refcount_bits": 1},
-    {"cluster_size": 65536},
-    {"cluster_size": 65536, "compat": "0.10"},
-    {"cluster_size": 65536, "extended_l2": "on"},
-    {"cluster_size": 16384, "extended_l2": "on", "refcount_bits": 8},
-    {"cluster_size": 2097152, "refcount_bits": 32},
-    {"cluster_size": 65536, "lazy_refcounts": "on",
-     "compression_type": "zstd"},
-]
-
-
-def run(*cmd):
-    p = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                       text=True, errors="replace")
-    if p.returncode != 0:
-        raise SystemExit("%s: status %d\n%s" % (" ".join(cmd), p.returncode,
-                                                p.stdout))
-    return p.stdout
+KINDS = KINDS + [NARROW]
 
 
 class Image:
@@ -114,66 +91,51 @@ class Image:
             at += (24 + extra + name + 7) // 8 * 8
 
 
-def write(rnd, size):
-    cmds = []
-    for _ in range(rnd.randrange(4, 16)):
-        at = rnd.randrange(size)
-        count = min(rnd.choice([512, 5000, 65536, 300000]), size - at)
-        kind = rnd.choice(["write -P %d" % rnd.randrange(1, 256)] * 4 +
-                          ["write -z", "write -z -u", "discard", "discard"])
-        if kind == "discard":
-            at = at >> 19 << 19
-            count = min(1 << 20, size - at)
-        cmds += ["-c", "%s %d %d" % (kind, at, count)]
-    run("qemu-io", "-f", "qcow2", *cmds, IMAGE)
+def write(rnd):
+    manage.write(requests(rnd, rnd.randrange(4, 16), SIZE,
+                          SOME_ZEROS + ["discard"] * 2,
+                          discard=(1 << 19, 1 << 20)), IMAGE)
 
 
-def snapshots(path):
-    info = json.loads(run("qemu-img", "info", "--output=json", path))
-    return [s["name"] for s in info.get("snapshots", [])]
+def snapshots(image):
+    return [s["name"] for s in info(image).get("snapshots", [])]
 
 
 def make(kind, backing, compressed, rnd):
-    opts = ",".join("%s=%s" % i for i in kind.items())
-    back = ["-b", BASE, "-F", "raw"] if backing else []
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", opts, *back, IMAGE,
-        str(SIZE))
+    create(IMAGE, SIZE, kind, (BASE, "raw") if backing else None)
     if compressed:
         size = max(kind["cluster_size"], 1 << 19)
         for i in range(0, SIZE, 2 * size): # what has no cluster yet
-            with open(os.path.join(DIR, "piece"), "wb") as f:
+            with open(path("piece"), "wb") as f:
                 f.write(bytes(rnd.choices(b"abcdefgh", k=size)))
             run("qemu-io", "-f", "qcow2", "-c", "write -c -s %s %d %d" % (
-                os.path.join(DIR, "piece"), i, size), IMAGE)
+                path("piece"), i, size), IMAGE)
     v3 = kind.get("compat") != "0.10"
     if v3:
         run("qemu-img", "bitmap", "--add", IMAGE, "one")
         run("qemu-img", "bitmap", "--add", "-g", "512", IMAGE, "two")
-    write(rnd, SIZE)
+    write(rnd)
     if kind.get("refcount_bits") != 1:
         for name in "abc"[:2 if kind.get("refcount_bits") == 4 else 3]:
             run("qemu-img", "snapshot", "-c", name, IMAGE)
-            write(rnd, SIZE)
+            write(rnd)
         run("qemu-img", "snapshot", "-d", "a", IMAGE)
     if v3 and rnd.randrange(2):
         run("qemu-img", "bitmap", "--remove", IMAGE, "one")
-    write(rnd, SIZE)
+    write(rnd)
     run("qemu-img", "check", "-q", "-r", "leaks", IMAGE)
-    return opts
+    return options(kind)
 
 
 def compare(what):
     global comparisons
     run("qemu-img", "check", "-q", IMAGE)
-    run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", IMAGE, BEFORE)
+    same(IMAGE, BEFORE)
     comparisons += 1
     if snapshots(IMAGE) != snapshots(BEFORE):
         raise SystemExit("%s: other snapshots" % what)
     for name in snapshots(BEFORE):
-        for i, f in enumerate((IMAGE, BEFORE)):
-            run("qemu-img", "convert", "-l", "snapshot.name=" + name, "-O",
-                "raw", f, os.path.join(DIR, "sn%d.raw" % i))
-        run("cmp", os.path.join(DIR, "sn0.raw"), os.path.join(DIR, "sn1.raw"))
+        same_snapshot(name, IMAGE, BEFORE)
         comparisons += 1
     a, b = Image(IMAGE), Image(BEFORE)
     if list(a.bitmaps()) != list(b.bitmaps()):
@@ -206,9 +168,8 @@ def compact(kind, backing, compressed, seed):
         raise SystemExit("%s: it changes once more" % what)
 
 
-with open(BASE, "wb") as f:
-    f.write(random.Random(1).randbytes(SIZE))
-seed = int(os.environ.get("QTEST_SEED", "17")) * 1000
+fill(BASE, SIZE)
+seed = SEED * 1000
 for i, kind in enumerate(KINDS):
     for j in range(4):
         seed += 1

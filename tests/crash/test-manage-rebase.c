@@ -19,17 +19,14 @@
 #include "checker.h"
 #include "crash-storage.h"
 #include "disk/read.h"
+#include "everywhere.h"
 #include "image-rebase.h"
 #include "maker.h"
 #include "manage/header-change.h"
 #include "memory-storage.h"
 #include "must-have.h"
-#include "power-cut.h"
 #include "qcow2/qcow2.h"
-#include "random.h"
 #include "seconds.h"
-
-#define TORN 3 /* random states of each cut */
 
 static char what[256]; /* is looked at */
 static const char *subject;
@@ -169,47 +166,18 @@ rebase (struct crash_disk *disk, const char *name, uint64_t *left)
 
 /* ------------------------------------------------------- power cuts, failures */
 
-static void (*judging) (const uint8_t *bytes, uint64_t size);
-
-static void
-judge_state (struct cut *c, uint64_t k, enum landed_kind kind, uint64_t arg)
+static struct everywhere
+everywhere (void (*how) (const uint8_t *bytes, uint64_t size))
 {
-  static struct disk_state state;
-  const struct landed l = { kind, arg };
-  char text[64];
-
-  snprintf (what, sizeof what, "%s, cut %" PRIu64 ", %s", subject, k,
-            landed_format (l, text, sizeof text));
-  cut_state (c, l, &state);
-  judging (state.bytes, state.size);
+  return (struct everywhere) {
+    .bytes = made->bytes, .size = made->size, .subject = subject,
+    .torn = 3, .what = what, .what_size = sizeof what, .judge = how,
+  };
 }
 
-static void
-cut_everywhere (const struct crash_disk *disk)
-{
-  struct cut *c = cut_new (made->bytes, made->size, disk->op, disk->nr);
-  uint64_t k, i;
-
-  for (k = 0; k <= disk->nr && !check_any_failed (); ++k) {
-    cut_advance (c, k);
-    judge_state (c, k, LANDED_NONE, 0);
-    if (cut_pending (c) == 0)
-      continue;
-    judge_state (c, k, LANDED_ALL, 0);
-    for (i = k % TEST_EACH (4); i < cut_pending (c) && i < 16;
-         i += TEST_EACH (4)) {
-      judge_state (c, k, LANDED_ONLY, i);
-      judge_state (c, k, LANDED_NOT, i);
-    }
-    for (i = 0; i < TORN; ++i)
-      judge_state (c, k, LANDED_TORN, mix (k * TORN + i));
-  }
-  cut_free (c);
-}
-
-/* Returns whether there was such a call. */
+/* opaque: the new name. */
 static bool
-fail_call (const char *name, const struct crash_fault *fault)
+fail_call (void *opaque, const struct crash_fault *fault)
 {
   struct crash_disk disk;
   uint64_t failures, before = switched;
@@ -218,7 +186,7 @@ fail_call (const char *name, const struct crash_fault *fault)
   crash_disk_init (&disk, made->bytes, made->size);
   disk.no_zero = made->no_zero;
   disk.fault = *fault;
-  r = rebase (&disk, name, NULL);
+  r = rebase (&disk, opaque, NULL);
   failures = disk.failures;
   before = switched;
   if (failures > 0)
@@ -229,33 +197,6 @@ fail_call (const char *name, const struct crash_fault *fault)
                   error_message ());
   crash_disk_free (&disk);
   return failures > 0;
-}
-
-static void
-fail_everywhere (const char *name)
-{
-  static const struct crash_fault faults[] = {
-    { .err = EIO }, { .err = EIO, .forever = true },
-    { .err = EIO, .partly = true }, { .err = ENOSPC },
-    { .err = ENOSPC, .forever = true },
-  };
-  unsigned i;
-  uint64_t call;
-
-  for (i = 0; i < sizeof faults / sizeof faults[0]; ++i) {
-    struct crash_fault fault = faults[i];
-
-    fault.kinds = fault.err == ENOSPC
-      ? FAULT_WRITE | FAULT_ZERO | FAULT_RESIZE | FAULT_ALLOCATE : FAULT_ANY;
-    for (call = 1 + i % TEST_EACH (4); !check_any_failed ();
-         call += TEST_EACH (4)) {
-      snprintf (what, sizeof what, "%s, call %" PRIu64 " fails (%u)", subject,
-                call, i);
-      fault.call = call;
-      if (!fail_call (name, &fault))
-        break;
-    }
-  }
 }
 
 /* It is stopped after so many steps: the image is as sound as after the end. */
@@ -294,6 +235,7 @@ try_rebase (const char *name)
 {
   static char text[200];
   struct crash_disk disk;
+  struct everywhere e;
 
   snprintf (text, sizeof text, "%s to '%s'", made->name, name);
   subject = text;
@@ -302,9 +244,10 @@ try_rebase (const char *name)
   disk.no_zero = made->no_zero;
   CHECK_OK (rebase (&disk, name, NULL));
   judge (disk.bytes, disk.size);
-  cut_everywhere (&disk);
+  e = everywhere (judge);
+  cut_everywhere (&e, &disk);
   crash_disk_free (&disk);
-  fail_everywhere (name);
+  fail_everywhere (&e, fail_call, (void *) name);
   stop_everywhere (name);
 }
 
@@ -316,7 +259,6 @@ try_image (const char *name, const char *which)
   if (!made_image (&m, name))
     abort ();
   made = &m;
-  judging = judge;
   make_other ();
   if (which == NULL || which[0] == '\0')
     if (m.backing != NULL)
@@ -394,14 +336,15 @@ try_names (const char *name)
 {
   static const size_t lengths[] = { 0, 1, 7, 90, 400, 700 };
   struct crash_disk disk;
+  struct everywhere e;
   struct made m;
   unsigned i;
 
   if (!made_image (&m, name))
     abort ();
   made = &m;
-  judging = judge_names;
   subject = name;
+  e = everywhere (judge_names);
   for (i = 0; i < sizeof lengths / sizeof lengths[0]; ++i) {
     memset (new_name, 'n', lengths[i]);
     new_name[lengths[i]] = '\0';
@@ -409,7 +352,7 @@ try_names (const char *name)
     crash_disk_init (&disk, m.bytes, m.size);
     if (rename_it (&disk) == 0) {
       judge_names (disk.bytes, disk.size);
-      cut_everywhere (&disk);
+      cut_everywhere (&e, &disk);
       fail_names ();
     }
     else {

@@ -22,6 +22,7 @@
 #include "checker.h"
 #include "crash-storage.h"
 #include "disk/read.h"
+#include "everywhere.h"
 #include "image-check.h"
 #include "image.h"
 #include "maker.h"
@@ -32,13 +33,9 @@
 #include "manage/snapshots.h"
 #include "memory-storage.h"
 #include "must-have.h"
-#include "power-cut.h"
 #include "qcow2/qcow2.h"
-#include "random.h"
-#include "seconds.h"
 
 #define MAX_EXPORTS 8
-#define TORN 4 /* random states of each cut */
 
 static char what[256]; /* is looked at */
 static const struct made *made;
@@ -501,54 +498,7 @@ judge (const uint8_t *bytes, uint64_t size)
   dirty_ones += dirty;
 }
 
-/* --------------------------------------------------------------- power cuts
- */
-
 static const char *subject; /* of what */
-
-static void
-judge_state (struct cut *c, uint64_t k, enum landed_kind kind, uint64_t arg)
-{
-  static struct disk_state state;
-  const struct landed l = { kind, arg };
-  char text[64];
-
-  snprintf (what, sizeof what, "%s, cut %" PRIu64 ", %s", subject, k,
-            landed_format (l, text, sizeof text));
-  cut_state (c, l, &state);
-  judge (state.bytes, state.size);
-}
-
-static void
-cut_at (struct cut *c, uint64_t k)
-{
-  const unsigned nr = cut_pending (c);
-  unsigned i;
-
-  judge_state (c, k, LANDED_NONE, 0);
-  if (nr == 0)
-    return;
-  judge_state (c, k, LANDED_ALL, 0);
-  for (i = k % TEST_EACH (4); i < nr && i < 16; i += TEST_EACH (4)) {
-    judge_state (c, k, LANDED_ONLY, i);
-    judge_state (c, k, LANDED_NOT, i);
-  }
-  for (i = 0; i < TORN; ++i)
-    judge_state (c, k, LANDED_TORN, mix (k * TORN + i));
-}
-
-static void
-cut_everywhere (const struct crash_disk *disk)
-{
-  struct cut *c = cut_new (made->bytes, made->size, disk->op, disk->nr);
-  uint64_t k;
-
-  for (k = 0; k <= disk->nr && !check_any_failed (); ++k) {
-    cut_advance (c, k);
-    cut_at (c, k);
-  }
-  cut_free (c);
-}
 
 /* ---------------------------------------------------------- failing storage
  */
@@ -595,11 +545,15 @@ check_told (const struct crash_disk *disk, const struct crash_fault *fault)
   view_free (&v);
 }
 
-/* Returns whether there was such a call. */
+struct call {
+  const struct command *command;
+  const char *argument;
+};
+
 static bool
-fail_call (const struct command *c, const char *argument,
-           const struct crash_fault *fault)
+fail_call (void *opaque, const struct crash_fault *fault)
 {
+  const struct call *c = opaque;
   struct crash_disk disk;
   struct storage *s;
   uint64_t failures;
@@ -609,7 +563,7 @@ fail_call (const struct command *c, const char *argument,
   disk.no_zero = made->no_zero;
   disk.fault = *fault;
   s = crash_storage_open (&disk, "test");
-  r = c->run (s, argument);
+  r = c->command->run (s, c->argument);
   storage_close (s);
   failures = disk.failures;
   if (failures > 0 && r == -1 && fault->err != 0 &&
@@ -626,31 +580,19 @@ fail_call (const struct command *c, const char *argument,
   return failures > 0;
 }
 
+/* disk: what the command was done on. */
 static void
-fail_everywhere (const struct command *c, const char *argument)
+break_off (const struct command *c, const char *argument,
+           const struct crash_disk *disk)
 {
-  static const struct crash_fault faults[] = {
-    { .err = EIO }, { .err = EIO, .forever = true },
-    { .err = EIO, .partly = true }, { .err = ENOSPC },
-    { .err = ENOSPC, .forever = true }, { .err = ENOSPC, .partly = true },
+  const struct everywhere e = {
+    .bytes = made->bytes, .size = made->size, .subject = subject,
+    .torn = 4, .what = what, .what_size = sizeof what, .judge = judge,
   };
-  unsigned i;
-  uint64_t call;
+  struct call call = { c, argument };
 
-  for (i = 0; i < sizeof faults / sizeof faults[0]; ++i) {
-    struct crash_fault fault = faults[i];
-
-    fault.kinds = fault.err == ENOSPC
-      ? FAULT_WRITE | FAULT_ZERO | FAULT_RESIZE | FAULT_ALLOCATE : FAULT_ANY;
-    for (call = 1 + i % TEST_EACH (4); !check_any_failed ();
-         call += TEST_EACH (4)) {
-      snprintf (what, sizeof what, "%s, call %" PRIu64 " fails (%u)", subject,
-                call, i);
-      fault.call = call;
-      if (!fail_call (c, argument, &fault))
-        break;
-    }
-  }
+  cut_everywhere (&e, disk);
+  fail_everywhere (&e, fail_call, &call);
 }
 
 /* ------------------------------------------------------------------- images
@@ -704,8 +646,7 @@ try_command (const struct command *c, const char *argument)
     if (c->run == compact)
       compact_again (&disk);
     check_bitmaps (&disk);
-    cut_everywhere (&disk);
-    fail_everywhere (c, argument);
+    break_off (c, argument, &disk);
     view_free (&after);
   }
   else if (disk.changes > 0 ||
