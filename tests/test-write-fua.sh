@@ -51,7 +51,7 @@ PY
     # strace ends after what it traces.
     wait_until traced_to_the_end || die "$1: strace does not end"
     syncs="$(grep -cE \
-        '(fdatasync|fsync|sync_file_range)\(|pwritev2\(.*RWF_D?SYNC' \
+        '(fdatasync|fsync)\(|sync_file_range\(.*_WRITE|pwritev2\(.*RWF_D?SYNC' \
         "$TRACE")" || syncs=0
     check_clean "$image"
 }

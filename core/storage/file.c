@@ -6,11 +6,13 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/advice.h"
@@ -22,7 +24,8 @@
 struct file {
   struct storage storage;
   _Atomic int fd;  /* the one to use */
-  int durable_fd;  /* the same file, opened once more: see file_pwritev */
+  int durable_fd;  /* the same file, opened once more: see write_durably */
+  int judge_fd;    /* and once more: see sync_and_ask */
   int reading_fd;  /* that it was opened with; the same until made writable;
                     * -1 if it was adopted */
   dev_t dev;       /* the device itself where the file is one */
@@ -103,6 +106,18 @@ file_prefetch (struct storage *s, uint64_t offset, uint64_t count)
   (void) posix_fadvise (f->fd, offset, count, POSIX_FADV_WILLNEED);
 }
 
+/* fdatasync, however often a signal interrupts it. */
+static int
+sync_data (int fd)
+{
+  int r;
+
+  do
+    r = fdatasync (fd);
+  while (r == -1 && errno == EINTR);
+  return r;
+}
+
 /* The kernel reports that it could not write back earlier data once for each
  * descriptor that was opened, by whatever is first to make something durable
  * with that.  Durable writes have one of their own, so that what they are told
@@ -118,8 +133,27 @@ write_durably (struct file *f, const struct iovec *iov, int nr,
   if (r != -1 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL &&
                   errno != EPERM))
     return r;
-  r = pwritev (f->fd, iov, nr, offset);
-  return r != -1 && fdatasync (f->durable_fd) == -1 ? -1 : r;
+  r = pwritev (f->durable_fd, iov, nr, offset);
+  return r != -1 && sync_data (f->durable_fd) == -1 ? -1 : r;
+}
+
+/* An ordinary write can be told, too: on NFS it fails with ENOSPC if earlier data
+ * found none, and fdatasync of that descriptor does not know of it any more.  So
+ * there is one with which nothing is done but this, after all was written back.
+ */
+static int
+ask_judge (const struct file *f)
+{
+  const int r = sync_file_range (f->judge_fd, 0, 1,
+                                 SYNC_FILE_RANGE_WAIT_BEFORE);
+
+  return r == -1 && errno == ENOSYS ? sync_data (f->judge_fd) : r;
+}
+
+static int
+sync_and_ask (const struct file *f)
+{
+  return sync_data (f->fd) == -1 ? -1 : ask_judge (f);
 }
 
 static int
@@ -129,7 +163,7 @@ file_flush (struct storage *s)
   struct report_wait w;
 
   reports_begin (&f->reports, &w);
-  return reports_end (&f->reports, &w, fdatasync (f->fd));
+  return reports_end (&f->reports, &w, sync_and_ask (f));
 }
 
 /* Whether a write can fail so although nothing that was written before is lost. */
@@ -140,8 +174,8 @@ is_of_one_write (int err)
 }
 
 /* What came of a durable write.  The loss of other data can fail it with the same
- * errors as a full file system or a signal; the other descriptor, which is told
- * of losses by itself, tells which of them it was.
+ * errors as a full file system or a signal; the other descriptors, which are told
+ * of losses by themselves, tell which of them it was.
  */
 static int
 durable_result (struct file *f, struct report_wait *w, int r)
@@ -272,8 +306,10 @@ file_close (struct storage *s)
 
   if (f->reading_fd != f->fd && f->reading_fd != -1)
     close (f->reading_fd);
-  if (f->durable_fd != f->fd)
+  if (f->durable_fd != f->fd) {
     close (f->durable_fd);
+    close (f->judge_fd);
+  }
   if (f->fd != -1)
     close (f->fd);
   if (f->dirfd != AT_FDCWD && f->dirfd != -1)
@@ -285,6 +321,18 @@ file_close (struct storage *s)
 }
 
 /* Fill in what fstat and lseek know.  Returns -1 with the error set. */
+/* Whether the file may be opened just once by what serves it in the end, however
+ * often it is here.
+ */
+static bool
+is_behind_fuse (int fd)
+{
+  struct statfs st;
+
+  return fstatfs (fd, &st) == 0 &&
+    (unsigned long) st.f_type == FUSE_SUPER_MAGIC;
+}
+
 static int
 examine (struct file *f)
 {
@@ -315,6 +363,7 @@ examine (struct file *f)
     return -1;
   }
   f->storage.size = size;
+  f->storage.one_report |= is_behind_fuse (f->fd);
   return 0;
 }
 
@@ -537,31 +586,45 @@ file_check_writable (const struct storage *s)
   return -1;
 }
 
+/* Descriptors that stay open only if all of them can be had. */
+static int
+open_all (struct file *f, int *fd, unsigned nr)
+{
+  unsigned i;
+
+  for (i = 0; i < nr; ++i) {
+    fd[i] = open_for_writing (f);
+    if (fd[i] == -1)
+      break;
+  }
+  if (i == nr)
+    return 0;
+  while (i-- > 0)
+    close (fd[i]);
+  return -1;
+}
+
 static int
 file_make_writable (struct storage *s, unsigned uses, unsigned denies)
 {
   struct file *f = (struct file *) s;
-  int fd, durable_fd;
+  int fd[3];
 
   if (f->fd != f->reading_fd)
     return 0;
-  fd = is_read_only_device (f) ? -1 : open_for_writing (f);
-  if (fd == -1)
+  if (is_read_only_device (f) || open_all (f, fd, 3) == -1)
     return -1;
-  durable_fd = open_for_writing (f);
-  if (durable_fd == -1) {
-    close (fd);
-    return -1;
-  }
-  if (take_locks (f, fd, uses, denies) == -1) {
+  if (take_locks (f, fd[0], uses, denies) == -1) {
     if (f->locking != STORAGE_LOCKING_OFF)
       locks_deny (f->reading_fd, f->denies);
-    close (durable_fd);
-    close (fd);
+    close (fd[2]);
+    close (fd[1]);
+    close (fd[0]);
     return -1;
   }
-  f->durable_fd = durable_fd;
-  f->fd = fd;
+  f->judge_fd = fd[2];
+  f->durable_fd = fd[1];
+  f->fd = fd[0];
   return 0;
 }
 
@@ -594,7 +657,7 @@ new_file (const char *name)
 
   if (f != NULL) {
     f->storage.ops = &file_ops;
-    f->fd = f->reading_fd = f->durable_fd = -1;
+    f->fd = f->reading_fd = f->durable_fd = f->judge_fd = -1;
     f->dirfd = AT_FDCWD;
     f->storage.name = strdup (name);
     if (f->storage.name != NULL) {
@@ -617,7 +680,7 @@ storage_file_open (int dirfd, const char *path, enum file_place place,
   if (f == NULL)
     return NULL;
   if (remember (f, dirfd, path, place) == 0)
-    f->fd = f->reading_fd = f->durable_fd =
+    f->fd = f->reading_fd = f->durable_fd = f->judge_fd =
       open_in_place (dirfd, path, place, O_RDONLY);
   if (f->fd == -1)
     error_set (errno, "%s: %s", name, strerror (errno));
@@ -636,7 +699,7 @@ storage_file_adopt (int fd, const char *name)
     close (fd);
     return NULL;
   }
-  f->fd = f->durable_fd = fd;
+  f->fd = f->durable_fd = f->judge_fd = fd;
   f->storage.one_report = true;
   if (examine (f) == 0)
     return &f->storage;

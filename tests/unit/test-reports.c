@@ -142,16 +142,30 @@ test_in_turn (void)
  */
 static _Atomic unsigned begun, told;
 
-/* Instead of that: what comes of a durable write, and of a flush. */
+/* Instead of that: what comes of a durable write, of a flush, and of asking whether
+ * anything was lost.
+ */
 static bool scripted;
-static int write_error, flush_error;
+static int write_error, flush_error, judgement;
 static unsigned interruptions; /* that are still to come, of an EINTR */
+static int flushed_fd, judge_fd;
 
 static int
 failed_with (int err)
 {
   errno = err;
   return err == 0 ? 0 : -1;
+}
+
+static int
+interruptible (int err)
+{
+  if (err != EINTR)
+    return failed_with (err);
+  if (interruptions == 0)
+    return 0;
+  interruptions--;
+  return failed_with (EINTR);
 }
 
 static int
@@ -174,10 +188,8 @@ __wrap_pwritev2 (int fd, const struct iovec *iov, int nr, off_t offset,
 {
   (void) fd, (void) offset, (void) flags;
   CHECK_EQ (nr, 1);
-  if (scripted && (write_error != EINTR || interruptions-- > 0))
-    return failed_with (write_error) == 0 ? (ssize_t) iov->iov_len : -1;
   if (scripted)
-    return (ssize_t) iov->iov_len;
+    return interruptible (write_error) == 0 ? (ssize_t) iov->iov_len : -1;
   return good_or_told () == 0 ? (ssize_t) iov->iov_len : -1;
 }
 
@@ -185,8 +197,19 @@ extern int __wrap_fdatasync (int fd);
 int
 __wrap_fdatasync (int fd)
 {
-  (void) fd;
-  return scripted ? failed_with (flush_error) : good_or_told ();
+  flushed_fd = fd;
+  return scripted ? interruptible (flush_error) : good_or_told ();
+}
+
+extern int __wrap_sync_file_range (int fd, off_t offset, off_t count,
+                                   unsigned flags);
+int
+__wrap_sync_file_range (int fd, off_t offset, off_t count, unsigned flags)
+{
+  (void) offset, (void) count;
+  CHECK (flags == SYNC_FILE_RANGE_WAIT_BEFORE);
+  judge_fd = fd;
+  return failed_with (judgement);
 }
 
 static struct storage *file;
@@ -305,6 +328,62 @@ test_interrupted (void)
   scripted = false;
 }
 
+/* I10: an ordinary write was told, and so fdatasync of its descriptor is not. */
+static void
+test_told_to_a_write (void)
+{
+  scripted = true;
+  write_error = flush_error = 0;
+  open_file ();
+  CHECK_OK (storage_flush (file));
+  CHECK (judge_fd != flushed_fd);
+  judgement = ENOSPC;
+  CHECK_EQ (storage_flush (file), (uint64_t) -1);
+  judgement = 0;
+  CHECK_EQ (storage_flush (file), (uint64_t) -1);
+  close_file ();
+
+  flush = false;
+  open_file ();
+  write_error = ENOSPC;
+  judgement = ENOSPC;
+  CHECK_EQ (make_durable (), (uint64_t) -1);
+  CHECK_EQ (error_errno (), EIO);
+  write_error = judgement = 0;
+  CHECK_EQ (make_durable (), (uint64_t) -1);
+  close_file ();
+  scripted = false;
+}
+
+/* Where that can't be asked without writing anything back it is asked so. */
+static void
+test_not_to_be_asked (void)
+{
+  scripted = true;
+  write_error = flush_error = 0;
+  judgement = ENOSYS;
+  open_file ();
+  CHECK_OK (storage_flush (file));
+  CHECK_EQ (flushed_fd, judge_fd);
+  close_file ();
+  judgement = 0;
+  scripted = false;
+}
+
+static void
+test_flush_interrupted (void)
+{
+  scripted = true;
+  flush_error = EINTR;
+  interruptions = 2;
+  open_file ();
+  CHECK_OK (storage_flush (file));
+  CHECK_OK (storage_flush (file));
+  close_file ();
+  flush_error = 0;
+  scripted = false;
+}
+
 int
 main (void)
 {
@@ -321,5 +400,8 @@ main (void)
   test_no_space (EDQUOT);
   test_no_space (EFBIG);
   test_interrupted ();
+  test_told_to_a_write ();
+  test_not_to_be_asked ();
+  test_flush_interrupted ();
   return check_result ();
 }
