@@ -87,6 +87,8 @@ def fio_write(bench, s, row, salt, pin):
         # are allocated already.
         n = row.count // (8 if bench.opts.quick else 1)
         options.append("--io_size=%d" % (n // row.conns * row.bs))
+    elif row.runtime and not bench.opts.quick:
+        options.append("--runtime=%ds" % row.runtime)
     else:
         options.append("--runtime=%dms" % (bench.opts.seconds * 500))
     if row.rw == "randwrite":

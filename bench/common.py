@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 
 MiB = 1 << 20
 GiB = 1 << 30
@@ -60,6 +61,14 @@ def make_image(*cmd):
         if b"accurate CPU usage" not in p.stdout:
             break
     die(" ".join(cmd) + ":", p.stdout.decode(errors="replace"))
+
+
+def timed(*cmd):
+    """Run it; return how long it took, the CPU time of all that it started,
+    and its stdout."""
+    c0, t0 = cpu_of_children(), time.monotonic()
+    out = run(*cmd)
+    return time.monotonic() - t0, cpu_of_children() - c0, out
 
 
 def cpu_of_children():

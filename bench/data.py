@@ -21,6 +21,8 @@ class Data:
         self.seq_size = 256 * MiB if quick else 2 * GiB
         self.text_size = 192 * MiB if quick else GiB
         self.chain_size = 256 * MiB if quick else GiB
+        self.big_size = 64 * GiB if quick else TiB
+        self.increment_size = 512 * MiB if quick else 16 * GiB
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -35,8 +37,9 @@ class Data:
         the image, and for QED the same data as qcow2."""
         done = self.path(name + ".done")
         maker = getattr(self, "make_" + name)
-        stamp = "%s %d %d %d\n" % (name, self.seq_size, self.text_size,
-                                   self.chain_size)
+        stamp = "%s %d %d %d %d %d\n" % (
+            name, self.seq_size, self.text_size, self.chain_size,
+            self.big_size, self.increment_size)
         try:
             with open(done) as f:
                 fresh = f.read() == stamp
@@ -66,10 +69,10 @@ class Data:
         if n != len(commands):
             die("qemu-io wrote %d times instead of %d" % (n, len(commands)))
 
-    def noise(self, name, seed):
+    def noise(self, name, seed, size=None):
         rnd = random.Random(seed)
         with open(self.path(name), "wb") as f:
-            for _ in range(self.seq_size // MiB):
+            for _ in range((size or self.seq_size) // MiB):
                 f.write(rnd.getrandbits(8 * MiB).to_bytes(MiB, "little"))
 
     def make_seq(self):
@@ -200,6 +203,87 @@ class Data:
             below = name
         return "chain.raw", "chain15.qcow2"
 
+    # For backups.
+
+    def make_changed(self):
+        """scatter, all of whose clusters are others in the second of two
+        internal snapshots."""
+        self.get("scatter")
+        self.copy("scatter.qcow2", "changed.qcow2")
+        run("qemu-img", "snapshot", "-c", "A", self.path("changed.qcow2"))
+        self.qemu_io("changed.qcow2", ["write -P %d %d %d" %
+                                       (255 - i % 255, at, CLUSTER) for i, at
+                                       in enumerate(self.scattered())])
+        run("qemu-img", "snapshot", "-c", "B", self.path("changed.qcow2"))
+        return ("changed.qcow2",)
+
+    def make_increment(self):
+        """All allocated; of its two snapshots 1 % of the clusters
+        differ."""
+        size = self.increment_size
+        self.noise("increment.raw", 7, size)
+        self.convert("increment.raw", "increment.qcow2")
+        os.unlink(self.path("increment.raw"))
+        run("qemu-img", "snapshot", "-c", "A", self.path("increment.qcow2"))
+        n = size // CLUSTER
+        self.qemu_io("increment.qcow2",
+                     ["write -P %d %d %d" % (i % 255 + 1, k * CLUSTER,
+                                             CLUSTER)
+                      for i, k in enumerate(random.Random(8).sample(
+                          range(n), n // 100))])
+        run("qemu-img", "snapshot", "-c", "B", self.path("increment.qcow2"))
+        return ("increment.qcow2",)
+
+    # For the tool's commands.
+
+    def make_base(self):
+        """What is committed to."""
+        self.get("source")
+        self.convert("source.raw", "base.qcow2")
+        return "source.raw", "base.qcow2"
+
+    def make_half(self):
+        """seq, of which the first half was trimmed; raw: the other one."""
+        self.get("seq")
+        half = self.seq_size // 2
+        shutil.copyfile(self.path("seq.qcow2"), self.path("half.qcow2"))
+        run("qemu-io", "-f", "qcow2", "-d", "unmap", "-c",
+            "discard 0 %d" % half, self.path("half.qcow2"))
+        with open(self.path("seq.raw"), "rb") as f, \
+                open(self.path("half.raw"), "wb") as to:
+            f.seek(half)
+            shutil.copyfileobj(f, to, MiB)
+        return "half.raw", "half.qcow2"
+
+    def places(self):
+        """Of the disk of "big" those which have something: (where, a byte
+        that they are full of, and the one that half of them have later)."""
+        step = self.big_size // 64
+        return [(i * step + i * CLUSTER, i + 1, i + 100 if i % 2 else i + 1)
+                for i in range(64)]
+
+    def make_big(self):
+        """As tib, but for 64 clusters which are not zeros."""
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+            "preallocation=metadata", self.path("big.qcow2"),
+            str(self.big_size))
+        self.qemu_io("big.qcow2", ["write -P %d %d %d" % (b, at, CLUSTER)
+                                   for at, b, _ in self.places()])
+        return ("big.qcow2",)
+
+    def make_later(self):
+        """big, with an internal snapshot, and written after that."""
+        self.get("big")
+        self.copy("big.qcow2", "later.qcow2")
+        run("qemu-img", "snapshot", "-c", "before", self.path("later.qcow2"))
+        self.qemu_io("later.qcow2", ["write -P %d %d %d" % (b, at, CLUSTER)
+                                     for at, _, b in self.places()])
+        return ("later.qcow2",)
+
+    def copy(self, name, to):
+        """With its holes."""
+        run("cp", "--sparse=always", self.path(name), self.path(to))
+
     # What a row writes to is called written.raw, .qcow2 and so on.
 
     def make_written(self, row, kind):
@@ -228,11 +312,16 @@ class Data:
         path = self.path("written." + kind)
         if fresh or not os.path.exists(path):
             self.make_written(row, kind)
+        self.sync(path)
+        return path
+
+    @staticmethod
+    def sync(path):
+        """It, and what else begins with its name."""
         for file in glob.glob(glob.escape(path) + "*"):
             fd = os.open(file, os.O_RDWR)
             os.fsync(fd)
             os.close(fd)
-        return path
 
     def warm(self, name):
         """Into the page cache with it."""

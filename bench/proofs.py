@@ -10,13 +10,16 @@ from clients import MARKERS
 from common import GiB, MiB, QEMU_DEFAULT, die, stamp
 
 
+ZERO = 2                # base:allocation: reads as zeros
+
+
 def extents(h, start, end):
-    """(offset, length, reads as zeros) of all from start to end."""
+    """(offset, length, flags) of all from start to end."""
     out = []
 
     def extent(context, at, entries, err):
         for n, flags in zip(entries[::2], entries[1::2]):
-            out.append((at, min(n, end - at), bool(flags & 2)))
+            out.append((at, min(n, end - at), flags))
             at += n
     while start < end:
         h.block_status(min(end - start, GiB), start, extent)
@@ -27,20 +30,21 @@ def extents(h, start, end):
 def contents(h, zeros):
     """(offset, bytes) of the disk; without what reads as zeros if
     zeros is false."""
-    for start, n, zero in extents(h, 0, h.get_size()):
-        if zero and not zeros:
+    for start, n, flags in extents(h, 0, h.get_size()):
+        if flags & ZERO and not zeros:
             continue
         for at in range(start, start + n, MiB):
             yield at, h.pread(min(MiB, start + n - at), at)
 
 
-def prove_requests(bench, h, row, salt, requests):
-    """Each unit of the disk is as before or as a request left it, and
-    there are as many of the latter as there were requests."""
-    before = None
-    if row.image != "fresh":
-        before = open(bench.data.path("seq.raw"), "rb")
-    n = 0
+class Wrong(Exception):
+    """Says what."""
+
+
+def changed(bench, h, row, salt):
+    """The places of all units of the disk that are not as before.  They have
+    to be as a request left them."""
+    before = row.before and open(bench.data.path(row.before), "rb")
     for start, b in contents(h, zeros=before is not None):
         old = os.pread(before.fileno(), len(b), start) if before else \
             bytes(len(b))
@@ -55,8 +59,14 @@ def prove_requests(bench, h, row, salt, requests):
             else:
                 good = bytes(row.bs)
             if unit != good:
-                return "wrong data at %d" % (start + i)
-            n += 1
+                raise Wrong("wrong data at %d" % (start + i))
+            yield start + i
+
+
+def prove_requests(bench, h, row, salt, requests):
+    """Each unit of the disk is as before or as a request left it, and
+    there are as many of the latter as there were requests."""
+    n = sum(1 for _ in changed(bench, h, row, salt))
     if n != requests:
         return "%d requests, but %d of them took effect" % (requests, n)
 
@@ -69,8 +79,8 @@ def prove_copy(bench, h, row, salt, requests):
 
 
 def prove_zero(bench, h, row, salt, requests):
-    for at, n, zero in extents(h, 0, 100 * GiB):
-        if not zero and h.pread(n, at) != bytes(n):
+    for at, n, flags in extents(h, 0, 100 * GiB):
+        if not flags & ZERO and h.pread(n, at) != bytes(n):
             return "no zeros at %d" % at
     for at in MARKERS:
         good = stamp(at, salt) if at >= 100 * GiB else bytes(4096)
@@ -81,7 +91,10 @@ def prove_zero(bench, h, row, salt, requests):
 def prove(bench, row, server, path, salt, requests):
     s = bench.start(QEMU_DEFAULT, path, path)
     h = bench.connect(s)
-    wrong = row.proof(bench, h, row, salt, requests)
+    try:
+        wrong = row.proof(bench, h, row, salt, requests)
+    except Wrong as e:
+        wrong = str(e)
     h.shutdown()
     s.stop()
     if wrong:

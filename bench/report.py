@@ -8,8 +8,8 @@ import platform
 import statistics
 import time
 
-from common import (CONVERT_TUNED, DURABLE, MiB, OURS_QCOW2, QEMU_TUNED,
-                    TUNED_FLAGS, run)
+from common import (CONVERT_TUNED, DURABLE, MiB, QEMU_TUNED, TUNED_FLAGS,
+                    run)
 
 
 def medians(samples):
@@ -53,7 +53,8 @@ def speed_line(row, med, first, title, raw, qemu, ours):
     if row.want and first:
         mine = aim(mine, "≥ %g" % row.want, o >= row.want)
     return [title, row.unit, number(r),
-            number(q) + (" (tuned)" if qemu.startswith(QEMU_TUNED) else ""),
+            number(q) + (" (tuned)" if q and qemu.startswith(QEMU_TUNED)
+                         else ""),
             mine,
             over(o, r, row.want_raw if first else None),
             over(o, q, row.want_qemu if first else None),
@@ -70,6 +71,12 @@ def rss_line(med, title, *servers):
     return [title] + ["%.1f MiB" % (med[s]["rss"] / MiB) for s in servers]
 
 
+def stop_line(med, title, live, _, ours):
+    a, b = (1000 / med[s]["speed"] for s in (live, ours))
+    return [title.partition(":")[0], "%.2f ms" % a, "%.2f ms" % b,
+            aim("%.2f ms" % (b - a), "≤ 1 ms", b - a <= 1)]
+
+
 def size_line(row, med, title, raw, qemu, ours):
     q, o = med[qemu], med[ours]
     ratio = o["length"] / q["length"]
@@ -84,11 +91,16 @@ def size_line(row, med, title, raw, qemu, ours):
 
 
 def table(about, head, rule, lines):
-    """Lines of markdown; none without lines."""
+    """Lines of markdown; none without lines.  What no line has is left
+    out."""
     if not lines:
         return []
-    return (["", about, ""] if about else []) + [head, rule] + [
-        "| %s |" % " | ".join(line) for line in lines]
+    kept = [i for i, column in enumerate(zip(*lines))
+            if any(x != "-" for x in column)]
+    rows = [[x.strip() for x in row.strip("|").split("|")]
+            for row in (head, rule)] + lines
+    return (["", about, ""] if about else []) + [
+        "| %s |" % " | ".join(row[i] for i in kept) for row in rows]
 
 
 def speed_table(about, reference, lines):
@@ -105,32 +117,68 @@ def cpu_table(about, reference, lines):
                  "|---|---:|---:|---:|---:|---:|", lines)
 
 
+CPU = "The server's CPU time per unit of work (user and system)"
+
+
+class Table:
+    """Rows which are compared with the same, and their headings."""
+
+    def __init__(self, reference, about, cpu_about):
+        self.reference = reference
+        self.about = about
+        self.cpu_about = cpu_about
+        self.speed, self.cpu = [], []
+
+    def add(self, row, med, lines):
+        for line in lines:
+            self.speed.append(speed_line(row, med, line is lines[0], *line))
+            self.cpu.append(cpu_line(row, med, *line))
+
+    def text(self):
+        return (speed_table(self.about, self.reference, self.speed) +
+                cpu_table(self.cpu_about, self.reference, self.cpu))
+
+
+def tables():
+    return {
+        "raw": Table("raw", None, CPU + "; for a new image that of all "
+                     "programs which make it:"),
+        "qcow2": Table("qcow2", "QED and external data files, beside the "
+                       "same data in an ordinary image, which this plugin "
+                       "serves too:", CPU + ", of these:"),
+        "far": Table("raw", "Over NBD: what is served lies behind `nbdkit "
+                     "file`, raw is `nbdkit nbd`:", CPU + ", of these, "
+                     "without that of the one behind:"),
+        "backup": Table("without", "Backups: this plugin beside itself, "
+                        "without a bitmap or a point, with a snapshot, or "
+                        "copying all:", CPU + ", of these:"),
+        "manage": Table("cp", "`nbdkit-qcow2-tool` and `qemu-img`, the same "
+                        "command on the same image:", "The CPU time of the "
+                        "commands (user and system):"),
+    }
+
+
 def report(results):
-    speed, cpu = ({"raw": [], OURS_QCOW2: []} for _ in range(2))
-    rss, size = [], []
+    kinds = tables()
+    rss, size, stop = [], [], []
     for row, got in results:
         med = {s: medians(v) for s, v in got.items()}
         lines = row.lines(med)
-        for line in lines:
-            speed[row.reference].append(speed_line(row, med, line is lines[0],
-                                                   *line))
-            cpu[row.reference].append(cpu_line(row, med, *line))
+        kinds[row.table].add(row, med, lines)
         if row.data == "tib":
             rss.append(rss_line(med, *lines[0]))
+        if row.name == "pointstop":
+            stop.append(stop_line(med, *lines[0]))
         if row.kind == "create":
             size.append(size_line(row, med, *lines[0]))
-    cpu_about = "The server's CPU time per unit of work (user and system)"
     return "\n".join(
-        speed_table(None, "raw", speed["raw"]) +
-        cpu_table(cpu_about + "; for a new image that of all programs which "
-                  "make it:", "raw", cpu["raw"]) +
-        speed_table("QED and external data files, beside the same data in "
-                    "an ordinary image, which this plugin serves too:",
-                    "qcow2", speed[OURS_QCOW2]) +
-        cpu_table(cpu_about + ", of these:", "qcow2", cpu[OURS_QCOW2]) +
+        sum((t.text() for t in kinds.values()), []) +
         table("The server's peak resident memory:",
               "| workload | raw | qemu | ours |",
               "|---|---:|---:|---:|", rss) +
+        table("How long a point in time holds a write up:",
+              "| workload | beside the live disk | beside a point | more |",
+              "|---|---:|---:|---|", stop) +
         table("The length of the new images, and what they take on disk, in "
               "bytes:",
               "| workload | qemu | ours | ours/qemu | qemu, on disk "

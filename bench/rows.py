@@ -27,6 +27,12 @@ class Row:
     bs = 4096                       # of fio
     format = "qcow2"
     reference = "raw"               # what ours and qemu are compared with
+    table = "raw"                   # where the report has it
+    needs_nbd = False               # libnbd for Python
+    qemu_nbd = True                 # whether it is compared with that
+    needs_tool = False              # nbdkit-qcow2-tool
+    runtime = None                  # of fio, in seconds, not --seconds
+    writes = False                  # to our plugin
     want = None                     # the aim: our speed itself
 
     def __init__(self, name, title, data, load, unit, want_raw=None,
@@ -43,6 +49,9 @@ class Row:
         self.depth = depth
         self.conns = conns
         self.again = again
+
+    def check(self, bench):
+        """What has to be right before anything is measured."""
 
     def measure(self, bench):
         """Return {server: [samples]} of all rounds."""

@@ -90,6 +90,7 @@ def time_command(bench, cmd):
 
 class CreateRow(Row):
     kind = "create"
+    qemu_nbd = False
 
     def __init__(self, name, title, source=None, compress=None, level=None,
                  size=None, want=None, want_length=None, want_disk=None,

@@ -14,6 +14,7 @@ class QedRow(ReadRow):
     """The same data as QED, and as qcow2 served by us."""
     format = "qed"
     reference = OURS_QCOW2
+    table = "qcow2"
 
     def __init__(self, name, title, load, unit, **kw):
         super().__init__(name, title, "qed", load, unit, **kw)
@@ -22,7 +23,7 @@ class QedRow(ReadRow):
 
 class QedWriteRow(WriteRow):
     format = "qed"
-    reference = OURS_QCOW2          # only its table; it is not measured
+    table = "qcow2"
 
 
 class LuksRow(ReadRow):
@@ -46,6 +47,7 @@ class DataFileRow(ReadRow):
     """The data in a file of its own, and in the image, served by us."""
     format = "datafile"
     reference = OURS_QCOW2
+    table = "qcow2"
 
     def __init__(self, name, title, load, unit, **kw):
         super().__init__(name, title, "datafile", load, unit, **kw)
@@ -55,6 +57,7 @@ class DataFileRow(ReadRow):
 class DataFileWriteRow(WriteRow):
     format = "datafile"
     reference = OURS_QCOW2
+    table = "qcow2"
 
 
 ROWS = [

@@ -6,15 +6,27 @@
 import clients
 from common import OURS_QCOW2, QEMU_DEFAULT, QEMU_TUNED, say
 from rows import Row, turns
+from same import check_same
 
 
 class ReadRow(Row):
+    @property
+    def needs_nbd(self):
+        return self.data in ("tib", "scatter")
+
+    def check(self, bench):
+        check_same(bench, self.data, bench.start)
+
+    def start(self, bench, server, reference, image, **kw):
+        return bench.start(server, reference, image, **kw)
+
     def sample(self, bench, server, first):
         raw, image, *qcow2 = bench.data.get(self.data)
         cpu = bench.opts.cpu if self.depth == 1 else None
         pin = ["taskset", "-c", str(cpu)] if cpu is not None else []
         reference = qcow2[0] if server == OURS_QCOW2 else raw
-        s = bench.start(server, reference, image, conns=self.conns, cpu=cpu)
+        s = self.start(bench, server, reference, image, conns=self.conns,
+                       cpu=cpu)
         try:
             return self.load(bench, s, self, raw, pin)
         finally:

@@ -15,6 +15,8 @@ from rows import Row, turns
 
 class WriteRow(Row):
     kind = "write"
+    needs_nbd = True
+    writes = True
 
     def __init__(self, name, title, load, unit, image, sets=(), size=None,
                  options=(), proof=proofs.prove_requests, bs=4096, count=None,
@@ -23,6 +25,7 @@ class WriteRow(Row):
         # "fresh": nothing is allocated; "copy": of seq, all allocated;
         # "overlay": nothing is, over seq.raw.
         self.image = image
+        self.before = None if image == "fresh" else "seq.raw"
         self.fresh = fresh or image != "copy"   # a new one for each sample
         self.sets = list(sets)
         if image != "fresh" and "seq" not in sets:
@@ -35,6 +38,9 @@ class WriteRow(Row):
         self.flush = flush          # after each write
         self.flush_after = flush_after  # ... or once, after all of them
 
+    def serve(self, bench, server, path, **kw):
+        return bench.start(server, path, path, write=True, **kw)
+
     def sample(self, bench, server, first):
         """The image is a new one the first time too, so that the proof
         can't find what another server wrote."""
@@ -45,8 +51,7 @@ class WriteRow(Row):
         salt = random.Random(self.name + server).randbytes(504)
         path = bench.data.written(self, kind, first or self.fresh)
         used = allocated(path)
-        s = bench.start(server, path, path, conns=self.conns, cpu=cpu,
-                        write=True)
+        s = self.serve(bench, server, path, conns=self.conns, cpu=cpu)
         try:
             got = self.load(bench, s, self, salt, pin)
         except nbd.Error as e:
@@ -67,10 +72,13 @@ class WriteRow(Row):
                 die("%s: %s trimmed %d bytes, but freed %d of the host's"
                     % (self.name, server, want, freed))
         if first:
-            proofs.prove(bench, self, server, path, salt, got.get("requests"))
+            self.prove(bench, server, path, salt, got.get("requests"))
         if self.fresh:
             bench.data.drop("written.%s*" % kind)
         return got
+
+    def prove(self, bench, *args):
+        proofs.prove(bench, self, *args)
 
     def measure(self, bench):
         servers = [self.reference, QEMU_DEFAULT, "ours", QEMU_TUNED]

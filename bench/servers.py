@@ -13,7 +13,7 @@ import time
 from common import (OURS_QCOW2, QEMU_DEFAULT, QEMU_TUNED, TUNED_FLAGS, die,
                     run, say)
 from data import Data
-from formats import for_qemu, for_us
+from formats import for_qemu, for_raw, for_us
 
 
 def listening(sock):
@@ -27,6 +27,7 @@ class Server:
     """One server of one image, on a Unix socket of its own."""
 
     running = set()
+    below = None                # another one, that goes when this one does
 
     def __init__(self, argv, sock, cpu=None):
         self.sock = sock
@@ -50,8 +51,8 @@ class Server:
             " ".join(argv),
             self.errors.read().decode(errors="replace").strip()))
 
-    def uri(self):
-        return "nbd+unix:///?socket=" + self.sock
+    def uri(self, export=""):
+        return "nbd+unix:///%s?socket=%s" % (export, self.sock)
 
     def cpu(self):
         """Seconds of CPU used so far, by all threads."""
@@ -77,6 +78,8 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.p.kill()
                 self.p.wait()
+        if self.below:
+            self.below.stop()
 
 
 class Bench:
@@ -88,6 +91,7 @@ class Bench:
         self.aio = []
         self.notes = []
         self.ours_writes = False
+        self.checked = set()    # what returns the same from all servers
 
     def choose_aio(self):
         """io_uring for the tuned qemu-nbd, if this machine has it."""
@@ -126,27 +130,27 @@ class Bench:
                 s.stop()
 
     @staticmethod
-    def connect(s):
+    def connect(s, export="", context="base:allocation"):
         import nbd
         h = nbd.NBD()
-        h.add_meta_context("base:allocation")
-        h.connect_uri(s.uri())
+        h.add_meta_context(context)
+        h.connect_uri(s.uri(export))
         return h
 
     def start(self, server, reference, image, conns=1, cpu=None,
-              write=False):
+              write=False, options=()):
         """server: "qemu", "qemu tuned", "ours"; or what serves the
         reference, "raw", or ours with QCOW2.  "raw" and "ours" perhaps
-        with " -t N"."""
+        with " -t N".  options are more parameters of ours."""
         name, _, threads = server.partition(" -t ")
         threads = ["-t", threads] if threads else []
         read_only = [] if write else ["-r"]
         nbdkit = ["nbdkit"] + read_only + ["-f", "-U", self.sock] + threads
         qemu = ["qemu-nbd"] + read_only + ["-t", "-k", self.sock]
         if name == "raw":
-            argv = nbdkit + ["file", reference]
+            argv = nbdkit + for_raw(reference)
         elif name in ("ours", OURS_QCOW2):
-            argv = nbdkit + [self.plugin] + for_us(
+            argv = nbdkit + [self.plugin, *options] + for_us(
                 image if name == "ours" else reference)
         elif name == QEMU_DEFAULT:
             # It serves one client at a time unless told otherwise.
@@ -158,3 +162,21 @@ class Bench:
             argv = (qemu + ["-e", "16"] + self.aio + TUNED_FLAGS +
                     for_qemu(image))
         return Server(argv, self.sock, cpu)
+
+    def start_far(self, server, reference, image, delay=(), write=False,
+                  **kw):
+        """The same, but over NBD: nbdkit serves the file, with a delay if
+        there are parameters for one."""
+        file = reference if server == "raw" else image
+        below = Server(["nbdkit", "-f", "-U", self.sock + ".far"] +
+                       ([] if write else ["-r"]) +
+                       (["--filter=delay"] if delay else []) +
+                       ["file", file, *delay], self.sock + ".far")
+        try:
+            s = self.start(server, below.uri(), below.uri(), write=write,
+                           **kw)
+        except RuntimeError:
+            below.stop()
+            raise
+        s.below = below
+        return s
