@@ -16,6 +16,7 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "storage/file.h"
+#include "storage/holders.h"
 #include "storage/locks.h"
 #include "storage/reports.h"
 
@@ -29,6 +30,7 @@ struct file {
   ino_t ino;       /* 0 for a block device */
   unsigned denies; /* to others, by locks on reading_fd */
   enum storage_locking locking;
+  struct holder holder;   /* where there are no locks */
   atomic_bool no_writers; /* locks keep other processes from writing it */
 
   /* To open it again; NULL if it was adopted. */
@@ -270,6 +272,7 @@ file_close (struct storage *s)
 {
   struct file *f = (struct file *) s;
 
+  holder_leave (&f->holder);
   if (f->reading_fd != f->fd && f->reading_fd != -1)
     close (f->reading_fd);
   if (f->durable_fd != f->fd)
@@ -315,6 +318,8 @@ examine (struct file *f)
     return -1;
   }
   f->storage.size = size;
+  f->holder.file[0] = f->dev;
+  f->holder.file[1] = f->ino;
   return 0;
 }
 
@@ -393,22 +398,28 @@ locks_are_missing (const struct file *f, int err)
   return 0;
 }
 
-/* What became of locks on fd.  Returns -1 with the error set. */
+/* There are no locks on fd: this process at least keeps out of its own way, by
+ * whatever names and in whatever images it has the file open.  Returns -1 with
+ * the error set.
+ */
 static int
-locks_result (struct file *f, enum locks locks, unsigned denies, bool writing)
+hold (struct file *f, unsigned uses, unsigned denies, bool alone)
+{
+  f->no_writers = false;
+  if (holder_take (&f->holder, uses, denies, alone))
+    return 0;
+  error_set (EAGAIN, "%s: this process has it open by another name, or for "
+             "another image, %s", f->storage.name,
+             uses & STORAGE_WRITE ? "so that it can't be written"
+             : "and writes it");
+  return -1;
+}
+
+static void
+other_process (const struct file *f, bool writing)
 {
   const char *name = f->storage.name;
 
-  switch (locks) {
-  case LOCKS_TAKEN:
-    f->no_writers = denies & STORAGE_WRITE;
-    return 0;
-  case LOCKS_MISSING:
-    f->no_writers = false;
-    return locks_are_missing (f, errno);
-  case LOCKS_CONFLICT:
-    break;
-  }
   if (writing)
     error_set (EAGAIN, "%s: another process is using it (it holds QEMU's "
                "lock), so that it can't be written", name);
@@ -417,22 +428,33 @@ locks_result (struct file *f, enum locks locks, unsigned denies, bool writing)
                "lock)", name);
     advise (ADVICE_SHARE);
   }
-  return -1;
 }
 
 /* Take locks on fd; if that is not the descriptor for reading, then instead of
- * those.  Returns -1 with the error set.
+ * those.  alone: see storage_ops.lock.  Returns -1 with the error set.
  */
 static int
-take_locks (struct file *f, int fd, unsigned uses, unsigned denies)
+take_locks (struct file *f, int fd, unsigned uses, unsigned denies, bool alone)
 {
   const bool writing = fd != f->reading_fd;
+  enum locks r;
 
   if (f->locking == STORAGE_LOCKING_OFF)
+    return hold (f, uses, denies, alone);
+  r = alone ? locks_place (fd, uses, denies)
+    : locks_take (fd, uses, denies, writing ? f->reading_fd : -1, f->denies);
+  switch (r) {
+  case LOCKS_TAKEN:
+    f->no_writers = denies & STORAGE_WRITE;
     return 0;
-  return locks_result (f, locks_take (fd, uses, denies,
-                                      writing ? f->reading_fd : -1, f->denies),
-                       denies, writing);
+  case LOCKS_MISSING:
+    return locks_are_missing (f, errno) == -1 ? -1
+      : hold (f, uses, denies, alone);
+  case LOCKS_CONFLICT:
+    break;
+  }
+  other_process (f, writing && !alone);
+  return -1;
 }
 
 static int
@@ -441,16 +463,29 @@ file_lock (struct storage *s, unsigned uses, unsigned denies, bool alone)
   struct file *f = (struct file *) s;
 
   f->denies = denies;
-  if (!alone || f->locking == STORAGE_LOCKING_OFF)
-    return take_locks (f, f->fd, uses, denies);
-  return locks_result (f, locks_place (f->fd, uses, denies), denies,
-                       false);
+  return take_locks (f, f->fd, uses, denies, alone);
 }
 
 static bool
 file_keeps_writers_out (const struct storage *s)
 {
   return ((const struct file *) s)->no_writers;
+}
+
+/* The file that is open, whatever is under its name by now, where /proc is
+ * mounted.
+ */
+struct self {
+  char path[64];
+};
+
+static struct self
+self_of (const struct file *f)
+{
+  struct self self;
+
+  snprintf (self.path, sizeof self.path, "/proc/self/fd/%d", f->reading_fd);
+  return self;
 }
 
 /* Open the file once more, for writing: the one that is open, even if others
@@ -461,42 +496,67 @@ file_keeps_writers_out (const struct storage *s)
 static int
 reopen (const struct file *f)
 {
-  char self[64];
-  int fd;
+  const int fd = open_in_place (AT_FDCWD, self_of (f).path, FILE_ANYWHERE,
+                                O_RDWR);
 
-  snprintf (self, sizeof self, "/proc/self/fd/%d", f->reading_fd);
-  fd = open_in_place (AT_FDCWD, self, FILE_ANYWHERE, O_RDWR);
   return fd != -1 ? fd : open_in_place (f->dirfd, f->path, f->place, O_RDWR);
 }
 
-/* The same, if it still is under its name: else nobody would find what is
- * written.  Returns -1 with the error set.
+static void
+was_replaced (const struct file *f)
+{
+  error_set (EIO, "%s: it was replaced by another file since it was opened",
+             f->storage.name);
+}
+
+static void
+cannot_open_for_writing (const struct file *f, int err)
+{
+  error_set (err, "%s: opening it for writing: %s", f->storage.name,
+             strerror (err));
+}
+
+/* That the file still is where it is looked for: else nobody would find what is
+ * written.  In a folder whoever asks for it has just found it, and not
+ * necessarily by the name that it was opened by.  Returns -1 with the error set.
  */
+static int
+check_is_found (const struct file *f)
+{
+  struct stat st;
+
+  if (f->place == FILE_REGULAR_BENEATH) {
+    if (storage_file_has_name (&f->storage))
+      return 0;
+    cannot_open_for_writing (f, ENOENT);
+  }
+  else if (fstatat (f->dirfd, f->path, &st, 0) == -1)
+    cannot_open_for_writing (f, errno);
+  else if (storage_file_is (&f->storage, &st))
+    return 0;
+  else
+    was_replaced (f);
+  return -1;
+}
+
+/* The same file for writing.  Returns -1 with the error set. */
 static int
 open_for_writing (const struct file *f)
 {
-  const char *name = f->storage.name;
   struct stat st;
   int fd;
 
-  if (fstatat (f->dirfd, f->path, &st, 0) == -1)
-    goto failed;
-  if (!storage_file_is (&f->storage, &st))
-    goto replaced;
+  if (check_is_found (f) == -1)
+    return -1;
   fd = reopen (f);
   if (fd == -1)
-    goto failed;
-  if (fstat (fd, &st) == 0 && storage_file_is (&f->storage, &st))
+    cannot_open_for_writing (f, errno);
+  else if (fstat (fd, &st) == 0 && storage_file_is (&f->storage, &st))
     return fd;
-  close (fd);
-
- replaced:
-  error_set (EIO, "%s: it was replaced by another file since it was opened",
-             name);
-  return -1;
-
- failed:
-  error_set (errno, "%s: opening it for writing: %s", name, strerror (errno));
+  else {
+    close (fd);
+    was_replaced (f);
+  }
   return -1;
 }
 
@@ -523,7 +583,10 @@ file_check_writable (const struct storage *s)
 
   if (is_read_only_device (f))
     return -1;
-  if (faccessat (f->dirfd, f->path, W_OK, AT_EACCESS) == 0)
+  if (faccessat (AT_FDCWD, self_of (f).path, W_OK, AT_EACCESS) == 0)
+    return 0;
+  if (errno == ENOENT && /* /proc is not mounted */
+      faccessat (f->dirfd, f->path, W_OK, AT_EACCESS) == 0)
     return 0;
   if (errno == EPERM || errno == ENOSYS) {
     /* It may be the call that is not permitted, in a container. */
@@ -553,7 +616,7 @@ file_make_writable (struct storage *s, unsigned uses, unsigned denies)
     close (fd);
     return -1;
   }
-  if (take_locks (f, fd, uses, denies) == -1) {
+  if (take_locks (f, fd, uses, denies, false) == -1) {
     if (f->locking != STORAGE_LOCKING_OFF)
       locks_deny (f->reading_fd, f->denies);
     close (durable_fd);
