@@ -262,15 +262,8 @@ far_of (struct storage *s)
 }
 
 /* How much of count bytes at offset there is. */
-static inline uint64_t
-far_within (const struct far *f, uint64_t offset, uint64_t count)
-{
-  const uint64_t size = f->pool.server.size;
-
-  if (offset >= size)
-    return 0;
-  return count < size - offset ? count : size - offset;
-}
+extern uint64_t far_within (const struct far *f, uint64_t offset,
+                            uint64_t count);
 
 /* Of storage_ops. */
 extern int far_extent (struct storage *s, uint64_t offset, uint64_t count,

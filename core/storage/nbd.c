@@ -22,6 +22,16 @@ server_of (const struct storage *s)
   return &((const struct far *) s)->pool.server;
 }
 
+uint64_t
+far_within (const struct far *f, uint64_t offset, uint64_t count)
+{
+  const uint64_t size = f->pool.server.size;
+
+  if (offset >= size)
+    return 0;
+  return count < size - offset ? count : size - offset;
+}
+
 /* ----------------------------------------------------------------- reading */
 
 static ssize_t
