@@ -12,6 +12,7 @@
 
 #include "crypto/secret.h"
 #include "passphrase.h"
+#include "qcow2/misfits.h"
 
 /* What a passphrase has at most, with the newline that may end it. */
 #define SECRET_MAX 4096
@@ -19,7 +20,10 @@
 /* The image's first, if it was given, then those of the backing files. */
 static struct passphrase image_secret;
 static struct passphrase backing_secret[CHAIN_MAX_DEPTH];
-static struct passphrases given = { .backing = backing_secret };
+static struct misfits misfits = MISFITS_INIT;
+static struct passphrases given = {
+  .backing = backing_secret, .misfits = &misfits,
+};
 
 /* ----------------------------------------------------------------- reading */
 

@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+struct misfits;
+
 struct passphrase {
   const void *bytes; /* NULL: none */
   size_t count;
@@ -26,6 +28,11 @@ struct passphrases {
 
   /* None is needed, since no data is to be read: encrypted data can't be. */
   bool locked;
+
+  /* Remembers which of them fit which file not, while they are in memory; NULL:
+   * nobody does.  See qcow2/misfits.h.
+   */
+  struct misfits *misfits;
 };
 
 /* The one of the file that is so many below the image. */

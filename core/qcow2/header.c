@@ -8,30 +8,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "qcow2/header.h"
-
-/* Offsets of the header's fields.  Spec: Header. */
-enum {
-  FIELD_MAGIC = 0,
-  FIELD_VERSION = 4,
-  FIELD_BACKING_OFFSET = 8,
-  FIELD_BACKING_SIZE = 16,
-  FIELD_CLUSTER_BITS = 20,
-  FIELD_SIZE = 24,
-  FIELD_CRYPT_METHOD = 32,
-  FIELD_L1_SIZE = 36,
-  FIELD_L1_OFFSET = 40,
-  FIELD_REFCOUNT_TABLE_OFFSET = 48,
-  FIELD_REFCOUNT_TABLE_CLUSTERS = 56,
-  FIELD_NB_SNAPSHOTS = 60,
-  FIELD_SNAPSHOTS_OFFSET = 64,
-  FIELD_INCOMPATIBLE = 72,
-  FIELD_COMPATIBLE = 80,
-  FIELD_AUTOCLEAR = 88,
-  FIELD_REFCOUNT_ORDER = 96,
-  FIELD_HEADER_LENGTH = 100,
-  FIELD_COMPRESSION_TYPE = 104,
-};
+#include "qcow2/header-parts.h"
 
 _Static_assert (HEADER_FEATURES_OFFSET == FIELD_INCOMPATIBLE &&
                 HEADER_REFCOUNT_TABLE_OFFSET == FIELD_REFCOUNT_TABLE_OFFSET &&
@@ -232,135 +209,6 @@ decode_v3_fields (const char *name, const uint8_t *buf, struct header *h)
   return 0;
 }
 
-/* Spec: Bitmaps extension.  at is the offset of its data in the header. */
-static void
-decode_bitmaps (const uint8_t *data, size_t at, uint32_t len, struct header *h)
-{
-  /* Without its feature bit the owner of its clusters is unknown. */
-  h->has_unknown |= len != QCOW2_EXT_BITMAPS_BYTES || h->bitmaps_field != 0 ||
-    !(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS);
-  if (len < QCOW2_EXT_BITMAPS_BYTES)
-    return;
-  h->nr_bitmaps = get_be32 (data);
-  h->bitmap_directory_size = get_be64 (data + 8);
-  h->bitmaps_field = at + 16;
-  h->bitmap_directory.v = get_be64 (data + 16);
-}
-
-/* Spec: Full disk encryption header pointer.  at: see decode_bitmaps. */
-static int
-decode_crypto (const char *name, const uint8_t *data, size_t at, uint32_t len,
-               struct header *h)
-{
-  if (h->encryption != ENCRYPTION_LUKS)
-    error_set (EINVAL, "%s: header extension for LUKS at offset %zu, but the "
-               "encryption method is %d", name, at - 8, h->encryption);
-  else if (len != QCOW2_EXT_CRYPTO_BYTES)
-    error_set (EINVAL, "%s: header extension for LUKS at offset %zu: its "
-               "length %" PRIu32 " must be %d", name, at - 8, len,
-               QCOW2_EXT_CRYPTO_BYTES);
-  else if (h->crypto_field != 0)
-    error_set (EINVAL, "%s: header extension for LUKS at offset %zu: it is the "
-               "second one", name, at - 8);
-  else {
-    h->crypto.v = get_be64 (data);
-    h->crypto_bytes = get_be64 (data + 8);
-    h->crypto_field = at;
-    return 0;
-  }
-  return -1;
-}
-
-/* A file name or the like: at most max bytes, to be copied to name. */
-static int
-decode_name (const char *file, const char *what, const uint8_t *data, size_t at,
-             uint32_t len, uint32_t max, char *name)
-{
-  if (len > max) {
-    error_set (EINVAL, "%s: %s name at offset %zu: its length %" PRIu32
-               " is more than %" PRIu32, file, what, at, len, max);
-    return -1;
-  }
-  memcpy (name, data, len);
-  name[len] = '\0';
-  return 0;
-}
-
-/* Walk the extensions between start and end, where the backing file's name or
- * the second cluster begins.  An extension that is cut off there is an error,
- * as in QEMU.  Looks for the feature name table if feature_names is not NULL.
- * Spec: Header extensions.
- */
-static int
-decode_extensions (const char *name, const uint8_t *buf, size_t start,
-                   size_t end, struct header *h,
-                   const uint8_t **feature_names, size_t *feature_names_len)
-{
-  size_t at = start;
-
-  while (at < end) {
-    const uint8_t *data = buf + at + 8;
-    uint32_t type, len;
-
-    if (end - at < 8) {
-      error_set (EINVAL, "%s: header extension at offset %zu: its type and "
-                 "length, 8 bytes, are cut off by the extensions' end at %zu",
-                 name, at, end);
-      return -1;
-    }
-    type = get_be32 (buf + at);
-    len = get_be32 (buf + at + 4);
-    if (len > end - at - 8) {
-      error_set (EINVAL, "%s: header extension 0x%08" PRIx32 " at offset %zu: "
-                 "its length %" PRIu32 " reaches beyond the extensions' end "
-                 "at %zu", name, type, at, len, end);
-      return -1;
-    }
-    if (type == QCOW2_EXT_END)
-      return 0;
-    switch (type) {
-    case QCOW2_EXT_BACKING_FORMAT:
-      if (decode_name (name, "backing format", data, at, len,
-                       QCOW2_MAX_BACKING_FORMAT, h->backing_format) == -1)
-        return -1;
-      break;
-    case QCOW2_EXT_DATA_FILE:
-      if (decode_name (name, "external data file", data, at, len,
-                       QCOW2_MAX_DATA_FILE_NAME, h->data_file_name) == -1)
-        return -1;
-      break;
-    case QCOW2_EXT_FEATURE_NAMES:
-      if (feature_names != NULL) {
-        *feature_names = data;
-        *feature_names_len = len;
-      }
-      break;
-    case QCOW2_EXT_BITMAPS:
-      decode_bitmaps (data, at + 8, len, h);
-      break;
-    case QCOW2_EXT_CRYPTO:
-      if (decode_crypto (name, data, at + 8, len, h) == -1)
-        return -1;
-      break;
-    case QCOW2_EXT_WRITER:
-      h->has_unknown |= len != QCOW2_EXT_WRITER_BYTES || h->hint.v != 0;
-      if (len >= QCOW2_EXT_WRITER_BYTES) {
-        h->hint.v = at + 8;
-        h->hint_set = data[0] != HEADER_HINT_ENDED;
-      }
-      break;
-    default: /* can safely be ignored */
-      h->has_unknown = true;
-      break;
-    }
-    /* Padding up to a multiple of 8 may be cut off by the end. */
-    at += 8 + ((size_t) len + 7) / 8 * 8;
-    if (at > end)
-      at = end;
-  }
-  return 0;
-}
-
 /* The feature bits come first: an unknown one may change the meaning of the
  * rest of the header.
  */
@@ -385,8 +233,8 @@ decode_incompatible (const char *name, const uint8_t *buf, size_t len,
   if (unknown == 0)
     return 0;
   /* Only for the names: other errors don't matter here. */
-  (void) decode_extensions (name, buf, h->header_length, len, &ignored,
-                            &names, &names_len);
+  (void) header_decode_extensions (name, buf, h->header_length, len, &ignored,
+                                   &names, &names_len);
   refuse_incompatible (name, unknown, names, names_len);
   return -1;
 }
@@ -623,8 +471,8 @@ header_decode (const char *name, const uint8_t *buf, size_t len,
     return -1;
   if (decode_backing_name (name, buf, len, h, &extensions_end) == -1 ||
       decode_crypt_method (name, buf, h) == -1 ||
-      decode_extensions (name, buf, h->header_length, extensions_end, h,
-                         NULL, NULL) == -1)
+      header_decode_extensions (name, buf, h->header_length, extensions_end, h,
+                                NULL, NULL) == -1)
     return -1;
   decode_raw_data (h);
   if (decode_features (name, h) == -1 ||
@@ -634,163 +482,4 @@ header_decode (const char *name, const uint8_t *buf, size_t len,
       check_data_file (name, h) == -1)
     return -1;
   return check_crypto (name, file_size, h);
-}
-
-void
-header_encode_features (const struct header *h,
-                        uint8_t buf[HEADER_FEATURES_BYTES])
-{
-  put_be64 (buf, h->incompatible);
-  put_be64 (buf + FIELD_COMPATIBLE - FIELD_INCOMPATIBLE, h->compatible);
-  put_be64 (buf + FIELD_AUTOCLEAR - FIELD_INCOMPATIBLE, h->autoclear);
-}
-
-void
-header_encode_refcount_table (struct host_off table, uint32_t clusters,
-                              uint8_t buf[HEADER_REFCOUNT_TABLE_BYTES])
-{
-  put_be64 (buf, table.v);
-  put_be32 (buf + FIELD_REFCOUNT_TABLE_CLUSTERS - FIELD_REFCOUNT_TABLE_OFFSET,
-            clusters);
-}
-
-/* ---------------------------------------------------------------- a new one */
-
-/* Features that an image made here may have, now or after other programs have
- * used it, with QEMU's names.  Spec: Feature name table.
- */
-static const struct {
-  uint8_t type, bit;
-  const char *name;
-} features[] = {
-  { QCOW2_FEATURE_INCOMPATIBLE, 0, "dirty bit" },
-  { QCOW2_FEATURE_INCOMPATIBLE, 1, "corrupt bit" },
-  { QCOW2_FEATURE_INCOMPATIBLE, 2, "external data file" },
-  { QCOW2_FEATURE_INCOMPATIBLE, 3, "compression type" },
-  { QCOW2_FEATURE_INCOMPATIBLE, 4, "extended L2 entries" },
-  { QCOW2_FEATURE_COMPATIBLE, 0, "lazy refcounts" },
-  { QCOW2_FEATURE_AUTOCLEAR, 0, "bitmaps" },
-  { QCOW2_FEATURE_AUTOCLEAR, 1, "raw external data" },
-};
-
-#define NR_FEATURES (sizeof features / sizeof features[0])
-
-/* The size of an extension with data of this length. */
-static inline size_t
-extension_bytes (size_t len)
-{
-  return 8 + (len + 7) / 8 * 8;
-}
-
-/* Start an extension at *at.  Returns the place for its data. */
-static uint8_t *
-encode_extension (uint8_t *buf, size_t *at, uint32_t type, uint32_t len)
-{
-  uint8_t *p = buf + *at;
-
-  put_be32 (p, type);
-  put_be32 (p + 4, len);
-  *at += extension_bytes (len);
-  return p + 8;
-}
-
-static void
-encode_feature_names (uint8_t *buf, size_t *at)
-{
-  uint8_t *p = encode_extension (buf, at, QCOW2_EXT_FEATURE_NAMES,
-                                 NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE);
-  unsigned i;
-
-  for (i = 0; i < NR_FEATURES; ++i, p += QCOW2_FEATURE_ENTRY_SIZE) {
-    p[0] = features[i].type;
-    p[1] = features[i].bit;
-    memcpy (p + 2, features[i].name, strlen (features[i].name));
-  }
-}
-
-static void
-encode_crypto (const struct header *h, uint8_t *buf, size_t *at)
-{
-  uint8_t *p = encode_extension (buf, at, QCOW2_EXT_CRYPTO,
-                                 QCOW2_EXT_CRYPTO_BYTES);
-
-  put_be64 (p, h->crypto.v);
-  put_be64 (p + 8, h->crypto_bytes);
-}
-
-static void
-encode_v3_fields (const struct header *h, uint8_t *buf)
-{
-  header_encode_features (h, buf + HEADER_FEATURES_OFFSET);
-  put_be32 (buf + FIELD_REFCOUNT_ORDER, h->refcount_order);
-  put_be32 (buf + FIELD_HEADER_LENGTH, QCOW2_HEADER_LENGTH_NEW);
-  buf[FIELD_COMPRESSION_TYPE] = h->compression;
-}
-
-static void
-encode_fields (const struct header *h, uint8_t *buf)
-{
-  put_be32 (buf + FIELD_MAGIC, QCOW2_MAGIC);
-  put_be32 (buf + FIELD_VERSION, h->version);
-  put_be32 (buf + FIELD_CLUSTER_BITS, h->cluster_bits);
-  put_be64 (buf + FIELD_SIZE, h->disk_size);
-  put_be32 (buf + FIELD_CRYPT_METHOD, h->encryption);
-  put_be32 (buf + FIELD_L1_SIZE, h->l1_size);
-  put_be64 (buf + FIELD_L1_OFFSET, h->l1_offset.v);
-  header_encode_refcount_table (h->refcount_table_offset,
-                                h->refcount_table_clusters,
-                                buf + HEADER_REFCOUNT_TABLE_OFFSET);
-  if (h->version >= 3)
-    encode_v3_fields (h, buf);
-}
-
-int
-header_encode (const char *name, const struct header *h, uint8_t *buf,
-               size_t len)
-{
-  const size_t name_len = strlen (h->backing_name);
-  const size_t format_len = strlen (h->backing_format);
-  const size_t data_len = strlen (h->data_file_name);
-  size_t at = h->version >= 3 ? QCOW2_HEADER_LENGTH_NEW
-    : QCOW2_HEADER_LENGTH_V2;
-  size_t needed = at + extension_bytes (0) + name_len;
-
-  if (format_len > 0)
-    needed += extension_bytes (format_len);
-  if (data_len > 0)
-    needed += extension_bytes (data_len);
-  if (h->encryption == ENCRYPTION_LUKS)
-    needed += extension_bytes (QCOW2_EXT_CRYPTO_BYTES);
-  if (needed > len) {
-    error_set (EINVAL, "%s: a %s name of %zu bytes has no room in the first "
-               "cluster, of %zu bytes", name, name_len > 0 ? "backing file"
-               : "data file", name_len > 0 ? name_len : data_len, len);
-    return -1;
-  }
-  encode_fields (h, buf);
-  if (format_len > 0)
-    memcpy (encode_extension (buf, &at, QCOW2_EXT_BACKING_FORMAT, format_len),
-            h->backing_format, format_len);
-  if (data_len > 0)
-    memcpy (encode_extension (buf, &at, QCOW2_EXT_DATA_FILE, data_len),
-            h->data_file_name, data_len);
-  if (h->encryption == ENCRYPTION_LUKS)
-    encode_crypto (h, buf, &at);
-  /* Left out if it doesn't fit: it only helps readers. */
-  if (h->version >= 3 &&
-      needed + extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE) <=
-      len) {
-    encode_feature_names (buf, &at);
-    needed += extension_bytes (NR_FEATURES * QCOW2_FEATURE_ENTRY_SIZE);
-  }
-  if (needed + extension_bytes (QCOW2_EXT_WRITER_BYTES) <= len)
-    *encode_extension (buf, &at, QCOW2_EXT_WRITER, QCOW2_EXT_WRITER_BYTES) =
-      HEADER_HINT_ENDED;
-  encode_extension (buf, &at, QCOW2_EXT_END, 0);
-  if (name_len > 0) {
-    memcpy (buf + at, h->backing_name, name_len);
-    put_be64 (buf + FIELD_BACKING_OFFSET, at);
-    put_be32 (buf + FIELD_BACKING_SIZE, name_len);
-  }
-  return 0;
 }

@@ -11,6 +11,7 @@
 #include "crypto/effort.h"
 #include "crypto/luks.h"
 #include "crypto/secret.h"
+#include "qcow2/misfits.h"
 #include "qcow2/unlock.h"
 
 /* -------------------------------------------------------------------- LUKS */
@@ -40,23 +41,27 @@ try_slot (struct storage *s, const struct header *h, const struct luks *luks,
 }
 
 static void
-no_slot_fits (const struct storage *s, const struct effort *e)
+no_slot_fits (const struct storage *s)
 {
-  if (e->skipped == -1)
-    error_set (EACCES, "%s: the passphrase is wrong: it fits none of the LUKS "
-               "header's key slots", s->name);
-  else
-    error_set (ENOTSUP, "%s: LUKS header: to try key slot %d would take %"
-               PRIu64 " seconds here, beside the others: the limit for all is "
-               "%d seconds, and in the rest of them the passphrase does not "
-               "fit", s->name, e->skipped, e->skipped_seconds,
-               EFFORT_MAX_SECONDS);
+  error_set (EACCES, "%s: the passphrase is wrong: it fits none of the LUKS "
+             "header's key slots", s->name);
 }
 
-/* Find the key, in any slot: each is tried until one fits. */
+static void
+slot_skipped (const struct storage *s, const struct effort *e)
+{
+  error_set (ENOTSUP, "%s: LUKS header: to try key slot %d would take %" PRIu64
+             " seconds here, beside the others: the limit for all is %d "
+             "seconds, and in the rest of them the passphrase does not fit",
+             s->name, e->skipped, e->skipped_seconds, EFFORT_MAX_SECONDS);
+}
+
+/* Find the key, in any slot: each is tried until one fits.  *fits_none is set if
+ * none does.
+ */
 static struct sectors *
 find_key (struct storage *s, const struct header *h, const struct luks *luks,
-          const struct passphrase *p, struct attempt *a)
+          const struct passphrase *p, struct attempt *a, bool *fits_none)
 {
   struct effort effort;
   bool fits = false;
@@ -70,13 +75,17 @@ find_key (struct storage *s, const struct header *h, const struct luks *luks,
       return NULL;
   if (fits)
     return sectors_new (&luks->format, a->key);
-  no_slot_fits (s, &effort);
+  *fits_none = effort.skipped == -1; /* else a faster machine may find one */
+  if (*fits_none)
+    no_slot_fits (s);
+  else
+    slot_skipped (s, &effort);
   return NULL;
 }
 
 static struct sectors *
-unlock_luks (struct storage *s, const struct header *h,
-             const struct passphrase *p)
+try_luks (struct storage *s, const struct header *h,
+          const struct passphrase *p, bool *fits_none)
 {
   uint8_t buf[LUKS_HEADER_BYTES];
   struct luks luks;
@@ -95,10 +104,30 @@ unlock_luks (struct storage *s, const struct header *h,
   a = secret_new (sizeof *a);
   if (a == NULL)
     return NULL;
-  sectors = find_key (s, h, &luks, p, a);
+  sectors = find_key (s, h, &luks, p, a, fits_none);
   secret_free (a, sizeof *a);
   if (sectors != NULL)
     debug_message ("%s: LUKS, %s", s->name, luks.cipher);
+  return sectors;
+}
+
+static struct sectors *
+unlock_luks (struct storage *s, const struct header *h,
+             const struct passphrase *p, struct misfits *misfits)
+{
+  struct storage_stamp stamp;
+  /* A device does not tell what becomes of it. */
+  const bool told = !s->fixed_size && storage_stamp (s, &stamp);
+  struct sectors *sectors;
+  bool fits_none = false;
+
+  if (told && misfits_has (misfits, &stamp, p)) {
+    no_slot_fits (s);
+    return NULL;
+  }
+  sectors = try_luks (s, h, p, &fits_none);
+  if (told && fits_none)
+    misfits_add (misfits, &stamp, p);
   return sectors;
 }
 
@@ -132,11 +161,11 @@ encryption_name (const struct header *h)
 
 static struct sectors *
 unlock_sectors (struct storage *s, const struct header *h,
-                const struct passphrase *p)
+                const struct passphrase *p, struct misfits *misfits)
 {
   if (p->bytes != NULL)
     return h->encryption == ENCRYPTION_AES ? unlock_aes (p)
-      : unlock_luks (s, h, p);
+      : unlock_luks (s, h, p, misfits);
   error_set (EACCES, "%s: it is encrypted (%s), and its passphrase is missing",
              s->name, encryption_name (h));
   advise (ADVICE_PASSPHRASE);
@@ -162,6 +191,6 @@ unlock (struct storage *s, const struct header *h,
                encryption_name (h));
     return -1;
   }
-  *sectors = unlock_sectors (s, h, &p);
+  *sectors = unlock_sectors (s, h, &p, all->misfits);
   return *sectors == NULL ? -1 : 0;
 }

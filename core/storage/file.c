@@ -4,43 +4,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <linux/fs.h>
 #include <linux/magic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "base/advice.h"
 #include "base/error.h"
-#include "storage/file.h"
-#include "storage/locks.h"
-#include "storage/reports.h"
-
-struct file {
-  struct storage storage;
-  _Atomic int fd;  /* the one to use */
-  int durable_fd;  /* the same file, opened once more: see write_durably */
-  int judge_fd;    /* and once more: see sync_and_ask */
-  int reading_fd;  /* that it was opened with; the same until made writable;
-                    * -1 if it was adopted */
-  dev_t dev;       /* the device itself where the file is one */
-  ino_t ino;       /* 0 for a block device */
-  unsigned denies; /* to others, by locks on reading_fd */
-  enum storage_locking locking;
-  atomic_bool no_writers; /* locks keep other processes from writing it */
-
-  /* To open it again; NULL if it was adopted. */
-  char *path;
-  int dirfd; /* owned, or AT_FDCWD */
-  enum file_place place;
-
-  struct reports reports, durable_reports; /* to fd, and to durable_fd */
-};
+#include "storage/file-parts.h"
 
 static ssize_t
 file_pread (struct storage *s, void *buf, size_t count, uint64_t offset)
@@ -304,6 +276,7 @@ file_close (struct storage *s)
 {
   struct file *f = (struct file *) s;
 
+  holder_leave (&f->holder);
   if (f->reading_fd != f->fd && f->reading_fd != -1)
     close (f->reading_fd);
   if (f->durable_fd != f->fd) {
@@ -364,6 +337,8 @@ examine (struct file *f)
   }
   f->storage.size = size;
   f->storage.one_report |= is_behind_fuse (f->fd);
+  f->holder.file[0] = f->dev;
+  f->holder.file[1] = f->ino;
   return 0;
 }
 
@@ -416,216 +391,6 @@ storage_file_has_name (const struct storage *s)
     s->ops->identify (s, &id);
   return id.kind == file_kind &&
     fstat (((const struct file *) s)->fd, &st) == 0 && st.st_nlink > 0;
-}
-
-static void
-file_set_locking (struct storage *s, enum storage_locking locking)
-{
-  ((struct file *) s)->locking = locking;
-}
-
-/* Returns -1 with the error set, unless it is no reason to stop. */
-static int
-locks_are_missing (const struct file *f, int err)
-{
-  static struct damage noted = DAMAGE_INIT;
-  const char *name = f->storage.name;
-
-  if (f->locking == STORAGE_LOCKING_ON) {
-    error_set (ENOLCK, "%s: locks can't be had (%s), and locking=on asks for "
-               "them", name, strerror (err));
-    return -1;
-  }
-  if (damage_is_new (&noted, f->dev)) /* say it once for each file system */
-    note_message ("%s: locks can't be had (%s): nothing keeps other programs "
-                  "from using it at the same time", name, strerror (err));
-  return 0;
-}
-
-/* What became of locks on fd.  Returns -1 with the error set. */
-static int
-locks_result (struct file *f, enum locks locks, unsigned denies, bool writing)
-{
-  const char *name = f->storage.name;
-
-  switch (locks) {
-  case LOCKS_TAKEN:
-    f->no_writers = denies & STORAGE_WRITE;
-    return 0;
-  case LOCKS_MISSING:
-    f->no_writers = false;
-    return locks_are_missing (f, errno);
-  case LOCKS_CONFLICT:
-    break;
-  }
-  if (writing)
-    error_set (EAGAIN, "%s: another process is using it (it holds QEMU's "
-               "lock), so that it can't be written", name);
-  else {
-    error_set (EAGAIN, "%s: another process is writing it (it holds QEMU's "
-               "lock)", name);
-    advise (ADVICE_SHARE);
-  }
-  return -1;
-}
-
-/* Take locks on fd; if that is not the descriptor for reading, then instead of
- * those.  Returns -1 with the error set.
- */
-static int
-take_locks (struct file *f, int fd, unsigned uses, unsigned denies)
-{
-  const bool writing = fd != f->reading_fd;
-
-  if (f->locking == STORAGE_LOCKING_OFF)
-    return 0;
-  return locks_result (f, locks_take (fd, uses, denies,
-                                      writing ? f->reading_fd : -1, f->denies),
-                       denies, writing);
-}
-
-static int
-file_lock (struct storage *s, unsigned uses, unsigned denies, bool alone)
-{
-  struct file *f = (struct file *) s;
-
-  f->denies = denies;
-  if (!alone || f->locking == STORAGE_LOCKING_OFF)
-    return take_locks (f, f->fd, uses, denies);
-  return locks_result (f, locks_place (f->fd, uses, denies), denies,
-                       false);
-}
-
-static bool
-file_keeps_writers_out (const struct storage *s)
-{
-  return ((const struct file *) s)->no_writers;
-}
-
-/* Open the file once more, for writing: the one that is open, even if others
- * put something else under its name at this very moment.  Some devices do
- * something as soon as they are opened, so where /proc is mounted no name is
- * used.  Returns -1 with errno set.
- */
-static int
-reopen (const struct file *f)
-{
-  char self[64];
-  int fd;
-
-  snprintf (self, sizeof self, "/proc/self/fd/%d", f->reading_fd);
-  fd = open_in_place (AT_FDCWD, self, FILE_ANYWHERE, O_RDWR);
-  return fd != -1 ? fd : open_in_place (f->dirfd, f->path, f->place, O_RDWR);
-}
-
-/* The same, if it still is under its name: else nobody would find what is
- * written.  Returns -1 with the error set.
- */
-static int
-open_for_writing (const struct file *f)
-{
-  const char *name = f->storage.name;
-  struct stat st;
-  int fd;
-
-  if (fstatat (f->dirfd, f->path, &st, 0) == -1)
-    goto failed;
-  if (!storage_file_is (&f->storage, &st))
-    goto replaced;
-  fd = reopen (f);
-  if (fd == -1)
-    goto failed;
-  if (fstat (fd, &st) == 0 && storage_file_is (&f->storage, &st))
-    return fd;
-  close (fd);
-
- replaced:
-  error_set (EIO, "%s: it was replaced by another file since it was opened",
-             name);
-  return -1;
-
- failed:
-  error_set (errno, "%s: opening it for writing: %s", name, strerror (errno));
-  return -1;
-}
-
-/* True, with the error set, if that is what it is.  The kernel opens such a
- * device for writing all the same, and only fails to write.
- */
-static bool
-is_read_only_device (const struct file *f)
-{
-  int read_only = 0;
-
-  if (f->ino != 0 || ioctl (f->fd, BLKROGET, &read_only) == -1 ||
-      read_only == 0)
-    return false;
-  error_set (EROFS, "%s: the block device is read-only", f->storage.name);
-  return true;
-}
-
-static int
-file_check_writable (const struct storage *s)
-{
-  const struct file *f = (const struct file *) s;
-  int fd;
-
-  if (is_read_only_device (f))
-    return -1;
-  if (faccessat (f->dirfd, f->path, W_OK, AT_EACCESS) == 0)
-    return 0;
-  if (errno == EPERM || errno == ENOSYS) {
-    /* It may be the call that is not permitted, in a container. */
-    fd = reopen (f);
-    if (fd != -1) {
-      close (fd);
-      return 0;
-    }
-  }
-  error_set (errno, "%s: writing it: %s", s->name, strerror (errno));
-  return -1;
-}
-
-/* Descriptors that stay open only if all of them can be had. */
-static int
-open_all (struct file *f, int *fd, unsigned nr)
-{
-  unsigned i;
-
-  for (i = 0; i < nr; ++i) {
-    fd[i] = open_for_writing (f);
-    if (fd[i] == -1)
-      break;
-  }
-  if (i == nr)
-    return 0;
-  while (i-- > 0)
-    close (fd[i]);
-  return -1;
-}
-
-static int
-file_make_writable (struct storage *s, unsigned uses, unsigned denies)
-{
-  struct file *f = (struct file *) s;
-  int fd[3];
-
-  if (f->fd != f->reading_fd)
-    return 0;
-  if (is_read_only_device (f) || open_all (f, fd, 3) == -1)
-    return -1;
-  if (take_locks (f, fd[0], uses, denies) == -1) {
-    if (f->locking != STORAGE_LOCKING_OFF)
-      locks_deny (f->reading_fd, f->denies);
-    close (fd[2]);
-    close (fd[1]);
-    close (fd[0]);
-    return -1;
-  }
-  f->judge_fd = fd[2];
-  f->durable_fd = fd[1];
-  f->fd = fd[0];
-  return 0;
 }
 
 static const struct storage_ops file_ops = {

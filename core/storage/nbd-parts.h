@@ -6,6 +6,7 @@
  *   nbd-start.c  servers that are started here
  *   nbd-pool.c   the connections to one server; what becomes of lost ones
  *   nbd-write.c  writes and flushes
+ *   nbd-zeros.c  where zeros are, and zeros for a server
  *   nbd-name.c   names of servers
  */
 
@@ -17,6 +18,7 @@
 #include <stdint.h>
 
 #include "storage/nbd.h"
+#include "storage/reports.h"
 
 struct nbd_handle; /* libnbd's */
 
@@ -236,5 +238,38 @@ extern int pool_write_many (struct pool *p, const struct storage_run *runs,
 extern int pool_write_durably (struct pool *p, const struct storage_run *runs,
                                unsigned nr, bool all);
 extern int pool_flush (struct pool *p);
+
+/* --------------------------------------------------- nbd.c and nbd-zeros.c */
+
+struct far {
+  struct storage storage;
+  struct storage_ops ops;
+  struct pool pool;
+  uint64_t identity[2];
+  _Atomic bool writable;
+  struct reports reports;
+  enum storage_locking locking;
+
+  /* What the server last said, as long as nothing is written. */
+  pthread_mutex_t known_lock;
+  struct far_extents known;
+};
+
+static inline struct far *
+far_of (struct storage *s)
+{
+  return (struct far *) s;
+}
+
+/* How much of count bytes at offset there is. */
+extern uint64_t far_within (const struct far *f, uint64_t offset,
+                            uint64_t count);
+
+/* Of storage_ops. */
+extern int far_extent (struct storage *s, uint64_t offset, uint64_t count,
+                       bool *hole, uint64_t *length);
+extern uint64_t far_hole (struct storage *s, uint64_t offset);
+extern int far_zero (struct storage *s, uint64_t offset, uint64_t count,
+                     bool give_back);
 
 #endif /* CORE_STORAGE_NBD_PARTS_H */

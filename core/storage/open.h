@@ -25,7 +25,10 @@ extern struct storage *storage_open_path (const char *path);
 extern struct storage *storage_open_beneath (int dirfd, const char *path,
                                              const char *name);
 
-/* The same, and nothing but a regular file is opened: EINVAL. */
+/* The same, and nothing but a regular file is opened: EINVAL.  It can be made
+ * writable as long as it has a name, be it another one: whoever asks for that
+ * has just found it by one.
+ */
 extern struct storage *storage_open_regular (int dirfd, const char *path,
                                              const char *name);
 

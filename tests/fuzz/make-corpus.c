@@ -9,101 +9,25 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
-#include "build.h"
+#include "corpus.h"
 #include "qed-image.h"
 #include "random.h"
-
-static struct builder b;
-
-/* In this folder, which is two deep. */
-static FILE *
-create (const char *folder, const char *target, const char *name)
-{
-  char path[256];
-  FILE *f;
-
-  mkdir (folder, 0777);
-  snprintf (path, sizeof path, "%s/%s", folder, target);
-  mkdir (path, 0777);
-  snprintf (path, sizeof path, "%s/%s/%s", folder, target, name);
-  f = fopen (path, "w");
-  if (f == NULL) {
-    perror (path);
-    exit (1);
-  }
-  return f;
-}
-
-static void
-put (FILE *f, const void *data, size_t size)
-{
-  if (fwrite (data, 1, size, f) != size) {
-    perror ("write");
-    exit (1);
-  }
-}
-
-static void
-end (FILE *f)
-{
-  if (fclose (f) != 0) {
-    perror ("write");
-    exit (1);
-  }
-}
-
-static void
-save_in (const char *folder, const char *target, const char *name)
-{
-  FILE *f = create (folder, target, name);
-
-  put (f, b.data, b.size);
-  end (f);
-  build_free (&b);
-}
-
-static void
-save (const char *target, const char *name)
-{
-  save_in ("corpus", target, name);
-}
 
 /* Its header alone, as the beginning of a file of this size. */
 static void
 save_header (const char *name)
 {
-  FILE *f = create ("corpus", "header", name);
+  FILE *f = corpus_create ("corpus", "header", name);
   uint8_t size[8];
 
   put_be64 (size, b.size);
-  put (f, size, sizeof size);
-  put (f, b.data, 512);
-  end (f);
+  corpus_put (f, size, sizeof size);
+  corpus_put (f, b.data, 512);
+  corpus_end (f);
   build_free (&b);
-}
-
-static void
-compressed (uint64_t cluster, uint64_t seed)
-{
-  uint8_t *plain = malloc (b.cluster_size);
-
-  if (plain == NULL)
-    abort ();
-  build_pattern (plain, b.cluster_size, seed);
-  build_compressed (&b, cluster, plain, 20);
-  free (plain);
-}
-
-static void
-extension (uint64_t at, uint32_t type, uint32_t len, const char *data)
-{
-  put_be32 (b.data + at, type);
-  put_be32 (b.data + at + 4, len);
-  memcpy (b.data + at + 8, data, len);
 }
 
 /* ----------------------------------------------------------------- reading */
@@ -124,8 +48,8 @@ fill (unsigned tables)
     build_data (&b, i + 50);
     build_entry (&b, at, host | QCOW2_ENTRY_COPIED, UINT32_MAX);
     build_entry (&b, at + 1, host + b.cluster_size, 0x0f0f00000000f0f0);
-    compressed (at + 3, i + 100);
-    compressed (at + 4, i + 101);
+    corpus_compressed (at + 3, i + 100);
+    corpus_compressed (at + 4, i + 101);
     if (b.version == 3) {
       build_entry (&b, at + 5, 1, UINT64_C (0xffffffff00000000));
       build_entry (&b, at + 6, host | 1, UINT64_C (0xffff00000000ffff));
@@ -143,7 +67,7 @@ damaged (void)
   build_entry (&b, 2, 0x600, 0);
   build_entry (&b, 3, QCOW2_L2_COMPRESSED, 0);
   put_be64 (b.data + b.l1_offset + 8, 0xffff00);
-  save ("map", "v3-512-damaged");
+  corpus_save ("map", "v3-512-damaged");
 }
 
 /* With refcounts of each width. */
@@ -159,12 +83,12 @@ widths (void)
     build_entry (&b, 3, build_data (&b, order), 0);
     build_finish (&b);
     snprintf (name, sizeof name, "v3-512-order-%u", order);
-    save ("map", name);
+    corpus_save ("map", name);
   }
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 20 * 512);
   build_finish (&b);
   put_be64 (b.data + get_be64 (b.data + 48) + 8, -UINT64_C (512));
-  save ("map", "v3-512-refcount-block-wraps");
+  corpus_save ("map", "v3-512-refcount-block-wraps");
 }
 
 static void
@@ -172,28 +96,28 @@ readable (void)
 {
   build_start (&b, 2, 9, false, COMPRESSION_DEFLATE, 100000);
   fill (2);
-  save ("map", "v2-512");
+  corpus_save ("map", "v2-512");
 
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 99 * 1024 + 100);
   fill (3);
-  save ("map", "v3-512");
+  corpus_save ("map", "v3-512");
 
   build_start (&b, 3, 9, false, COMPRESSION_ZSTD, 1 << 20);
   fill (2);
-  save ("map", "v3-512-zstd");
+  corpus_save ("map", "v3-512-zstd");
 
   build_start (&b, 3, 12, false, COMPRESSION_ZSTD, 3 << 20);
   fill (1);
-  save ("map", "v3-4k-zstd");
+  corpus_save ("map", "v3-4k-zstd");
 
   build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, UINT64_C (1) << 31);
   build_entry (&b, 7, QCOW2_L2_ZERO, 0);
-  save ("map", "v3-4k-large");
+  corpus_save ("map", "v3-4k-large");
 
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
   build_backing (&b, "raw");
   fill (1);
-  save ("map", "v3-512-backing");
+  corpus_save ("map", "v3-512-backing");
 
   build_start (&b, 3, 14, true, COMPRESSION_DEFLATE, 20 << 20);
   /* Its data is the refcount table's cluster: nobody minds here. */
@@ -201,8 +125,8 @@ readable (void)
   build_entry (&b, 1, 0x4000, 0x00ff000f0000fff0);
   build_entry (&b, 2, 0, UINT64_C (0xff00ffff00000000));
   build_entry (&b, 3, 0x4000, 0);
-  compressed (4, 9);
-  save ("map", "v3-16k-extended");
+  corpus_compressed (4, 9);
+  corpus_save ("map", "v3-16k-extended");
   damaged ();
   widths ();
 }
@@ -241,12 +165,12 @@ with_snapshots (void)
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 99 * 1024 + 100);
   fill (3);
   snapshots ();
-  save ("snapshot", "v3-512");
+  corpus_save ("snapshot", "v3-512");
 
   build_start (&b, 2, 10, false, COMPRESSION_DEFLATE, 1 << 18);
   fill (1);
   snapshots ();
-  save ("snapshot", "v2-1k");
+  corpus_save ("snapshot", "v2-1k");
 
   build_start (&b, 3, 9, false, COMPRESSION_ZSTD, 300 * 512);
   fill (1);
@@ -254,68 +178,16 @@ with_snapshots (void)
   build_entry (&b, 2, build_data (&b, 7), 0);
   build_snapshot (&b, 50, &state);
   build_finish (&b);
-  save ("snapshot", "v3-512-shared");
+  corpus_save ("snapshot", "v3-512-shared");
 }
 
 /* ----------------------------------------------------------------- writing */
-
-/* Images whose refcounts are right. */
-static void
-sound (unsigned order)
-{
-  if (b.version == 3)
-    build_order (&b, order);
-  if (order < 2)
-    b.max_sharing = 1;
-}
 
 static void
 save_sound (const char *name)
 {
   build_finish (&b);
-  save ("write", name);
-}
-
-static void
-some_clusters (void)
-{
-  unsigned i;
-
-  build_l2_place (&b, 0);
-  for (i = 0; i < 4; ++i)
-    build_entry (&b, 2 * i, build_data (&b, i + 1),
-                 b.extended ? UINT32_MAX >> i : 0);
-  compressed (1, 5);
-  compressed (3, 6);
-  if (b.version == 3 && !b.extended) {
-    build_entry (&b, 5, 1, 0);
-    build_entry (&b, 7, build_data (&b, 9) | 1, 0);
-  }
-  else if (b.extended)
-    build_entry (&b, 5, 0, UINT64_C (0xf0f0f00000000000));
-}
-
-/* A bitmap of one cluster.  Spec: Bitmaps extension. */
-static void
-bitmap (void)
-{
-  uint8_t data[QCOW2_EXT_BITMAPS_BYTES] = { 0 };
-  const uint64_t bits = build_clusters (&b, 1);
-  const uint64_t table = build_clusters (&b, 1);
-  const uint64_t directory = build_clusters (&b, 1);
-
-  put_be64 (b.data + table, bits);
-  put_be64 (b.data + directory, table);
-  put_be32 (b.data + directory + 8, 1);
-  b.data[directory + 16] = 1;
-  b.data[directory + 17] = 16;
-  put_be16 (b.data + directory + 18, 4);
-  memcpy (b.data + directory + 24, "name", 4);
-  put_be32 (data, 1);
-  put_be64 (data + 8, 32);
-  put_be64 (data + 16, directory);
-  extension (112, QCOW2_EXT_BITMAPS, sizeof data, (char *) data);
-  put_be64 (b.data + 88, QCOW2_AUTOCLEAR_BITMAPS);
+  corpus_save ("write", name);
 }
 
 /* Images with bitmaps, to be read. */
@@ -325,29 +197,29 @@ with_bitmaps (void)
   uint64_t at;
 
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
-  some_clusters ();
-  bitmap ();
+  corpus_some_clusters ();
+  corpus_bitmap ();
   b.data[get_be64 (b.data + 136) + 17] = 9;
   at = get_be64 (b.data + get_be64 (b.data + 136));
   memset (b.data + get_be64 (b.data + at), 0x0f, 20);
   build_finish (&b);
-  save ("bitmap", "v3-512");
+  corpus_save ("bitmap", "v3-512");
 
   /* A table of several entries, one of which is for ones. */
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 5 << 20);
-  some_clusters ();
-  bitmap ();
+  corpus_some_clusters ();
+  corpus_bitmap ();
   put_be32 (b.data + get_be64 (b.data + 136) + 8, 4);
   b.data[get_be64 (b.data + 136) + 17] = 9;
   put_be64 (b.data + get_be64 (b.data + get_be64 (b.data + 136)) + 8, 1);
   build_finish (&b);
-  save ("bitmap", "v3-512-parts");
+  corpus_save ("bitmap", "v3-512-parts");
 
   build_start (&b, 3, 14, true, COMPRESSION_DEFLATE, 900000);
   build_entry (&b, 0, build_data (&b, 3), 0x00ff000f0000fff0);
-  bitmap ();
+  corpus_bitmap ();
   build_finish (&b);
-  save ("bitmap", "v3-16k-extended");
+  corpus_save ("bitmap", "v3-16k-extended");
 }
 
 static void
@@ -356,57 +228,57 @@ writable (void)
   uint64_t state = 1;
 
   build_start (&b, 2, 9, false, COMPRESSION_DEFLATE, 100000);
-  sound (4);
-  some_clusters ();
+  corpus_sound (4);
+  corpus_some_clusters ();
   save_sound ("v2-512");
 
   build_start (&b, 3, 9, false, COMPRESSION_ZSTD, 200 * 512);
-  sound (0);
-  some_clusters ();
+  corpus_sound (0);
+  corpus_some_clusters ();
   save_sound ("v3-512-order-0");
 
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 300 * 512 + 100);
-  sound (6);
-  some_clusters ();
+  corpus_sound (6);
+  corpus_some_clusters ();
   build_snapshot (&b, 50, &state);
-  some_clusters ();
+  corpus_some_clusters ();
   build_snapshot (&b, 0, &state);
   save_sound ("v3-512-order-6-snapshots");
 
   build_start (&b, 3, 10, false, COMPRESSION_DEFLATE, UINT64_C (1) << 30);
-  sound (3);
-  some_clusters ();
+  corpus_sound (3);
+  corpus_some_clusters ();
   put_be64 (b.data + 80, QCOW2_COMPAT_LAZY_REFCOUNTS);
   put_be64 (b.data + 88, UINT64_C (0x500));
   save_sound ("v3-1k-lazy");
 
   build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, 1 << 20);
-  sound (4);
-  some_clusters ();
+  corpus_sound (4);
+  corpus_some_clusters ();
   build_snapshot (&b, 100, &state);
   save_sound ("v3-4k-snapshot");
 
   build_start (&b, 3, 14, true, COMPRESSION_DEFLATE, 900000);
-  sound (1);
+  corpus_sound (1);
   build_entry (&b, 0, build_data (&b, 3), 0x00ff000f0000fff0);
   build_entry (&b, 2, 0, UINT64_C (0xff00ffff00000000));
   save_sound ("v3-16k-extended");
 
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 17);
-  sound (2);
+  corpus_sound (2);
   build_backing (&b, "raw");
-  some_clusters ();
+  corpus_some_clusters ();
   save_sound ("v3-512-backing");
 
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
-  sound (5);
-  some_clusters ();
-  bitmap ();
+  corpus_sound (5);
+  corpus_some_clusters ();
+  corpus_bitmap ();
   save_sound ("v3-512-bitmap");
 
   build_start (&b, 3, 11, false, COMPRESSION_ZSTD, 1 << 19);
-  sound (4);
-  some_clusters ();
+  corpus_sound (4);
+  corpus_some_clusters ();
   build_snapshot (&b, 50, &state);
   save_sound ("v3-2k-zstd");
 }
@@ -429,184 +301,7 @@ full (void)
     put_be64 (b.data + get_be64 (b.data + 48) + 8 * i, blocks + 512 * i);
   for (i = 0; i < nr_blocks * per_block; ++i)
     put_be64 (b.data + blocks + 8 * i, 1);
-  save ("write", "v3-512-full-refcount-table");
-}
-
-/* ----------------------------------------------------- checking, repairing */
-
-static uint64_t
-refcount_table (void)
-{
-  return get_be64 (b.data + 48);
-}
-
-static uint64_t
-refcount_block (void)
-{
-  return get_be64 (b.data + refcount_table ());
-}
-
-/* Of 16 bits, in the first block. */
-static void
-refcount (uint64_t cluster, uint16_t value)
-{
-  put_be16 (b.data + refcount_block () + 2 * cluster, value);
-}
-
-static void
-start_repair (unsigned version, unsigned order)
-{
-  build_start (&b, version, 9, false, COMPRESSION_DEFLATE, 100 * 512);
-  sound (order);
-  some_clusters ();
-}
-
-/* Leaks, refcounts that are too low, and flags that are wrong. */
-static void
-wrong_refcounts (void)
-{
-  start_repair (3, 4);
-  build_finish (&b);
-  build_clusters (&b, 2);
-  refcount (b.size / 512 - 1, 1);
-  refcount (b.size / 512 - 2, 3);
-  refcount (b.size / 512 + 2, 1); /* behind the file's end */
-  save ("check", "leaks");
-
-  start_repair (3, 4);
-  build_finish (&b);
-  refcount (b.l1_offset / 512, 0);
-  refcount (build_l2_place (&b, 0) / 512, 0);
-  put_be64 (b.data + 72, QCOW2_INCOMPAT_DIRTY);
-  put_be64 (b.data + 80, QCOW2_COMPAT_LAZY_REFCOUNTS);
-  save ("check", "refcounts-too-low");
-
-  start_repair (2, 4);
-  build_finish (&b);
-  b.data[b.l1_offset] ^= 0x80;
-  b.data[build_l2_place (&b, 0)] ^= 0x80;
-  save ("check", "flags");
-
-  start_repair (3, 0); /* a refcount can't say more than 1 */
-  build_finish (&b);
-  build_entry (&b, 20, get_be64 (b.data + build_l2_place (&b, 0)), 0);
-  save ("check", "refcounts-too-narrow");
-}
-
-/* All refcounts have to be written anew. */
-static void
-no_refcounts (void)
-{
-  start_repair (3, 4);
-  build_finish (&b);
-  put_be64 (b.data + refcount_table (), 0);
-  save ("check", "no-refcount-block");
-
-  start_repair (3, 5);
-  build_finish (&b);
-  put_be64 (b.data + refcount_table (), b.l1_offset);
-  save ("check", "refcount-block-is-l1");
-
-  start_repair (3, 3);
-  build_finish (&b);
-  put_be64 (b.data + refcount_table () + 8, 0x123);
-  put_be64 (b.data + 72, QCOW2_INCOMPAT_CORRUPT);
-  save ("check", "refcount-block-unaligned");
-
-  start_repair (2, 4);
-  build_finish (&b);
-  put_be32 (b.data + 56, 0);
-  save ("check", "no-refcount-table");
-}
-
-static void
-wrong_entries (void)
-{
-  start_repair (3, 4);
-  build_finish (&b);
-  build_entry (&b, 10, 0x1234, 0);
-  build_entry (&b, 11, UINT64_C (1) << 40, 0);
-  build_entry (&b, 12, 0x7e, 0);
-  build_entry (&b, 13, QCOW2_L2_COMPRESSED, 0);
-  put_be64 (b.data + b.l1_offset + 8, 0xffff00);
-  save ("check", "entries");
-
-  start_repair (2, 4);
-  build_entry (&b, 12, 1, 0); /* the zero flag */
-  build_finish (&b);
-  save ("check", "v2-zero-flag");
-
-  build_start (&b, 3, 14, true, COMPRESSION_DEFLATE, 900000);
-  build_entry (&b, 0, build_data (&b, 3), 0x00ff000f0000fff0);
-  build_entry (&b, 1, 0, UINT32_MAX);
-  build_entry (&b, 2, 0, UINT64_C (0xff0000ff000000ff));
-  build_finish (&b);
-  b.data[build_l2_place (&b, 0) + 8] = 0xff; /* both zero and allocated */
-  save ("check", "subclusters");
-}
-
-/* Metadata that is something else as well. */
-static void
-overlaps (void)
-{
-  start_repair (3, 4);
-  build_entry (&b, 14, b.l1_offset, 0);
-  build_finish (&b);
-  save ("check", "l1-is-data");
-
-  start_repair (3, 4);
-  put_be64 (b.data + b.l1_offset + 8, build_l2_place (&b, 0));
-  build_entry (&b, 2, build_l2_place (&b, 0), 0);
-  build_finish (&b);
-  b.data[build_l2_place (&b, 4)] ^= 0x80; /* COPIED */
-  save ("check", "l2-is-data-twice");
-
-  start_repair (3, 4);
-  build_finish (&b);
-  put_be32 (b.data + 56, 8); /* the refcount table reaches into others */
-  save ("check", "refcount-table-too-long");
-}
-
-static void
-wrong_tables (void)
-{
-  uint64_t state = 1, at;
-
-  start_repair (3, 4);
-  build_snapshot (&b, 100, &state);
-  build_entry (&b, 16, build_data (&b, 2), 0);
-  build_snapshot (&b, 0, &state);
-  build_finish (&b);
-  put_be64 (b.data + build_l2_place (&b, 5), 0x1200);
-  save ("check", "snapshots");
-
-  start_repair (3, 4);
-  build_snapshot (&b, 0, &state);
-  build_finish (&b);
-  at = get_be64 (b.data + 64);
-  put_be64 (b.data + at, UINT64_C (1) << 30); /* of its L1 table */
-  save ("check", "snapshot-beyond-the-end");
-
-  start_repair (3, 4);
-  bitmap ();
-  build_finish (&b);
-  put_be64 (b.data + 88, 0xff);
-  at = get_be64 (b.data + 136);
-  put_be64 (b.data + at, 0x123); /* of the bitmap's table */
-  save ("check", "bitmap");
-}
-
-static void
-repairable (void)
-{
-  start_repair (3, 4);
-  build_finish (&b);
-  save ("check", "sound");
-  wrong_refcounts ();
-  no_refcounts ();
-  wrong_entries ();
-  overlaps ();
-  wrong_tables ();
+  corpus_save ("write", "v3-512-full-refcount-table");
 }
 
 /* ----------------------------------------------------------------- headers */
@@ -629,8 +324,8 @@ headers (void)
 
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
   build_backing (&b, "raw");
-  extension (128, 0x12345678, 9, "123456789");
-  extension (152, QCOW2_EXT_BITMAPS, 24, "\0\0\0\1\0\0\0\0\0\0\0\0\0\0\0\40"
+  corpus_extension (128, 0x12345678, 9, "123456789");
+  corpus_extension (152, QCOW2_EXT_BITMAPS, 24, "\0\0\0\1\0\0\0\0\0\0\0\0\0\0\0\40"
              "\0\0\0\0\0\0\2");
   save_header ("v3-backing");
 
@@ -650,13 +345,13 @@ static void
 save_data (const char *name, enum compression type, unsigned bits,
            const uint8_t *data, size_t size)
 {
-  FILE *f = create ("corpus", "codec", name);
+  FILE *f = corpus_create ("corpus", "codec", name);
   uint8_t plan[8] = { type, bits - 9 };
 
   put_be16 (plan + 4, (size + 511) / 512 - 1);
-  put (f, plan, sizeof plan);
-  put (f, data, size);
-  end (f);
+  corpus_put (f, plan, sizeof plan);
+  corpus_put (f, data, size);
+  corpus_end (f);
 }
 
 static void
@@ -700,10 +395,10 @@ static struct qed_image q;
 static void
 save_qed (const char *name)
 {
-  FILE *f = create ("corpus", "qed", name);
+  FILE *f = corpus_create ("corpus", "qed", name);
 
-  put (f, q.bytes, q.size);
-  end (f);
+  corpus_put (f, q.bytes, q.size);
+  corpus_end (f);
   qed_image_free (&q);
 }
 
@@ -763,34 +458,20 @@ near_the_end_of_offsets (void)
   uint64_t state = 1, table;
 
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
-  some_clusters ();
+  corpus_some_clusters ();
   build_snapshot (&b, 100, &state);
   build_finish (&b);
   table = get_be64 (b.data + 64);
   put_be64 (b.data + table, UINT64_MAX - 7);
-  save_in ("regressions", "write", "snapshot-l1-offset-wraps");
+  corpus_save_in ("regressions", "write", "snapshot-l1-offset-wraps");
 
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);
-  some_clusters ();
-  bitmap ();
+  corpus_some_clusters ();
+  corpus_bitmap ();
   build_finish (&b);
   table = get_be64 (b.data + 136); /* the directory */
   put_be64 (b.data + table, UINT64_MAX - 3);
-  save_in ("regressions", "write", "bitmap-table-offset-wraps");
-}
-
-/* A repair took as long as all the refcounts that this says there are. */
-static void
-one_block_for_all (void)
-{
-  unsigned i;
-
-  build_start (&b, 3, 14, false, COMPRESSION_DEFLATE, 1 << 20);
-  build_order (&b, 0);
-  build_finish (&b);
-  for (i = 1; i < b.cluster_size / 8; ++i)
-    put_be64 (b.data + refcount_table () + 8 * i, refcount_block ());
-  save_in ("regressions", "check", "one-refcount-block-for-all");
+  corpus_save_in ("regressions", "write", "bitmap-table-offset-wraps");
 }
 
 int
@@ -806,10 +487,10 @@ main (int argc, char *argv[])
   with_bitmaps ();
   writable ();
   full ();
-  repairable ();
+  corpus_repairable ();
   data ();
   qed_images ();
   near_the_end_of_offsets ();
-  one_block_for_all ();
+  corpus_one_block_for_all ();
   return 0;
 }

@@ -111,7 +111,7 @@ build () {
     # One or the other, as in core/Makefile.am.
     case ${LIBS-} in
         *-lnbd*) rm "$work"/core/storage/nbd-absent.c ;;
-        *)       rm "$work"/core/storage/nbd{,-conn,-pool,-start,-write}.c ;;
+        *)       rm "$work"/core/storage/nbd{,-conn,-pool,-start,-write,-zeros}.c ;;
     esac
     for folder in unit crash; do
         cp "$top/tests/$folder"/*.[ch] "$work/$folder" || exit 2

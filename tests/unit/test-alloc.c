@@ -7,141 +7,11 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "build.h"
+#include "alloc-rig.h"
 #include "check.h"
 #include "image-check.h"
-#include "qcow2/write/alloc.h"
 #include "random.h"
 #include "seconds.h"
-
-#define MAX_CLUSTERS (MEMORY_DISK_MAX >> 9)
-
-static struct memory_disk disk;
-static struct memory_control control;
-static struct storage *storage;
-static struct cache *cache;
-static struct epoch epoch;
-static struct writeback writeback;
-static struct overlap overlap;
-static struct alloc space;
-static struct header header;
-static unsigned cluster_bits;
-static unsigned refcount_order = 4;
-
-/* Who has a host cluster: 0 for nobody.  Not atomic, so that ThreadSanitizer
- * judges as well.
- */
-static uint8_t owner[MAX_CLUSTERS];
-
-/* Garbage in a free cluster. */
-static uint64_t
-free_garbage (struct builder *b)
-{
-  return build_data (b, 0x77);
-}
-
-/* An image with some clusters in use, and free ones with garbage in them. */
-static void
-start (unsigned bits, bool keep_discarded)
-{
-  const uint64_t cluster_size = UINT64_C (1) << bits;
-  struct builder b;
-  unsigned i;
-
-  cluster_bits = bits;
-  build_start (&b, 3, bits, false, COMPRESSION_DEFLATE, 40 * cluster_size);
-  build_order (&b, refcount_order);
-  for (i = 0; i < 10; ++i) {
-    build_entry (&b, i, build_data (&b, i + 1), 0);
-    if (i % 3 == 0)
-      free_garbage (&b);
-  }
-  build_finish (&b);
-  memset (&control, 0, sizeof control);
-  memset (owner, 0, sizeof owner);
-  memory_disk_init (&disk, b.data, b.size);
-  build_free (&b);
-  CHECK_OK (header_decode ("test", disk.data, cluster_size,
-                           atomic_load (&disk.size), &header));
-  storage = memory_disk_open (&disk, "test", &control);
-  cache = cache_new (1 << 20);
-  epoch_init (&epoch);
-  CHECK_OK (writeback_init (&writeback, storage, storage, cache, 0,
-                            bits < 12 ? 1U << bits : CACHE_SLOT_BYTES, bits,
-                            &epoch));
-  overlap_init (&overlap, bits);
-  CHECK_OK (overlap_add_range (&overlap, (struct host_off) { 0 },
-                               cluster_size, METADATA_HEADER));
-  CHECK_OK (overlap_sort (&overlap, "test"));
-  CHECK_OK (alloc_init (&space, &header, &writeback, &overlap, keep_discarded));
-}
-
-static void
-end (void)
-{
-  alloc_destroy (&space);
-  overlap_destroy (&overlap);
-  writeback_destroy (&writeback);
-  epoch_destroy (&epoch);
-  cache_free (cache);
-  storage_close (storage);
-  memory_disk_free (&disk);
-}
-
-/* Close; so many clusters were taken and never mapped: they are leaked, and
- * nothing else is.
- */
-static void
-close_and_end (uint64_t leaks)
-{
-  struct image_check c;
-
-  CHECK_OK (alloc_close (&space));
-  c = image_check ("after closing", disk.data, atomic_load (&disk.size));
-  CHECK_EQ (c.leaks, leaks);
-  end ();
-}
-
-static bool
-is_zero (uint64_t offset, uint64_t count)
-{
-  static const uint8_t zeros[65536];
-  uint8_t buf[65536];
-
-  while (count > 0) {
-    const size_t n = count < sizeof buf ? count : sizeof buf;
-
-    CHECK_OK (storage_read (storage, buf, n, (struct host_off) { offset }));
-    if (memcmp (buf, zeros, n) != 0)
-      return false;
-    offset += n;
-    count -= n;
-  }
-  return true;
-}
-
-/* P1, P2 of what was handed out; `me' has it now. */
-static void
-check_taken (const struct alloc_clusters *c, uint64_t max, unsigned me)
-{
-  const uint64_t first = c->host.v >> cluster_bits;
-  uint64_t i, refcount = 0;
-
-  CHECK (c->nr >= 1 && c->nr <= max);
-  CHECK_EQ (c->host.v & ((UINT64_C (1) << cluster_bits) - 1), 0);
-  CHECK (c->host.v + (c->nr << cluster_bits) <= atomic_load (&disk.size));
-  CHECK (first + c->nr <= MAX_CLUSTERS);
-  CHECK_EQ (overlap_find (&overlap, c->host, c->nr << cluster_bits),
-            METADATA_NONE);
-  for (i = 0; i < c->nr; ++i) {
-    CHECK_EQ (owner[first + i], 0);
-    owner[first + i] = me;
-  }
-  if (c->zero)
-    CHECK (is_zero (c->host.v, c->nr << cluster_bits));
-  CHECK_OK (alloc_refcount (&space, c->host, &refcount));
-  CHECK_EQ (refcount, 1);
-}
 
 static struct alloc_clusters
 take (uint64_t guest, uint64_t nr)
@@ -149,7 +19,7 @@ take (uint64_t guest, uint64_t nr)
   struct alloc_clusters c = { .nr = 0 };
 
   CHECK_OK (alloc_take (&space, guest, nr, &c));
-  check_taken (&c, nr, 1);
+  alloc_rig_check_taken (&c, nr, 1);
   return c;
 }
 
@@ -177,11 +47,11 @@ test_take (void)
   for (b = 0; b < sizeof bits / sizeof bits[0]; ++b) {
     const uint64_t enough = bits[b] == 21 ? 40 : 2000;
 
-    start (bits[b], false);
+    alloc_rig_start (bits[b], false);
     for (i = taken = 0; taken < enough; ++i)
       taken += take (i % 5 == 0 ? ALLOC_NO_GUEST : i * 1000,
                      1 + i % 7).nr;
-    close_and_end (taken);
+    alloc_rig_close (taken);
   }
 }
 
@@ -193,7 +63,7 @@ test_batches (void)
 {
   unsigned i, durable = 0;
 
-  start (12, false);
+  alloc_rig_start (12, false);
   for (i = 0; i < 1000; ++i) {
     const struct alloc_clusters c = take (i * 100, 1);
 
@@ -207,7 +77,7 @@ test_batches (void)
   }
   CHECK (durable > 850);
   CHECK (control.resizes < 30);
-  close_and_end (1000);
+  alloc_rig_close (1000);
 }
 
 /* A refcount said to be durable is, wherever in a reserve of several batches
@@ -218,7 +88,7 @@ test_durable (void)
 {
   unsigned i, durable = 0;
 
-  start (12, false);
+  alloc_rig_start (12, false);
   for (i = 0; i < 2000; ++i) {
     const struct alloc_clusters c = take (i * 100, 1);
 
@@ -231,7 +101,7 @@ test_durable (void)
       CHECK_OK (writeback_flush (&writeback));
   }
   CHECK (durable > 400 && durable < 1900);
-  close_and_end (2000);
+  alloc_rig_close (2000);
 }
 
 /* Close cuts off what is free at the end. */
@@ -241,19 +111,19 @@ test_close (void)
   uint64_t size;
   unsigned i;
 
-  start (12, false);
+  alloc_rig_start (12, false);
   size = atomic_load (&disk.size);
-  close_and_end (0); /* nothing was taken */
+  alloc_rig_close (0); /* nothing was taken */
 
-  start (12, false);
+  alloc_rig_start (12, false);
   for (i = 0; i < 5; ++i)
     take (ALLOC_NO_GUEST, 1);
   CHECK (atomic_load (&disk.size) > size);
   CHECK_OK (alloc_close (&space));
   CHECK (atomic_load (&disk.size) <= size + 5 * 4096);
-  end ();
+  alloc_rig_end ();
 
-  start (12, false);
+  alloc_rig_start (12, false);
   for (i = 0; i < 300; ++i) {
     const struct alloc_clusters c = take (i * 10, 1);
 
@@ -262,7 +132,7 @@ test_close (void)
   CHECK_OK (alloc_close (&space));
   CHECK_EQ (atomic_load (&disk.size), size);
   image_check_clean ("closed", disk.data, size);
-  end ();
+  alloc_rig_end ();
 }
 
 /* ----------------------------------------------------------------- windows */
@@ -321,14 +191,14 @@ test_sequential (void)
   for (i = 0; i < sizeof run / sizeof run[0]; ++i) {
     const unsigned total = run[i].writers * run[i].steps;
 
-    start (run[i].bits, false);
+    alloc_rig_start (run[i].bits, false);
     breaks = count_breaks (run[i].writers, run[i].steps, run[i].nr,
                            i % 2 == 1);
     printf ("clusters of 2^%u: %u writers, %u times %" PRIu64
             " clusters: %u breaks\n", run[i].bits, run[i].writers, total,
             run[i].nr, breaks);
     CHECK (breaks <= run[i].most);
-    close_and_end (total * run[i].nr);
+    alloc_rig_close (total * run[i].nr);
   }
 }
 
@@ -340,7 +210,7 @@ test_leaks (unsigned bits)
   struct image_check c;
   unsigned i, w;
 
-  start (bits, false);
+  alloc_rig_start (bits, false);
   for (w = 0; w < 24; ++w)
     next_guest[w] = w * UINT64_C (100000);
   for (i = 0; i < 1500; ++i) {
@@ -361,7 +231,7 @@ test_leaks (unsigned bits)
     batch = batch > 256 ? 256 : batch;
     CHECK (c.leaks - taken <= 2 * batch);
   }
-  close_and_end (taken);
+  alloc_rig_close (taken);
 }
 
 /* Several writers share one sequence, so that they come to its clusters in
@@ -374,7 +244,7 @@ test_shared_sequence (void)
   uint64_t state = 8;
   unsigned i, j, breaks = 0;
 
-  start (16, false);
+  alloc_rig_start (16, false);
   for (i = 0; i < 4000; i += 8) {
     unsigned order[8] = { 0, 1, 2, 3, 4, 5, 6, 7 };
 
@@ -391,7 +261,7 @@ test_shared_sequence (void)
     breaks += host[i] != host[i - 1] + 65536;
   printf ("a shared sequence of 4000 clusters: %u breaks\n", breaks);
   CHECK (breaks < 800);
-  close_and_end (4000);
+  alloc_rig_close (4000);
 }
 
 /* ------------------------------------------------------------- taking back */
@@ -402,7 +272,7 @@ test_give_back (void)
   struct alloc_clusters c;
   uint64_t host, i;
 
-  start (16, false);
+  alloc_rig_start (16, false);
   c = take (0, 1);
   CHECK (c.zero);
   CHECK_OK (storage_write (storage, "x", 1, c.host));
@@ -418,7 +288,7 @@ test_give_back (void)
   CHECK_EQ (c.host.v, host);
   CHECK (!c.zero);
   CHECK (!c.durable);
-  close_and_end (i);
+  alloc_rig_close (i);
 }
 
 /* So many pieces come back that they can't all be kept. */
@@ -428,7 +298,7 @@ test_give_back_many (void)
   static struct alloc_clusters c[3000];
   unsigned i;
 
-  start (12, false);
+  alloc_rig_start (12, false);
   for (i = 0; i < 3000; ++i)
     c[i] = take (ALLOC_NO_GUEST, 1);
   for (i = 0; i < 3000; i += 2)
@@ -436,7 +306,7 @@ test_give_back_many (void)
   CHECK (space.nr_runs <= ALLOC_MAX_RUNS);
   for (i = 0; i < 1000; ++i)
     take (ALLOC_NO_GUEST, 1);
-  close_and_end (1500 + 1000);
+  alloc_rig_close (1500 + 1000);
 }
 
 /* I4, P3: what a change gave up is handed out again when that is durable, no
@@ -450,8 +320,8 @@ check_reclaim (bool keep_discarded)
   unsigned token, i;
   bool found = false;
 
-  start (16, keep_discarded);
-  CHECK (!is_zero (f.host.v, 65536));
+  alloc_rig_start (16, keep_discarded);
+  CHECK (!alloc_rig_is_zero (f.host.v, 65536));
   token = epoch_enter (&epoch);
   CHECK_OK (writeback_free (&writeback, &f, 1));
   alloc_reclaim (&space);
@@ -461,13 +331,13 @@ check_reclaim (bool keep_discarded)
   alloc_reclaim (&space);
   CHECK_OK (alloc_refcount (&space, f.host, &refcount));
   CHECK_EQ (refcount, 1); /* somebody may still be reading it */
-  CHECK (!is_zero (f.host.v, 65536));
+  CHECK (!alloc_rig_is_zero (f.host.v, 65536));
   epoch_leave (&epoch, token);
   control.punches = 0;
   alloc_reclaim (&space);
   CHECK_OK (alloc_refcount (&space, f.host, &refcount));
   CHECK_EQ (refcount, 0);
-  CHECK_EQ (is_zero (f.host.v, 65536), !keep_discarded);
+  CHECK_EQ (alloc_rig_is_zero (f.host.v, 65536), !keep_discarded);
   CHECK_EQ (control.punches, !keep_discarded);
   CHECK_EQ (image_refcount (disk.data, atomic_load (&disk.size), 6), 1);
   CHECK_OK (writeback_flush (&writeback));
@@ -481,7 +351,7 @@ check_reclaim (bool keep_discarded)
     }
   }
   CHECK (found);
-  end ();
+  alloc_rig_end ();
 }
 
 static void
@@ -502,7 +372,7 @@ test_reclaim_shared (void)
   };
   uint64_t refcount;
 
-  start (16, false);
+  alloc_rig_start (16, false);
   pthread_mutex_lock (&space.refcounts_lock);
   CHECK_OK (refcount_set (&space.refcounts, 6, 1, 4, NULL));
   CHECK_OK (refcount_set (&space.refcounts, 7, 1, 2, NULL));
@@ -514,10 +384,10 @@ test_reclaim_shared (void)
   CHECK_EQ (refcount, 2);
   CHECK_OK (alloc_refcount (&space, many[0].host, &refcount));
   CHECK_EQ (refcount, 0);
-  CHECK (!is_zero (6 << 16, 65536));
-  CHECK (is_zero (7 << 16, 65536));
+  CHECK (!alloc_rig_is_zero (6 << 16, 65536));
+  CHECK (alloc_rig_is_zero (7 << 16, 65536));
   CHECK_EQ (control.punches, 1);
-  end ();
+  alloc_rig_end ();
 }
 
 /* A table that is freed is metadata no more, nor in the cache: its cluster may
@@ -529,7 +399,7 @@ test_reclaim_table (void)
   const struct freed table = { .host.v = 6 << 16, .nr = 1, .is_table = true };
   struct cache_ref ref;
 
-  start (16, false);
+  alloc_rig_start (16, false);
   CHECK_OK (overlap_add (&overlap, "test", table.host, 1, METADATA_L2));
   CHECK_OK (cache_get (cache, storage, 0, table.host, CACHE_SLOT_BYTES, 1,
                        &ref));
@@ -541,7 +411,7 @@ test_reclaim_table (void)
   CHECK_OK (cache_get (cache, storage, 0, table.host, CACHE_SLOT_BYTES, 1,
                        &ref));
   CHECK_EQ (cache_word (&ref, 0), 0); /* it was punched */
-  end ();
+  alloc_rig_end ();
 }
 
 /* Neighbours are punched as one. */
@@ -550,7 +420,7 @@ test_reclaim_joined (void)
 {
   unsigned i;
 
-  start (16, false);
+  alloc_rig_start (16, false);
   for (i = 0; i < 6; ++i) { /* backwards, and around a free one */
     const struct freed f = {
       .host.v = (uint64_t) (12 - i - (i > 3)) << 16, .nr = 1,
@@ -561,7 +431,7 @@ test_reclaim_joined (void)
   CHECK_OK (writeback_flush (&writeback));
   alloc_reclaim (&space);
   CHECK (control.punches <= 3);
-  end ();
+  alloc_rig_end ();
 }
 
 /* ---------------------------------------------------------------- no space */
@@ -578,14 +448,14 @@ test_fixed_size (void)
   unsigned b;
 
   for (b = 0; b < sizeof bits / sizeof bits[0]; ++b) {
-    start (bits[b], false);
+    alloc_rig_start (bits[b], false);
     size = atomic_load (&disk.size) + ((uint64_t) 900 << bits[b]);
     atomic_store (&disk.size, size);
     storage->size = size;
     control.fixed = true;
     taken = 0;
     while (alloc_take (&space, taken, 1, &c) == 0) {
-      check_taken (&c, 1, 1);
+      alloc_rig_check_taken (&c, 1, 1);
       last = c;
       taken++;
     }
@@ -600,7 +470,7 @@ test_fixed_size (void)
     CHECK_EQ (c.nr, 1);
     CHECK_OK (writeback_flush (&writeback));
     CHECK_EQ (atomic_load (&disk.size), size);
-    close_and_end (taken);
+    alloc_rig_close (taken);
   }
 }
 
@@ -611,223 +481,16 @@ test_windows_no_space (void)
   struct alloc_clusters c = { .nr = 0 };
   uint64_t taken = 0, size;
 
-  start (16, false);
+  alloc_rig_start (16, false);
   size = atomic_load (&disk.size) + (600 << 16);
   control.limit = size;
   while (alloc_take (&space, taken % 8 * 100000 + taken / 8, 1, &c) == 0) {
-    check_taken (&c, 1, 1);
+    alloc_rig_check_taken (&c, 1, 1);
     taken++;
   }
   CHECK_ERROR (ENOSPC, "");
   CHECK (taken >= 595);
-  close_and_end (taken);
-}
-
-/* What was set apart for compressed data serves other data, and what windows
- * have set apart serves compressed data.
- */
-static void
-test_pack_no_space (void)
-{
-  struct alloc_clusters c = { .nr = 0 };
-  uint64_t taken = 0, packed = 0, size;
-  struct host_off host;
-  unsigned round;
-
-  for (round = 0; round < 2; ++round) {
-    taken = packed = 0;
-    start (16, false);
-    size = atomic_load (&disk.size) + (600 << 16);
-    control.limit = size;
-    if (round == 1) {
-      CHECK_OK (alloc_take_bytes (&space, 100, &host));
-      packed++;
-    }
-    while (alloc_take (&space, taken % 8 * 100000 + taken / 8, 1, &c) == 0) {
-      check_taken (&c, 1, 1);
-      if (++taken == 300 && round == 0)
-        break;
-    }
-    while (alloc_take_bytes (&space, 65536, &host) == 0)
-      packed++;
-    CHECK_ERROR (ENOSPC, "");
-    CHECK (taken + packed >= 595);
-    CHECK_OK (writeback_check (&writeback));
-    close_and_end (taken + packed);
-  }
-}
-
-/* -------------------------------------------------------- compressed data */
-
-/* Ranges of bytes that were handed out. */
-#define MAX_RANGES 3000
-
-static struct range {
-  uint64_t from, to;
-} range[MAX_RANGES];
-static unsigned nr_ranges;
-static uint32_t references[MAX_CLUSTERS];
-
-static struct freed
-clusters_of (const struct range *r)
-{
-  const uint64_t first = r->from >> cluster_bits;
-  const uint64_t last = (r->to - 1) >> cluster_bits;
-
-  return (struct freed) {
-    .host.v = first << cluster_bits, .nr = last - first + 1,
-  };
-}
-
-static void
-count_references (const struct range *r, int n)
-{
-  const struct freed f = clusters_of (r);
-  uint64_t i, refcount;
-
-  for (i = f.host.v >> cluster_bits; i < (f.host.v >> cluster_bits) + f.nr;
-       ++i) {
-    references[i] += n;
-    if (n < 0)
-      continue;
-    CHECK_OK (alloc_refcount (&space, (struct host_off) { i << cluster_bits },
-                              &refcount));
-    CHECK (refcount >= references[i]); /* more, until it is lowered */
-  }
-}
-
-/* It overlaps nothing, is within the file, and is counted. */
-static void
-take_range (uint64_t bytes)
-{
-  struct range *r = &range[nr_ranges];
-  struct host_off host = { 0 };
-  unsigned i;
-
-  CHECK_OK (alloc_take_bytes (&space, bytes, &host));
-  r->from = host.v;
-  r->to = host.v + bytes;
-  CHECK (r->to <= atomic_load (&disk.size));
-  CHECK_EQ (overlap_find (&overlap, host, bytes), METADATA_NONE);
-  for (i = 0; i < nr_ranges; ++i)
-    CHECK (range[i].to <= r->from || r->to <= range[i].from);
-  count_references (r, 1);
-  nr_ranges++;
-}
-
-static void
-free_range (unsigned i)
-{
-  const struct freed f = clusters_of (&range[i]);
-
-  CHECK_OK (writeback_free (&writeback, &f, 1));
-  count_references (&range[i], -1);
-  range[i] = range[--nr_ranges];
-}
-
-static uint64_t
-nr_referenced (void)
-{
-  uint64_t i, n = 0;
-
-  for (i = 0; i < MAX_CLUSTERS; ++i)
-    n += references[i] != 0;
-  return n;
-}
-
-static void
-test_pack (unsigned bits, unsigned order)
-{
-  const uint64_t cluster_size = UINT64_C (1) << bits;
-  const uint64_t max = cluster_size - cluster_size / 128;
-  uint64_t state = bits * 10 + order, bytes = 0, size;
-  unsigned i;
-
-  refcount_order = order;
-  start (bits, order % 2);
-  nr_ranges = 0;
-  memset (references, 0, sizeof references);
-  size = atomic_load (&disk.size);
-  for (i = 0; i < 300; ++i) {
-    const uint64_t n = 1 + random_below (&state, max >> random_below (&state,
-                                                                      6));
-
-    take_range (n);
-    bytes += n;
-  }
-  if (order >= 3) /* nothing is left between them */
-    CHECK (nr_referenced () <= bytes / cluster_size + 20);
-  for (i = 0; i < 1500; ++i) {
-    if (random_below (&state, 2) && nr_ranges > 0)
-      free_range (random_below (&state, nr_ranges));
-    else
-      take_range (1 + random_below (&state, max >> random_below (&state, 6)));
-    if (random_below (&state, 50) == 0) {
-      CHECK_OK (writeback_flush (&writeback));
-      alloc_reclaim (&space);
-    }
-  }
-  /* The last ones, which the next go behind of. */
-  while (nr_ranges > 0)
-    free_range (nr_ranges - 1);
-  CHECK_OK (writeback_flush (&writeback));
-  alloc_reclaim (&space);
-  take_range (1);
-  take_range (max);
-  if (order > 0 && bits < 16)
-    CHECK (atomic_load (&disk.size) <= size + 3 * bytes +
-           2 * (space.max_batch_size << bits));
-  close_and_end (nr_referenced ());
-  refcount_order = 4;
-}
-
-/* The largest refcount is not exceeded. */
-static void
-test_pack_limit (void)
-{
-  unsigned i;
-
-  refcount_order = 1;
-  start (16, false);
-  nr_ranges = 0;
-  memset (references, 0, sizeof references);
-  for (i = 0; i < 7; ++i)
-    take_range (100);
-  CHECK_EQ (nr_referenced (), 3);
-  close_and_end (3);
-  refcount_order = 4;
-}
-
-/* All in a cluster was given up, and somebody else has it: nothing goes behind
- * what was there.
- */
-static void
-test_pack_freed (void)
-{
-  struct alloc_clusters c = { .nr = 0 };
-  uint64_t taken = 0;
-  struct freed f;
-
-  start (16, false);
-  nr_ranges = 0;
-  memset (references, 0, sizeof references);
-  take_range (100);
-  f = clusters_of (&range[0]);
-  free_range (0);
-  CHECK_OK (writeback_flush (&writeback));
-  alloc_reclaim (&space);
-  while (c.nr == 0 || c.host.v != f.host.v) {
-    if (taken == 1000 ||
-        alloc_take (&space, ALLOC_NO_GUEST, 1, &c) == -1) {
-      CHECK (!"it is handed out again");
-      break;
-    }
-    check_taken (&c, 1, 1);
-    taken++;
-  }
-  take_range (100);
-  CHECK (clusters_of (&range[0]).host.v != f.host.v);
-  close_and_end (taken + 1);
+  alloc_rig_close (taken);
 }
 
 /* ------------------------------------------------------------------ damage */
@@ -839,7 +502,7 @@ test_damage (void)
   const struct host_off table = { 65536 };
   struct alloc_clusters c;
 
-  start (16, false);
+  alloc_rig_start (16, false);
   pthread_mutex_lock (&space.refcounts_lock);
   CHECK_OK (refcount_set (&space.refcounts, 1, 1, 0, NULL));
   pthread_mutex_unlock (&space.refcounts_lock);
@@ -848,7 +511,7 @@ test_damage (void)
   CHECK_ERROR (EIO, "damaged: the refcount of a cluster");
   CHECK_HAS (error_message (), "the refcount table");
   CHECK_EQ (writeback_check (&writeback), (uint64_t) -1);
-  end ();
+  alloc_rig_end ();
 }
 
 /* ----------------------------------------------------------------- threads */
@@ -873,7 +536,7 @@ race_step (struct race *r, unsigned me, uint64_t *state,
 
     if (alloc_take (&space, guest, max, c) == -1)
       return false;
-    check_taken (c, max, me);
+    alloc_rig_check_taken (c, max, me);
     r->taken += c->nr;
     ++*nr;
   }
@@ -926,21 +589,19 @@ test_threads (unsigned bits)
   pthread_t thread[THREADS];
   unsigned i;
 
-  start (bits, false);
+  alloc_rig_start (bits, false);
   for (i = 0; i < THREADS; ++i)
     pthread_create (&thread[i], NULL, race_main, &r);
   for (i = 0; i < THREADS; ++i)
     pthread_join (thread[i], NULL);
   printf ("%" PRIu64 " clusters taken, %" PRIu64 " given up, the file has %"
           PRIu64 "\n", r.taken, r.freed, atomic_load (&disk.size) >> bits);
-  close_and_end (r.taken - r.freed);
+  alloc_rig_close (r.taken - r.freed);
 }
 
 int
 main (void)
 {
-  unsigned order;
-
   check_time_limit (200 + 2 * test_seconds (1));
   test_take ();
   test_batches ();
@@ -959,14 +620,6 @@ main (void)
   test_reclaim_joined ();
   test_fixed_size ();
   test_windows_no_space ();
-  test_pack_no_space ();
-  test_pack_freed ();
-  for (order = 0; order <= 6; ++order) {
-    test_pack (9, order);
-    test_pack (12, order);
-    test_pack (16, order);
-  }
-  test_pack_limit ();
   test_damage ();
   test_threads (16);
   test_threads (9);

@@ -20,21 +20,12 @@ extern int check_storage (struct storage *s,
                           const struct check_options *options,
                           struct check_report *report);
 
-/* For repair: count the references to the clusters of a window that begins at
- * first, subject to c->fixed_up and c->no_refcounts.
- */
-extern int check_count (struct check *c, uint64_t first);
-
-/* Where the next window begins.  Clusters between this one's end and there
- * have no references, but may have refcounts.
- */
-extern uint64_t check_next_window (const struct check *c);
-
-/* Visit the clusters from the window's start up to end, in spans that each lie
- * in one chunk.  fn gets the chunk, NULL if its clusters have no references,
- * and the refcounts on the disk from the chunk's first cluster on, in a buffer
- * that it may change.  Spans without references and refcounts are left out, as
- * are holes of refcount blocks.  Stops when fn returns -1, and returns -1.
+/* For repair: visit the clusters from the window's start up to end, in spans that
+ * each lie in one chunk.  fn gets the chunk, NULL if its clusters have no
+ * references, and the refcounts on the disk from the chunk's first cluster on,
+ * in a buffer that it may change.  Spans without references and refcounts are
+ * left out, as are holes of refcount blocks.  Stops when fn returns -1, and
+ * returns -1.
  */
 struct check_span {
   uint64_t first, end; /* clusters */

@@ -2,6 +2,7 @@
 
 #include <config.h>
 
+#include "qcow2/check/references.h"
 #include "qcow2/check/repair-state.h"
 
 void
