@@ -269,18 +269,18 @@ write_copied (struct align *a, struct spans *t,
   return r;
 }
 
-/* One after the other. */
+/* One after the other: a flush makes all of them durable. */
 static int
 write_each (struct storage *s, const struct storage_run *runs, unsigned nr,
             enum how how)
 {
   for (; nr > 0; ++runs, --nr)
     if (storage_writev (s, runs->iov, runs->nr, runs->offset,
-                        how == DURABLY) == -1) {
+                        false) == -1) {
       errno = error_errno ();
       return -1;
     }
-  if (how != WITH_ALL || storage_flush (s) == 0)
+  if (how == ORDINARY || storage_flush (s) == 0)
     return 0;
   errno = EIO;
   return -1;

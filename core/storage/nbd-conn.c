@@ -288,6 +288,8 @@ note_error (const struct conn_command *m, int *err)
 
   if (e == 0 || (e == ENOSPC && m->kind == CONN_FLUSH))
     e = EIO;
+  if (e == ENOSPC && m->no_space != NULL)
+    *m->no_space = true;
   if (*err == 0 || *err == ENOSPC)
     *err = e;
 }

@@ -65,6 +65,7 @@ struct conn_command {
   void *buf;
   uint64_t offset, count;
   struct far_extents *extents;
+  bool *no_space; /* set if it fails with ENOSPC; NULL: nobody asks */
 };
 
 /* ---------------------------------------------------------------- nbd-conn.c
@@ -223,9 +224,10 @@ extern int pool_make_writable (struct pool *p);
  * The functions of these names in struct storage_ops: they set errno, ENOSPC
  * past the server's end.
  *
- *  N4  Of what was to be durable ENOSPC is only said if the writes alone meet it
- *      as well.  Making it durable may have met it, and that may be the only
- *      time that the server tells of earlier data which it has lost (I10).
+ *  N4  Of what was to be durable ENOSPC is only said if each write that met it
+ *      meets it alone as well.  Making it durable may have met it, and that may be
+ *      the only time that the server tells of earlier data which it has lost
+ *      (I10).
  */
 
 extern ssize_t pool_write (struct pool *p, const struct iovec *iov, int nr,

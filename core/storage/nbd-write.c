@@ -20,7 +20,7 @@
  */
 static unsigned
 command_pieces (const struct pool *p, const struct iovec *iov, int nr,
-                uint64_t offset, uint32_t flags,
+                uint64_t offset,
                 struct conn_command commands[CONN_MAX_COMMANDS],
                 uint64_t *bytes)
 {
@@ -35,7 +35,7 @@ command_pieces (const struct pool *p, const struct iovec *iov, int nr,
       continue;
     commands[n++] = (struct conn_command) {
       .kind = CONN_WRITE, .buf = iov->iov_base, .count = count,
-      .offset = offset + *bytes, .flags = flags,
+      .offset = offset + *bytes,
     };
     *bytes += count;
     if (count < iov->iov_len)
@@ -66,12 +66,11 @@ join_pieces (uint8_t *to, const struct iovec *iov, int nr)
 /* Write small pieces as one.  Returns as pwritev. */
 static ssize_t
 write_joined (struct pool *p, const struct iovec *iov, int nr, uint64_t count,
-              uint64_t offset, uint32_t flags)
+              uint64_t offset)
 {
   uint8_t *buf = malloc (count);
   const struct conn_command write = {
     .kind = CONN_WRITE, .buf = buf, .count = count, .offset = offset,
-    .flags = flags,
   };
   int r;
 
@@ -87,8 +86,7 @@ write_joined (struct pool *p, const struct iovec *iov, int nr, uint64_t count,
  * pwritev.
  */
 static ssize_t
-write_some (struct pool *p, const struct iovec *iov, int nr, uint64_t offset,
-            uint32_t flags)
+write_some (struct pool *p, const struct iovec *iov, int nr, uint64_t offset)
 {
   struct conn_command commands[CONN_MAX_COMMANDS];
   const uint64_t count = count_pieces (iov, nr);
@@ -100,8 +98,8 @@ write_some (struct pool *p, const struct iovec *iov, int nr, uint64_t offset,
     return -1;
   }
   if (nr > 1 && count <= SMALL_BYTES && count <= p->server.most)
-    return write_joined (p, iov, nr, count, offset, flags);
-  n = command_pieces (p, iov, nr, offset, flags, commands, &bytes);
+    return write_joined (p, iov, nr, count, offset);
+  n = command_pieces (p, iov, nr, offset, commands, &bytes);
   return pool_run (p, commands, n) == -1 ? -1 : (ssize_t) bytes;
 }
 
@@ -132,7 +130,7 @@ write_each (struct pool *p, const struct storage_run *runs, unsigned nr)
       struct iovec piece = runs[i].iov[k];
 
       while (piece.iov_len > 0) {
-        const ssize_t r = write_some (p, &piece, 1, offset, 0);
+        const ssize_t r = write_some (p, &piece, 1, offset);
 
         if (r == -1)
           return -1;
@@ -170,11 +168,14 @@ runs_fit (const struct pool *p, const struct storage_run *runs, unsigned nr,
   return true;
 }
 
-/* Write runs with these flags, in one batch with a flush if that is wanted. */
+/* Write runs, in one batch with a flush if that is wanted.  no_space: set for
+ * each run to be durable that finds none; NULL: they need not be durable.
+ */
 static int
 write_together (struct pool *p, const struct storage_run *runs, unsigned nr,
-                uint64_t bytes, uint32_t flags, bool flush)
+                uint64_t bytes, bool *no_space, bool flush)
 {
+  const uint32_t flags = no_space != NULL ? LIBNBD_CMD_FLAG_FUA : 0;
   struct conn_command commands[CONN_MAX_COMMANDS];
   uint8_t *buf = malloc (bytes), *copy = buf;
   unsigned i;
@@ -187,6 +188,7 @@ write_together (struct pool *p, const struct storage_run *runs, unsigned nr,
       .kind = CONN_WRITE, .buf = run_bytes (&runs[i], &copy),
       .offset = runs[i].offset.v, .flags = flags,
       .count = count_pieces (runs[i].iov, runs[i].nr),
+      .no_space = no_space != NULL ? &no_space[i] : NULL,
     };
   if (flush)
     commands[i++] = (struct conn_command) { .kind = CONN_FLUSH };
@@ -204,7 +206,7 @@ pool_write_many (struct pool *p, const struct storage_run *runs, unsigned nr)
   if (!runs_fit (p, runs, nr, &bytes, &each))
     return -1;
   return each ? write_each (p, runs, nr)
-    : write_together (p, runs, nr, bytes, 0, false);
+    : write_together (p, runs, nr, bytes, NULL, false);
 }
 
 int
@@ -217,14 +219,26 @@ pool_flush (struct pool *p)
   return pool_run (p, &flush, 1);
 }
 
-/* Durable writes found no space.  again: what came of them as ordinary ones, with
- * errno set (N4).
+/* Durable writes failed, those that are marked for lack of space: try these
+ * again as ordinary ones, each by itself, since one may have been told of a loss
+ * where another one finds no space (N4).  Returns -1 with errno set.
  */
 static int
-durable_failed (ssize_t again)
+find_cause (struct pool *p, const struct storage_run *runs, unsigned nr,
+            const bool *no_space)
 {
-  if (again != -1)
-    errno = EIO;
+  int err = ENOSPC;
+  unsigned i;
+
+  for (i = 0; i < nr; ++i) {
+    if (!no_space[i])
+      continue;
+    if (pool_write_many (p, &runs[i], 1) == 0)
+      err = EIO;
+    else if (errno != ENOSPC)
+      err = errno;
+  }
+  errno = err;
   return -1;
 }
 
@@ -232,29 +246,23 @@ int
 pool_write_durably (struct pool *p, const struct storage_run *runs, unsigned nr,
                     bool all)
 {
+  bool no_space[CONN_MAX_COMMANDS] = { false }, each;
   uint64_t bytes;
-  bool each;
 
   if (!runs_fit (p, runs, nr, &bytes, &each))
     return -1;
   if (each)
     return write_each (p, runs, nr) == -1 ? -1 : pool_flush (p);
-  if (write_together (p, runs, nr, bytes, LIBNBD_CMD_FLAG_FUA, all) == 0)
+  if (write_together (p, runs, nr, bytes, no_space, all) == 0)
     return 0;
-  if (errno != ENOSPC)
-    return -1;
-  return durable_failed (write_together (p, runs, nr, bytes, 0, false));
+  return errno != ENOSPC ? -1 : find_cause (p, runs, nr, no_space);
 }
 
 ssize_t
 pool_write (struct pool *p, const struct iovec *iov, int nr, uint64_t offset,
             bool durable)
 {
-  const bool fua = durable && p->server.fua;
-  const ssize_t r = write_some (p, iov, nr, offset,
-                                fua ? LIBNBD_CMD_FLAG_FUA : 0);
+  const ssize_t r = write_some (p, iov, nr, offset);
 
-  if (r == -1 && fua && errno == ENOSPC)
-    return durable_failed (write_some (p, iov, nr, offset, 0));
-  return r != -1 && durable && !fua && pool_flush (p) == -1 ? -1 : r;
+  return r != -1 && durable && pool_flush (p) == -1 ? -1 : r;
 }

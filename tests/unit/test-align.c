@@ -475,6 +475,43 @@ test_durable_runs (uint32_t block)
   memory_disk_free (&disk);
 }
 
+/* More than is written at once: one after the other, and then a flush. */
+static void
+test_many_durable_runs (void)
+{
+  static uint8_t old[3 << 17], now[3 << 17], byte[3] = { 1, 2, 3 };
+  struct storage_run run[3];
+  struct iovec iov[3];
+  struct storage *s;
+  unsigned i;
+
+  memset (&control, 0, sizeof control);
+  control.fixed = true;
+  control.durable_runs = 3;
+  control.log = &log_;
+  memory_disk_init (&disk, old, sizeof old);
+  s = open_blocks (1 << 17);
+  for (i = 0; i < 3; ++i) {
+    iov[i] = (struct iovec) { byte + i, 1 };
+    run[i] = (struct storage_run) { &iov[i], 1, { (i << 17) + 5 } };
+  }
+  CHECK_OK (storage_write_durable_runs (s, run, 3, false));
+  CHECK_EQ (log_.call[log_.nr - 1].kind, MEMORY_FLUSH);
+  for (i = 0; i < log_.nr; ++i)
+    CHECK (!log_.call[i].durable); /* what one is told the flush is not */
+  CHECK_OK (storage_read (s, now, sizeof now, at (0)));
+  for (i = 0; i < 3; ++i)
+    CHECK_EQ (now[(i << 17) + 5], byte[i]);
+  control.log = NULL;
+  memory_fail (&control, MEMORY_FLUSH, 1, EIO);
+  CHECK_EQ (storage_write_durable_runs (s, run, 3, false), -1);
+  CHECK_ERROR (EIO, "ranges from offset");
+  memory_fail_no_more (&control);
+  storage_close (s);
+  memory_disk_free (&disk);
+  memory_log_free (&log_);
+}
+
 static void
 test_reads_together (uint32_t block)
 {
@@ -597,6 +634,7 @@ main (void)
   test_torn ();
   test_durable_runs (512);
   test_durable_runs (4096);
+  test_many_durable_runs ();
   test_reads_together (512);
   test_reads_together (4096);
   test_threads (512, false);

@@ -7,6 +7,8 @@
 #include <config.h>
 
 #include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -26,6 +28,22 @@ static char requests[512];
 /* What it answers to durable writes, others, and flushes. */
 static _Atomic uint32_t durable_error, write_error, flush_error;
 
+/* The 64 KiB of this number has no space; 0: all have.  And the host has lost
+ * something: the next to be made durable is told, with ENOSPC.
+ */
+static _Atomic unsigned full;
+static _Atomic bool lost;
+
+static uint32_t
+write_result (const struct odd_request *q)
+{
+  if (full != 0 && q->offset / 65536 == full)
+    return ODD_ENOSPC;
+  if (q->fua && atomic_exchange (&lost, false))
+    return ODD_ENOSPC;
+  return q->fua ? durable_error : write_error;
+}
+
 static uint32_t
 answer (void *opaque, const struct odd_request *q)
 {
@@ -37,8 +55,8 @@ answer (void *opaque, const struct odd_request *q)
   else if (q->type == ODD_WRITE)
     snprintf (requests + used, sizeof requests - used, "W%u%s ",
               (unsigned) (q->offset / 65536), q->fua ? "!" : "");
-  return q->type == ODD_FLUSHES ? flush_error
-    : q->type != ODD_WRITE ? 0 : q->fua ? durable_error : write_error;
+  return q->type == ODD_WRITE ? write_result (q)
+    : q->type == ODD_FLUSHES ? flush_error : 0;
 }
 
 static struct storage *
@@ -47,7 +65,8 @@ start (struct odd_server *server, uint16_t flags)
   struct storage *s;
 
   *server = (struct odd_server) { .flags = flags, .error = answer };
-  durable_error = write_error = flush_error = 0;
+  durable_error = write_error = flush_error = full = 0;
+  lost = false;
   odd_start (server);
   s = storage_nbd_open (server->uri, &defaults, "far");
   if (s == NULL) {
@@ -160,6 +179,56 @@ test_no_space (void)
   end (&server, s);
 }
 
+/* N4: one write is told of the loss, another one finds no space. */
+static void
+test_lost_beside_full (unsigned which, bool all)
+{
+  struct odd_server server;
+  struct storage *s = start (&server, ODD_FLUSH | ODD_FUA);
+
+  full = which;
+  lost = true;
+  CHECK_EQ (write_runs (s, 1, 3, all), -1);
+  CHECK (!lost);
+  CHECK_EQ (error_errno (), EIO);
+  CHECK_EQ (storage_flush (s), -1); /* it stays so */
+  end (&server, s);
+}
+
+/* One finds no space, which is not for good; the others are not written twice. */
+static void
+test_one_full (void)
+{
+  struct odd_server server;
+  struct storage *s = start (&server, ODD_FLUSH | ODD_FUA);
+
+  full = 2;
+  CHECK_EQ (write_runs (s, 1, 3, true), -1);
+  CHECK_EQ (error_errno (), ENOSPC);
+  CHECK_STR (requests, "W1! W2! W3! F W2 ");
+  full = 0;
+  CHECK_OK (write_runs (s, 1, 3, true));
+  CHECK_OK (storage_flush (s));
+  end (&server, s);
+}
+
+/* A durable write of several pieces, each a request of its own. */
+static void
+test_pieces (void)
+{
+  static uint8_t buf[65536];
+  struct iovec iov[2] = { { buf, sizeof buf }, { buf, sizeof buf } };
+  struct odd_server server;
+  struct storage *s = start (&server, ODD_FLUSH | ODD_FUA);
+
+  full = 2;
+  lost = true;
+  CHECK_EQ (storage_writev (s, iov, 2, (struct host_off) { 65536 }, true), -1);
+  CHECK_EQ (error_errno (), ENOSPC);
+  CHECK (lost); /* for the flush to be told */
+  end (&server, s);
+}
+
 static void
 test_past_the_end (void)
 {
@@ -175,6 +244,8 @@ test_past_the_end (void)
 int
 main (void)
 {
+  unsigned i;
+
   check_time_limit (60);
   (void) signal (SIGPIPE, SIG_IGN);
   if (storage_nbd_library () == NULL) {
@@ -183,6 +254,10 @@ main (void)
   }
   test_requests ();
   test_no_space ();
+  for (i = 0; i < 6; ++i)
+    test_lost_beside_full (1 + i / 2, i % 2 != 0);
+  test_one_full ();
+  test_pieces ();
   test_past_the_end ();
   return check_result ();
 }
