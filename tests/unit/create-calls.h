@@ -18,6 +18,7 @@
 
 #include "check.h"
 #include "folder.h"
+#include "wrap.h"
 
 /* The number of the call that fails, from 1 on; 0: none. */
 static unsigned fail_at, nr_calls;

@@ -17,6 +17,7 @@
 #include <zstd.h>
 
 #include "no-memory.h"
+#include "wrap.h"
 
 unsigned memory_fail_at, memory_calls;
 

@@ -21,6 +21,7 @@
 
 #include "check.h"
 #include "storage/beneath.h"
+#include "wrap.h"
 
 /* ------------------------------------------------------------------ faults */
 

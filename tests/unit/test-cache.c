@@ -19,14 +19,9 @@
 #include "fixed-key.h"
 #include "random.h"
 #include "seconds.h"
+#include "wrap.h"
 
-/* What the cache maps is counted: C3.  Where offsets of files have 64 bits and
- * longs 32, mmap64 is what mmap is compiled to.
- */
-extern void *__real_mmap64 (void *addr, size_t len, int prot, int flags,
-                            int fd, off_t offset);
-extern void *__wrap_mmap64 (void *addr, size_t len, int prot, int flags,
-                            int fd, off_t offset);
+/* What the cache maps is counted: C3. */
 extern void *__real_mmap (void *addr, size_t len, int prot, int flags, int fd,
                           off_t offset);
 extern void *__wrap_mmap (void *addr, size_t len, int prot, int flags, int fd,
@@ -39,14 +34,6 @@ __wrap_mmap (void *addr, size_t len, int prot, int flags, int fd,
 {
   mapped += len;
   return __real_mmap (addr, len, prot, flags, fd, offset);
-}
-
-void *
-__wrap_mmap64 (void *addr, size_t len, int prot, int flags, int fd,
-               off_t offset)
-{
-  mapped += len;
-  return __real_mmap64 (addr, len, prot, flags, fd, offset);
 }
 
 /* Offsets in this test are from here on, since no slice is at offset 0. */

@@ -18,6 +18,7 @@
 #include "memory-storage.h"
 #include "must-have.h"
 #include "storage/file.h"
+#include "wrap.h"
 
 /* A file system that has no fallocate; signals that come meanwhile. */
 static bool unsupported;

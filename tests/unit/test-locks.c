@@ -15,6 +15,7 @@
 #include "check.h"
 #include "storage/locks.h"
 #include "storage/storage.h"
+#include "wrap.h"
 
 #define ALL (STORAGE_CONSISTENT_READ | STORAGE_WRITE | STORAGE_RESIZE)
 #define WRITES (STORAGE_WRITE | STORAGE_RESIZE)

@@ -19,6 +19,7 @@
 #include "seconds.h"
 #include "storage/file.h"
 #include "storage/reports.h"
+#include "wrap.h"
 
 static struct reports reports;
 
