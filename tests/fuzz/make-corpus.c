@@ -326,7 +326,7 @@ headers (void)
   build_backing (&b, "raw");
   corpus_extension (128, 0x12345678, 9, "123456789");
   corpus_extension (152, QCOW2_EXT_BITMAPS, 24, "\0\0\0\1\0\0\0\0\0\0\0\0\0\0\0\40"
-             "\0\0\0\0\0\0\2");
+                    "\0\0\0\0\0\0\2");
   save_header ("v3-backing");
 
   build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1 << 16);

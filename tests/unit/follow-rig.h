@@ -22,15 +22,18 @@ struct follow_kind {
   unsigned granularity_bits;
   uint32_t flags;
 };
-extern const struct follow_kind kinds[BITMAPS];
+extern const struct follow_kind follow_kinds[BITMAPS];
 
 /* More of them, like the disabled one. */
 #define MORE BITMAPS_MAX_FOLLOWED
 
 extern struct rig rig;
-extern uint64_t directory, table[BITMAPS + MORE]; /* where they are */
-extern unsigned cluster_bits;
-extern unsigned idle; /* of writer_options, of the next image */
+
+/* Where they are. */
+extern uint64_t follow_directory, follow_table[BITMAPS + MORE];
+
+extern unsigned follow_cluster_bits;
+extern unsigned follow_idle; /* of writer_options, of the next image */
 
 /* How many entries its table has. */
 extern uint64_t follow_parts (unsigned bitmap);
@@ -43,7 +46,8 @@ extern void follow_build (struct builder *b, unsigned bits);
 /* The rig is open with it, and with so many pages of bits in memory. */
 extern void follow_start (unsigned bits, unsigned pages);
 
-/* Whether the disk says that a bit is set; and all of them, a byte for each. */
+/* Whether the disk says that a bit is set; and all of them, a byte for each.
+ */
 extern bool follow_is_set (unsigned bitmap, uint64_t bit);
 extern void follow_read_bits (unsigned bitmap, uint8_t *bits);
 

@@ -33,7 +33,7 @@ check_enough (const uint8_t *before, const uint8_t *now)
     if (memcmp (before + s * SECTOR, now + s * SECTOR, SECTOR) == 0)
       continue;
     for (i = FINE; i <= COARSE; ++i)
-      if (!follow_is_set (i, s * SECTOR >> kinds[i].granularity_bits)) {
+      if (!follow_is_set (i, s * SECTOR >> follow_kinds[i].granularity_bits)) {
         fprintf (stderr, "sector %u, bitmap %u\n", (unsigned) s, i);
         CHECK (false);
         return;
@@ -173,7 +173,7 @@ check_refused (struct builder *b, int err, const char *words)
   im = open_disk (&disk, &control);
   CHECK_OK (image_make_writable (im, &give_up));
   CHECK_OK (image_write (im, "x", 1, (struct guest_off) { 0 }, 0));
-  CHECK_EQ (get_be32 (disk.data + directory + 12),
+  CHECK_EQ (get_be32 (disk.data + follow_directory + 12),
             QCOW2_BITMAP_AUTO | QCOW2_BITMAP_IN_USE);
   CHECK_OK (image_close (im));
   memory_disk_free (&disk);
@@ -182,7 +182,7 @@ check_refused (struct builder *b, int err, const char *words)
 static void
 put_refcount (struct builder *b, uint64_t host, unsigned refcount)
 {
-  const uint64_t cluster = host >> cluster_bits;
+  const uint64_t cluster = host >> follow_cluster_bits;
   const uint64_t block = get_be64 (b->data + get_be64 (b->data + 48) +
                                    cluster / (b->cluster_size / 2) * 8);
 
@@ -195,23 +195,24 @@ test_refused (void)
   struct builder b;
 
   follow_build (&b, 12); /* a cluster of bits that something else has, too */
-  put_refcount (&b, get_be64 (b.data + table[FINE]), 2);
+  put_refcount (&b, get_be64 (b.data + follow_table[FINE]), 2);
   check_refused (&b, ENOTSUP, "whose refcount is 2");
 
   follow_build (&b, 12); /* its table */
-  put_refcount (&b, table[COARSE], 2);
+  put_refcount (&b, follow_table[COARSE], 2);
   check_refused (&b, ENOTSUP, "whose refcount is 2");
 
   follow_build (&b, 12); /* two bitmaps have it, whatever the refcount says */
-  put_be64 (b.data + table[DISABLED], get_be64 (b.data + table[FINE]));
+  put_be64 (b.data + follow_table[DISABLED],
+            get_be64 (b.data + follow_table[FINE]));
   check_refused (&b, ENOTSUP, "clusters in common");
 
   follow_build (&b, 12); /* or one table */
-  put_be64 (b.data + directory + DISABLED * ENTRY, table[FINE]);
+  put_be64 (b.data + follow_directory + DISABLED * ENTRY, follow_table[FINE]);
   check_refused (&b, ENOTSUP, "clusters in common");
 
   follow_build (&b, 12); /* made for another size of the disk */
-  put_be32 (b.data + directory + 8, follow_parts (FINE) + 1);
+  put_be32 (b.data + follow_directory + 8, follow_parts (FINE) + 1);
   check_refused (&b, ENOTSUP, "is not one for this disk");
 }
 
@@ -228,7 +229,7 @@ struct directory_change {
 static void
 change_directory (struct directory_change *c)
 {
-  uint8_t *d = c->disk->data + directory;
+  uint8_t *d = c->disk->data + follow_directory;
   unsigned i;
 
   for (i = 0; c->too_many && i < BITMAPS + MORE; ++i)
@@ -242,8 +243,9 @@ count_reads (void *opaque, const struct memory_call *call)
 {
   struct directory_change *c = opaque;
 
-  if (call->kind == MEMORY_READ && call->offset <= directory &&
-      directory - call->offset < call->count && c->in > 0 && --c->in == 0)
+  if (call->kind == MEMORY_READ && call->offset <= follow_directory &&
+      follow_directory - call->offset < call->count && c->in > 0 &&
+      --c->in == 0)
     change_directory (c);
 }
 
@@ -330,14 +332,16 @@ test_full (void)
   uint64_t cluster;
 
   follow_start (12, 0);
-  cluster = get_be64 (rig.disk.data + table[FINE]);
+  cluster = get_be64 (rig.disk.data + follow_table[FINE]);
   rig_close (&rig);
   make_hole (&rig.disk, cluster);
   rig_open (&rig);
   rig.control.room = rig.disk.blocks;
   rig_write (&rig, 4096, 4096, 3); /* in place: there is a hole, and no room */
-  CHECK_EQ (get_be64 (rig.disk.data + table[FINE]), QCOW2_BITMAP_ALL_ONES);
-  CHECK_EQ (get_be64 (rig.disk.data + table[COARSE]), QCOW2_BITMAP_ALL_ONES);
+  CHECK_EQ (get_be64 (rig.disk.data + follow_table[FINE]),
+            QCOW2_BITMAP_ALL_ONES);
+  CHECK_EQ (get_be64 (rig.disk.data + follow_table[COARSE]),
+            QCOW2_BITMAP_ALL_ONES);
   rig_trim (&rig, 8192, 8192);
   rig_flush (&rig);
   rig_compare (&rig);
@@ -345,7 +349,8 @@ test_full (void)
   rig.control.room = 0; /* the cluster that was for bits is for data now */
   rig_write (&rig, 1 << 20, 1 << 20, 5);
   rig_close (&rig); /* without leaks */
-  CHECK_EQ (get_be64 (rig.disk.data + table[FINE]), QCOW2_BITMAP_ALL_ONES);
+  CHECK_EQ (get_be64 (rig.disk.data + follow_table[FINE]),
+            QCOW2_BITMAP_ALL_ONES);
   rig_open (&rig);
   CHECK_EQ (rig_refcount (&rig, cluster), 0);
   rig_close (&rig);
@@ -369,7 +374,7 @@ test_table_is_hole (bool allocates)
   follow_build (&b, 12);
   memory_disk_init (&disk, b.data, b.size);
   build_free (&b);
-  make_hole (&disk, table[COARSE]);
+  make_hole (&disk, follow_table[COARSE]);
   control.room = disk.blocks;
   if (!allocates)
     memory_fail_ever_after (&control, MEMORY_ALLOCATE, 1, EOPNOTSUPP);
@@ -384,7 +389,8 @@ test_table_is_hole (bool allocates)
   control.room++;
   CHECK_OK (image_write (im, "x", 1, (struct guest_off) { 0 }, IMAGE_FUA));
   CHECK_EQ (disk.blocks, control.room);
-  CHECK_EQ (get_be64 (disk.data + table[COARSE]), QCOW2_BITMAP_ALL_ONES);
+  CHECK_EQ (get_be64 (disk.data + follow_table[COARSE]),
+            QCOW2_BITMAP_ALL_ONES);
   CHECK_OK (image_trim (im, 4096, (struct guest_off) { 0 }, 0));
   CHECK_OK (image_close (im));
   memory_disk_free (&disk);

@@ -28,8 +28,8 @@ touch (uint64_t offset, uint64_t count)
   uint64_t k;
 
   for (i = FINE; i <= COARSE; ++i)
-    for (k = offset >> kinds[i].granularity_bits;
-         k <= (offset + count - 1) >> kinds[i].granularity_bits; ++k)
+    for (k = offset >> follow_kinds[i].granularity_bits;
+         k <= (offset + count - 1) >> follow_kinds[i].granularity_bits; ++k)
       expected[i][k] = 1;
 }
 
@@ -79,7 +79,7 @@ test_exact (unsigned bits, unsigned pages)
     for (i = FINE; i <= COARSE; ++i) {
       follow_read_bits (i, is);
       CHECK (memcmp (is, expected[i],
-                     DISK_BYTES >> kinds[i].granularity_bits) == 0);
+                     DISK_BYTES >> follow_kinds[i].granularity_bits) == 0);
     }
     rig_open (&rig);
   }
@@ -161,7 +161,7 @@ test_threads (void)
   for (i = FINE; i <= COARSE; ++i) {
     follow_read_bits (i, is);
     CHECK (memcmp (is, expected[i],
-                   DISK_BYTES >> kinds[i].granularity_bits) == 0);
+                   DISK_BYTES >> follow_kinds[i].granularity_bits) == 0);
   }
   rig_free (&rig);
 }
@@ -175,7 +175,7 @@ test_new_cluster (void)
 
   follow_start (12, 0);
   rig_write (&rig, 0, 512, 1);
-  host.v = get_be64 (rig.disk.data + table[COARSE]);
+  host.v = get_be64 (rig.disk.data + follow_table[COARSE]);
   CHECK (host.v != 0 && host.v % 4096 == 0);
   w = rig.im->writer;
   CHECK_EQ (overlap_find ((struct overlap *) &w->overlap, host, 4096),
@@ -196,7 +196,7 @@ peek (uint64_t bit)
   uint8_t buf[8], byte = 0;
 
   CHECK_OK (storage_read (s, buf, sizeof buf,
-                          (struct host_off) { table[FINE] }));
+                          (struct host_off) { follow_table[FINE] }));
   CHECK_OK (storage_read (s, &byte, 1,
                           (struct host_off) { get_be64 (buf) + bit / 8 }));
   storage_close (s);
@@ -342,7 +342,7 @@ test_thread_settles (void)
 {
   const struct timespec t = { .tv_nsec = 1000000 };
 
-  idle = 1;
+  follow_idle = 1;
   follow_start (12, 0);
   rig_write (&rig, 65536, 512, 1);
   while (peek (129))
@@ -352,7 +352,7 @@ test_thread_settles (void)
   rig_free (&rig);
   test_threads ();
   test_exact (9, 3);
-  idle = BITMAP_NEVER_IDLE;
+  follow_idle = BITMAP_NEVER_IDLE;
 }
 
 int
