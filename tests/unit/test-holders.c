@@ -16,6 +16,7 @@
 #include "check.h"
 #include "storage/open.h"
 #include "storage/storage.h"
+#include "wrap.h"
 
 #define READ STORAGE_CONSISTENT_READ
 #define WRITES (STORAGE_WRITE | STORAGE_RESIZE)
