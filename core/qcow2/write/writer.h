@@ -84,6 +84,8 @@ struct writer {
   pthread_mutex_t begin_lock; /* of what changes the header's feature bits */
   _Atomic bool begun;         /* something was or will be written */
   bool dirty;                 /* begin_lock; we set the dirty bit */
+  bool mismatched;            /* begin_lock; it stays dirty: a snapshot could not
+                               * be undone */
   bool leaks_left;            /* there may be some from before it was opened */
   _Atomic bool leaked;        /* something could not be given up */
   uint64_t raw_seen;          /* begin_lock; as far as a raw data file is known
