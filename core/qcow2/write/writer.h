@@ -11,7 +11,8 @@
  *   bit_slot.lock           marking bits of bitmaps; I/O of bits and tables
  *   bit_parts.lock          entries of bitmap tables; likewise
  *   a range of inflight     around the whole of a step (see remap.h)
- *   writer.tables           making or copying an L2 table; I/O of tables
+ *   writer.tables           making or copying an L2 table, and clearing COPIED in
+ *                           one; I/O of tables
  *   alloc.refcounts_lock    refcounts; I/O of tables
  *   writer.begin_lock       the header's feature bits; I/O of the header
  *   writeback.space_lock    space for tables on the host; I/O of tables

@@ -6,7 +6,7 @@
  * has what the disk had when it was asked for, and that is durable in the disk,
  * too.  All of that is so after a repair and further requests as well.
  *
- *   test-take [IMAGE]
+ *   test-take-cuts [IMAGE]
  */
 
 #include <config.h>
