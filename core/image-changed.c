@@ -22,9 +22,8 @@ hex_digit (char c)
   return c >= 'a' && c <= 'f' ? c - 'a' + 10 : 16;
 }
 
-/* Decode what is percent-encoded, in place.  False: it can't be decoded. */
-static bool
-decode (char *s)
+bool
+image_decode_name (char *s)
 {
   char *to = s;
 
@@ -52,7 +51,7 @@ find_encoded (const struct image *im, const char *export, char *name)
   const char *const file = image_storage (im)->name;
   const struct snapshot *sn;
 
-  if (!decode (name)) {
+  if (!image_decode_name (name)) {
     error_set (ENOENT, "%s: there is no export \"%.256s\": in names of "
                "snapshots there, \"%%\" is \"%%25\" and \"/\" is \"%%2F\"",
                file, export);
@@ -109,19 +108,26 @@ image_describe_changed (const struct image *im, const char *export, char *buf,
                         size_t len)
 {
   const struct snapshot *from, *to;
+  int r;
 
-  if (find_both (im, export, &from, &to) == -1)
-    return -1;
-  snprintf (buf, len, "changes since an internal snapshot, up to %s",
-            to != NULL ? "another one" : "the live disk");
-  return 0;
+  image_lock_snapshots (im);
+  r = find_both (im, export, &from, &to);
+  if (r == 0)
+    snprintf (buf, len, "changes since an internal snapshot, up to %s",
+              to != NULL ? "another one" : "the live disk");
+  image_unlock_snapshots (im);
+  return r;
 }
 
 struct layer *
 image_open_changed (const struct image *im, const char *export)
 {
   const struct snapshot *from, *to;
+  struct layer *disk = NULL;
 
-  return find_both (im, export, &from, &to) == -1 ? NULL
-    : im->kind->new_changed_disk (im, from, to);
+  image_lock_snapshots (im);
+  if (find_both (im, export, &from, &to) == 0)
+    disk = im->kind->new_changed_disk (im, from, to);
+  image_unlock_snapshots (im);
+  return disk;
 }

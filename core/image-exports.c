@@ -14,8 +14,8 @@
 #include "base/hash.h"
 #include "image-parts.h"
 
-static void
-describe_snapshot (const struct snapshot *sn, char *buf, size_t len)
+void
+image_describe_snapshot (const struct snapshot *sn, char *buf, size_t len)
 {
   const time_t t = sn->date_sec;
   char date[64] = "";
@@ -81,7 +81,7 @@ list_snapshots (const struct image *im, struct listing *l)
 
     if (sn->label == NULL)
       continue;
-    describe_snapshot (sn, description, sizeof description);
+    image_describe_snapshot (sn, description, sizeof description);
     if (list_one (l, IMAGE_SNAPSHOT_PREFIX, sn->label, description) == -1)
       return -1;
   }
@@ -198,11 +198,15 @@ image_list (const struct image *im, export_fn fn, void *opaque)
 {
   struct listing l = { .fn = fn, .opaque = opaque };
   char description[256];
+  int r;
 
   if (image_describe (im, "", description, sizeof description) == -1 ||
-      fn (opaque, "", description) == -1 || list_snapshots (im, &l) == -1)
+      fn (opaque, "", description) == -1)
     return -1;
-  return list_bitmaps (im, &l);
+  image_lock_snapshots (im);
+  r = list_snapshots (im, &l);
+  image_unlock_snapshots (im);
+  return r == -1 ? -1 : list_bitmaps (im, &l);
 }
 
 /* ------------------------------------------------------------------ opening */
@@ -227,6 +231,14 @@ point_of (const struct image *im, const char *export)
     strncmp (export, IMAGE_POINT_PREFIX, prefix) == 0 ? export + prefix : NULL;
 }
 
+/* The name of the snapshot that an export makes; NULL: it makes none. */
+static const char *
+take_of (const struct image *im, const char *export)
+{
+  return im->takes != NULL && image_is_take (export)
+    ? export + strlen (IMAGE_TAKE_PREFIX) : NULL;
+}
+
 struct wanted_bitmap {
   const char *name;
   char *buf;
@@ -245,7 +257,9 @@ describe_wanted (void *opaque, const struct bitmap_info *b)
   return w->found ? -1 : 0;
 }
 
-/* The snapshot behind an export other than "", or NULL with the error set. */
+/* The snapshot behind an export other than "", or NULL with the error set.  Wants
+ * snapshots_lock.
+ */
 static const struct snapshot *
 find_snapshot (const struct image *im, const char *export)
 {
@@ -270,7 +284,7 @@ image_describe (const struct image *im, const char *export,
 {
   struct wanted_bitmap w = { .name = bitmap_of (export), .buf = buf,
                              .len = len };
-  const char *token = point_of (im, export);
+  const char *token = point_of (im, export), *take = take_of (im, export);
   const struct snapshot *sn;
 
   if (export[0] == '\0') {
@@ -284,6 +298,8 @@ image_describe (const struct image *im, const char *export,
               im->chain.layer[0]->size);
     return 0;
   }
+  if (take != NULL)
+    return image_describe_take (im, take, buf, len);
   if (w.name != NULL && im->kind->list_bitmaps != NULL) {
     const int r = im->kind->list_bitmaps (im, describe_wanted, &w);
 
@@ -292,11 +308,12 @@ image_describe (const struct image *im, const char *export,
   }
   if (image_is_changed (im, export))
     return image_describe_changed (im, export, buf, len);
+  image_lock_snapshots (im);
   sn = find_snapshot (im, export);
-  if (sn == NULL)
-    return -1;
-  describe_snapshot (sn, buf, len);
-  return 0;
+  if (sn != NULL)
+    image_describe_snapshot (sn, buf, len);
+  image_unlock_snapshots (im);
+  return sn == NULL ? -1 : 0;
 }
 
 static struct layer *
@@ -319,21 +336,26 @@ struct layer *
 image_open_disk (const struct image *im, const char *export)
 {
   const char *token = point_of (im, export);
+  const char *take = take_of (im, export);
   const char *bitmap = bitmap_of (export);
-  const struct snapshot *sn = NULL;
+  const struct snapshot *sn;
+  struct layer *disk;
 
   if (token != NULL)
     return image_points_open (im, token);
+  if (take != NULL)
+    return image_take_open (im, take);
   if (bitmap != NULL && im->kind->new_bitmap_disk != NULL)
     return open_bitmap_disk (im, bitmap);
   if (image_is_changed (im, export))
     return image_open_changed (im, export);
-  if (export[0] != '\0') {
-    sn = find_snapshot (im, export);
-    if (sn == NULL)
-      return NULL;
-  }
-  return im->kind->new_disk (im, sn);
+  if (export[0] == '\0')
+    return im->kind->new_disk (im, NULL);
+  image_lock_snapshots (im);
+  sn = find_snapshot (im, export);
+  disk = sn == NULL ? NULL : im->kind->new_disk (im, sn);
+  image_unlock_snapshots (im);
+  return disk;
 }
 
 void

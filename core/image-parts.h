@@ -6,6 +6,7 @@
  *   image-writable.c   what is done before it is written, repair included
  *   image-exports.c    the live disk and snapshots, by their names
  *   image-points.c     points in time, by their tokens
+ *   image-take.c       snapshots that are made while the image is served
  *   image-changed.c    what has changed since snapshots, likewise
  *   image-FORMAT.c     what an image of that format is, beside its layers
  */
@@ -25,6 +26,7 @@
 
 struct image;
 struct image_points;
+struct image_takes;
 struct repaired;
 
 /* An image of one format: what image*.c ask of it.  Beside struct format_ops,
@@ -74,6 +76,13 @@ struct image_kind {
   struct layer *(*new_point_disk) (const struct image *im,
                                    struct point *point);
   void (*release_points) (struct image *im);
+
+  /* Make a snapshot, as take_snapshot; there is a writer.  Never called for an
+   * image that can't have points.
+   */
+  int (*take_snapshot) (struct image *im, const struct point *point,
+                        const char *name, const struct timespec *date,
+                        struct snapshots *made);
 
   /* Whether a repair in this mode has something to look at. */
   bool (*is_to_be_repaired) (const struct image *im, enum image_repair mode);
@@ -141,8 +150,14 @@ struct image {
   struct shared shared;
   struct epoch epoch;
   struct chain chain;
+
+  /* What is in the list, and the list itself, may be replaced by another one: see
+   * image-take.c.
+   */
+  pthread_rwlock_t snapshots_lock; /* moments, and whoever lists exports */
   struct snapshots snapshots;
 
+  struct image_takes *takes;   /* there are some if there are points */
   struct image_points *points; /* NULL: none are allowed */
   struct gate gate; /* of requests that change something, and of flushes */
   pthread_mutex_t writer_lock;
@@ -152,6 +167,8 @@ struct image {
   _Atomic uint64_t full; /* see no_space_once */
   struct leaks *leaks; /* writer_lock; NULL: none are looked for */
   bool leaks_begun;    /* writer_lock; or are not to be looked for */
+  bool leaks_suspended, leaks_wanted; /* writer_lock; a search waits for a take */
+  bool no_leaks;       /* writer_lock; one that was stopped had freed all */
   enum detect_zeroes detect_zeroes;
   bool repaired;      /* writer_lock; or found to need no repair */
   bool counted;       /* writer_lock; excess references were lowered */
@@ -160,6 +177,19 @@ struct image {
   struct verdict verdict; /* writer_lock */
   bool borrows; /* the chain, and what it shares: see image_open_backing */
 };
+
+/* Nobody replaces the list of snapshots meanwhile. */
+static inline void
+image_lock_snapshots (const struct image *im)
+{
+  pthread_rwlock_rdlock ((pthread_rwlock_t *) &im->snapshots_lock);
+}
+
+static inline void
+image_unlock_snapshots (const struct image *im)
+{
+  pthread_rwlock_unlock ((pthread_rwlock_t *) &im->snapshots_lock);
+}
 
 static inline struct storage *
 image_storage (const struct image *im)
@@ -183,6 +213,41 @@ extern int image_points_check (const struct image *im, const char *token);
  */
 extern struct layer *image_points_open (const struct image *im,
                                         const char *token);
+
+/* A point that has no token, until it is ended.  Returns NULL with the error set:
+ * EBUSY, ENOMEM.
+ */
+extern struct point *image_points_take (struct image *im);
+extern void image_points_end (struct image *im, struct point *point);
+
+/* Snapshots that are made while the image is served; their exports linger for so
+ * many seconds.  Returns NULL with ENOMEM set.
+ */
+extern struct image_takes *image_takes_new (struct image *im, unsigned linger);
+extern void image_takes_free (struct image_takes *ts); /* or NULL */
+
+/* The snapshot that an export IMAGE_TAKE_PREFIX is of, by its name without the
+ * prefix: made if it was not.  As image_points_open.
+ */
+extern struct layer *image_take_open (const struct image *im,
+                                      const char *encoded);
+
+/* Write its description.  Returns -1 with the error set if there can't be such an
+ * export.
+ */
+extern int image_describe_take (const struct image *im, const char *encoded,
+                                char *buf, size_t len);
+extern void image_describe_snapshot (const struct snapshot *sn, char *buf,
+                                     size_t len);
+
+/* No search for leaks runs, nor begins, until it may again. */
+extern void image_suspend_leaks (struct image *im);
+extern void image_resume_leaks (struct image *im);
+
+/* Decode what is percent-encoded in a part of an export's name, in place.  False:
+ * it can't be decoded.
+ */
+extern bool image_decode_name (char *s);
 
 /* All points fail, since the disk is changed by other means than requests. */
 extern void image_points_fail (struct image *im);

@@ -83,6 +83,11 @@ image_allow_points (struct image *im, unsigned linger, uint64_t memory)
   ip->im = im;
   ip->points = points;
   ip->linger = linger * NS_PER_S;
+  im->takes = image_takes_new (im, linger);
+  if (im->takes == NULL) {
+    free (ip);
+    return -1;
+  }
   ip->key = hash_key ();
   for (i = 0; i < POINTS_MAX; ++i)
     ip->token[i].owner = ip;
@@ -378,14 +383,11 @@ find_token (struct image_points *ip, const char *name)
   return NULL;
 }
 
-/* Take one for this token, whose name is a copy that is freed after an error.
- * lock held, but not meanwhile.
- */
-static struct token *
-take_token (struct image_points *ip, char *name, uint64_t hash)
+/* Take one.  lock held, but not meanwhile. */
+static struct point *
+take_one (struct image_points *ip)
 {
   struct point *point;
-  unsigned i;
 
   ip->taking = true;
   pthread_mutex_unlock (&ip->points->lock);
@@ -393,9 +395,22 @@ take_token (struct image_points *ip, char *name, uint64_t hash)
   pthread_mutex_lock (&ip->points->lock);
   ip->taking = false;
   pthread_cond_broadcast (&ip->points->changed);
-  if (point == NULL) {
+  if (point == NULL)
     error_set (EBUSY, "%s: there are %d points in time already",
                image_storage (ip->im)->name, POINTS_MAX);
+  return point;
+}
+
+/* Take one for this token, whose name is a copy that is freed after an error.
+ * lock held, but not all the time.
+ */
+static struct token *
+take_token (struct image_points *ip, char *name, uint64_t hash)
+{
+  struct point *point = take_one (ip);
+  unsigned i;
+
+  if (point == NULL) {
     free (name);
     return NULL;
   }
@@ -425,14 +440,21 @@ new_token (struct image_points *ip, const char *name)
   return NULL;
 }
 
+/* Wait until points may be taken.  lock held, but not meanwhile. */
+static void
+wait_to_take (struct image_points *ip)
+{
+  while (ip->taking || ip->ending || ip->points->failing)
+    pthread_cond_wait (&ip->points->changed, &ip->points->lock);
+}
+
 /* With one more user.  lock held, but not all the time. */
 static struct token *
 use_token (struct image_points *ip, const char *name)
 {
   struct token *t;
 
-  while (ip->taking || ip->ending || ip->points->failing)
-    pthread_cond_wait (&ip->points->changed, &ip->points->lock);
+  wait_to_take (ip);
   end_tokens (ip, false); /* the thread may be busy with earlier ones */
   t = find_token (ip, name);
   if (t == NULL)
@@ -483,4 +505,34 @@ image_points_open (const struct image *im, const char *token)
   disk->let_go = leave_token;
   disk->held = t;
   return disk;
+}
+
+/* ---------------------------------------------------------- without a token */
+
+struct point *
+image_points_take (struct image *im)
+{
+  struct image_points *ip = im->points;
+  struct point *point = NULL;
+
+  pthread_mutex_lock (&ip->points->lock);
+  wait_to_take (ip);
+  end_tokens (ip, false);
+  if (start_thread (ip) == 0)
+    point = take_one (ip);
+  pthread_mutex_unlock (&ip->points->lock);
+  return point;
+}
+
+void
+image_points_end (struct image *im, struct point *point)
+{
+  struct image_points *ip = im->points;
+
+  pthread_mutex_lock (&ip->points->lock);
+  points_end (ip->points, point);
+  points_leave (point);
+  ip->unreleased = true;
+  pthread_cond_broadcast (&ip->points->changed);
+  pthread_mutex_unlock (&ip->points->lock);
 }

@@ -20,6 +20,7 @@
 #include "qcow2/point-disk.h"
 #include "qcow2/qcow2.h"
 #include "qcow2/write/follow.h"
+#include "qcow2/write/take.h"
 #include "qcow2/write/unfreeze.h"
 #include "qcow2/write/write.h"
 #include "qcow2/write/zero.h"
@@ -125,6 +126,14 @@ static void
 qcow2_release_points (struct image *im)
 {
   unfreeze (im->writer);
+}
+
+static int
+qcow2_take_snapshot (struct image *im, const struct point *point,
+                     const char *name, const struct timespec *date,
+                     struct snapshots *made)
+{
+  return take_snapshot (im->writer, point, name, date, &im->snapshots, made);
 }
 
 bool
@@ -521,6 +530,7 @@ const struct image_kind image_qcow2 = {
   .points = qcow2_points,
   .new_point_disk = qcow2_new_point_disk,
   .release_points = qcow2_release_points,
+  .take_snapshot = qcow2_take_snapshot,
   .is_to_be_repaired = qcow2_is_to_be_repaired,
   .check = qcow2_check,
   .check_data = qcow2_check_data,

@@ -269,15 +269,58 @@ image_make_writable (struct image *im, const struct writer_options *options)
   return r;
 }
 
+/* writer_lock held. */
+static void
+find_leaks (struct image *im)
+{
+  if (im->leaks_begun)
+    return;
+  if (im->leaks_suspended) {
+    im->leaks_wanted = true;
+    return;
+  }
+  if (im->kind->find_leaks != NULL)
+    im->leaks = im->kind->find_leaks (im);
+  im->leaks_begun = true;
+}
+
 void
 image_free_leaks (struct image *im)
 {
   pthread_mutex_lock (&im->writer_lock);
-  if (im->writer != NULL && !im->leaks_begun) {
-    if (im->kind->find_leaks != NULL)
-      im->leaks = im->kind->find_leaks (im);
-    im->leaks_begun = true;
+  if (im->writer != NULL)
+    find_leaks (im);
+  pthread_mutex_unlock (&im->writer_lock);
+}
+
+/* A search can't tell what a new snapshot has from leaks, before the header leads
+ * to it.  One that is stopped begins anew after that.
+ */
+void
+image_suspend_leaks (struct image *im)
+{
+  pthread_mutex_lock (&im->writer_lock);
+  im->leaks_suspended = true;
+  if (im->leaks != NULL && !leaks_have_ended (im->leaks)) {
+    if (leaks_stop (im->leaks))
+      im->no_leaks = true;
+    else {
+      im->leaks_begun = false;
+      im->leaks_wanted = true;
+    }
+    im->leaks = NULL;
   }
+  pthread_mutex_unlock (&im->writer_lock);
+}
+
+void
+image_resume_leaks (struct image *im)
+{
+  pthread_mutex_lock (&im->writer_lock);
+  im->leaks_suspended = false;
+  if (im->leaks_wanted)
+    find_leaks (im);
+  im->leaks_wanted = false;
   pthread_mutex_unlock (&im->writer_lock);
 }
 
@@ -287,7 +330,8 @@ image_leaks_are_done (struct image *im)
   bool done;
 
   pthread_mutex_lock (&im->writer_lock);
-  done = im->leaks == NULL || leaks_have_ended (im->leaks);
+  done = !im->leaks_wanted &&
+    (im->leaks == NULL || leaks_have_ended (im->leaks));
   pthread_mutex_unlock (&im->writer_lock);
   return done;
 }

@@ -48,6 +48,7 @@ image_new (uint64_t cache_size, uint64_t cluster_memory)
   }
   epoch_init (&im->epoch);
   gate_init (&im->gate);
+  pthread_rwlock_init (&im->snapshots_lock, NULL);
   pthread_mutex_init (&im->writer_lock, NULL);
   im->check_memory = IMAGE_DEFAULT_CHECK_MEMORY;
   im->shared.formats = all_formats;
@@ -230,6 +231,7 @@ image_open_backing (struct image *im, unsigned above)
   }
   epoch_init (&b->epoch);
   gate_init (&b->gate);
+  pthread_rwlock_init (&b->snapshots_lock, NULL);
   pthread_mutex_init (&b->writer_lock, NULL);
   b->borrows = true;
   b->check_memory = im->check_memory;
@@ -314,7 +316,8 @@ image_close_but_file (struct image *im, struct storage **file)
   bool no_leaks;
   int r = 0;
 
-  no_leaks = leaks_stop (im->leaks);
+  no_leaks = leaks_stop (im->leaks) || im->no_leaks;
+  image_takes_free (im->takes);
   image_points_close (im);
   if (im->writer != NULL)
     r = im->kind->close_writer (im->writer, no_leaks);
@@ -327,6 +330,7 @@ image_close_but_file (struct image *im, struct storage **file)
     cache_free (im->shared.cache);
   }
   pthread_mutex_destroy (&im->writer_lock);
+  pthread_rwlock_destroy (&im->snapshots_lock);
   gate_destroy (&im->gate);
   epoch_destroy (&im->epoch);
   free (im);

@@ -161,6 +161,23 @@ make_writable (struct handle *h)
   }
 }
 
+/* Returns -1 with the error set.  A snapshot is made before it is open, so that the
+ * image must be writable; it is not written itself.
+ */
+static int
+open_export (struct handle *h, const char *name, bool readonly)
+{
+  struct image *image = h->served->image;
+  const bool live = name[0] == '\0';
+
+  if (!readonly && (live || image_is_take (name)) && make_writable (h) == -1)
+    return -1;
+  h->writable &= live;
+  h->disk = image_open_disk (image, name);
+  return h->disk == NULL ? -1
+    : image_describe (image, name, h->description, sizeof h->description);
+}
+
 /* The disk of one of the image's exports, for this client. */
 static struct handle *
 open_disk (struct served *served, const char *name, bool readonly)
@@ -172,11 +189,7 @@ open_disk (struct served *served, const char *name, bool readonly)
     return NULL;
   }
   h->served = served;
-  h->disk = image_open_disk (served->image, name);
-  if (h->disk == NULL ||
-      image_describe (served->image, name, h->description,
-                      sizeof h->description) == -1 ||
-      (!readonly && name[0] == '\0' && make_writable (h) == -1)) {
+  if (open_export (h, name, readonly) == -1) {
     report_error ();
     image_close_disk (h->disk);
     free (h);

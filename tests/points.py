@@ -285,10 +285,11 @@ def killed():
         srv.stop()
 
 
-for k in KINDS:
-    each_kind(*k)
-while_it_writes()
-death()
-memory()
-killed()
-qtest.finish("points in time")
+if __name__ == "__main__":
+    for k in KINDS:
+        each_kind(*k)
+    while_it_writes()
+    death()
+    memory()
+    killed()
+    qtest.finish("points in time")

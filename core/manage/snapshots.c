@@ -4,12 +4,11 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/error.h"
 #include "manage/snapshots-parts.h"
-#include "manage/snapshot-table.h"
+#include "qcow2/snapshot-table.h"
 
 int
 snapshot_read_live (const struct edit *e, struct tables *t)
@@ -35,41 +34,6 @@ say_what_is_left (const struct edit *e, const char *done)
 }
 
 /* ------------------------------------------------------------------ creating */
-
-static int
-next_id (const struct edit *e, char *id, size_t size)
-{
-  uint64_t max = 0;
-  uint32_t i;
-
-  for (i = 0; i < e->snapshots.nr; ++i) {
-    const uint64_t n = strtoull (e->snapshots.snapshot[i].id, NULL, 10);
-
-    if (n > max)
-      max = n;
-  }
-  if (max == UINT64_MAX) {
-    error_set (ENOTSUP, "%s: there is no ID greater than that of all "
-               "snapshots, %" PRIu64, e->storage->name, max);
-    return -1;
-  }
-  snprintf (id, size, "%" PRIu64, max + 1);
-  return 0;
-}
-
-static int
-check_new_name (const struct edit *e, const char *name)
-{
-  if (strlen (name) > SNAPSHOT_MAX_NAME)
-    error_set (ENOTSUP, "%s: the name of a snapshot must have at most %d "
-               "bytes", e->storage->name, SNAPSHOT_MAX_NAME);
-  else if (e->snapshots.nr >= QCOW2_MAX_SNAPSHOTS)
-    error_set (ENOTSUP, "%s: it has %d snapshots, and can't have more",
-               e->storage->name, QCOW2_MAX_SNAPSHOTS);
-  else
-    return 0;
-  return -1;
-}
 
 /* Whether each refcount can be one more. */
 static int
@@ -222,7 +186,7 @@ snapshot_create (struct storage *s, const char *name,
   struct tables live = { 0 };
   struct snapshot_new sn = { .name = name, .date = *date };
   struct edit e;
-  char id[32];
+  char id[SNAPSHOT_ID_BYTES];
   int r = -1;
 
   if (edit_open (&e, s) == -1)
@@ -230,7 +194,8 @@ snapshot_create (struct storage *s, const char *name,
   sn.id = id;
   sn.l1_entries = e.header.l1_size;
   sn.disk_size = e.header.disk_size;
-  if (check_new_name (&e, name) == 0 && next_id (&e, id, sizeof id) == 0 &&
+  if (snapshot_table_check_name (s->name, &e.snapshots, name) == 0 &&
+      snapshot_table_next_id (s->name, &e.snapshots, id) == 0 &&
       snapshot_read_live (&e, &live) == 0 &&
       snapshot_table_read (&table, s, &e.header, &e.snapshots) == 0 &&
       snapshot_table_append (&table, s->name, &sn) == 0)

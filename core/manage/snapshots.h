@@ -21,9 +21,6 @@
 
 #include "storage/storage.h"
 
-/* QEMU cuts off what is longer. */
-#define SNAPSHOT_MAX_NAME 255 /* bytes */
-
 /* Make a snapshot of the live disk.  Its ID is the next number. */
 extern int snapshot_create (struct storage *s, const char *name,
                             const struct timespec *date);

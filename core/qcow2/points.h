@@ -124,6 +124,14 @@ extern bool points_lookup (struct points *p, const struct point *point,
                            const struct map *m, struct guest_off offset,
                            uint64_t max, struct run *run);
 
+/* The words of a slice as a point has it, from a shadow, in the host's byte
+ * order.  False: there is none, and the live ones count; whoever wants them sees
+ * to it that nobody changes the slice meanwhile.
+ */
+extern bool points_words (struct points *p, const struct point *point,
+                          const struct map *m, uint64_t slice,
+                          uint64_t *words);
+
 /* ----------------------------------------------------------------- writing */
 
 /* Slices are numbered by map_slice_number, words within them from 0.  A

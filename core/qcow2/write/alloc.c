@@ -472,6 +472,17 @@ alloc_refcount (struct alloc *s, struct host_off host, uint64_t *refcount)
 }
 
 int
+alloc_raise (struct alloc *s, const uint64_t *cluster, size_t nr, size_t *done)
+{
+  int r;
+
+  pthread_mutex_lock (&s->refcounts_lock);
+  r = refcount_raise (&s->refcounts, cluster, nr, done);
+  pthread_mutex_unlock (&s->refcounts_lock);
+  return r;
+}
+
+int
 alloc_find_free (struct alloc *s, struct host_off host, uint64_t bytes,
                  struct host_off *free)
 {

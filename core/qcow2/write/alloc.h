@@ -138,6 +138,10 @@ extern void alloc_give_back (struct alloc *s, struct host_off host,
 extern int alloc_refcount (struct alloc *s, struct host_off host,
                            uint64_t *refcount);
 
+/* As refcount_raise.  Each is given up again by writeback_free. */
+extern int alloc_raise (struct alloc *s, const uint64_t *cluster, size_t nr,
+                        size_t *done);
+
 /* Find the first cluster within these bytes (> 0) whose refcount is 0;
  * HOST_NONE if there is none.  Returns -1 with the error set.
  */

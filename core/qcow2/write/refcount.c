@@ -330,6 +330,75 @@ refcount_set (struct refcounts *r, uint64_t cluster, uint64_t nr,
   return 0;
 }
 
+static int
+check_can_be_raised (const struct refcounts *r, uint64_t cluster,
+                     uint64_t refcount)
+{
+  const char *name = refcounts_storage (r)->name;
+  const uint64_t host = refcounts_offset (r, cluster).v;
+
+  if (refcount == 0)
+    error_set (EIO, "%s: damaged: the refcount of the cluster at offset 0x%"
+               PRIx64 " is 0, but it is in use", name, host);
+  else if (refcount == entry_refcount_max (r->order))
+    error_set (ENOTSUP, "%s: the refcount of the cluster at offset 0x%" PRIx64
+               " is %" PRIu64 ", the most that %u bits can hold", name, host,
+               refcount, 1U << r->order);
+  else
+    return 0;
+  return -1;
+}
+
+/* Raise those that are in the first one's slice, all or none.  Returns how many,
+ * or 0 with the error set.
+ */
+static size_t
+raise_in_slice (struct refcounts *r, const uint64_t *cluster, size_t nr)
+{
+  struct change ch = { .order = CACHE_FIRST };
+  struct host_off block;
+  struct slice s;
+  uint64_t i, in_slice, first;
+  size_t n;
+
+  if (refcount_find_block (r, cluster[0], &block) == -1)
+    return 0;
+  if (block.v == 0) {
+    (void) check_can_be_raised (r, cluster[0], 0);
+    return 0;
+  }
+  if (read_refcounts (r, block, cluster[0], &s, &i, &in_slice) == -1)
+    return 0;
+  first = cluster[0] - i;
+  for (n = 0; n < nr && (i = cluster[n] - first) < in_slice; ++n) {
+    uint64_t *word = &s.word[(i << r->order) / 64];
+    const uint64_t refcount = get (r, &s, i);
+
+    if (check_can_be_raised (r, cluster[n], refcount) == -1)
+      return 0;
+    *word = entry_put_refcount (r->order, *word, i, refcount + 1);
+  }
+  ch.slice = s.at;
+  ch.first = ((cluster[0] - first) << r->order) / 64;
+  ch.nr = ((cluster[n - 1] - first) << r->order) / 64 - ch.first + 1;
+  ch.words = &s.word[ch.first];
+  return writeback_change (r->writeback, &ch, NULL) == -1 ? 0 : n;
+}
+
+int
+refcount_raise (struct refcounts *r, const uint64_t *cluster, size_t nr,
+                size_t *done)
+{
+  for (*done = 0; *done < nr;) {
+    const size_t n = raise_in_slice (r, cluster + *done, nr - *done);
+
+    if (n == 0)
+      return -1;
+    *done += n;
+  }
+  return 0;
+}
+
 int
 refcount_count_free (struct refcounts *r, uint64_t *cluster, uint64_t max,
                      uint64_t *found)

@@ -12,6 +12,7 @@
 #ifndef CORE_QCOW2_WRITE_REFCOUNT_H
 #define CORE_QCOW2_WRITE_REFCOUNT_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "qcow2/header.h"
@@ -50,6 +51,14 @@ extern int refcount_run (struct refcounts *r, uint64_t cluster, uint64_t max,
  */
 extern int refcount_set (struct refcounts *r, uint64_t cluster, uint64_t nr,
                          uint64_t refcount, uint64_t *batch);
+
+/* Add one to the refcounts of these clusters, in ascending order, in which one may
+ * occur several times.  *done is how many of them have it.  Returns -1 with the
+ * error set: EIO for damage, such as a refcount of 0; ENOTSUP if one is at its
+ * maximum.
+ */
+extern int refcount_raise (struct refcounts *r, const uint64_t *cluster,
+                           size_t nr, size_t *done);
 
 /* Find the first refcount block from that of *cluster on, and set *cluster to
  * the first cluster that it describes.  Returns 1, 0 if there is none, or -1

@@ -171,6 +171,11 @@ extern bool writeback_spend_ballast (struct writeback *c);
 extern int writeback_free (struct writeback *c, const struct freed *freed,
                            unsigned nr);
 
+/* The number of the next batch: all that was given up before is in it, or in
+ * earlier ones.
+ */
+extern uint64_t writeback_next_batch (struct writeback *c);
+
 /* Whether the batch of this number is durable. */
 static inline bool
 writeback_is_durable (const struct writeback *c, uint64_t batch)

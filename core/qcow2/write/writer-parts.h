@@ -30,4 +30,21 @@ extern int features_begin (struct writer *w);
 extern int features_clear_dirty (struct writer *w);
 extern int features_clear_hint (struct writer *w);
 
+/* While a snapshot is made refcounts and COPIED flags may disagree: the image is
+ * dirty, durably, if its version has that.
+ */
+extern int features_begin_take (struct writer *w);
+
+/* They agree again, durably: it is dirty no longer, unless that is for another
+ * reason.
+ */
+extern int features_end_take (struct writer *w);
+
+/* The same, and the image has this snapshot table, by one write of a sector.  After
+ * ENOSPC, which does not stick, all is as before; after other errors it is not
+ * known which table it has.
+ */
+extern int features_switch_snapshots (struct writer *w, uint32_t nr,
+                                      struct host_off table);
+
 #endif /* CORE_QCOW2_WRITE_WRITER_PARTS_H */

@@ -11,7 +11,8 @@
  *   bit_slot.lock           marking bits of bitmaps; I/O of bits and tables
  *   bit_parts.lock          entries of bitmap tables; likewise
  *   a range of inflight     around the whole of a step (see remap.h)
- *   writer.tables           making or copying an L2 table; I/O of tables
+ *   writer.tables           making or copying an L2 table, and clearing COPIED in
+ *                           one; I/O of tables
  *   alloc.refcounts_lock    refcounts; I/O of tables
  *   writer.begin_lock       the header's feature bits; I/O of the header
  *   writeback.space_lock    space for tables on the host; I/O of tables
@@ -84,6 +85,8 @@ struct writer {
   pthread_mutex_t begin_lock; /* of what changes the header's feature bits */
   _Atomic bool begun;         /* something was or will be written */
   bool dirty;                 /* begin_lock; we set the dirty bit */
+  bool mismatched;            /* begin_lock; it stays dirty: a snapshot could not
+                               * be undone */
   bool leaks_left;            /* there may be some from before it was opened */
   _Atomic bool leaked;        /* something could not be given up */
   uint64_t raw_seen;          /* begin_lock; as far as a raw data file is known

@@ -4,10 +4,11 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/error.h"
-#include "manage/snapshot-table.h"
+#include "qcow2/snapshot-table.h"
 
 static int
 no_memory (const char *name)
@@ -88,6 +89,45 @@ snapshot_table_remove (struct snapshot_table *t, const char *name,
   memmove (t->bytes + start, t->bytes + next, t->size - next);
   t->size -= next - start;
   t->nr--;
+  return 0;
+}
+
+/* ---------------------------------------------------------------- a new entry */
+
+int
+snapshot_table_check_name (const char *image, const struct snapshots *snapshots,
+                           const char *name)
+{
+  if (strlen (name) > SNAPSHOT_MAX_NAME)
+    error_set (ENOTSUP, "%s: the name of a snapshot must have at most %d "
+               "bytes", image, SNAPSHOT_MAX_NAME);
+  else if (snapshots->nr >= QCOW2_MAX_SNAPSHOTS)
+    error_set (ENOTSUP, "%s: it has %d snapshots, and can't have more", image,
+               QCOW2_MAX_SNAPSHOTS);
+  else
+    return 0;
+  return -1;
+}
+
+int
+snapshot_table_next_id (const char *image, const struct snapshots *snapshots,
+                        char id[SNAPSHOT_ID_BYTES])
+{
+  uint64_t max = 0;
+  uint32_t i;
+
+  for (i = 0; i < snapshots->nr; ++i) {
+    const uint64_t n = strtoull (snapshots->snapshot[i].id, NULL, 10);
+
+    if (n > max)
+      max = n;
+  }
+  if (max == UINT64_MAX) {
+    error_set (ENOTSUP, "%s: there is no ID greater than that of all "
+               "snapshots, %" PRIu64, image, max);
+    return -1;
+  }
+  snprintf (id, SNAPSHOT_ID_BYTES, "%" PRIu64, max + 1);
   return 0;
 }
 

@@ -4,8 +4,8 @@
  * they are, what is unknown in them included (I8).  Spec: Snapshots.
  */
 
-#ifndef CORE_MANAGE_SNAPSHOT_TABLE_H
-#define CORE_MANAGE_SNAPSHOT_TABLE_H
+#ifndef CORE_QCOW2_SNAPSHOT_TABLE_H
+#define CORE_QCOW2_SNAPSHOT_TABLE_H
 
 #include <stdint.h>
 #include <time.h>
@@ -13,6 +13,11 @@
 #include "qcow2/header.h"
 #include "qcow2/snapshot.h"
 #include "storage/storage.h"
+
+/* QEMU cuts off what is longer. */
+#define SNAPSHOT_MAX_NAME 255 /* bytes */
+
+#define SNAPSHOT_ID_BYTES 32
 
 struct snapshot_table {
   uint8_t *bytes; /* owned */
@@ -39,6 +44,17 @@ struct snapshot_new {
   uint64_t disk_size;
 };
 
+/* Check that there can be one more, with a name as long as this one; and choose
+ * its ID, the next number.  image is for messages.  Both return -1 with ENOTSUP
+ * set.
+ */
+extern int snapshot_table_check_name (const char *image,
+                                      const struct snapshots *snapshots,
+                                      const char *name);
+extern int snapshot_table_next_id (const char *image,
+                                   const struct snapshots *snapshots,
+                                   char id[SNAPSHOT_ID_BYTES]);
+
 /* Append an entry, with extra data as QEMU writes it.  name is the image's.
  * Returns -1 with the error set: ENOTSUP if the table would be too large.
  */
@@ -49,4 +65,4 @@ extern int snapshot_table_append (struct snapshot_table *t, const char *name,
 extern void snapshot_table_set_l1 (struct snapshot_table *t,
                                    struct host_off l1);
 
-#endif /* CORE_MANAGE_SNAPSHOT_TABLE_H */
+#endif /* CORE_QCOW2_SNAPSHOT_TABLE_H */

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/error.h"
+#include "qcow2/write/remap.h"
+#include "qcow2/write/steps.h"
+#include "qcow2/write/take-parts.h"
+#include "qcow2/write/writer-parts.h"
+
+/* A step gives up what a slice of a copy refers to; at counts slices. */
+struct undoing {
+  struct steps steps;
+  struct take *t;
+};
+
+static void
+give_up (struct take *t, const struct freed *freed, unsigned nr)
+{
+  if (nr > 0 && writeback_free (&t->w->writeback, freed, nr) == -1)
+    atomic_store (&t->w->leaked, true);
+}
+
+/* A slice of the copy of a table, which is in the file once it is filled. */
+static int
+read_copy (struct take *t, uint64_t table, uint64_t slice, uint64_t *words)
+{
+  const struct map *m = take_map (t);
+  const uint64_t at = slice * m->slice_bytes;
+  const struct host_off place = { t->table[table].host.v + at };
+
+  if (table < t->nr_filled)
+    return storage_read (m->tables, words, m->slice_bytes, place);
+  memcpy (words, (const char *) t->copy + at, m->slice_bytes);
+  return 0;
+}
+
+static int
+give_up_slice (struct steps *s, bool *remapped)
+{
+  struct take *t = ((struct undoing *) s)->t;
+  const struct map *m = take_map (t);
+  const unsigned step = 1U << m->l2_word_bits;
+  struct freed freed[MAP_MAX_WORDS];
+  uint64_t words[MAP_MAX_WORDS];
+  unsigned i, nr = 0;
+
+  *remapped = true;
+  if (read_copy (t, s->at / take_slices (t), s->at % take_slices (t),
+                 words) == -1) {
+    atomic_store (&t->w->leaked, true);
+    s->at++;
+    return 0;
+  }
+  for (i = 0; i < m->slice_bytes / sizeof words[0]; i += step) {
+    const struct l2_entry e =
+      entry_decode_l2 (&m->format, be64toh (words[i]),
+                       step == 2 ? be64toh (words[i + 1]) : 0);
+
+    if (e.kind == CLUSTER_INVALID || host_is_none (e.host))
+      continue;
+    freed[nr] = remap_references (m, &e);
+    freed[nr++].bytes = 0; /* the disk, or a point, has it still */
+  }
+  give_up (t, freed, nr);
+  s->at++;
+  return 0;
+}
+
+/* Those that were not written, and may be in the reserve again at once. */
+static void
+give_back_tables (struct take *t, uint64_t from)
+{
+  for (; from < t->nr_tables; ++from)
+    alloc_give_back (&t->w->alloc, t->table[from].host, 1);
+}
+
+static void
+give_up_space (struct take *t, const struct alloc_clusters *space)
+{
+  const struct freed f = {
+    .host = space->host, .nr = space->nr, .is_table = true,
+    .bytes = space->nr << take_map (t)->format.cluster_bits,
+  };
+
+  give_up (t, &f, space->nr > 0);
+}
+
+/* That of the one that is being filled may be in the overlap table. */
+static void
+give_up_tables (struct take *t)
+{
+  uint64_t nr = t->nr_raised > 0 ? t->nr_filled + 1 : t->nr_filled, i;
+
+  for (i = 0; i < nr; ++i)
+    give_up_space (t, &(struct alloc_clusters) {
+        .host = t->table[i].host, .nr = 1 });
+  give_back_tables (t, nr);
+  give_up_space (t, &t->l1_space);
+  give_up_space (t, &t->table_space);
+}
+
+/* Wait until refcounts have been lowered. */
+static int
+wait_for_refcounts (struct take *t)
+{
+  static const struct timespec pause_between = { .tv_nsec = 1000000 };
+  struct writer *w = t->w;
+  const uint64_t batch = writeback_next_batch (&w->writeback);
+
+  if (writer_flush (w) == -1)
+    return -1;
+  while (!alloc_has_reclaimed (&w->alloc, batch)) {
+    nanosleep (&pause_between, NULL);
+    if (writeback_check (&w->writeback) == -1)
+      return -1;
+  }
+  return atomic_load (&w->alloc.stuck) ? -1 : 0;
+}
+
+static bool
+set_copied (struct take *t, struct take_table *table, uint64_t number,
+            uint64_t reference, uint64_t *word)
+{
+  const struct host_off host = { *word & QCOW2_ENTRY_OFFSET_MASK };
+  uint64_t refcount;
+
+  (void) reference;
+  if ((*word & QCOW2_ENTRY_COPIED) ||
+      !(table->cleared[number / 8] >> number % 8 & 1) ||
+      alloc_refcount (&t->w->alloc, host, &refcount) == -1 || refcount != 1)
+    return false;
+  *word |= QCOW2_ENTRY_COPIED;
+  return true;
+}
+
+static int
+set_copied_again (struct take *t, uint64_t slices)
+{
+  struct writer *w = t->w;
+  uint64_t at;
+  int r = 0;
+
+  for (at = 0; at < slices && r == 0; ++at) {
+    struct take_table *table = &t->table[at / take_slices (t)];
+    const uint64_t slice = at % take_slices (t);
+    struct inflight_range range = take_range (t, table->l1_index, slice);
+    const unsigned token = epoch_enter (w->disk->shared->epoch);
+
+    inflight_enter (&w->inflight, &range);
+    r = take_change_live (t, table, slice, NULL, set_copied);
+    inflight_leave (&w->inflight, &range);
+    epoch_leave (w->disk->shared->epoch, token);
+  }
+  return r == -1 ? -1 : writer_flush (w);
+}
+
+static int
+undo (struct take *t)
+{
+  struct undoing u = {
+    .steps = {
+      .w = t->w, .step = give_up_slice,
+      .end = t->nr_filled * take_slices (t) + t->nr_raised,
+    },
+    .t = t,
+  };
+
+  if (steps_run (&u.steps) == -1) {
+    atomic_store (&t->w->leaked, true);
+    return -1;
+  }
+  give_up_tables (t);
+  return u.steps.end == 0 ? 0
+    : wait_for_refcounts (t) == -1 ? -1 : set_copied_again (t, u.steps.end);
+}
+
+void
+take_undo (struct take *t)
+{
+  struct writer *w = t->w;
+  struct error_kept kept;
+
+  error_keep (&kept);
+  if (writeback_check (&w->writeback) == 0) {
+    if (undo (t) == -1) {
+      pthread_mutex_lock (&w->begin_lock);
+      w->mismatched = true;
+      pthread_mutex_unlock (&w->begin_lock);
+    }
+    if (t->dirty)
+      (void) features_end_take (w);
+  }
+  error_restore (&kept);
+}
