@@ -174,8 +174,17 @@ def hung_up():
           "made under nohup")
 
 
-def stopped(how, **delay):
-    """A signal ends it, though the server is silent, and leaves nothing."""
+def is_pending(pid, how):
+    with open("/proc/%d/status" % pid) as f:
+        masks = [int(line.split()[1], 16) for line in f
+                 if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(m >> (how - 1) & 1 for m in masks)
+
+
+def stopped(how, twice=False, **delay):
+    """A signal ends it, though the server is silent, and leaves nothing.  It
+    may come twice: timeout(1) sends it to the process, and to its group.
+    """
     qtest.images += 1
     run("qemu-img", "create", "-q", "-f", "qcow2", path("k.qcow2"), "64M")
     io("k.qcow2", "write -P 1 0 64M")
@@ -190,6 +199,10 @@ def stopped(how, **delay):
         while tool.poll() is None and not left("knew"):
             time.sleep(0.01)
         tool.send_signal(how)
+        if twice:
+            while is_pending(tool.pid, how):
+                pass
+            os.kill(tool.pid, how)
         try:
             _, told = tool.communicate(timeout=60)
         except subprocess.TimeoutExpired:
@@ -209,6 +222,9 @@ if __name__ == "__main__":
     stopped(signal.SIGHUP, rdelay=600)
     stopped(signal.SIGINT, rdelay=600)
     stopped(signal.SIGTERM, **{"delay-extents": 600})
+    for _ in range(5):
+        stopped(signal.SIGTERM, twice=True, rdelay=600)
+        stopped(signal.SIGINT, twice=True, rdelay=600)
     by_snapshots("compat=1.1", 20 * MIB)
     by_snapshots("compat=1.1,cluster_size=4k", 9 * MIB)
     by_snapshots("compat=1.1,extended_l2=on,cluster_size=128k", 20 * MIB)
