@@ -214,8 +214,31 @@ def stopped(how, twice=False, **delay):
         srv.stop(quiet=False)
 
 
+def foreign(plugin, new, *options):
+    """An increment of what another plugin of nbdkit serves."""
+    run(qtest.NBDKIT, "-r", "-U", "-", *plugin, "--run",
+        'exec "$0" increment "$uri" "$@"'.replace("$0", TOOL).replace(
+            "$@", '" "'.join((path(new),) + options)))
+
+
+def odd_size():
+    """The rest of the last sector is zeros, not what the full copy has."""
+    qtest.images += 1
+    content = b"x" * 700001
+    with open(path("odd.raw"), "wb") as f:
+        f.write(content)
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("ofull.qcow2"), "1M")
+    io("ofull.qcow2", "write -P 0x11 0 1M")
+    for name, *options in ("odd.qcow2",), ("oddz.qcow2", "--compress=zlib"):
+        foreign(("file", path("odd.raw")), name, "--backing=ofull.qcow2",
+                "--resized", *options)
+        equal(raw(name), content + bytes(415), "an odd size: %s" % name)
+        run("qemu-img", "check", "-q", path(name))
+
+
 if __name__ == "__main__":
     sizes()
+    odd_size()
     refused()
     interrupted()
     hung_up()

@@ -243,6 +243,17 @@ copy (struct increment *in)
   return -1;
 }
 
+/* The disk has whole sectors: past the export's end it is not the copy's. */
+static int
+zero_tail (struct increment *in)
+{
+  const uint64_t size = source_size (in->source), odd = size % 512;
+  const struct guest_off at = { size };
+
+  return odd == 0 ? 0
+    : image_zero (in->image, 512 - odd, at, IMAGE_MAY_TRIM);
+}
+
 /* ---------------------------------------------------------------- the image */
 
 static void
@@ -309,7 +320,8 @@ make_and_fill (struct increment *in, struct image_options *options,
   struct image *im;
   int r;
 
-  if (make (in, options, c, w) == -1 || copy (in) == -1)
+  if (make (in, options, c, w) == -1 || copy (in) == -1 ||
+      zero_tail (in) == -1)
     return -1;
   im = in->image;
   in->image = NULL;
