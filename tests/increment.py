@@ -236,9 +236,44 @@ def odd_size():
         run("qemu-img", "check", "-q", path(name))
 
 
+def tiny_extents():
+    """A server that tells of each byte by itself: few requests, and all that has
+    changed is copied.
+    """
+    size = 4 * 65536 + 512
+    rnd = random.Random("tiny")
+    content = rnd.randbytes(size)
+    with open(path("tiny.raw"), "wb") as f:
+        f.write(content)
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", path("tiny.raw"),
+        path("tfull.qcow2"))
+    io("tfull.qcow2", *["write -P 1 %d 512" % at for at in (
+        65536 + 512, 2 * 65536 - 512, size - 512)])
+    for name, awk in (
+            # All bytes of the second cluster, and each third of the last.
+            ("many", "for (i = o; i < o + n; ++i) print i, 1,"
+             " i >= 262144 ? (i % 3 != 0) :"
+             " i >= 65536 && i < 131072 ? i % 2 : 1"),
+            ("one", "print o, 1, 1")):
+        qtest.images += 1
+        foreign(("eval", "get_size=echo %d" % size,
+                 "pread=echo r >> '%s'; dd if='%s' skip=$4 count=$3 "
+                 "iflag=count_bytes,skip_bytes status=none" % (
+                     path(name + ".log"), path("tiny.raw")),
+                 "can_extents=exit 0",
+                 "extents=echo e >> '%s'; awk -v o=$4 -v n=$3 'BEGIN { %s }'" % (
+                     path(name + ".log"), awk)),
+                name + ".qcow2", "--backing=tfull.qcow2")
+        equal(raw(name + ".qcow2"), content, "%s extents" % name)
+        with open(path(name + ".log")) as f:
+            requests = len(f.readlines())
+        check(requests <= 10, "%s extents: %d requests" % (name, requests))
+
+
 if __name__ == "__main__":
     sizes()
     odd_size()
+    tiny_extents()
     refused()
     interrupted()
     hung_up()
