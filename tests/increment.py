@@ -174,8 +174,17 @@ def hung_up():
           "made under nohup")
 
 
-def stopped(how, **delay):
-    """A signal ends it, though the server is silent, and leaves nothing."""
+def is_pending(pid, how):
+    with open("/proc/%d/status" % pid) as f:
+        masks = [int(line.split()[1], 16) for line in f
+                 if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(m >> (how - 1) & 1 for m in masks)
+
+
+def stopped(how, twice=False, **delay):
+    """A signal ends it, though the server is silent, and leaves nothing.  It
+    may come twice: timeout(1) sends it to the process, and to its group.
+    """
     qtest.images += 1
     run("qemu-img", "create", "-q", "-f", "qcow2", path("k.qcow2"), "64M")
     io("k.qcow2", "write -P 1 0 64M")
@@ -190,6 +199,10 @@ def stopped(how, **delay):
         while tool.poll() is None and not left("knew"):
             time.sleep(0.01)
         tool.send_signal(how)
+        if twice:
+            while is_pending(tool.pid, how):
+                pass
+            os.kill(tool.pid, how)
         try:
             _, told = tool.communicate(timeout=60)
         except subprocess.TimeoutExpired:
@@ -201,14 +214,75 @@ def stopped(how, **delay):
         srv.stop(quiet=False)
 
 
+def foreign(plugin, new, *options):
+    """An increment of what another plugin of nbdkit serves."""
+    run(qtest.NBDKIT, "-r", "-U", "-", *plugin, "--run",
+        'exec "$0" increment "$uri" "$@"'.replace("$0", TOOL).replace(
+            "$@", '" "'.join((path(new),) + options)))
+
+
+def odd_size():
+    """The rest of the last sector is zeros, not what the full copy has."""
+    qtest.images += 1
+    content = b"x" * 700001
+    with open(path("odd.raw"), "wb") as f:
+        f.write(content)
+    run("qemu-img", "create", "-q", "-f", "qcow2", path("ofull.qcow2"), "1M")
+    io("ofull.qcow2", "write -P 0x11 0 1M")
+    for name, *options in ("odd.qcow2",), ("oddz.qcow2", "--compress=zlib"):
+        foreign(("file", path("odd.raw")), name, "--backing=ofull.qcow2",
+                "--resized", *options)
+        equal(raw(name), content + bytes(415), "an odd size: %s" % name)
+        run("qemu-img", "check", "-q", path(name))
+
+
+def tiny_extents():
+    """A server that tells of each byte by itself: few requests, and all that has
+    changed is copied.
+    """
+    size = 4 * 65536 + 512
+    rnd = random.Random("tiny")
+    content = rnd.randbytes(size)
+    with open(path("tiny.raw"), "wb") as f:
+        f.write(content)
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", path("tiny.raw"),
+        path("tfull.qcow2"))
+    io("tfull.qcow2", *["write -P 1 %d 512" % at for at in (
+        65536 + 512, 2 * 65536 - 512, size - 512)])
+    for name, awk in (
+            # All bytes of the second cluster, and each third of the last.
+            ("many", "for (i = o; i < o + n; ++i) print i, 1,"
+             " i >= 262144 ? (i % 3 != 0) :"
+             " i >= 65536 && i < 131072 ? i % 2 : 1"),
+            ("one", "print o, 1, 1")):
+        qtest.images += 1
+        foreign(("eval", "get_size=echo %d" % size,
+                 "pread=echo r >> '%s'; dd if='%s' skip=$4 count=$3 "
+                 "iflag=count_bytes,skip_bytes status=none" % (
+                     path(name + ".log"), path("tiny.raw")),
+                 "can_extents=exit 0",
+                 "extents=echo e >> '%s'; awk -v o=$4 -v n=$3 'BEGIN { %s }'" % (
+                     path(name + ".log"), awk)),
+                name + ".qcow2", "--backing=tfull.qcow2")
+        equal(raw(name + ".qcow2"), content, "%s extents" % name)
+        with open(path(name + ".log")) as f:
+            requests = len(f.readlines())
+        check(requests <= 10, "%s extents: %d requests" % (name, requests))
+
+
 if __name__ == "__main__":
     sizes()
+    odd_size()
+    tiny_extents()
     refused()
     interrupted()
     hung_up()
     stopped(signal.SIGHUP, rdelay=600)
     stopped(signal.SIGINT, rdelay=600)
     stopped(signal.SIGTERM, **{"delay-extents": 600})
+    for _ in range(5):
+        stopped(signal.SIGTERM, twice=True, rdelay=600)
+        stopped(signal.SIGINT, twice=True, rdelay=600)
     by_snapshots("compat=1.1", 20 * MIB)
     by_snapshots("compat=1.1,cluster_size=4k", 9 * MIB)
     by_snapshots("compat=1.1,extended_l2=on,cluster_size=128k", 20 * MIB)

@@ -182,7 +182,7 @@ begin 6
 wait_until -p $rebasing grep -qs 'Read id=2 ' far.log
 catches || die "SIGINT is not caught"
 kill -INT $rebasing
-wait_until -p $rebasing eval '! catches'
-kill -INT $rebasing
+# Another one at once may be the same one that came twice; a second later it is not.
+wait_until eval '! kill -INT $rebasing 2> /dev/null'
 ends 130
 check_clean k.qcow2

@@ -44,6 +44,14 @@ const char tool_increment_usage[] =
 #define ASKED (UINT64_C (1) << 30)
 #define PIECE (UINT64_C (1) << 20)
 
+/* What the new image has is clusters of so many bytes.  One of which parts have
+ * changed, or are not told of in one answer, counts as changed: so that what is
+ * asked and kept is bounded, however little a server tells at a time.
+ */
+#define GRAIN (UINT64_C (1) << 16)
+
+enum difference { UNCHANGED, ZEROED, CHANGED };
+
 struct extent {
   uint64_t offset, length;
   bool zero;
@@ -60,7 +68,9 @@ struct increment {
   pthread_mutex_t lock;   /* of all that follows */
   struct extent *extent;  /* that are still to be copied, from first on */
   size_t first, nr, room;
-  uint64_t known;         /* extents are known up to here */
+  uint64_t known;         /* extents are known up to here: whole grains */
+  uint64_t told;          /* and part of the next, up to here: */
+  enum difference part;
   bool out_of_memory;     /* while they were taken */
   unsigned percent;       /* that was printed */
   int err;                /* of the first that failed; 0: none */
@@ -75,9 +85,15 @@ struct worker {
 
 /* ------------------------------------------------------------------ extents */
 
+/* Know what has become of the range up to end. */
 static bool
-add_extent (struct increment *in, uint64_t offset, uint64_t length, bool zero)
+add_extent (struct increment *in, uint64_t end, enum difference change)
 {
+  const uint64_t offset = in->known;
+
+  in->known = in->told = end;
+  if (change == UNCHANGED)
+    return true;
   if (in->nr == in->room) {
     const size_t room = in->room == 0 ? 256 : 2 * in->room;
     struct extent *extent = realloc (in->extent, room * sizeof *extent);
@@ -87,7 +103,42 @@ add_extent (struct increment *in, uint64_t offset, uint64_t length, bool zero)
     in->extent = extent;
     in->room = room;
   }
-  in->extent[in->nr++] = (struct extent) { offset, length, zero };
+  in->extent[in->nr++] = (struct extent) {
+    offset, end - offset, change == ZEROED,
+  };
+  return true;
+}
+
+/* The end of the grain that is not known yet. */
+static uint64_t
+grain_end (const struct increment *in)
+{
+  const uint64_t left = source_size (in->source) - in->known;
+
+  return in->known + (left < GRAIN ? left : GRAIN);
+}
+
+/* The range from in->told to end is told of. */
+static bool
+take_range (struct increment *in, uint64_t end, enum difference change)
+{
+  uint64_t whole;
+
+  if (in->told > in->known) {
+    if (in->part != change)
+      in->part = CHANGED;
+    if (end < grain_end (in)) {
+      in->told = end;
+      return true;
+    }
+    if (!add_extent (in, grain_end (in), in->part))
+      return false;
+  }
+  whole = end == source_size (in->source) ? end : end - end % GRAIN;
+  if (whole > in->known && !add_extent (in, whole, change))
+    return false;
+  in->told = end;
+  in->part = change;
   return true;
 }
 
@@ -96,15 +147,18 @@ static bool
 take_extent (void *opaque, uint64_t length, unsigned flags)
 {
   struct increment *in = opaque;
-  const bool zero = (flags & SOURCE_ZERO) != 0;
-  uint64_t from = in->known;
+  const uint64_t end = in->told + length;
+  const enum difference change = (flags & SOURCE_ZERO) ? ZEROED
+    : (flags & SOURCE_HOLE) ? UNCHANGED : CHANGED;
+  bool ok = true;
 
-  in->known += length;
-  if (!zero && (flags & SOURCE_HOLE) && from < in->below)
-    from = in->below < in->known ? in->below : in->known;
-  if (from < in->known && !add_extent (in, from, in->known - from, zero))
-    in->out_of_memory = true;
-  return !in->out_of_memory;
+  if (change == UNCHANGED && in->told < in->below && end > in->below)
+    ok = take_range (in, in->below, UNCHANGED);
+  if (ok)
+    ok = take_range (in, end, change == UNCHANGED && end > in->below ? CHANGED
+                     : change);
+  in->out_of_memory = !ok;
+  return ok;
 }
 
 static void
@@ -126,12 +180,15 @@ static int
 know_more (struct increment *in, unsigned connection)
 {
   const uint64_t left = source_size (in->source) - in->known;
+  const uint64_t before = in->known;
 
   in->first = in->nr = 0;
+  in->told = in->known;
   if (source_extents (in->source, connection, left < ASKED ? left : ASKED,
                       in->known, take_extent, in) == -1)
     return -1;
-  if (!in->out_of_memory)
+  if (!in->out_of_memory &&
+      (in->known > before || add_extent (in, grain_end (in), CHANGED)))
     return 0;
   error_set (ENOMEM, "out of memory");
   return -1;
@@ -243,6 +300,17 @@ copy (struct increment *in)
   return -1;
 }
 
+/* The disk has whole sectors: past the export's end it is not the copy's. */
+static int
+zero_tail (struct increment *in)
+{
+  const uint64_t size = source_size (in->source), odd = size % 512;
+  const struct guest_off at = { size };
+
+  return odd == 0 ? 0
+    : image_zero (in->image, 512 - odd, at, IMAGE_MAY_TRIM);
+}
+
 /* ---------------------------------------------------------------- the image */
 
 static void
@@ -309,7 +377,8 @@ make_and_fill (struct increment *in, struct image_options *options,
   struct image *im;
   int r;
 
-  if (make (in, options, c, w) == -1 || copy (in) == -1)
+  if (make (in, options, c, w) == -1 || copy (in) == -1 ||
+      zero_tail (in) == -1)
     return -1;
   im = in->image;
   in->image = NULL;

@@ -127,8 +127,8 @@ extern void tool_show_progress (struct tool_progress *p, uint64_t done,
 extern bool tool_progress (void *opaque, uint64_t done, uint64_t total);
 
 /* From now on SIGINT and the like don't end the program, but are found by
- * tool_is_stopped: what was begun is ended properly, which is not long.  A
- * second SIGINT or SIGTERM ends the program.
+ * tool_is_stopped: what was begun is ended properly, which is not long.  Another
+ * SIGINT or SIGTERM, a second after the first signal or later, ends the program.
  */
 extern void tool_catch_signals (void);
 extern bool tool_is_stopped (void);
