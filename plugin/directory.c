@@ -69,7 +69,7 @@ note_failure (struct verdict *v)
   v->known = v->sticks = true;
   v->err = error_errno ();
   snprintf (v->message, sizeof v->message, "%s (when it was closed: it is not "
-            "written until nbdkit is started anew)", error_text ());
+            "written until nbdkit is restarted)", error_text ());
 }
 
 static void

@@ -291,7 +291,7 @@ except nbd.Error:
 wait_until nothing_open
 grep -q 'error: closing: failing: ' "$log" || die "closing did not fail"
 refused failing
-grep -q 'failing: .* is not written until nbdkit is started anew' "$log" ||
+grep -q 'failing: .* is not written until nbdkit is restarted' "$log" ||
     die "no reason"
 timeout 60 "$PYTHON" -c 'import sys, nbd
 h = nbd.NBD()

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "commit.h"
 #include "image.h"
+#include "images.h"
 #include "tool.h"
 
 const char tool_commit_usage[] =
@@ -32,44 +33,19 @@ const char tool_commit_usage[] =
   "all the time: after a power cut or Ctrl-C, do it again.  Images that are marked\n"
   "as dirty or corrupt want a repair first.\n";
 
-static bool
-go_on (void *opaque, uint64_t done, uint64_t total)
-{
-  tool_show_progress (opaque, done, total);
-  return !tool_is_stopped ();
-}
-
-static int
-check_format (const struct tool_options *o, struct image *im)
-{
-  struct layer *disk = image_open_disk (im, "");
-  const int r = disk == NULL ? -1 : tool_check_format (o, disk->format->name);
-
-  image_close_disk (disk);
-  return r;
-}
-
 /* above: see commit_find_base.  Returns NULL with the error set. */
 static struct image *
 open_overlay (const struct tool_options *o, unsigned *above)
 {
-  static const struct passphrases locked = { .locked = true };
-  const struct image_options options = {
-    .chain = {
-      .nbd = NBD_DEFAULTS,
-      .file = o->file,
-      .follow = o->follow,
-      .backing_format = o->formats[0],
-      .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
-    },
-    .passphrases = &locked,
-    .cache_size = IMAGE_DEFAULT_CACHE_SIZE,
-  };
-  struct image *im = image_open (&options);
+  struct image_options options = tool_image_options (o);
+  struct image *im;
 
+
+  options.cache_size = IMAGE_DEFAULT_CACHE_SIZE;
+  im = image_open (&options);
   *above = 1;
   if (im == NULL ||
-      (check_format (o, im) == 0 && commit_check_base (im) == 0 &&
+      (tool_check_image_format (o, im) == 0 && commit_check_base (im) == 0 &&
        (o->base == NULL || commit_find_base (im, o->base, above) == 0)))
     return im;
   (void) image_close (im); /* it was not written */
@@ -113,7 +89,8 @@ tool_commit (const struct tool_options *o)
 {
   struct tool_progress progress = { .wanted = o->progress };
   const struct commit_options options = {
-    .keep = o->keep || o->base != NULL, .progress = go_on, .opaque = &progress,
+    .keep = o->keep || o->base != NULL, .progress = tool_progress,
+    .opaque = &progress,
   };
 
   tool_catch_signals ();

@@ -22,19 +22,12 @@ const char tool_compact_usage[] =
   "leaked; after Ctrl-C a part is done.  Images that are marked as dirty or\n"
   "corrupt, or have leaked clusters, want a repair first.\n";
 
-static bool
-go_on (void *opaque, uint64_t done, uint64_t total)
-{
-  tool_show_progress (opaque, done, total);
-  return !tool_is_stopped ();
-}
-
 int
 tool_compact (const struct tool_options *o)
 {
   struct tool_progress progress = { .wanted = o->progress };
   const struct compact_options options = {
-    .progress = go_on, .opaque = &progress,
+    .progress = tool_progress, .opaque = &progress,
   };
   struct storage *s = tool_open (o, true);
   uint64_t before, after;

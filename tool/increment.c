@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "image.h"
+#include "images.h"
 #include "manage/create.h"
 #include "qcow2/codec.h"
 #include "source.h"
@@ -72,7 +73,7 @@ struct increment {
   uint64_t told;          /* and part of the next, up to here: */
   enum difference part;
   bool out_of_memory;     /* while they were taken */
-  unsigned percent;       /* that was printed */
+  struct tool_progress progress;
   int err;                /* of the first that failed; 0: none */
   char why[1024];
 };
@@ -162,17 +163,13 @@ take_extent (void *opaque, uint64_t length, unsigned flags)
 }
 
 static void
-print_progress (struct increment *in)
+show_progress (struct increment *in)
 {
   const uint64_t size = source_size (in->source);
   const uint64_t done = in->first < in->nr ? in->extent[in->first].offset
     : in->known;
-  const unsigned percent = size == 0 ? 100 : (double) done * 100 / size;
 
-  if (!in->o->progress || percent == in->percent)
-    return;
-  in->percent = percent;
-  fprintf (stderr, "\r%3u%%%s", percent, percent == 100 ? "\n" : "");
+  tool_show_progress (&in->progress, done, size);
 }
 
 /* lock held.  Returns -1 with the error set. */
@@ -223,7 +220,7 @@ next_piece (struct increment *in, unsigned connection, struct extent *piece)
       in->first++;
     r = 1;
   }
-  print_progress (in);
+  show_progress (in);
   pthread_mutex_unlock (&in->lock);
   return r;
 }
@@ -390,24 +387,15 @@ make_and_fill (struct increment *in, struct image_options *options,
 static int
 run (struct increment *in, const char *backing)
 {
-  static const struct passphrases locked = { .locked = true };
   const struct tool_options *o = in->o;
   const char *format = o->nr_formats > 0 ? o->formats[0] : "qcow2";
   struct create_options c = CREATE_DEFAULTS;
   struct writer_options w = { 0 };
-  struct image_options options = {
-    .chain = {
-      .nbd = NBD_DEFAULTS,
-      .file = o->file,
-      .follow = o->follow,
-      .backing = backing,
-      .backing_format = format,
-      .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
-    },
-    .passphrases = &locked,
-    .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 4,
-  };
+  struct image_options options = tool_image_options (o);
 
+  options.chain.backing = backing;
+  options.chain.backing_format = format;
+  options.cache_size = IMAGE_DEFAULT_CACHE_SIZE / 4;
   in->source = source_open (o->uri);
   if (in->source == NULL)
     return -1;
@@ -423,7 +411,7 @@ tool_increment (const struct tool_options *o)
 {
   struct increment in = {
     .o = o, .lock = PTHREAD_MUTEX_INITIALIZER, .made = CREATED_NOTHING,
-    .percent = 101,
+    .progress = { .wanted = o->progress },
   };
   char *backing = create_path_from (o->file, o->base);
   int r = -1;

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "formats.h"
 #include "image.h"
+#include "images.h"
 #include "json.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/qcow2.h"
@@ -326,21 +327,8 @@ print_layer (const struct info *i, const struct layer *l)
 static int
 open_chain (struct info *i)
 {
-  static const struct passphrases locked = { .locked = true };
   const struct tool_options *o = i->options;
-  const struct image_options options = {
-    .chain = {
-      .nbd = NBD_DEFAULTS,
-      .file = o->file,
-      .follow = o->follow,
-      .data_file = o->data_file,
-      .backing_format = o->formats[0],
-      .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
-      .force_share = o->force_share,
-    },
-    .passphrases = &locked,
-    .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,
-  };
+  const struct image_options options = tool_image_options (i->options);
 
   if ((i->backing_name[0] == '\0' && !i->header.has_data_file) ||
       (o->follow == FOLLOW_NONE && o->data_file == NULL))

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "image.h"
+#include "images.h"
 #include "json.h"
 #include "tool.h"
 
@@ -194,20 +195,7 @@ print_all (const struct tool_options *o, const struct layer *top)
 int
 tool_map (const struct tool_options *o)
 {
-  static const struct passphrases locked = { .locked = true };
-  const struct image_options options = {
-    .chain = {
-      .nbd = NBD_DEFAULTS,
-      .file = o->file,
-      .follow = o->follow,
-      .data_file = o->data_file,
-      .backing_format = o->formats[0],
-      .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
-      .force_share = o->force_share,
-    },
-    .passphrases = &locked,
-    .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,
-  };
+  const struct image_options options = tool_image_options (o);
   struct image *im = image_open (&options);
   struct layer *disk;
   int r;

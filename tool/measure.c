@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "formats.h"
 #include "image.h"
+#include "images.h"
 #include "json.h"
 #include "manage/measure.h"
 #include "qcow2/qcow2.h"
@@ -267,20 +268,7 @@ static int
 measure_export (const struct tool_options *o, struct create_options *c,
                 struct measure *m, const char *name)
 {
-  static const struct passphrases locked = { .locked = true };
-  const struct image_options options = {
-    .chain = {
-      .nbd = NBD_DEFAULTS,
-      .file = o->file,
-      .follow = o->follow,
-      .data_file = o->data_file,
-      .backing_format = o->formats[0],
-      .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
-      .force_share = o->force_share,
-    },
-    .passphrases = &locked,
-    .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,
-  };
+  const struct image_options options = tool_image_options (o);
   struct image *im = image_open (&options);
   struct layer *disk = im != NULL ? image_open_disk (im, name) : NULL;
   const int r = disk == NULL || begin (m, c, disk->size) == -1 ? -1

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "disk/backing-name.h"
 #include "image-rebase.h"
+#include "images.h"
 #include "manage/header-change.h"
 #include "tool.h"
 
@@ -114,18 +115,6 @@ open_below (const struct tool_options *o, struct image **below)
   return *below == NULL ? -1 : 0;
 }
 
-/* Whether it is what -f says. */
-static int
-check_format (const struct tool_options *o, const struct image *im)
-{
-  struct layer *disk = image_open_disk (im, "");
-  const int r = disk == NULL ? -1
-    : tool_check_format (o, disk->format->name);
-
-  image_close_disk (disk);
-  return r;
-}
-
 static struct image *
 open_old (const struct tool_options *o)
 {
@@ -138,7 +127,8 @@ open_old (const struct tool_options *o)
   im = image_open (&options);
   if (im == NULL)
     return NULL;
-  if (check_format (o, im) == 0 && image_make_writable (im, &writer) == 0)
+  if (tool_check_image_format (o, im) == 0 &&
+      image_make_writable (im, &writer) == 0)
     return im;
   (void) image_close (im); /* it was not written */
   return NULL;

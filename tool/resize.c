@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "image.h"
+#include "images.h"
 #include "manage/resize.h"
 #include "qcow2/qcow2.h"
 #include "tool.h"
@@ -33,18 +34,7 @@ const char tool_resize_usage[] =
 static int
 find_backing_size (const struct tool_options *o, uint64_t *size)
 {
-  static const struct passphrases locked = { .locked = true };
-  const struct image_options options = {
-    .chain = {
-      .nbd = NBD_DEFAULTS,
-      .file = o->file,
-      .follow = o->follow,
-      .backing_format = o->formats[0],
-      .lower_formats = o->nr_formats > 1 ? o->formats + 1 : NULL,
-    },
-    .passphrases = &locked,
-    .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,
-  };
+  const struct image_options options = tool_image_options (o);
   struct image *im;
   struct layer *disk;
 
