@@ -9,6 +9,7 @@
 
 . ./functions.sh
 . "$testsrc/pipelines-guests.sh"
+. "$testsrc/pipelines-v2v.sh"
 
 requires_python_nbd
 requires_qemu
@@ -98,15 +99,18 @@ run_qemu ()
 head -c 20000000 /dev/urandom > data.raw
 truncate -s 64M data.raw
 left_out=
-for pipeline in ${PIPELINES-fio nbdfuse activation qemu guestfish boot}; do
+for pipeline in ${PIPELINES-fio nbdfuse activation qemu v2v guestfish boot}; do
     if ! "has_$pipeline" > /dev/null 2>&1; then
         left_out+=" $pipeline"
         continue
     fi
+    begin=$SECONDS
     for server in qemu-nbd "$standin"; do
         qemu-img create -q -f qcow2 disk.qcow2 64M
         "run_$pipeline" > "${server##*/}.result"
-        if kill -0 "$pid" 2> /dev/null; then
+        if test -z "$pid"; then
+            : # it has ended
+        elif kill -0 "$pid" 2> /dev/null; then
             end_process "$pid" || die "$server: SIGTERM"
         else
             wait "$pid" || die "$server: $(cat server.log)"
@@ -121,6 +125,6 @@ for pipeline in ${PIPELINES-fio nbdfuse activation qemu guestfish boot}; do
         activation | qemu)
             cmp qemu-nbd.raw nbdkit-qcow2-nbd.raw || die "$pipeline: the disks differ" ;;
     esac
-    echo "$pipeline: the same"
+    echo "$pipeline: the same, in $(( SECONDS - begin )) s"
 done
 echo "left out:${left_out:- nothing}"
