@@ -297,6 +297,11 @@ extern void image_close_disk (struct layer *disk); /* NULL is allowed */
  */
 #define IMAGE_POINT_PREFIX "now/"
 
+/* Likewise "now/TOKEN/bitmap/NAME" and "changed/FROM/now/TOKEN": with extents as
+ * those of "bitmap/NAME" and "changed/FROM".  The former have at least what the
+ * bitmap had at the point.
+ */
+
 /* Allow them, before the first client.  Returns -1 with the error set: ENOTSUP if
  * the image can't have any, as with force_share, an external data file or
  * another format; ENOMEM.

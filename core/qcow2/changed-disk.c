@@ -10,9 +10,11 @@
 #include "disk/extents.h"
 #include "qcow2/changed-disk.h"
 #include "qcow2/l2-range.h"
+#include "qcow2/point-disk.h"
+#include "qcow2/points.h"
 
 struct changed_disk {
-  struct qcow2_disk disk; /* first: see qcow2/disk.h */
+  struct point_disk to; /* first: see qcow2/disk.h */
   struct map from;
   uint64_t from_size; /* bytes */
 };
@@ -216,6 +218,22 @@ add_entries (struct extents *e, const struct piece *p, uint64_t at,
   return r != 0 ? r : extents_add (e, end - start, changed);
 }
 
+/* Have the words of b be those that the point has, where these are in shadows.
+ * The live ones were loaded before (S2).
+ */
+static void
+load_shadows (struct piece *p, const struct point_disk *to)
+{
+  const struct map *m = p->b.map;
+  const uint64_t first = map_slice_number (m, (struct guest_off) { p->start });
+  const unsigned per_slice = m->slice_bytes / sizeof (uint64_t);
+  uint64_t i;
+
+  for (i = 0; to->point != NULL && i < p->slices; ++i)
+    (void) points_words (to->points, to->point, m, first + i,
+                         p->b.words + i * per_slice);
+}
+
 /* How many slices to load, where `wanted' are of use.  A request takes twice as
  * many each time: most want to know of all that there is, and who wants one
  * extent has not read much more.  From afar they are read ahead instead.
@@ -240,10 +258,12 @@ load_both (struct piece *p, uint64_t ahead)
 
 /* Load what both sides have from `at' on, and lower *end to where that ends.
  * Returns true unless there is nothing to compare: then *changed is so up to
- * there.
+ * there.  A live table that is still the snapshot's has not changed since that,
+ * nor has what a point has of it: such a table is copied first, and for good.
  */
 static bool
-load_piece (struct piece *p, struct guest_off at, uint64_t *end, bool *changed)
+load_piece (struct piece *p, const struct point_disk *to, struct guest_off at,
+            uint64_t *end, bool *changed)
 {
   const struct map *m = p->a.map;
   const uint64_t slice = map_slice_clusters (m) << m->format.cluster_bits;
@@ -265,6 +285,7 @@ load_piece (struct piece *p, struct guest_off at, uint64_t *end, bool *changed)
     p->slices = 1;
     loaded = load_both (p, 1) == 0;
   }
+  load_shadows (p, to);
   *end = lesser (*end, p->start + p->slices * slice);
   return loaded;
 }
@@ -276,14 +297,15 @@ static int
 add_piece (struct extents *e, const struct changed_disk *d, struct piece *p,
            uint64_t *at, uint64_t end, bool below)
 {
-  struct epoch *epoch = d->disk.layer.shared->epoch;
+  struct epoch *epoch = d->to.disk.layer.shared->epoch;
   const uint64_t start = *at;
   bool changed, loaded;
   unsigned token;
 
   /* Tables that the live disk gives up meanwhile have no other use yet. */
   token = epoch_enter (epoch);
-  loaded = load_piece (p, (struct guest_off) { start }, &end, &changed);
+  loaded = load_piece (p, &d->to, (struct guest_off) { start }, &end,
+                       &changed);
   epoch_leave (epoch, token);
   *at = end;
   return loaded ? add_entries (e, p, start, end, below)
@@ -305,25 +327,27 @@ find_changes (const struct layer *layer, uint64_t count,
 
   p.most = 1;
   p.a.map = &d->from;
-  p.b.map = &d->disk.map;
+  p.b.map = &d->to.disk.map;
   while (r == 0 && at < both) {
     const bool below = at < backing;
 
     r = add_piece (e, d, &p, &at, below ? lesser (both, backing) : both,
                    below);
   }
-  return r != 0 || at >= end ? r : extents_add (e, end - at, true);
+  if (r == 0 && at < end)
+    r = extents_add (e, end - at, true);
+  return r != -1 && point_disk_check (&d->to) == -1 ? -1 : r;
 }
 
-struct layer *
-changed_disk_new (const struct qcow2_disk *from, const struct qcow2_disk *to)
+static struct changed_disk *
+allocate (const struct qcow2_disk *from)
 {
   struct changed_disk *d;
 
-  if (to->map.format.data_file) {
+  if (from->map.format.data_file) {
     error_set (ENOTSUP, "%s: what has changed since a snapshot can't be told: "
                "data is in an external data file, which no snapshot keeps",
-               to->layer.tables->name);
+               from->layer.tables->name);
     return NULL;
   }
   d = malloc (sizeof *d);
@@ -331,9 +355,33 @@ changed_disk_new (const struct qcow2_disk *from, const struct qcow2_disk *to)
     error_set (ENOMEM, "out of memory");
     return NULL;
   }
-  d->disk = *to;
   d->from = from->map;
   d->from_size = from->layer.size;
-  d->disk.layer.find_changes = find_changes;
-  return &d->disk.layer;
+  return d;
+}
+
+struct layer *
+changed_disk_new (const struct qcow2_disk *from, const struct qcow2_disk *to)
+{
+  struct changed_disk *d = allocate (from);
+
+  if (d == NULL)
+    return NULL;
+  d->to.disk = *to;
+  d->to.point = NULL;
+  d->to.disk.layer.find_changes = find_changes;
+  return &d->to.disk.layer;
+}
+
+struct layer *
+changed_disk_frozen (const struct qcow2_disk *from, const struct qcow2_file *to,
+                     struct point *point)
+{
+  struct changed_disk *d = allocate (from);
+
+  if (d == NULL)
+    return NULL;
+  point_disk_init (&d->to, to, point);
+  d->to.disk.layer.find_changes = find_changes;
+  return &d->to.disk.layer;
 }

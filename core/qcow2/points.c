@@ -193,6 +193,23 @@ shadow_bytes (const struct map *m, bool empty)
   return sizeof (struct shadow) + (empty ? 0 : m->slice_bytes);
 }
 
+/* What a point has of a slice, from the first shadow in its bucket on (S1); NULL:
+ * the live entries.  Its stripe is locked.
+ */
+static const struct shadow *
+find_shadow (struct shadow *first, const struct point *point, uint64_t slice)
+{
+  const uint64_t generation = atomic_load (&point->generation);
+  const struct shadow *found = NULL;
+  struct shadow *s;
+
+  for (s = next_of_slice (first, slice);
+       s != NULL && s->generation >= generation;
+       s = next_of_slice (s->next, slice))
+    found = s;
+  return found;
+}
+
 bool
 points_lookup (struct points *p, const struct point *point,
                const struct map *m, struct guest_off offset, uint64_t max,
@@ -200,20 +217,34 @@ points_lookup (struct points *p, const struct point *point,
 {
   static const _Atomic uint64_t zeros[MAP_MAX_WORDS];
   const uint64_t slice = map_slice_number (m, offset);
-  const uint64_t generation = atomic_load (&point->generation);
-  const struct shadow *found = NULL;
-  struct shadow *s;
   pthread_mutex_t *stripe;
   struct shadow **bucket = find_bucket (p, slice, &stripe);
+  const struct shadow *found;
 
   pthread_mutex_lock (stripe);
-  for (s = next_of_slice (*bucket, slice);
-       s != NULL && s->generation >= generation;
-       s = next_of_slice (s->next, slice))
-    found = s;
+  found = find_shadow (*bucket, point, slice);
   if (found != NULL)
     map_lookup_words (m, found->empty ? zeros : found->words, found->place,
                       offset, max, run);
+  pthread_mutex_unlock (stripe);
+  return found != NULL;
+}
+
+bool
+points_words (struct points *p, const struct point *point,
+              const struct map *m, uint64_t slice, uint64_t *words)
+{
+  const unsigned nr = m->slice_bytes / sizeof *words;
+  pthread_mutex_t *stripe;
+  struct shadow **bucket = find_bucket (p, slice, &stripe);
+  const struct shadow *found;
+  unsigned i;
+
+  pthread_mutex_lock (stripe);
+  found = find_shadow (*bucket, point, slice);
+  for (i = 0; found != NULL && i < nr; ++i)
+    words[i] = found->empty ? 0
+      : atomic_load_explicit (&found->words[i], memory_order_relaxed);
   pthread_mutex_unlock (stripe);
   return found != NULL;
 }

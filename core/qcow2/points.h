@@ -124,6 +124,13 @@ extern bool points_lookup (struct points *p, const struct point *point,
                            const struct map *m, struct guest_off offset,
                            uint64_t max, struct run *run);
 
+/* Copy all words of a slice as a point has them in a shadow, in the order of the
+ * disk.  False: there is none, as with points_lookup; words are as they were.
+ */
+extern bool points_words (struct points *p, const struct point *point,
+                          const struct map *m, uint64_t slice,
+                          uint64_t *words);
+
 /* ----------------------------------------------------------------- writing */
 
 /* Slices are numbered by map_slice_number, words within them from 0.  A
