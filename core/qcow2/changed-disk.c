@@ -155,8 +155,11 @@ is_same_content (const struct piece *p, uint64_t i, uint64_t in, bool below)
   abort ();
 }
 
+/* Most words are the same, to the bit: these are compared together. */
+#define BLOCK_WORDS 64
+
 /* How many entries from the i-th on are the same, but for COPIED, which does not
- * change what is read: most are.
+ * change what is read.
  */
 static uint64_t
 count_same (const struct piece *p, uint64_t i)
@@ -168,10 +171,16 @@ count_same (const struct piece *p, uint64_t i)
     m->format.extended_l2 ? UINT64_MAX : ~htobe64 (QCOW2_ENTRY_COPIED),
   };
   const uint64_t first = i << m->l2_word_bits;
-  uint64_t w = first;
+  uint64_t w = first, end;
 
-  while (w < nr && ((p->a.words[w] ^ p->b.words[w]) & mask[w % 2]) == 0)
-    w++;
+  do {
+    while (nr - w >= BLOCK_WORDS &&
+           memcmp (p->a.words + w, p->b.words + w, 8 * BLOCK_WORDS) == 0)
+      w += BLOCK_WORDS;
+    end = lesser (w + BLOCK_WORDS, nr);
+    while (w < end && ((p->a.words[w] ^ p->b.words[w]) & mask[w % 2]) == 0)
+      w++;
+  } while (w == end && w < nr);
   return (w - first) >> m->l2_word_bits;
 }
 
