@@ -63,14 +63,28 @@ find_encoded (const struct image *im, const char *export, char *name)
   return sn;
 }
 
-/* The snapshots of an export's name.  *to is NULL for the live disk.  Returns
- * -1 with the error set.
+/* What an export's name has. */
+struct sides {
+  const struct snapshot *from;
+  const struct snapshot *to; /* NULL: the live disk, ... */
+  const char *token;         /* ... as it is (NULL) or as this point has it */
+};
+
+/* After the first name: "now/" and a token, which is not encoded.  NULL: it is
+ * something else.
  */
-static int
-find_both (const struct image *im, const char *export,
-           const struct snapshot **from, const struct snapshot **to)
+static const char *
+find_token (const struct image *im, const char *rest)
 {
-  char *names = strdup (export + strlen (IMAGE_CHANGED_PREFIX));
+  return image_is_frozen (im, rest) ? rest + strlen (IMAGE_POINT_PREFIX) : NULL;
+}
+
+/* Of an export's name.  Returns -1 with the error set.  Wants snapshots_lock. */
+static int
+find_sides (const struct image *im, const char *export, struct sides *s)
+{
+  const char *rest = export + strlen (IMAGE_CHANGED_PREFIX);
+  char *names = strdup (rest);
   char *slash;
   int r = -1;
 
@@ -81,15 +95,19 @@ find_both (const struct image *im, const char *export,
   slash = strchr (names, '/');
   if (slash != NULL)
     *slash++ = '\0';
-  *to = NULL;
-  if (slash != NULL && strchr (slash, '/') != NULL)
+  *s = (struct sides) { 0 };
+  if (slash != NULL)
+    s->token = find_token (im, rest + (slash - names));
+  if (s->token == NULL && slash != NULL && strchr (slash, '/') != NULL)
     error_set (ENOENT, "%s: there is no export \"%.256s\": its name has more "
                "than two parts", image_storage (im)->name, export);
-  else {
-    *from = find_encoded (im, export, names);
-    if (*from != NULL && slash != NULL)
-      *to = find_encoded (im, export, slash);
-    r = *from == NULL || (slash != NULL && *to == NULL) ? -1 : 0;
+  else if (s->token == NULL || image_points_check (im, s->token) == 0) {
+    const bool two = slash != NULL && s->token == NULL;
+
+    s->from = find_encoded (im, export, names);
+    if (s->from != NULL && two)
+      s->to = find_encoded (im, export, slash);
+    r = s->from == NULL || (two && s->to == NULL) ? -1 : 0;
   }
   free (names);
   return r;
@@ -107,27 +125,42 @@ int
 image_describe_changed (const struct image *im, const char *export, char *buf,
                         size_t len)
 {
-  const struct snapshot *from, *to;
+  struct sides s;
   int r;
 
   image_lock_snapshots (im);
-  r = find_both (im, export, &from, &to);
+  r = find_sides (im, export, &s);
   if (r == 0)
     snprintf (buf, len, "changes since an internal snapshot, up to %s",
-              to != NULL ? "another one" : "the live disk");
+              s.token != NULL ? "a point in time of the live disk"
+              : s.to != NULL ? "another one" : "the live disk");
   image_unlock_snapshots (im);
   return r;
 }
 
+static struct layer *
+make_changed_disk (const struct image *im, struct point *point,
+                   const void *opaque)
+{
+  const struct sides *s = opaque;
+
+  return im->kind->new_changed_disk (im, s->from, NULL, point);
+}
+
+/* No point is taken for what can't be opened. */
 struct layer *
 image_open_changed (const struct image *im, const char *export)
 {
-  const struct snapshot *from, *to;
   struct layer *disk = NULL;
+  struct sides s;
 
   image_lock_snapshots (im);
-  if (find_both (im, export, &from, &to) == 0)
-    disk = im->kind->new_changed_disk (im, from, to);
+  if (find_sides (im, export, &s) == 0)
+    disk = im->kind->new_changed_disk (im, s.from, s.to, NULL);
+  if (disk != NULL && s.token != NULL) {
+    image_close_disk (disk);
+    disk = image_points_open (im, s.token, make_changed_disk, &s);
+  }
   image_unlock_snapshots (im);
   return disk;
 }

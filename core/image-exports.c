@@ -221,16 +221,6 @@ bitmap_of (const char *export)
     ? export + prefix : NULL;
 }
 
-/* The token of a point in time; NULL: it is none. */
-static const char *
-point_of (const struct image *im, const char *export)
-{
-  const size_t prefix = strlen (IMAGE_POINT_PREFIX);
-
-  return im->points != NULL &&
-    strncmp (export, IMAGE_POINT_PREFIX, prefix) == 0 ? export + prefix : NULL;
-}
-
 /* The name of the snapshot that an export makes; NULL: it makes none. */
 static const char *
 take_of (const struct image *im, const char *export)
@@ -255,6 +245,29 @@ describe_wanted (void *opaque, const struct bitmap_info *b)
   if (w->found)
     describe_bitmap (b, w->buf, w->len);
   return w->found ? -1 : 0;
+}
+
+/* Returns 1 if there is none of this name, and sets no error then. */
+static int
+find_description (const struct image *im, const char *bitmap, char *buf,
+                  size_t len)
+{
+  struct wanted_bitmap w = { .name = bitmap, .buf = buf, .len = len };
+  const int r = im->kind->list_bitmaps (im, describe_wanted, &w);
+
+  return w.found ? 0 : r == -1 ? -1 : 1;
+}
+
+int
+image_describe_bitmap (const struct image *im, const char *bitmap, char *buf,
+                       size_t len)
+{
+  const int r = find_description (im, bitmap, buf, len);
+
+  if (r == 1)
+    error_set (ENOENT, "%s: there is no bitmap \"%.256s\"",
+               image_storage (im)->name, bitmap);
+  return r == 0 ? 0 : -1;
 }
 
 /* The snapshot behind an export other than "", or NULL with the error set.  Wants
@@ -282,29 +295,22 @@ int
 image_describe (const struct image *im, const char *export,
                 char *buf, size_t len)
 {
-  struct wanted_bitmap w = { .name = bitmap_of (export), .buf = buf,
-                             .len = len };
-  const char *token = point_of (im, export), *take = take_of (im, export);
+  const char *bitmap = bitmap_of (export), *take = take_of (im, export);
   const struct snapshot *sn;
 
   if (export[0] == '\0') {
     snprintf (buf, len, "live disk, size %" PRIu64, im->chain.layer[0]->size);
     return 0;
   }
-  if (token != NULL) {
-    if (image_points_check (im, token) == -1)
-      return -1;
-    snprintf (buf, len, "point in time of the live disk, size %" PRIu64,
-              im->chain.layer[0]->size);
-    return 0;
-  }
+  if (image_is_frozen (im, export))
+    return image_describe_frozen (im, export, buf, len);
   if (take != NULL)
     return image_describe_take (im, take, buf, len);
-  if (w.name != NULL && im->kind->list_bitmaps != NULL) {
-    const int r = im->kind->list_bitmaps (im, describe_wanted, &w);
+  if (bitmap != NULL && im->kind->list_bitmaps != NULL) {
+    const int r = find_description (im, bitmap, buf, len);
 
-    if (w.found || r == -1)
-      return w.found ? 0 : -1;
+    if (r != 1)
+      return r;
   }
   if (image_is_changed (im, export))
     return image_describe_changed (im, export, buf, len);
@@ -316,14 +322,14 @@ image_describe (const struct image *im, const char *export,
   return sn == NULL ? -1 : 0;
 }
 
-static struct layer *
-open_bitmap_disk (const struct image *im, const char *bitmap)
+struct layer *
+image_open_bitmap (const struct image *im, const char *bitmap)
 {
   static atomic_flag said = ATOMIC_FLAG_INIT;
   const char *why = why_not_alone (im);
 
   if (why == NULL)
-    return im->kind->new_bitmap_disk (im, bitmap);
+    return im->kind->new_bitmap_disk (im, bitmap, NULL);
   error_set (ENOTSUP, "%s: the bitmap \"%.256s\" can't be read while another "
              "process may write the image (%s)", image_storage (im)->name,
              bitmap, why);
@@ -335,18 +341,17 @@ open_bitmap_disk (const struct image *im, const char *bitmap)
 struct layer *
 image_open_disk (const struct image *im, const char *export)
 {
-  const char *token = point_of (im, export);
   const char *take = take_of (im, export);
   const char *bitmap = bitmap_of (export);
   const struct snapshot *sn;
   struct layer *disk;
 
-  if (token != NULL)
-    return image_points_open (im, token);
+  if (image_is_frozen (im, export))
+    return image_open_frozen (im, export);
   if (take != NULL)
     return image_take_open (im, take);
   if (bitmap != NULL && im->kind->new_bitmap_disk != NULL)
-    return open_bitmap_disk (im, bitmap);
+    return image_open_bitmap (im, bitmap);
   if (image_is_changed (im, export))
     return image_open_changed (im, export);
   if (export[0] == '\0')

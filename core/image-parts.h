@@ -6,6 +6,7 @@
  *   image-writable.c   what is done before it is written, repair included
  *   image-exports.c    the live disk and snapshots, by their names
  *   image-points.c     points in time, by their tokens
+ *   image-frozen.c     exports of these
  *   image-take.c       snapshots that are made while the image is served
  *   image-changed.c    what has changed since snapshots, likewise
  *   image-FORMAT.c     what an image of that format is, beside its layers
@@ -47,19 +48,21 @@ struct image_kind {
    */
   struct layer *(*new_disk) (const struct image *im, const struct snapshot *sn);
 
-  /* A layer like the live disk's, whose extents tell what a bitmap has: see
-   * bitmap_disk_new, which wants no other process to write the image.  NULL:
-   * there are no bitmaps.
+  /* A layer like the live disk's, or as a point has it (NULL: none), whose extents
+   * tell what a bitmap has: see bitmap_disk_new, which wants no other process to
+   * write the image.  NULL: there are no bitmaps.
    */
-  struct layer *(*new_bitmap_disk) (const struct image *im, const char *name);
+  struct layer *(*new_bitmap_disk) (const struct image *im, const char *name,
+                                    struct point *point);
 
-  /* A copy of the layer of a snapshot, or of the live disk (to is NULL), whose
-   * extents tell what has changed since another snapshot: changed_disk_new.
-   * NULL: there are no snapshots.
+  /* A copy of the layer of a snapshot, or of the live disk (to is NULL), as it is
+   * or as a point has it (NULL: none), whose extents tell what has changed since
+   * another snapshot: changed_disk_new.  NULL: there are no snapshots.
    */
   struct layer *(*new_changed_disk) (const struct image *im,
                                      const struct snapshot *from,
-                                     const struct snapshot *to);
+                                     const struct snapshot *to,
+                                     struct point *point);
 
   /* As bitmaps_list.  NULL: there are none. */
   int (*list_bitmaps) (const struct image *im, bitmaps_list_fn *fn,
@@ -206,13 +209,17 @@ extern int image_lock_for_writing (struct image *im);
 /* Whether this can be a token of a point in time.  Returns -1 with EINVAL set. */
 extern int image_points_check (const struct image *im, const char *token);
 
-/* The disk of the point in time with this token, which is taken if there is none
- * yet.  image_close_disk closes it.  Returns NULL with the error set: EINVAL for
- * what can't be a token; ESTALE if it has ended; EBUSY if there are too many; EIO
- * if it has failed; ENOMEM.
+/* What make returns for the point in time with this token, which is taken if there
+ * is none yet: a layer that image_close_disk closes.  Returns NULL with the error
+ * set: EINVAL for what can't be a token; ESTALE if it has ended; EBUSY if there are
+ * too many; EIO if it has failed; ENOMEM; or what make has set.
  */
+typedef struct layer *image_point_fn (const struct image *im,
+                                      struct point *point, const void *opaque);
 extern struct layer *image_points_open (const struct image *im,
-                                        const char *token);
+                                        const char *token,
+                                        image_point_fn *make,
+                                        const void *opaque);
 
 /* A point that has no token, until it is ended.  Returns NULL with the error set:
  * EBUSY, ENOMEM.
@@ -262,6 +269,23 @@ extern void image_points_close (struct image *im);
  * before a repair, and forget it.
  */
 extern void image_forget_tables (struct image *im, unsigned id);
+
+/* Exports whose names begin with IMAGE_POINT_PREFIX, if there are points: as
+ * image_describe and image_open_disk.
+ */
+extern bool image_is_frozen (const struct image *im, const char *export);
+extern int image_describe_frozen (const struct image *im, const char *export,
+                                  char *buf, size_t len);
+extern struct layer *image_open_frozen (const struct image *im,
+                                        const char *export);
+
+/* The same for the bitmap of this name of the live disk, in an image that may have
+ * bitmaps.
+ */
+extern int image_describe_bitmap (const struct image *im, const char *bitmap,
+                                  char *buf, size_t len);
+extern struct layer *image_open_bitmap (const struct image *im,
+                                        const char *bitmap);
 
 /* Exports whose names begin with IMAGE_CHANGED_PREFIX, if there are such: as
  * image_describe and image_open_disk.

@@ -484,7 +484,8 @@ leave_token (void *opaque)
 }
 
 struct layer *
-image_points_open (const struct image *im, const char *token)
+image_points_open (const struct image *im, const char *token,
+                   image_point_fn *make, const void *opaque)
 {
   struct image_points *ip = im->points;
   struct layer *disk;
@@ -497,7 +498,7 @@ image_points_open (const struct image *im, const char *token)
   pthread_mutex_unlock (&ip->points->lock);
   if (t == NULL)
     return NULL;
-  disk = im->kind->new_point_disk (im, t->point);
+  disk = make (im, t->point, opaque);
   if (disk == NULL) {
     leave_token (t);
     return NULL;

@@ -73,20 +73,23 @@ qcow2_new_disk (const struct image *im, const struct snapshot *sn)
 }
 
 static struct layer *
-qcow2_new_bitmap_disk (const struct image *im, const char *name)
+qcow2_new_bitmap_disk (const struct image *im, const char *name,
+                       struct point *point)
 {
-  return bitmap_disk_new (image_top (im), name);
+  return bitmap_disk_new (image_top (im), name, point);
 }
 
 static struct layer *
 qcow2_new_changed_disk (const struct image *im, const struct snapshot *from,
-                        const struct snapshot *to)
+                        const struct snapshot *to, struct point *point)
 {
   struct layer *a = qcow2_new_disk (im, from);
   struct layer *b = a != NULL ? qcow2_new_disk (im, to) : NULL;
   struct layer *r = NULL;
 
-  if (b != NULL)
+  if (b != NULL && point != NULL)
+    r = changed_disk_frozen (qcow2_disk (a), image_top (im), point);
+  else if (b != NULL)
     r = changed_disk_new (qcow2_disk (a), qcow2_disk (b));
   free (a);
   free (b);

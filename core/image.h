@@ -297,10 +297,15 @@ extern void image_close_disk (struct layer *disk); /* NULL is allowed */
  */
 #define IMAGE_POINT_PREFIX "now/"
 
+/* Likewise "now/TOKEN/bitmap/NAME" and "changed/FROM/now/TOKEN": with extents as
+ * those of "bitmap/NAME" and "changed/FROM".  The former have at least what the
+ * bitmap had at the point.
+ */
+
 /* Exports "take/NAME" are snapshots that stay: the first one makes an internal
  * snapshot of this name, of the live disk as it was when it was opened, as for
- * "now/TOKEN", and reads it.  It is open once the snapshot is durable.  Who opens
- * it meanwhile waits for that, and shares it; as does whoever opens it until
+ * "now/TOKEN", and reads it.  It is open once the snapshot is durable.  Whoever
+ * opens it meanwhile waits for that, and shares it; as does whoever opens it until
  * linger seconds after the last of them was closed.  After that, or if there was
  * such a snapshot before: EEXIST.  In NAME "%" and "/" are "%25" and "%2F".  There
  * are such exports where points in time are allowed, and the image is writable
@@ -313,9 +318,9 @@ extern void image_close_disk (struct layer *disk); /* NULL is allowed */
 /* Whether an export has that prefix. */
 extern bool image_is_take (const char *export);
 
-/* Allow both, before the first client.  Returns -1 with the error set: ENOTSUP if
- * the image can't have any, as with force_share, an external data file or
- * another format; ENOMEM.
+/* Allow all of them, before the first client.  Returns -1 with the error set:
+ * ENOTSUP if the image can't have any, as with force_share, an external data file
+ * or another format; ENOMEM.
  */
 extern int image_allow_points (struct image *im, unsigned linger,
                                uint64_t memory);

@@ -199,15 +199,70 @@ def killed(kills):
         srv.p.wait()
         for t in threads:
             t.join()
-        p = run("qemu-img", "check", "-f", "qcow2", file, ok=False)
-        check(p.returncode in (0, 3), "%s: qemu-img check: %s" % (
-            name, p.stdout))
+        sound_after_kill(file, name)
         check(flags(file) == {"fine": ["auto"], "coarse": ["auto"], "old": []},
               "%s: %s" % (name, flags(file)))
         for bitmap in "fine", "coarse":
             is_superset(file, bitmap, before, name)
         same_runs(qemu_dirty(file, "old"), old, "%s: a disabled bitmap" % name)
     print("%d kills" % kills)
+
+
+GIB = 1 << 30
+
+
+def peak(pid):
+    """The most memory that a process had, in MiB."""
+    with open("/proc/%d/status" % pid) as f:
+        for line in f:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0
+
+
+def extremes():
+    """The finest and the coarsest bits, of a TiB: all of them would be 256 MiB in
+    memory, twice; and what a kill leaves of them."""
+    size, file = 1 << 40, path("extremes.qcow2")
+    bitmaps = [("finest", 512, True), ("coarsest", 2 * GIB, True),
+               ("other", 512, True), ("usual", 65536, True)]
+    run("qemu-img", "create", "-q", "-f", "qcow2", file, str(size))
+    for name, granularity, _ in bitmaps:
+        run("qemu-img", "bitmap", "--add", "-g", str(granularity), file, name)
+    qtest.images += 1
+    srv = Server("file=" + file, "cache-size=1M", readonly=False)
+    h = srv.connect()
+    h.pwrite(b"x" * 512, 0)
+    before = peak(srv.p.pid)
+    touched = [(0, 512)]
+    # A page of the finest bits stands for 16 MiB.
+    for at in range(GIB + 512, 65 * GIB, 4 * GIB):
+        h.zero(4 * GIB - 1024, at)
+        touched.append((at, at + 4 * GIB - 1024))
+    for at in (size - 512, size // 2 - 512, size // 3 // 512 * 512):
+        h.pwrite(b"y" * 1024 if at < size - 512 else b"y" * 512, at)
+        touched.append((at, at + 512))
+    h.flush()
+    grown = peak(srv.p.pid) - before
+    check(grown < 64, "extremes: memory has grown by %d MiB" % grown)
+    srv.p.kill()
+    srv.p.wait()
+    sound_after_kill(file, "extremes")
+    check(flags(file) == {b: ["auto"] for b, _, _ in bitmaps},
+          "extremes: %s" % flags(file))
+    for bitmap, _, _ in bitmaps:
+        dirty = [(lo, hi) for lo, hi, kind in qemu_dirty(file, bitmap)
+                 if kind == "dirty"]
+        for lo, hi in touched:
+            if not check(any(x <= lo and hi <= y for x, y in dirty),
+                         "extremes: %s: %d to %d is clean" % (bitmap, lo, hi)):
+                break
+    print("4 bitmaps of 1 TiB: %d MiB more" % grown)
+
+
+def sound_after_kill(file, name):
+    p = run("qemu-img", "check", "-f", "qcow2", file, ok=False)
+    check(p.returncode in (0, 3), "%s: qemu-img check: %s" % (name, p.stdout))
 
 
 def main():
@@ -228,6 +283,7 @@ def main():
             as_qemu(*case, seed)
         for bits in 9, 16:
             parallel(bits)
+        extremes()
     killed(kills or volume(6))
     qtest.finish("bitmaps that are kept")
 

@@ -73,13 +73,15 @@ class Guest:
         self.rnd, self.unit = rnd, unit
         self.disk = bytearray(self.h.pread(8 << 20, 0) +
                               self.h.pread(SIZE - (8 << 20), 8 << 20))
-        self.trims = True
+        self.touched = []
 
     def step(self):
         rnd, h = self.rnd, self.h
         n = 1 + rnd.randrange(1 << rnd.randrange(9, 19))
         at = rnd.randrange(SIZE - n)
         which = rnd.randrange(6)
+        if which < 5:
+            self.touched.append((at, at + n))
         if which < 4:
             data = rnd.randbytes(n)
             h.pwrite(data, at)
@@ -92,6 +94,7 @@ class Guest:
             hi = (at + n) // self.unit * self.unit
             if lo < hi:
                 h.trim(hi - lo, lo)
+                self.touched.append((lo, hi))
                 # In version 2 a trim over a backing file may do nothing.
                 self.disk[lo:hi] = h.pread(hi - lo, lo)
 

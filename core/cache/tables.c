@@ -354,8 +354,16 @@ cache_find (struct cache *c, unsigned id, struct host_off offset,
             struct cache_ref *ref)
 {
   const uint64_t tag = offset.v | id;
+  const uint64_t set_index = find_set (c, tag);
+  bool found = lookup (c, set_index, tag, ref);
 
-  return lookup (c, find_set (c, tag), tag, ref);
+  /* A slice that is being changed seemed to be absent: but it has changes. */
+  if (!found && !cache_is_clean (c, id)) {
+    pthread_mutex_lock (&c->lock);
+    found = lookup (c, set_index, tag, ref);
+    pthread_mutex_unlock (&c->lock);
+  }
+  return found;
 }
 
 /* Slices of several tables that are read together. */

@@ -90,8 +90,8 @@ extern void cache_read_ahead (struct cache *c, struct storage *s, unsigned id,
                               uint32_t slice_bytes);
 
 /* As cache_get, for a slice that is in the cache.  False: it is not, and has no
- * changes that are not on the storage (C5).  Takes no lock, reads nothing, and
- * waits for nobody.
+ * changes that are not on the storage (C5).  Reads nothing, and waits for nobody;
+ * takes the cache's lock briefly where the storage has such changes.
  */
 extern bool cache_find (struct cache *c, unsigned id, struct host_off offset,
                         struct cache_ref *ref);

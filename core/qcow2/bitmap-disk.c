@@ -12,6 +12,7 @@
 #include "qcow2/bitmap-bits.h"
 #include "qcow2/bitmap-disk.h"
 #include "qcow2/bitmaps.h"
+#include "qcow2/point-disk.h"
 #include "qcow2/qcow2.h"
 
 /* What is read at once, of the table and of the bits. */
@@ -22,7 +23,7 @@
 #define EXTENSION_DIRECTORY 16
 
 struct bitmap_disk {
-  struct qcow2_disk disk; /* first: see qcow2/disk.h */
+  struct point_disk frozen; /* first: see qcow2/disk.h */
   struct bitmap_info info;
   unsigned cluster_bits;
   struct host_off extension; /* where the header says this of the directory: */
@@ -35,6 +36,12 @@ static inline const struct bitmap_disk *
 bitmap_disk (const struct layer *layer)
 {
   return (const struct bitmap_disk *) layer;
+}
+
+static inline struct layer *
+layer_of (struct bitmap_disk *d)
+{
+  return &d->frozen.disk.layer;
 }
 
 /* Reads pages of a bitmap.  start: what offset in the file a page has; 0: none
@@ -81,7 +88,7 @@ page_size (unsigned cluster_bits)
 static int __attribute__ ((__cold__))
 invalid_part (const struct bitmap_disk *d, struct host_off place, uint64_t word)
 {
-  const struct layer *l = &d->disk.layer;
+  const struct layer *l = &d->frozen.disk.layer;
 
   error_set (EIO, "%s: the bitmap \"%s\": table entry at offset 0x%" PRIx64
              ": 0x%" PRIx64 " is not valid, or beyond the end of the file",
@@ -97,7 +104,7 @@ find_part (struct bits *b, uint64_t i, enum bitmap_part *part,
            struct host_off *host)
 {
   const struct bitmap_disk *d = b->d;
-  struct storage *s = d->disk.layer.tables;
+  struct storage *s = d->frozen.disk.layer.tables;
   const uint64_t cluster = UINT64_C (1) << d->cluster_bits;
   const struct host_off place = { d->info.table.v + 8 * i };
   const uint64_t size = atomic_load (&s->size);
@@ -134,7 +141,7 @@ find_bits (struct bits *b, uint64_t bit, uint64_t max, bool *set, uint64_t *nr)
   if (part == BITMAP_PART_CLUSTER) {
     const uint64_t first = bit % per_page;
 
-    p = find_bytes (b->d->disk.layer.tables, &b->data,
+    p = find_bytes (b->d->frozen.disk.layer.tables, &b->data,
                     host.v + bit % per_part / per_page * (per_page / 8),
                     per_page / 8);
     if (p == NULL)
@@ -164,7 +171,7 @@ is_same_directory (const struct bitmap_disk *d, const uint8_t *extension)
 static int
 check_valid (const struct bitmap_disk *d)
 {
-  const struct layer *l = &d->disk.layer;
+  const struct layer *l = &d->frozen.disk.layer;
   const struct host_off autoclear = { HEADER_FEATURES_OFFSET + 16 };
   uint8_t features[8], entry[sizeof d->info.entry];
   uint8_t extension[QCOW2_EXT_BITMAPS_BYTES];
@@ -207,7 +214,8 @@ find_changes (const struct layer *layer, uint64_t count,
     r = extents_add (e, next - at, set);
     at = next;
   }
-  if (r != -1 && check_valid (d) == -1)
+  if (r != -1 && (check_valid (d) == -1 ||
+                  point_disk_check (&d->frozen) == -1))
     r = -1;
   return r;
 }
@@ -219,7 +227,7 @@ static int
 check_parts (const struct bitmap_disk *d)
 {
   const uint64_t nr =
-    bitmap_nr_parts (bitmap_nr_bits (d->disk.layer.size,
+    bitmap_nr_parts (bitmap_nr_bits (d->frozen.disk.layer.size,
                                      d->info.granularity_bits),
                      d->cluster_bits);
   struct bits b = { .d = d, .table.start = 0, .data.start = 0 };
@@ -238,7 +246,7 @@ check_parts (const struct bitmap_disk *d)
 static int
 find_bitmap (struct bitmap_disk *d, const struct header *h, const char *name)
 {
-  const struct layer *l = &d->disk.layer;
+  const struct layer *l = &d->frozen.disk.layer;
   unsigned nr;
 
   if (bitmap_find (l->tables, h, name, &d->info, &nr) == 0)
@@ -254,7 +262,7 @@ find_bitmap (struct bitmap_disk *d, const struct header *h, const char *name)
 static int
 open_bitmap (struct bitmap_disk *d, const char *name)
 {
-  struct storage *s = d->disk.layer.tables;
+  struct storage *s = d->frozen.disk.layer.tables;
   struct header h;
 
   /* A repair may have changed it since the image was opened. */
@@ -266,16 +274,17 @@ open_bitmap (struct bitmap_disk *d, const char *name)
   d->directory_size = h.bitmap_directory_size;
   d->directory = h.bitmap_directory;
   if (bitmap_check_usable (s, &d->info) == -1)
-    return layer_damaged (&d->disk.layer, d->info.place);
+    return layer_damaged (&d->frozen.disk.layer, d->info.place);
   if (bitmap_check_table (s, &h, &d->info) == -1) {
     error_append (" (of the bitmap \"%s\")", d->info.name);
-    return layer_damaged (&d->disk.layer, d->info.place);
+    return layer_damaged (&d->frozen.disk.layer, d->info.place);
   }
   return check_parts (d);
 }
 
 struct layer *
-bitmap_disk_new (const struct qcow2_file *f, const char *name)
+bitmap_disk_new (const struct qcow2_file *f, const char *name,
+                 struct point *point)
 {
   struct bitmap_disk *d = malloc (sizeof *d);
 
@@ -283,11 +292,11 @@ bitmap_disk_new (const struct qcow2_file *f, const char *name)
     error_set (ENOMEM, "out of memory");
     return NULL;
   }
-  d->disk = f->disk;
+  point_disk_init (&d->frozen, f, point);
   if (open_bitmap (d, name) == -1) {
     free (d);
     return NULL;
   }
-  d->disk.layer.find_changes = find_changes;
-  return &d->disk.layer;
+  layer_of (d)->find_changes = find_changes;
+  return layer_of (d);
 }

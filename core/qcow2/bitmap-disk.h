@@ -22,14 +22,20 @@
 
 #include "qcow2/disk.h"
 
+struct point;
+
 /* A new layer of the live disk of this open file, to be freed by free, with the
- * extents of the bitmap of this name.  Its table is read and checked, and
+ * extents of the bitmap of this name.  With a point (or NULL) the disk is as that
+ * has it; the bits are those of the moment when extents are asked for, which
+ * include all that were there at the point: while a writer follows, no bit of
+ * what has changed is ever taken away.  Its table is read and checked, and
  * everything that it needs of the directory.  Returns NULL with the error set:
  * ENOENT if there is no such bitmap; EINVAL if it is in use, of an unknown
  * kind, or malformed (marked as repeated if that was reported before); EIO,
  * ENOMEM.
  */
 extern struct layer *bitmap_disk_new (const struct qcow2_file *f,
-                                      const char *name);
+                                      const char *name,
+                                      struct point *point);
 
 #endif /* CORE_QCOW2_BITMAP_DISK_H */

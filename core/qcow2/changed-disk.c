@@ -4,13 +4,17 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "disk/extents.h"
 #include "qcow2/changed-disk.h"
+#include "qcow2/l2-range.h"
+#include "qcow2/point-disk.h"
+#include "qcow2/points.h"
 
 struct changed_disk {
-  struct qcow2_disk disk; /* first: see qcow2/disk.h */
+  struct point_disk to; /* first: see qcow2/disk.h */
   struct map from;
   uint64_t from_size; /* bytes */
 };
@@ -21,11 +25,30 @@ changed_disk (const struct layer *layer)
   return (const struct changed_disk *) layer;
 }
 
-/* One side of the comparison: entries within one slice of its L2 table. */
+static inline uint64_t
+lesser (uint64_t a, uint64_t b)
+{
+  return a < b ? a : b;
+}
+
+/* So much of a table is compared at once, at most. */
+#define MAX_BYTES 65536
+
+/* One side of the comparison: the words of slices of an L2 table, in the order
+ * of the disk.
+ */
 struct side {
   const struct map *map;
   struct host_off table; /* 0: there is none */
-  struct map_l2 l2;      /* of all zeros then */
+  uint64_t words[MAX_BYTES / sizeof (uint64_t)];
+};
+
+/* What is compared. */
+struct piece {
+  uint64_t start;  /* the guest's, of the first slice */
+  uint64_t slices; /* of each side */
+  uint64_t most;   /* that are to be loaded the next time */
+  struct side a, b;
 };
 
 /* Returns -1 with the error set if the L1 entry is damaged or can't be read. */
@@ -43,17 +66,23 @@ find_table (struct side *s, struct guest_off at)
   return 0;
 }
 
+/* Load the words of p->slices slices.  ahead: how many will be wanted. */
 static int
-load_entries (struct side *s, struct guest_off at, uint64_t nr, bool ahead)
+load_words (const struct piece *p, struct side *s, uint64_t ahead)
 {
   const struct map *m = s->map;
-
-  if (s->table.v != 0)
-    return map_l2_entries (m, s->table, at, nr, ahead, &s->l2);
-  s->l2 = (struct map_l2) {
-    .cluster = at.v & -m->cluster_size, .nr_words = nr << m->l2_word_bits,
+  const uint64_t mask = (UINT64_C (1) << m->l1_shift) - 1;
+  const struct host_off place = {
+    s->table.v + ((p->start & mask) >> m->format.cluster_bits
+                  << (3 + m->l2_word_bits))
   };
-  return 0;
+
+  if (s->table.v == 0) {
+    memset (s->words, 0, p->slices * m->slice_bytes);
+    return 0;
+  }
+  return p->slices > 1 ? l2_range_read (m, place, p->slices, s->words)
+    : l2_range_get (m, place, ahead, s->words);
 }
 
 /* What is compared of one place. */
@@ -62,14 +91,33 @@ struct content {
   struct host_off host; /* of STANDARD */
 };
 
+/* The i-th entry.  Returns -1 with the error set if it is damaged. */
+static int
+decode (const struct piece *p, const struct side *s, uint64_t i,
+        struct l2_entry *e)
+{
+  const struct map *m = s->map;
+  const uint64_t w = i << m->l2_word_bits;
+  struct map_l2 one;
+
+  one.cluster = p->start + (i << m->format.cluster_bits);
+  one.slice = s->table;
+  one.first_word = w;
+  one.nr_words = 1U << m->l2_word_bits;
+  one.words[0] = be64toh (s->words[w]);
+  one.words[1] = m->format.extended_l2 ? be64toh (s->words[w + 1]) : 0;
+  return map_l2_decode (m, &one, 0, e);
+}
+
 /* Of the i-th entry, at byte `in' of its cluster. */
 static struct content
-content_of (const struct side *s, unsigned i, uint64_t in, bool below)
+content_of (const struct piece *p, const struct side *s, uint64_t i,
+            uint64_t in, bool below)
 {
   struct content c = { .kind = CLUSTER_INVALID, .host = HOST_NONE };
   struct l2_entry e;
 
-  if (map_l2_decode (s->map, &s->l2, i, &e) == -1)
+  if (decode (p, s, i, &e) == -1)
     return c;
   c.kind = e.kind == CLUSTER_SUBCLUSTERS
     ? entry_subcluster (&e, in >> s->map->subcluster_bits) : e.kind;
@@ -85,11 +133,10 @@ content_of (const struct side *s, unsigned i, uint64_t in, bool below)
  * clusters do.
  */
 static bool
-is_same_content (const struct side *a, const struct side *b, unsigned i,
-                 uint64_t in, bool below)
+is_same_content (const struct piece *p, uint64_t i, uint64_t in, bool below)
 {
-  const struct content x = content_of (a, i, in, below);
-  const struct content y = content_of (b, i, in, below);
+  const struct content x = content_of (p, &p->a, i, in, below);
+  const struct content y = content_of (p, &p->b, i, in, below);
 
   if (x.kind != y.kind)
     return false;
@@ -108,65 +155,67 @@ is_same_content (const struct side *a, const struct side *b, unsigned i,
   abort ();
 }
 
-/* Whether the i-th entries are the same but for COPIED, which does not change
- * what is read.
+/* Most words are the same, to the bit: these are compared together. */
+#define BLOCK_WORDS 64
+
+/* How many entries from the i-th on are the same, but for COPIED, which does not
+ * change what is read.
  */
-static inline bool
-is_same_entry (const struct side *a, const struct side *b, unsigned i)
+static uint64_t
+count_same (const struct piece *p, uint64_t i)
 {
-  const unsigned w = i << a->map->l2_word_bits;
+  const struct map *m = p->a.map;
+  const uint64_t nr = p->slices * m->slice_bytes / sizeof (uint64_t);
+  const uint64_t mask[2] = {
+    ~htobe64 (QCOW2_ENTRY_COPIED),
+    m->format.extended_l2 ? UINT64_MAX : ~htobe64 (QCOW2_ENTRY_COPIED),
+  };
+  const uint64_t first = i << m->l2_word_bits;
+  uint64_t w = first, end;
 
-  return ((a->l2.words[w] ^ b->l2.words[w]) & ~QCOW2_ENTRY_COPIED) == 0 &&
-    (!a->map->format.extended_l2 || a->l2.words[w + 1] == b->l2.words[w + 1]);
-}
-
-/* How many entries from the i-th on are the same: most are. */
-static inline unsigned
-count_same (const struct side *a, const struct side *b, unsigned i)
-{
-  const unsigned nr = a->l2.nr_words >> a->map->l2_word_bits;
-  const unsigned first = i;
-
-  while (i < nr && is_same_entry (a, b, i))
-    i++;
-  return i - first;
+  do {
+    while (nr - w >= BLOCK_WORDS &&
+           memcmp (p->a.words + w, p->b.words + w, 8 * BLOCK_WORDS) == 0)
+      w += BLOCK_WORDS;
+    end = lesser (w + BLOCK_WORDS, nr);
+    while (w < end && ((p->a.words[w] ^ p->b.words[w]) & mask[w % 2]) == 0)
+      w++;
+  } while (w == end && w < nr);
+  return (w - first) >> m->l2_word_bits;
 }
 
 /* Whether it has changed at this place, and where the next one is that may
  * differ in that.
  */
 static bool
-has_changed (const struct side *a, const struct side *b, uint64_t at,
-             bool below, uint64_t *next)
+has_changed (const struct piece *p, uint64_t at, bool below, uint64_t *next)
 {
-  const struct map *m = a->map;
+  const struct map *m = p->a.map;
   const uint64_t in = at & (m->cluster_size - 1);
-  const unsigned i = (at - a->l2.cluster) >> m->format.cluster_bits;
-  const uint64_t piece = UINT64_C (1) << m->subcluster_bits;
-  const unsigned same = count_same (a, b, i);
+  const uint64_t i = (at - p->start) >> m->format.cluster_bits;
+  const uint64_t unit = UINT64_C (1) << m->subcluster_bits;
+  const uint64_t same = count_same (p, i);
 
   if (same > 0) {
     *next = at - in + same * m->cluster_size;
     return false;
   }
-  *next = (at & -piece) + piece;
-  return !is_same_content (a, b, i, in, below);
+  *next = (at & -unit) + unit;
+  return !is_same_content (p, i, in, below);
 }
 
-/* Add what the loaded entries say, from `at' to end.  Returns as extents_add
- * does.
- */
+/* Add what a piece says, from `at' to end.  Returns as extents_add does. */
 static int
-add_entries (struct extents *e, const struct side *a, const struct side *b,
-             uint64_t at, uint64_t end, bool below)
+add_entries (struct extents *e, const struct piece *p, uint64_t at,
+             uint64_t end, bool below)
 {
   uint64_t next, start = at;
-  bool changed = has_changed (a, b, at, below, &next);
+  bool changed = has_changed (p, at, below, &next);
   int r = 0;
 
   while (r == 0 && next < end) {
     uint64_t then;
-    const bool c = has_changed (a, b, next, below, &then);
+    const bool c = has_changed (p, next, below, &then);
 
     if (c != changed) {
       r = extents_add (e, next - start, changed);
@@ -178,59 +227,102 @@ add_entries (struct extents *e, const struct side *a, const struct side *b,
   return r != 0 ? r : extents_add (e, end - start, changed);
 }
 
-static inline uint64_t
-lesser (uint64_t a, uint64_t b)
+/* Have the words of b be those that the point has, where these are in shadows.
+ * The live ones were loaded before (S2).
+ */
+static void
+load_shadows (struct piece *p, const struct point_disk *to)
 {
-  return a < b ? a : b;
+  const struct map *m = p->b.map;
+  const uint64_t first = map_slice_number (m, (struct guest_off) { p->start });
+  const unsigned per_slice = m->slice_bytes / sizeof (uint64_t);
+  uint64_t i;
+  unsigned k;
+
+  for (i = 0; to->point != NULL && i < p->slices; ++i) {
+    uint64_t *words = p->b.words + i * per_slice;
+
+    if (points_words (to->points, to->point, m, first + i, words))
+      for (k = 0; k < per_slice; ++k)
+        words[k] = htobe64 (words[k]);
+  }
 }
 
-/* Load both sides' entries from `at' on, and lower *end to where they do.
+/* How many slices to load, where `wanted' are of use.  A request takes twice as
+ * many each time: most want to know of all that there is, and who wants one
+ * extent has not read much more.  From afar they are read ahead instead.
+ */
+static uint64_t
+slices_to_load (struct piece *p, uint64_t wanted)
+{
+  const struct map *m = p->a.map;
+  const uint64_t nr = lesser (p->most, wanted);
+
+  if (!storage_reads_together (m->tables))
+    p->most = lesser (2 * p->most, MAX_BYTES / m->slice_bytes);
+  return nr;
+}
+
+static int
+load_both (struct piece *p, uint64_t ahead)
+{
+  return load_words (p, &p->a, ahead) == -1 ? -1
+    : load_words (p, &p->b, ahead);
+}
+
+/* Load what both sides have from `at' on, and lower *end to where that ends.
  * Returns true unless there is nothing to compare: then *changed is so up to
- * there.
+ * there.  A live table that is still the snapshot's has not changed since that,
+ * nor has what a point has of it: such a table is copied first, and for good.
  */
 static bool
-load_sides (struct side *a, struct side *b, struct guest_off at, uint64_t *end,
-            bool *changed)
+load_piece (struct piece *p, const struct point_disk *to, struct guest_off at,
+            uint64_t *end, bool *changed)
 {
-  const struct map *m = a->map;
-  const uint64_t slice = map_slice_end (m, at);
-  const bool ahead = *end > slice;
-  uint64_t nr;
+  const struct map *m = p->a.map;
+  const uint64_t slice = map_slice_clusters (m) << m->format.cluster_bits;
+  uint64_t wanted;
+  bool loaded;
 
   *end = lesser (*end, ((at.v >> m->l1_shift) + 1) << m->l1_shift);
   *changed = true;
-  if (find_table (a, at) == -1 || find_table (b, at) == -1)
+  if (find_table (&p->a, at) == -1 || find_table (&p->b, at) == -1)
     return false;
-  *changed = false;
-  if (a->table.v == b->table.v)
+  *changed = p->a.table.v != p->b.table.v;
+  if (!*changed)
     return false;
-  *end = lesser (*end, slice);
-  nr = ((*end - 1) >> m->format.cluster_bits) -
-    (at.v >> m->format.cluster_bits) + 1;
-  *changed = true;
-  return load_entries (a, at, nr, ahead) == 0 &&
-    load_entries (b, at, nr, ahead) == 0;
+  p->start = at.v / slice * slice;
+  wanted = (*end - p->start + slice - 1) / slice;
+  p->slices = slices_to_load (p, wanted);
+  loaded = load_both (p, storage_reads_together (m->tables) ? wanted : 1) == 0;
+  if (!loaded && p->slices > 1) { /* one that can't be read counts alone */
+    p->slices = 1;
+    loaded = load_both (p, 1) == 0;
+  }
+  load_shadows (p, to);
+  *end = lesser (*end, p->start + p->slices * slice);
+  return loaded;
 }
 
 /* Compare from *at on, where both disks and, if below is set, a backing file
  * are as far as end.  Returns as extents_add does.
  */
 static int
-add_slice (struct extents *e, const struct changed_disk *d, uint64_t *at,
-           uint64_t end, bool below)
+add_piece (struct extents *e, const struct changed_disk *d, struct piece *p,
+           uint64_t *at, uint64_t end, bool below)
 {
-  struct epoch *epoch = d->disk.layer.shared->epoch;
-  struct side a = { .map = &d->from }, b = { .map = &d->disk.map };
+  struct epoch *epoch = d->to.disk.layer.shared->epoch;
   const uint64_t start = *at;
   bool changed, loaded;
   unsigned token;
 
   /* Tables that the live disk gives up meanwhile have no other use yet. */
   token = epoch_enter (epoch);
-  loaded = load_sides (&a, &b, (struct guest_off) { start }, &end, &changed);
+  loaded = load_piece (p, &d->to, (struct guest_off) { start }, &end,
+                       &changed);
   epoch_leave (epoch, token);
   *at = end;
-  return loaded ? add_entries (e, &a, &b, start, end, below)
+  return loaded ? add_entries (e, p, start, end, below)
     : extents_add (e, end - start, changed);
 }
 
@@ -243,26 +335,33 @@ find_changes (const struct layer *layer, uint64_t count,
   const uint64_t end = offset.v + count;
   const uint64_t both = lesser (end, d->from_size);
   const uint64_t backing = layer->backing == NULL ? 0 : layer->backing->size;
+  struct piece p;
   uint64_t at = offset.v;
   int r = 0;
 
+  p.most = 1;
+  p.a.map = &d->from;
+  p.b.map = &d->to.disk.map;
   while (r == 0 && at < both) {
     const bool below = at < backing;
 
-    r = add_slice (e, d, &at, below ? lesser (both, backing) : both, below);
+    r = add_piece (e, d, &p, &at, below ? lesser (both, backing) : both,
+                   below);
   }
-  return r != 0 || at >= end ? r : extents_add (e, end - at, true);
+  if (r == 0 && at < end)
+    r = extents_add (e, end - at, true);
+  return r != -1 && point_disk_check (&d->to) == -1 ? -1 : r;
 }
 
-struct layer *
-changed_disk_new (const struct qcow2_disk *from, const struct qcow2_disk *to)
+static struct changed_disk *
+allocate (const struct qcow2_disk *from)
 {
   struct changed_disk *d;
 
-  if (to->map.format.data_file) {
+  if (from->map.format.data_file) {
     error_set (ENOTSUP, "%s: what has changed since a snapshot can't be told: "
                "data is in an external data file, which no snapshot keeps",
-               to->layer.tables->name);
+               from->layer.tables->name);
     return NULL;
   }
   d = malloc (sizeof *d);
@@ -270,9 +369,33 @@ changed_disk_new (const struct qcow2_disk *from, const struct qcow2_disk *to)
     error_set (ENOMEM, "out of memory");
     return NULL;
   }
-  d->disk = *to;
   d->from = from->map;
   d->from_size = from->layer.size;
-  d->disk.layer.find_changes = find_changes;
-  return &d->disk.layer;
+  return d;
+}
+
+struct layer *
+changed_disk_new (const struct qcow2_disk *from, const struct qcow2_disk *to)
+{
+  struct changed_disk *d = allocate (from);
+
+  if (d == NULL)
+    return NULL;
+  d->to.disk = *to;
+  d->to.point = NULL;
+  d->to.disk.layer.find_changes = find_changes;
+  return &d->to.disk.layer;
+}
+
+struct layer *
+changed_disk_frozen (const struct qcow2_disk *from, const struct qcow2_file *to,
+                     struct point *point)
+{
+  struct changed_disk *d = allocate (from);
+
+  if (d == NULL)
+    return NULL;
+  point_disk_init (&d->to, to, point);
+  d->to.disk.layer.find_changes = find_changes;
+  return &d->to.disk.layer;
 }

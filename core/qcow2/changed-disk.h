@@ -27,4 +27,13 @@
 extern struct layer *changed_disk_new (const struct qcow2_disk *from,
                                        const struct qcow2_disk *to);
 
+struct point;
+
+/* The same of the live disk of an open file as a point in time has it.  Once the
+ * point has failed, extents fail with EIO.
+ */
+extern struct layer *changed_disk_frozen (const struct qcow2_disk *from,
+                                          const struct qcow2_file *to,
+                                          struct point *point);
+
 #endif /* CORE_QCOW2_CHANGED_DISK_H */

@@ -549,13 +549,10 @@ map_slice_end (const struct map *m, struct guest_off offset)
 
 int
 map_l2_entries (const struct map *m, struct host_off table,
-                struct guest_off offset, uint64_t nr, bool ahead,
-                struct map_l2 *l2)
+                struct guest_off offset, uint64_t nr, struct map_l2 *l2)
 {
   const uint64_t index = index_in_table (m, offset);
   const unsigned per_slice = entries_in_slice (m);
-  const uint64_t slices = ahead
-    ? m->cluster_size / m->slice_bytes - index / per_slice : 1;
   struct cache_ref ref;
   unsigned i;
 
@@ -566,7 +563,7 @@ map_l2_entries (const struct map *m, struct host_off table,
   l2->nr_words = nr << m->l2_word_bits;
   do {
     if (cache_get (m->cache, m->tables, m->id, l2->slice, m->slice_bytes,
-                   slices, &ref) == -1)
+                   1, &ref) == -1)
       return -1;
     for (i = 0; i < l2->nr_words; ++i)
       l2->words[i] = cache_word (&ref, l2->first_word + i);
@@ -589,7 +586,7 @@ map_l2_slice (const struct map *m, struct host_off table,
     map_slice_number (m, offset) * nr << m->format.cluster_bits
   };
 
-  return map_l2_entries (m, table, start, nr, false, l2);
+  return map_l2_entries (m, table, start, nr, l2);
 }
 
 int

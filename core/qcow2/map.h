@@ -112,11 +112,10 @@ extern uint64_t map_slice_number (const struct map *m,
 extern unsigned map_slice_word (const struct map *m, struct guest_off offset);
 
 /* Look up the entries of nr clusters from that at offset on, which must be
- * within its slice, in this L2 table.  ahead: those of the table's next slices
- * will be wanted, too.  Returns -1 with the error set.
+ * within its slice, in this L2 table.  Returns -1 with the error set.
  */
 extern int map_l2_entries (const struct map *m, struct host_off table,
-                           struct guest_off offset, uint64_t nr, bool ahead,
+                           struct guest_off offset, uint64_t nr,
                            struct map_l2 *l2);
 
 /* The same for all entries of the slice that maps offset. */

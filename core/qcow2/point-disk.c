@@ -9,14 +9,6 @@
 #include "qcow2/point-disk.h"
 #include "qcow2/points.h"
 
-struct point_disk {
-  struct qcow2_disk disk; /* first: see qcow2/disk.h */
-  struct format_ops ops;  /* the live disk's, but for the lookup */
-  struct points *points;
-  struct point *point;
-};
-
-/* Reported once for each point. */
 static int __attribute__ ((__cold__))
 has_failed (const struct point_disk *d)
 {
@@ -26,6 +18,13 @@ has_failed (const struct point_disk *d)
   if (atomic_exchange (&d->point->told, true))
     error_set_repeated ();
   return -1;
+}
+
+int
+point_disk_check (const struct point_disk *d)
+{
+  return d->point != NULL && atomic_load (&d->point->failed)
+    ? has_failed (d) : 0;
 }
 
 /* S1, S2: whoever sees an entry that has changed finds the shadow then.  And if
@@ -47,11 +46,24 @@ lookup (const struct layer *layer, struct guest_off offset, uint64_t max,
     if (points_lookup (d->points, d->point, m, offset, max, run))
       r = 0;
   }
-  if (atomic_load (&d->point->failed))
-    return has_failed (d);
+  if (point_disk_check (d) == -1)
+    return -1;
   if (r == 0 && run->kind == RUN_DATA && d->ops.read_guest_data != NULL)
     run->kind = RUN_GUEST_DATA;
   return r;
+}
+
+void
+point_disk_init (struct point_disk *d, const struct qcow2_file *f,
+                 struct point *point)
+{
+  *d = (struct point_disk) {
+    .disk = f->disk, .ops = *f->layer.format, .points = f->points,
+    .point = point,
+  };
+  d->ops.lookup = lookup;
+  if (point != NULL)
+    d->disk.layer.format = &d->ops;
 }
 
 struct layer *
@@ -63,11 +75,6 @@ point_disk_new (const struct qcow2_file *f, struct point *point)
     error_set (ENOMEM, "out of memory");
     return NULL;
   }
-  *d = (struct point_disk) {
-    .disk = f->disk, .ops = *f->layer.format, .points = f->points,
-    .point = point,
-  };
-  d->ops.lookup = lookup;
-  d->disk.layer.format = &d->ops;
+  point_disk_init (d, f, point);
   return &d->disk.layer;
 }

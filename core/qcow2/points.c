@@ -193,17 +193,17 @@ shadow_bytes (const struct map *m, bool empty)
   return sizeof (struct shadow) + (empty ? 0 : m->slice_bytes);
 }
 
-/* The shadow in this bucket that has a slice as a point has it, or NULL (S1).  Its
- * stripe is locked.
+/* What a point has of a slice, from the first shadow in its bucket on (S1); NULL:
+ * the live entries.  Its stripe is locked.
  */
 static const struct shadow *
-find_shadow (struct shadow *bucket, const struct point *point, uint64_t slice)
+find_shadow (struct shadow *first, const struct point *point, uint64_t slice)
 {
   const uint64_t generation = atomic_load (&point->generation);
   const struct shadow *found = NULL;
   struct shadow *s;
 
-  for (s = next_of_slice (bucket, slice);
+  for (s = next_of_slice (first, slice);
        s != NULL && s->generation >= generation;
        s = next_of_slice (s->next, slice))
     found = s;
@@ -235,9 +235,9 @@ points_lookup (struct points *p, const struct point *point,
 {
   static const _Atomic uint64_t zeros[MAP_MAX_WORDS];
   const uint64_t slice = map_slice_number (m, offset);
-  const struct shadow *found;
   pthread_mutex_t *stripe;
   struct shadow **bucket = find_bucket (p, slice, &stripe);
+  const struct shadow *found;
 
   pthread_mutex_lock (stripe);
   found = find_shadow (*bucket, point, slice);

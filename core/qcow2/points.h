@@ -125,8 +125,8 @@ extern bool points_lookup (struct points *p, const struct point *point,
                            uint64_t max, struct run *run);
 
 /* The words of a slice as a point has it, from a shadow, in the host's byte
- * order.  False: there is none, and the live ones count; whoever wants them sees
- * to it that nobody changes the slice meanwhile.
+ * order.  False: there is none, and words are as they were: the live ones count,
+ * as with points_lookup.
  */
 extern bool points_words (struct points *p, const struct point *point,
                           const struct map *m, uint64_t slice,

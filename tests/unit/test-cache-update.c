@@ -714,6 +714,44 @@ test_begin_and_end (void)
   end ();
 }
 
+static atomic_bool finding;
+
+static void *
+update_main (void *opaque)
+{
+  uint64_t words[SLICE_WORDS] = { 0 };
+
+  (void) opaque;
+  while (atomic_load (&finding)) {
+    words[1]++;
+    CHECK_EQ (update (1, 0, SLICE_WORDS, words, CACHE_SECOND), CACHE_UPDATED);
+  }
+  return NULL;
+}
+
+/* A slice with changes is found also while it is being changed once more: what
+ * is on the storage is not what it says.
+ */
+static void
+test_found_while_changed (void)
+{
+  const double until = seconds () + test_seconds (0.3);
+  struct cache_ref ref;
+  unsigned missed = 0;
+  pthread_t thread;
+
+  start (1 << 20, false);
+  set (1, 0, 11);
+  atomic_store (&finding, true);
+  CHECK_EQ (pthread_create (&thread, NULL, update_main, NULL), 0);
+  while (seconds () < until)
+    missed += !cache_find (cache, ID, slice_at (1), &ref);
+  atomic_store (&finding, false);
+  pthread_join (thread, NULL);
+  CHECK_EQ (missed, 0);
+  end ();
+}
+
 int
 main (void)
 {
@@ -731,6 +769,7 @@ main (void)
   test_two_storages ();
   test_shares ();
   test_begin_and_end ();
+  test_found_while_changed ();
   test_threads (CACHE_MIN_BYTES);
   test_threads (1 << 20);
   return check_result ();

@@ -372,9 +372,11 @@ check_has (const struct layer *l, uint64_t at, uint64_t count)
   free (flags);
 }
 
-/* What was answered is there, whether it was written back or not. */
+/* What was answered is there, whether it was written back or not: with one slice
+ * for each table, and with several.
+ */
 static void
-test_writing (void)
+check_writing (unsigned cluster_bits, uint64_t size)
 {
   static const uint8_t data[65536] = { 1 };
   const struct writer_options options = { 0 };
@@ -384,14 +386,14 @@ test_writing (void)
   unsigned i;
 
   back_size = 0;
-  build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, 1 << 22);
+  build_start (&b, 3, cluster_bits, false, COMPRESSION_DEFLATE, size);
   random_entries (&b, 1 << 10, 70);
   build_snapshot (&b, 0, &seed);
   im = open_image (&b);
   CHECK_OK (image_make_writable (im, &options));
   l = image_open_disk (im, "changed/a");
   for (i = 0; i < 60; ++i) {
-    const uint64_t at = random_below (&seed, (1 << 13) - 128) * 512;
+    const uint64_t at = random_below (&seed, size / 512 - 128) * 512;
     const uint64_t count = 512 * (1 + random_below (&seed, 128));
 
     CHECK_OK (image_write (im, data, count, (struct guest_off) { at }, 0));
@@ -403,6 +405,62 @@ test_writing (void)
   close_image (im);
 }
 
+static void
+test_writing (void)
+{
+  check_writing (12, UINT64_C (1) << 22);
+  check_writing (14, UINT64_C (128) << 20);
+}
+
+/* --------------------------------------------------------------- unreadable */
+
+#define BAD_SLICE 5
+
+/* Reads of what includes this slice of the snapshot's table fail. */
+static void
+fail_slice (void *opaque, const struct memory_call *call)
+{
+  const uint64_t bad = *(const uint64_t *) opaque;
+
+  control[0].fail_call = 0;
+  if (call->kind == MEMORY_READ && call->offset < bad + 4096 &&
+      call->offset + call->count > bad)
+    memory_fail (&control[0], MEMORY_READ, 1, EIO);
+}
+
+/* What can't be compared has changed: that slice, and no other one. */
+static void
+test_unreadable (void)
+{
+  const uint64_t slice = UINT64_C (512) << 16;
+  struct builder b;
+  struct image *im;
+  struct layer *l;
+  uint64_t bad, i;
+  uint8_t *flags;
+
+  back_size = 0;
+  build_start (&b, 3, 16, false, COMPRESSION_DEFLATE, 16 * slice);
+  build_entry (&b, 0, QCOW2_L2_ZERO, 0);
+  bad = build_l2_place (&b, 0) + BAD_SLICE * 4096;
+  build_snapshot (&b, 100, &seed);
+  im = open_image (&b);
+  l = image_open_disk (im, "changed/1");
+  control[0].opaque = &bad;
+  control[0].hook = fail_slice;
+  flags = flags_of (l);
+  control[0].hook = NULL;
+  memory_fail_no_more (&control[0]);
+  for (i = 0; i < 16; ++i) {
+    CHECK ((flags[i * slice / 512] == EXTENT_HOLE) == (i != BAD_SLICE));
+    CHECK ((flags[(i + 1) * slice / 512 - 1] == EXTENT_HOLE) ==
+           (i != BAD_SLICE));
+  }
+  free (flags);
+  image_close_disk (l);
+  close_image (im);
+}
+
 int
 main (void)
 {
@@ -410,5 +468,6 @@ main (void)
   test_random ();
   test_tables ();
   test_writing ();
+  test_unreadable ();
   return check_result ();
 }

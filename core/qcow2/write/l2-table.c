@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "qcow2/l2-range.h"
 #include "qcow2/write/writer.h"
 
 /* --------------------------------------------------------------- L2 tables */
@@ -82,52 +83,6 @@ clear_copied (const struct map *m, uint64_t *words)
   }
 }
 
-/* Copy a slice of a table if it is in the cache. */
-static bool
-find_slice (const struct map *m, struct host_off slice, uint64_t *words)
-{
-  const unsigned nr = m->slice_bytes / sizeof *words;
-  struct cache_ref ref;
-  unsigned i;
-
-  do {
-    if (!cache_find (m->cache, m->id, slice, &ref))
-      return false;
-    for (i = 0; i < nr; ++i)
-      words[i] = htobe64 (cache_word (&ref, i));
-  } while (!cache_still_valid (&ref));
-  return true;
-}
-
-/* Read a table that nobody changes as it is now: some slices of it may have
- * changes in the cache that are not on the disk yet.  Those that are not in the
- * cache have none; they are read around it, so as not to wait for requests
- * that are reading them as well.
- */
-static int
-read_table (const struct map *m, struct host_off table, uint64_t *words)
-{
-  const uint32_t per_slice = m->slice_bytes / sizeof *words;
-  const uint32_t nr = m->cluster_size / sizeof *words;
-  uint32_t i, missing = 0; /* words right before the i-th one */
-
-  for (i = 0; i <= nr; i += per_slice) {
-    const struct host_off slice = { table.v + i * sizeof *words };
-    const struct host_off from = { slice.v - missing * sizeof *words };
-
-    if (i < nr && !find_slice (m, slice, words + i)) {
-      missing += per_slice;
-      continue;
-    }
-    if (missing > 0 &&
-        storage_read (m->tables, words + i - missing,
-                      missing * sizeof *words, from) == -1)
-      return -1;
-    missing = 0;
-  }
-  return 0;
-}
-
 /* A copy of a table that a snapshot has as well. */
 static int
 copy_l2_table (struct writer *w, const struct map_l1 *l1,
@@ -144,7 +99,8 @@ copy_l2_table (struct writer *w, const struct map_l1 *l1,
     return -1;
   }
   if (alloc_refcount (&w->alloc, l1->table, &refcount) == 0 &&
-      read_table (m, l1->table, words) == 0) {
+      l2_range_read (m, l1->table, m->cluster_size / m->slice_bytes,
+                     words) == 0) {
     if (refcount != 1)
       clear_copied (m, words);
     else

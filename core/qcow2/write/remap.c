@@ -68,8 +68,7 @@ remap_find (struct remap *r)
        frozen_capture (r->w, table, r->from) == -1)) /* R7 */
     return -1;
   return map_l2_entries (remapped_map (r), table,
-                         (struct guest_off) { r->cluster }, r->nr, false,
-                         &r->l2);
+                         (struct guest_off) { r->cluster }, r->nr, &r->l2);
 }
 
 int
