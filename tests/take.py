@@ -179,7 +179,7 @@ def killed():
                 h = srv.connect("snapshot/x")
                 equal(qtest.read_all(h), want, "killed: snapshot")
                 h.shutdown()
-            srv.stop()
+            srv.stop(quiet=False)  # it tells of a repair
         check_image(file, "killed")
 
 
@@ -189,13 +189,15 @@ def refused():
         must_fail(srv, "take/x", "its refcounts have one bit")
         must_fail(srv, "take/", "the name of a new snapshot must follow")
         must_fail(srv, "take/a/b", "the name of a new snapshot must follow")
-        must_fail(srv, "take/" + "n" * 256, "at most 255 bytes")
         srv.stop(quiet=False)
     file, _ = make("plain", "", random.Random(1))
     with open(file, "rb") as f:
         before = f.read()
     with Server(file, *PARAMS) as srv:
         must_fail(srv, "take/x", "it is not writable")
+        srv.stop(quiet=False)
+    with Server(file, *PARAMS, readonly=False) as srv:
+        must_fail(srv, "take/" + "n" * 256, "at most 255 bytes")
         srv.stop(quiet=False)
     with Server(file, readonly=False) as srv:
         must_fail(srv, "take/x", "there is no export")
