@@ -37,7 +37,7 @@ read_words (struct take *t, struct guest_off at, uint64_t *words)
     return -1;
   if (l1.table.v == 0)
     return 0;
-  if (map_l2_entries (m, l1.table, at, map_slice_clusters (m), true, &l2) == -1)
+  if (map_l2_entries (m, l1.table, at, map_slice_clusters (m), &l2) == -1)
     return -1;
   memcpy (words, l2.words, m->slice_bytes);
   return 0;
