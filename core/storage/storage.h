@@ -47,7 +47,7 @@ enum {
 enum storage_locking {
   STORAGE_LOCKING_AUTO, /* where they can't be had a note says so; default */
   STORAGE_LOCKING_ON,   /* that is an error (ENOLCK) */
-  STORAGE_LOCKING_OFF,  /* none are taken or looked for */
+  STORAGE_LOCKING_OFF,  /* none are taken or looked for: see holders.h */
 };
 
 /* Which of the places where bytes are a storage is: these numbers tell it from
