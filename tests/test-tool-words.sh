@@ -65,7 +65,7 @@ for args in '7 sized.qcow2 -1M --shrink' '9 sized.qcow2 +2M' \
     # shellcheck disable=SC2086
     says 0 '^Image resized' - -f qcow2 resize $args
     test "$(qemu-img info --output=json sized.qcow2 |
-        sed -n 's/.*"virtual-size": \([0-9]*\).*/\1/p')" -eq $((now << 20)) ||
+        jq '."virtual-size"')" -eq $((now << 20)) ||
         die "resize $args: another size"
 done
 says 1 - 'a size is wanted' resize --shrink sized.qcow2
