@@ -34,8 +34,7 @@
 #include "memory-storage.h"
 #include "must-have.h"
 #include "qcow2/qcow2.h"
-
-#define MAX_EXPORTS 8
+#include "view.h"
 
 static char what[256]; /* is looked at */
 static const struct made *made;
@@ -170,159 +169,16 @@ static const struct command commands[] = {
 
 /* ----------------------------------------------------------------- contents */
 
-/* What an image's exports are called and hold. */
-struct view {
-  unsigned nr;
-  char name[MAX_EXPORTS][64];
-  uint8_t *content[MAX_EXPORTS];
-  uint64_t size[MAX_EXPORTS];
-  char bitmaps[8192]; /* all of them, and what is dirty */
-  size_t length;      /* of that */
-};
-
-static struct image *
-open_image (struct storage *s)
-{
-  struct storage *storages[2] = { s };
-  unsigned nr = 1;
-
-  if (made->backing != NULL)
-    storages[nr++] = memory_storage_new ("backing", made->backing,
-                                         made->backing_size, NULL);
-  return image_open_encrypted (storages, nr, CACHE_MIN_BYTES,
-                               made->aes ? &made_passphrases : NULL);
-}
-
-static int
-note_export (void *opaque, const char *name, const char *description)
-{
-  struct view *v = opaque;
-
-  (void) description;
-  if (strncmp (name, IMAGE_BITMAP_PREFIX, strlen (IMAGE_BITMAP_PREFIX)) == 0)
-    return 0;
-  if (v->nr == MAX_EXPORTS)
-    abort ();
-  snprintf (v->name[v->nr++], sizeof v->name[0], "%s", name);
-  return 0;
-}
-
-static bool
-read_export (const struct image *im, struct view *v, unsigned i)
-{
-  struct layer *disk = image_open_disk (im, v->name[i]);
-  bool ok;
-
-  if (disk == NULL)
-    return false;
-  v->size[i] = disk->size;
-  v->content[i] = must_have (malloc (disk->size + 1));
-  ok = layer_read (disk, v->content[i], disk->size,
-                   (struct guest_off) { 0 }) == 0;
-  image_close_disk (disk);
-  return ok;
-}
-
-static void
-note (struct view *v, const char *text, uint64_t a, uint64_t b)
-{
-  v->length += snprintf (v->bitmaps + v->length,
-                         sizeof v->bitmaps - v->length, "%s %" PRIu64 " %"
-                         PRIu64 "\n", text, a, b);
-  if (v->length >= sizeof v->bitmaps)
-    abort ();
-}
-
-static int
-note_range (void *opaque, uint64_t start, uint64_t length)
-{
-  note (opaque, "", start, length);
-  return 0;
-}
-
-struct bitmaps_view {
-  struct storage *storage;
-  struct header header;
-  struct view *view;
-};
-
-static int
-note_bitmap (void *opaque, const struct bitmap_info *b)
-{
-  const struct bitmaps_view *v = opaque;
-
-  note (v->view, b->name, b->granularity_bits, b->state);
-  return bitmap_ranges (v->storage, &v->header, b->name, note_range, v->view);
-}
-
-static bool
-view_bitmaps (const void *bytes, uint64_t size, struct view *v)
-{
-  struct bitmaps_view b = {
-    .storage = memory_storage_new ("state", bytes, size, NULL), .view = v,
-  };
-  const bool ok = qcow2_read_header (b.storage, &b.header) == 0 &&
-    bitmaps_list (b.storage, &b.header, note_bitmap, &b) == 0;
-
-  storage_close (b.storage);
-  return ok;
-}
-
-static bool
-view_image (const struct image *im, struct view *v)
-{
-  unsigned i;
-
-  memset (v, 0, sizeof *v);
-  if (image_list (im, note_export, v) == -1)
-    return false;
-  for (i = 0; i < v->nr; ++i)
-    if (!read_export (im, v, i))
-      return false;
-  return true;
-}
-
-static void
-view_free (struct view *v)
-{
-  unsigned i;
-
-  for (i = 0; i < v->nr; ++i)
-    free (v->content[i]);
-}
-
-/* Whether they are the same but for the live disk, which is the first, and the
- * bitmaps if these do not count.
- */
-static bool
-views_equal (const struct view *a, const struct view *b, bool live)
-{
-  unsigned i;
-
-  if (a->nr != b->nr || (live && strcmp (a->bitmaps, b->bitmaps) != 0))
-    return false;
-  for (i = live ? 0 : 1; i < a->nr; ++i)
-    if (strcmp (a->name[i], b->name[i]) != 0 || a->size[i] != b->size[i] ||
-        memcmp (a->content[i], b->content[i], a->size[i]) != 0)
-      return false;
-  return true;
-}
-
 static struct view before, after;
 
 static bool
 view_bytes (const void *bytes, uint64_t size, struct view *v)
 {
-  struct image *im = open_image (memory_storage_new ("state", bytes, size,
-                                                     NULL));
-  const bool ok = im != NULL && view_image (im, v) &&
-    view_bitmaps (bytes, size, v);
-
-  if (!ok)
-    check_failed (__FILE__, __LINE__, "%s: it can't be read: %s", what,
-                  error_message ());
-  (void) image_close (im);
-  return ok;
+  if (view_state (made, bytes, size, v))
+    return true;
+  check_failed (__FILE__, __LINE__, "%s: it can't be read: %s", what,
+                error_message ());
+  return false;
 }
 
 /* -------------------------------------------------------------------- bitmaps
@@ -348,10 +204,15 @@ has_changed (uint64_t sector)
     memcmp (before.content[0] + at, after.content[0] + at, 512) != 0;
 }
 
+struct bitmaps_of {
+  struct storage *storage;
+  struct header header;
+};
+
 static int
 check_bitmap (void *opaque, const struct bitmap_info *b)
 {
-  const struct bitmaps_view *v = opaque;
+  const struct bitmaps_of *v = opaque;
   const uint64_t nr = after.size[0] / 512;
   uint8_t *clean = must_have (malloc (nr + 1));
   uint64_t i;
@@ -370,7 +231,7 @@ check_bitmap (void *opaque, const struct bitmap_info *b)
 static void
 check_bitmaps (const struct crash_disk *disk)
 {
-  struct bitmaps_view v = {
+  struct bitmaps_of v = {
     .storage = memory_storage_new ("state", disk->bytes, disk->size, NULL),
   };
 
@@ -461,7 +322,7 @@ go_on (const uint8_t *bytes, uint64_t size, const struct view *v)
 
   crash_disk_init (&disk, bytes, size);
   disk.logging = false;
-  im = open_image (crash_storage_open (&disk, "state"));
+  im = view_open (made, crash_storage_open (&disk, "state"));
   CHECK_OK (image_repair (im, IMAGE_REPAIR_DIRTY, summary, sizeof summary));
   write_all (im, v);
   CHECK_OK (image_close (im));
