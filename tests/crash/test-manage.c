@@ -57,18 +57,43 @@ create (struct storage *s, const char *name)
 }
 
 /* By a part of the disk, or by some hundred KiB. */
-static int
-resize (struct storage *s, const char *how)
+static uint64_t
+new_size (const char *how)
 {
   const uint64_t size = made->disk_size / 512 * 512;
   uint64_t more = UINT64_C (5) << (2 * made->cluster_bits - 3);
 
   if (more > 300 << 10)
     more = 300 << 10;
-  return resize_disk (s, strcmp (how, "+") == 0 ? size + more + 512
-                      : strcmp (how, "-") == 0 ? size / 8 / 512 * 512 + 512
-                      : 512,
-                      made->backing != NULL ? made->backing_size : 0);
+  if (strlen (how) == 3)
+    more = made->cluster_size - 512;
+  return *how == '+' ? size + more + 512
+    : *how == '-' ? size / 8 / 512 * 512 + 512 : 512;
+}
+
+/* The disk over its backing file is that of a copy.  + may be followed by how new
+ * clusters are allocated, and that it is one, which finds room before the end.
+ */
+static int
+resize (struct storage *s, const char *how)
+{
+  static const char modes[] = {
+    [PREALLOCATION_METADATA] = 'm', [PREALLOCATION_FALLOC] = 'a',
+    [PREALLOCATION_FULL] = 'f',
+  };
+  struct image *im = view_open (made, memory_storage_new ("copy", made->bytes,
+                                                          made->size, NULL));
+  struct resize_options o = { .size = new_size (how) };
+  struct layer *disk = image_open_disk (im, "");
+  int r;
+
+  while (*how == '+' && modes[o.preallocation] != how[1])
+    o.preallocation++;
+  o.disk = disk;
+  r = resize_disk (s, &o);
+  image_close_disk (disk);
+  (void) image_close (im);
+  return r;
 }
 
 static int
@@ -153,6 +178,10 @@ static const struct command commands[] = {
   { "apply", snapshot_apply, NULL },
   { "delete", snapshot_delete, NULL },
   { "grow", resize, "+" },
+  { "grow-metadata", resize, "+m" },
+  { "grow-one", resize, "+m1" },
+  { "grow-falloc", resize, "+a" },
+  { "grow-full", resize, "+f" },
   { "shrink", resize, "-" },
   { "shrink-all", resize, "0" },
   { "compact", compact, "" },
@@ -473,6 +502,27 @@ check_result_of (const struct crash_disk *disk)
   CHECK_EQ (r.leaks, r0.leaks);
 }
 
+/* The disk keeps its content, and what is new is zeros, but for the rest of a
+ * cluster that no backing file would show in.
+ */
+static void
+check_resized (void)
+{
+  const uint64_t old = before.size[0], now = after.size[0];
+  const uint64_t rest = made->backing_size > old ? 0
+    : -old & (made->cluster_size - 1);
+  uint64_t i;
+
+  if (memcmp (before.content[0], after.content[0], old < now ? old : now) != 0)
+    check_failed (__FILE__, __LINE__, "%s: its content has changed", what);
+  for (i = old + rest; i < now; ++i)
+    if (after.content[0][i] != 0)
+      break;
+  if (i < now)
+    check_failed (__FILE__, __LINE__, "%s: what is new is not zeros, at %"
+                  PRIu64, what, i);
+}
+
 /* Once more it changes nothing. */
 static void
 compact_again (const struct crash_disk *compacted)
@@ -506,6 +556,8 @@ try_command (const struct command *c, const char *argument)
     view_bytes (disk.bytes, disk.size, &after);
     if (c->run == compact)
       compact_again (&disk);
+    if (c->run == resize)
+      check_resized ();
     check_bitmaps (&disk);
     break_off (c, argument, &disk);
     view_free (&after);
@@ -574,8 +626,11 @@ try_image (const char *name, const char *command, const char *which)
     const struct command *c = &commands[i];
     const unsigned nr = c->argument != NULL ? 1 : m.nr_snapshots;
 
-    if (command == NULL && c->run == empty_and_compact)
-      continue; /* not where one of the two can't be done */
+    if (command == NULL &&
+        (c->run == empty_and_compact || /* not where one can't be done */
+         (c->run == resize && strlen (c->argument) > 1 &&
+          strcmp (c->argument, "+m") != 0)))
+      continue;
     for (j = 0; j < nr && wanted (command, c->name); ++j) {
       const char *argument = c->argument != NULL ? c->argument
         : m.snapshot_name[j];
@@ -607,6 +662,15 @@ static const char *const images[] = {
 #endif
 };
 
+/* A backing file that is longer by several L2 tables, at the end of whole and cut
+ * clusters, and nothing below; with space allocated.
+ */
+static const char *const grown[] = {
+  "v3-c512-longback", "v3-c1k-snapall-longback-tail",
+  "v3-c512-many-holes-nozero", "v2-c512-longback-holes",
+  "v2-c1k-longback-tail", "v3-c512-r1-holes",
+};
+
 /* Only there clusters can move: without contents that nobody knows. */
 static const char *const compacted[] = {
   "v3-c512-known-snap-comp-holes", "v2-c512-known-snapall-snap2-holes-back",
@@ -626,6 +690,13 @@ main (int argc, char *argv[])
                       argc > 3 ? argv[3] : NULL);
   for (i = 0; argc == 1 && i < sizeof images / sizeof images[0]; ++i)
     done += try_image (images[i], NULL, NULL);
+  for (i = 0; argc == 1 && i < sizeof grown / sizeof grown[0]; ++i)
+    done += try_image (grown[i], "grow", NULL) +
+      try_image (grown[i], "grow-one", NULL) +
+      try_image (grown[i], "grow-falloc", NULL) +
+      try_image (grown[i], "grow-full", NULL);
+  if (argc == 1)
+    done += try_image ("v3-c16k-ext-snap-comp-longback-tail", "grow", NULL);
   for (i = 0; argc == 1 && i < sizeof compacted / sizeof compacted[0]; ++i)
     done += try_image (compacted[i], "compact", NULL);
   if (argc == 1)
