@@ -62,17 +62,15 @@ is_zero (const uint8_t *p, uint64_t count)
   return p[0] == 0 && memcmp (p, p + 1, count - 1) == 0;
 }
 
-/* Get what the guest sees of the cluster that the old end cuts, which is a part of
- * a sector less than the header says if that is no whole sectors; the rest of the
- * cluster is going to be zeros.
+/* Get what the guest sees of the cluster that the old end cuts; the rest of it is
+ * going to be zeros.
  */
 static int
 read_edge (struct resize *z)
 {
   const struct header *h = &z->e->header;
-  const struct guest_off at = { h->disk_size & -h->cluster_size };
-  const uint64_t size = z->o->disk->size;
-  const uint64_t count = size > at.v ? size - at.v : 0;
+  const uint64_t count = h->disk_size & (h->cluster_size - 1);
+  const struct guest_off at = { h->disk_size - count };
 
   if (h->encryption != ENCRYPTION_NONE) {
     error_set (ENOTSUP, "%s: it is encrypted, and its disk ends within a "
@@ -84,7 +82,7 @@ read_edge (struct resize *z)
   z->new.edge = calloc (1, h->cluster_size);
   if (z->new.edge == NULL)
     return no_memory (z);
-  if (count > 0 && layer_read (z->o->disk, z->new.edge, count, at) == -1)
+  if (layer_read (z->o->disk, z->new.edge, count, at) == -1)
     return -1;
   if (is_zero (z->new.edge, h->cluster_size)) {
     free (z->new.edge);

@@ -26,6 +26,7 @@
 #include "image-check.h"
 #include "image.h"
 #include "maker.h"
+#include "manage/amend.h"
 #include "manage/bitmap-change.h"
 #include "manage/bitmap-ranges.h"
 #include "manage/compact.h"
@@ -117,6 +118,17 @@ empty_and_compact (struct storage *s, const char *argument)
   return -1;
 }
 
+/* Another width, in bits. */
+static int
+refcounts (struct storage *s, const char *bits)
+{
+  const struct amend_options o = {
+    .refcount_bits = strtoul (bits, NULL, 10),
+  };
+
+  return amend_image (s, &o);
+}
+
 static int
 bitmap_add (struct storage *s, const char *name)
 {
@@ -186,6 +198,13 @@ static const struct command commands[] = {
   { "shrink-all", resize, "0" },
   { "compact", compact, "" },
   { "empty-compact", empty_and_compact, "" },
+  { "refcounts", refcounts, "64" },
+  { "refcounts", refcounts, "8" },
+  { "refcounts-all", refcounts, "1" },
+  { "refcounts-all", refcounts, "2" },
+  { "refcounts-all", refcounts, "4" },
+  { "refcounts-all", refcounts, "16" },
+  { "refcounts-all", refcounts, "32" },
   { "bitmap-add", bitmap_add, "added" },
   { "bitmap-remove", bitmap_remove, "dirty" },
   { "bitmap-remove", bitmap_remove, "parts" },
@@ -558,6 +577,9 @@ try_command (const struct command *c, const char *argument)
       compact_again (&disk);
     if (c->run == resize)
       check_resized ();
+    if (c->run == refcounts)
+      CHECK_EQ (1U << get_be32 (disk.bytes + HEADER_REFCOUNT_ORDER_OFFSET),
+                strtoul (argument, NULL, 10));
     check_bitmaps (&disk);
     break_off (c, argument, &disk);
     view_free (&after);
@@ -629,7 +651,8 @@ try_image (const char *name, const char *command, const char *which)
     if (command == NULL &&
         (c->run == empty_and_compact || /* not where one can't be done */
          (c->run == resize && strlen (c->argument) > 1 &&
-          strcmp (c->argument, "+m") != 0)))
+          strcmp (c->argument, "+m") != 0) ||
+         strcmp (c->name, "refcounts-all") == 0))
       continue;
     for (j = 0; j < nr && wanted (command, c->name); ++j) {
       const char *argument = c->argument != NULL ? c->argument
@@ -671,6 +694,12 @@ static const char *const grown[] = {
   "v2-c1k-longback-tail", "v3-c512-r1-holes",
 };
 
+/* Narrow and wide, with and without what can't be counted by few bits. */
+static const char *const widened[] = {
+  "v3-c512-snap-comp", "v3-c512-r1-holes",
+  "v3-c1k-r4-comp-holes-tail-autoclear", "v3-c4k-r32-snap2-bitmap",
+};
+
 /* Only there clusters can move: without contents that nobody knows. */
 static const char *const compacted[] = {
   "v3-c512-known-snap-comp-holes", "v2-c512-known-snapall-snap2-holes-back",
@@ -697,6 +726,8 @@ main (int argc, char *argv[])
       try_image (grown[i], "grow-full", NULL);
   if (argc == 1)
     done += try_image ("v3-c16k-ext-snap-comp-longback-tail", "grow", NULL);
+  for (i = 0; argc == 1 && i < sizeof widened / sizeof widened[0]; ++i)
+    done += try_image (widened[i], "refcounts-all", NULL);
   for (i = 0; argc == 1 && i < sizeof compacted / sizeof compacted[0]; ++i)
     done += try_image (compacted[i], "compact", NULL);
   if (argc == 1)
