@@ -706,6 +706,9 @@ static const char *const compacted[] = {
   "v3-c1k-known-r4-comp-holes-tail", "v3-c512-known-r64-snap2-holes",
   "v3-c4k-known-bitmap-holes-snap", "v3-c16k-known-ext-snap-comp-holes",
   "v3-c512-known-r1-holes-comp-qback", "v3-c512-known-lazy-snap2-holes-comp",
+#ifdef HAVE_GNUTLS
+  "v3-c512-aes-known-holes-snap-comp",
+#endif
 };
 
 int
