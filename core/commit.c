@@ -162,18 +162,25 @@ check_tail (struct image *im, unsigned above)
   return r;
 }
 
+/* Whether a disk that grows gets zeros instead: see resize_disk. */
+static bool
+hides_tail (const struct layer *l)
+{
+  return l->backing != NULL && l->backing->size > l->size;
+}
+
 static int
 grow (struct image *im, unsigned above, uint64_t size)
 {
   const struct layer *l = im->chain.layer[above];
+  const struct resize_options options = { .size = size, .disk = l };
 
   if (l->format == &raw_format)
     return storage_resize (l->tables, size) == -1 ? -1
       : storage_flush (l->tables);
   if (l->format == &qcow2_format)
-    return check_tail (im, above) == -1 ? -1
-      : resize_disk (l->tables, size, l->backing != NULL ? l->backing->size
-                     : RESIZE_NO_BACKING_SIZE);
+    return !hides_tail (l) && check_tail (im, above) == -1 ? -1
+      : resize_disk (l->tables, &options);
   error_set (ENOTSUP, "%s: it has %" PRIu64 " bytes, fewer than %s, and a %s "
              "image can't grow", l->tables->name, l->size,
              image_storage (im)->name, l->format->name);

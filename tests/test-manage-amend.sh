@@ -82,6 +82,30 @@ for cluster in 512 1k 4k 64k 2M; do
     done
 done
 
+# Refcounts of every width, with a snapshot and compressed clusters.
+for cluster in 512 64k; do
+    fresh cluster_size=$cluster
+    qemu-img snapshot -c one i.qcow2
+    qemu-io -f qcow2 -c 'write -c -P 3 2M 2M' -c 'write -P 4 1M 70k' i.qcow2 > out
+    cp i.qcow2 was.qcow2
+    for bits in 64 32 8 16; do
+        amend refcount_bits=$bits
+        for image in i was; do
+            qemu-img convert -f qcow2 -l one -O raw $image.qcow2 $image.raw
+        done
+        cmp i.raw was.raw || die "the snapshot has changed"
+    done
+    amend compat=1.1,refcount_bits=32
+    refuses 'references, and refcounts of 1 bits' -o refcount_bits=1
+done
+fresh cluster_size=512
+was="$(stat -c %s i.qcow2)"
+for bits in 64 1 2 4 16; do
+    amend refcount_bits=$bits
+done
+"$tool" compact -q i.qcow2
+test "$(stat -c %s i.qcow2)" -le "$was" || die "$(stat -c %s i.qcow2) bytes"
+
 # What qemu-img does not change, or not so.
 fresh cluster_size=64k
 "$tool" amend -o compression_type=zstd i.qcow2 > out
@@ -105,7 +129,9 @@ refuses 'must be on or off' -o lazy_refcounts=yes
 refuses 'must be 0.10 or 1.1' -o compat=4
 refuses 'no such option' -o cluster_size=64k
 refuses "resize. gives" -o size=1G
-refuses "can't change that" -o refcount_bits=8
+refuses "can't change that" -o data_file=x
+refuses 'must be 1, 2, 4, 8, 16, 32 or 64' -o refcount_bits=3
+refuses 'refcounts of 16 bits only' -o compat=0.10,refcount_bits=8
 refuses "can't change that" -o encrypt.new-secret=x
 refuses 'must be recorded' -o backing_file=x
 refuses 'no backing file' -o backing_fmt=raw
@@ -129,6 +155,11 @@ qemu-io -f qcow2 -c 'write -c 6M 64k' i.qcow2 > out
 refuses 'compressed clusters' -o compression_type=zstd
 qemu-img bitmap --add i.qcow2 b
 refuses 'no persistent bitmaps' -o compat=0.10
+fresh refcount_bits=8
+refuses 'refcounts of 16 bits' -o compat=0.10,refcount_bits=32
+amend compat=0.10,refcount_bits=16
+refuses 'refcounts of 16 bits' -o refcount_bits=8
+amend compat=1.1,refcount_bits=32
 fresh refcount_bits=8
 refuses 'refcounts of 16 bits' -o compat=0.10
 fresh extended_l2=on

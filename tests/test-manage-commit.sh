@@ -137,6 +137,16 @@ refuses 'data beyond the end of its disk, at 4190208' --follow=any t.qcow2
 qemu-img bitmap --add b.qcow2 bits
 qemu-img create -q -f qcow2 -b b.qcow2 -F qcow2 t.qcow2 9M
 refuses 'persistent bitmaps|data beyond' --follow=any t.qcow2
+# What its own backing file has beyond its end stays hidden.
+qemu-img create -q -f raw long.raw 4M
+qemu-io -f raw -c 'write -P 7 0 4M' long.raw > out
+qemu-img create -q -f qcow2 -b long.raw -F raw b.qcow2 1050624
+qemu-img create -q -f qcow2 -b b.qcow2 -F qcow2 t.qcow2 9M
+qemu-io -f qcow2 -c 'write -P 5 2M 70000' t.qcow2 > out
+"$tool" commit -q --follow=any t.qcow2
+check_clean b.qcow2 t.qcow2
+reads b.qcow2 '-P 7 0 1050624' '-P 0 1050624 1046528' '-P 5 2M 70000' \
+    '-P 0 3M 6M'
 truncate -s 100000 r.raw
 qemu-img create -q -f qcow2 -b r.raw -F raw t.qcow2 1M
 qemu-io -f qcow2 -c 'write -P 6 512k 64k' t.qcow2 > out

@@ -102,11 +102,57 @@ refuses 'in use.*has to be removed' i.qcow2 4M
 "$tool" bitmap --remove i.qcow2 b
 "$tool" resize -q i.qcow2 4M; has_size 4194304
 
-# A backing file.
+# Space for what is new: qemu-img says how much is allocated.
+# allocates MODE KIB BYTES: at least so much of the file, and so much mapped.
+allocates ()
+{
+    qemu-img create -q -f qcow2 i.qcow2 1M
+    "$tool" resize -q --preallocation="$1" i.qcow2 9M; has_size 9437184
+    test "$(du -k i.qcow2 | cut -f 1)" -ge "$2" || die "$1: too little space"
+    qemu-img map --output=json i.qcow2 > map
+    "$PYTHON" -c 'import json, sys
+mapped = sum(m["length"] for m in json.load(open("map")) if "offset" in m)
+sys.exit(mapped != int(sys.argv[1]))' "$3" || die "$1: $(cat map)"
+    qemu-io -f qcow2 -r -c 'read -P 0 0 9M' i.qcow2 > out
+    if grep -q failed out; then die "wrong data: $(cat out)"; fi
+}
+allocates off 0 0
+allocates metadata 0 8388608
+allocates full 8192 8388608
+allocates falloc 0 8388608
+refuses 'preallocation is for a disk that grows' --preallocation=full --shrink \
+    i.qcow2 2M
+refuses 'preallocation is for a disk that grows' --preallocation=metadata \
+    i.qcow2 9M
+refuses 'must be off, metadata, falloc or full' --preallocation=all i.qcow2 10M
+# It is as it was if there is no room for that.
+cp i.qcow2 before.qcow2
+if (ulimit -f 12000; "$tool" resize --preallocation=full i.qcow2 90M 2> err); then
+    die "there was room"
+fi
+check_clean i.qcow2; has_size 9437184
+qemu-img compare -q i.qcow2 before.qcow2 || die "it has changed"
+
+# A backing file: what it has beyond the end stays hidden, in the cluster that the
+# end cuts, too.
 qemu-img create -q -f raw base.raw 4M
+qemu-io -f raw -c 'write -P 7 0 4M' base.raw > out
+# hides OPTION...: of the image
+hides ()
+{
+    qemu-img create -q -f qcow2 "$@" -b base.raw -F raw i.qcow2 1050624
+    refuses 'backing file.*--follow=none' i.qcow2 8M
+    "$tool" resize -q --follow=beneath i.qcow2 8M; has_size 8388608
+    qemu-io -f qcow2 -r -c 'read -P 7 0 1050624' \
+        -c 'read -P 0 1050624 7337984' i.qcow2 > out
+    if grep -q failed out; then die "$*: $(cat out)"; fi
+}
+hides
+hides -o extended_l2=on
+hides -o cluster_size=512
+hides -o compat=0.10
+hides -o cluster_size=2M
 qemu-img create -q -f qcow2 -b base.raw -F raw i.qcow2 2M
-refuses 'backing file.*--follow=none' i.qcow2 8M
-refuses 'the backing file has 4194304 bytes' --follow=beneath i.qcow2 8M
 "$tool" resize -q --shrink i.qcow2 1M; has_size 1048576
 qemu-img create -q -f qcow2 -b base.raw -F raw i.qcow2 4M
 "$tool" resize -q --follow=beneath i.qcow2 8M; has_size 8388608

@@ -14,19 +14,22 @@
 const char tool_amend_usage[] =
   "Usage: nbdkit-qcow2-tool amend -o OPTION=VALUE[,...] [-q] IMAGE\n"
   "\n"
-  "Changes features of an image that nobody serves, which are in its header.\n"
+  "Changes features of an image that nobody serves.\n"
   "\n"
   "  -o compat=1.1|0.10       its version: 3 or 2\n"
   "  -o lazy_refcounts=on|off\n"
   "  -o compression_type=zlib|zstd\n"
   "                           if it has no compressed clusters\n"
+  "  -o refcount_bits=1|2|4|8|16|32|64\n"
+  "                           how far references are counted\n"
   "  -o backing_file=NAME     as rebase -u -b; empty: none\n"
   "  -o backing_fmt=FORMAT    as rebase -u -F\n"
   "  -o data_file_raw=off     the external data file is not raw any more\n"
   "  -q, --quiet              print errors only\n"
   "\n"
   "In a value a comma is written twice.  After a power cut all is as before or\n"
-  "all as after.  Images that are marked as dirty or corrupt want a repair first.\n";
+  "all as after, but refcount_bits changes apart from the others.  Images that are\n"
+  "marked as dirty or corrupt want a repair first.\n";
 
 struct wishes {
   struct amend_options options;
@@ -79,6 +82,21 @@ set_compression (struct wishes *w, const char *name, const char *value)
   else
     return wrong_value (name, value, "zlib or zstd");
   return 0;
+}
+
+static int
+set_refcount_bits (struct wishes *w, const char *name, const char *value)
+{
+  static const char *const widths[] = { "1", "2", "4", "8", "16", "32", "64" };
+  unsigned i;
+
+  for (i = 0; i < sizeof widths / sizeof widths[0]; ++i) {
+    if (strcmp (value, widths[i]) == 0) {
+      w->options.refcount_bits = 1U << i;
+      return 0;
+    }
+  }
+  return wrong_value (name, value, "1, 2, 4, 8, 16, 32 or 64");
 }
 
 static int
@@ -135,11 +153,11 @@ static const struct {
   { "compat", set_version },
   { "lazy_refcounts", set_lazy },
   { "compression_type", set_compression },
+  { "refcount_bits", set_refcount_bits },
   { "backing_file", set_backing },
   { "backing_fmt", set_backing_format },
   { "data_file_raw", set_raw },
   { "size", refuse_size },
-  { "refcount_bits", refuse_it },
   { "data_file", refuse_it },
   { "encrypt", refuse_it },
 };

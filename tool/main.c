@@ -146,7 +146,7 @@ static const struct command {
   { "snapshot", tool_snapshot, tool_snapshot_usage,
     "--output --force-share --list --create --apply --delete" },
   { "resize", tool_resize, tool_resize_usage,
-    "--shrink --follow --backing-format" },
+    "--shrink --follow --backing-format --preallocation" },
   { "bitmap", tool_bitmap, tool_bitmap_usage,
     "--output --force-share --list --dump --add --remove --clear --enable "
     "--disable --merge --granularity -b -F" },

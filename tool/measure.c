@@ -125,21 +125,7 @@ set_lazy_refcounts (struct create_options *c, const char *value)
 static bool
 set_preallocation (struct create_options *c, const char *value)
 {
-  static const char *const name[] = {
-    [PREALLOCATION_OFF] = "off",
-    [PREALLOCATION_METADATA] = "metadata",
-    [PREALLOCATION_FALLOC] = "falloc",
-    [PREALLOCATION_FULL] = "full",
-  };
-  unsigned i;
-
-  for (i = 0; i < sizeof name / sizeof name[0]; ++i) {
-    if (strcmp (value, name[i]) == 0) {
-      c->preallocation = i;
-      return true;
-    }
-  }
-  return false;
+  return tool_parse_preallocation (value, &c->preallocation);
 }
 
 static bool

@@ -29,6 +29,7 @@ enum {
   OPT_BACKING_FORMAT,
   OPT_DATA_FILE,
   OPT_SHRINK,
+  OPT_PREALLOCATION,
   OPT_KEEP, /* -d without an argument */
   OPT_ADD,
   OPT_REMOVE,
@@ -57,6 +58,7 @@ static const struct option long_options[] = {
   { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
   { "data-file", required_argument, NULL, OPT_DATA_FILE },
   { "shrink", no_argument, NULL, OPT_SHRINK },
+  { "preallocation", required_argument, NULL, OPT_PREALLOCATION },
   { "list", no_argument, NULL, 'l' },
   { "create", required_argument, NULL, 'c' },
   { "apply", required_argument, NULL, 'a' },
@@ -149,6 +151,26 @@ parse_backing_format (struct tool_options *o, const char *value)
     tool_wrong ("--backing-format was given more often than ",
                 "any backing chain is deep");
   o->formats[o->nr_formats++] = value;
+}
+
+bool
+tool_parse_preallocation (const char *name, enum preallocation *preallocation)
+{
+  static const char *const names[] = {
+    [PREALLOCATION_OFF] = "off",
+    [PREALLOCATION_METADATA] = "metadata",
+    [PREALLOCATION_FALLOC] = "falloc",
+    [PREALLOCATION_FULL] = "full",
+  };
+  unsigned i;
+
+  for (i = 0; i < sizeof names / sizeof names[0]; ++i) {
+    if (strcmp (name, names[i]) == 0) {
+      *preallocation = i;
+      return true;
+    }
+  }
+  return false;
 }
 
 static void
@@ -323,6 +345,10 @@ parse_option (struct tool_options *o, int option)
     break;
   case OPT_SHRINK:
     o->shrink = true;
+    break;
+  case OPT_PREALLOCATION:
+    if (!tool_parse_preallocation (optarg, &o->preallocation))
+      tool_wrong ("--preallocation must be ", "off, metadata, falloc or full");
     break;
   case OPT_DUMP:
     o->dump = true;

@@ -9,6 +9,7 @@
 
 #include "disk/chain.h"
 #include "manage/bitmap-change.h"
+#include "manage/create.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/check/repair.h"
 #include "storage/storage.h"
@@ -50,6 +51,7 @@ struct tool_options {
   const char *size;  /* resize: as it was given */
   bool help; /* of the command */
   bool shrink;       /* resize */
+  enum preallocation preallocation; /* resize */
   bool keep;         /* commit: the image is not emptied */
   const char *base;  /* commit: NULL: its backing file; rebase: as it is to be
                       * recorded; bitmap: the image to merge from; increment:
@@ -144,6 +146,10 @@ extern const char *const tool_advice[];
  * if it is none.
  */
 extern bool tool_parse_size (const char *text, uint64_t *size);
+
+/* The preallocation of this name; false: there is none. */
+extern bool tool_parse_preallocation (const char *name,
+                                      enum preallocation *preallocation);
 
 /* Print a name on stdout, escaped: see core/base/error.h. */
 extern void tool_print_name (const char *name);

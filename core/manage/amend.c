@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "manage/amend.h"
 #include "manage/header-change.h"
+#include "manage/refcount-width.h"
 #include "qcow2/check/check.h"
 #include "qcow2/check/walk.h"
 #include "qcow2/snapshot.h"
@@ -26,6 +27,9 @@ struct amend {
   struct header_wish wish;
   struct snapshots snapshots;
   bool zeros, compressed; /* what entries there are */
+  unsigned order;         /* log2 of the bits that refcounts shall have */
+  bool widens_first;      /* before the header changes */
+  bool widens_last;       /* after that */
 };
 
 static int
@@ -274,6 +278,30 @@ wish_backing (struct amend *a)
                                a->wish.backing_name, a->wish.backing_format);
 }
 
+/* From then on the header counts as having that width, and the caller changes it
+ * before the header if it can.
+ */
+static int
+wish_width (struct amend *a)
+{
+  const unsigned bits = a->o->refcount_bits;
+  const unsigned version = a->o->version != 0 ? a->o->version : a->h.version;
+
+  a->order = a->h.refcount_order;
+  if (bits == 0 || bits == 1U << a->order)
+    return 0;
+  if (version < 3 && bits != 16)
+    return refuse (a, "version 2 has refcounts of 16 bits only");
+  a->order = __builtin_ctz (bits);
+  a->widens_first = a->h.version >= 3;
+  a->widens_last = !a->widens_first;
+  if (refcount_width_check (a->s, a->order) == -1)
+    return -1;
+  if (a->widens_first)
+    a->h.refcount_order = a->order;
+  return 0;
+}
+
 /* Whether it depends on the tables what can be done. */
 static bool
 needs_check (const struct amend *a)
@@ -282,6 +310,32 @@ needs_check (const struct amend *a)
 
   return (o->version != 0 && o->version != a->h.version) ||
     (o->compression != NULL && *o->compression != a->h.compression);
+}
+
+/* Whether anything but the width is to be changed. */
+static bool
+changes_header (const struct amend_options *o)
+{
+  return o->version != 0 || o->lazy != NULL || o->compression != NULL ||
+    o->backing != NULL || o->backing_format != NULL || o->not_raw;
+}
+
+static int
+change (struct amend *a)
+{
+  const bool others = changes_header (a->o);
+
+  if (a->widens_first && refcount_width_set (a->s, a->order) == -1)
+    return -1;
+  if (others && header_change (a->s, &a->h, &a->wish) == -1) {
+    if (a->widens_first)
+      error_append (" (the refcounts have their new width)");
+    return -1;
+  }
+  if (!a->widens_last || refcount_width_set (a->s, a->order) == 0)
+    return 0;
+  error_append (" (all else is as it shall be)");
+  return -1;
 }
 
 int
@@ -295,11 +349,12 @@ amend_image (struct storage *s, const struct amend_options *o)
     return -1;
   if (needs_check (&a) && (check_sound (&a) == -1 || scan (&a) == -1))
     r = -1;
-  if (r == 0 && (wish_version (&a) == -1 || wish_lazy (&a) == -1 ||
-                 wish_compression (&a) == -1 || wish_backing (&a) == -1))
+  if (r == 0 && (wish_width (&a) == -1 || wish_version (&a) == -1 ||
+                 wish_lazy (&a) == -1 || wish_compression (&a) == -1 ||
+                 wish_backing (&a) == -1))
     r = -1;
   if (r == 0)
-    r = header_change (s, &a.h, &a.wish);
+    r = change (&a);
   snapshots_free (&a.snapshots);
   return r;
 }

@@ -25,8 +25,9 @@ check_supported (const struct edit *e)
 {
   const char *why = NULL;
 
-  if (e->header.encryption != ENCRYPTION_NONE)
-    why = "it is encrypted";
+  /* Legacy AES enciphers by the place on the disk, LUKS by that in the file. */
+  if (e->header.encryption == ENCRYPTION_LUKS)
+    why = "it is encrypted with LUKS, so that data can't move as it is";
   else if (e->header.has_unknown || e->snapshots.has_unknown)
     why = "it has contents that are unknown here";
   else if (e->header.nr_bitmaps > 0 && !writer_has_bitmaps (&e->header))

@@ -28,8 +28,8 @@ struct compact_options {
  * Compressed clusters that straddle move with all that straddle into the same,
  * or else are packed anew, from the last on.  Empty blocks of refcounts are
  * dropped.  Done again at once it changes nothing.  Wants what edit_open wants
- * (core/manage/edit.h).  Returns -1 with the error set: ENOTSUP for an encrypted
- * image, or one with contents that are unknown here; EIO or EINVAL for damage or
+ * (core/manage/edit.h).  Returns -1 with the error set: ENOTSUP for an image
+ * that is encrypted with LUKS, or one with contents that are unknown here; EIO or EINVAL for damage or
  * leaks; ENOSPC; EINTR if it was stopped.  The error tells if clusters may be
  * leaked.
  */

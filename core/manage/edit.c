@@ -226,6 +226,15 @@ edit_set_snapshots (struct edit *e, uint32_t nr, struct host_off table)
 }
 
 void
+edit_set_refcounts (struct edit *e, unsigned order, struct host_off table,
+                    uint32_t clusters)
+{
+  put_be32 (e->sector + HEADER_REFCOUNT_ORDER_OFFSET, order);
+  header_encode_refcount_table (table, clusters,
+                                e->sector + HEADER_REFCOUNT_TABLE_OFFSET);
+}
+
+void
 edit_set_dirty (struct edit *e, bool dirty)
 {
   uint8_t *p = e->sector + HEADER_FEATURES_OFFSET;

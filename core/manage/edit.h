@@ -96,6 +96,9 @@ extern void edit_set_disk (struct edit *e, uint64_t size, uint32_t l1_entries,
 extern void edit_set_snapshots (struct edit *e, uint32_t nr,
                                 struct host_off table);
 
+extern void edit_set_refcounts (struct edit *e, unsigned order,
+                                struct host_off table, uint32_t clusters);
+
 /* Mark it as dirty, or not any more; version 2 has no such bit. */
 extern void edit_set_dirty (struct edit *e, bool dirty);
 

@@ -134,6 +134,19 @@ find_block (struct refs *r, uint64_t cluster)
   return r->block[index];
 }
 
+/* The block with this index; *b is NULL if there is none. */
+static int
+look_at (struct refs *r, uint64_t index, struct refs_block **b)
+{
+  *b = NULL;
+  if (index >= r->entries || r->table[index] == 0)
+    return 0;
+  if (r->block[index] == NULL && read_block (r, index) == -1)
+    return -1;
+  *b = r->block[index];
+  return 0;
+}
+
 /* The i-th refcount of a block. */
 static inline uint64_t
 get (const struct refs *r, const uint8_t *bytes, uint64_t i)
@@ -164,6 +177,18 @@ refs_get (struct refs *r, uint64_t cluster, uint64_t *refcount)
   if (b == NULL)
     return -1;
   *refcount = get (r, b->bytes, cluster & mask);
+  return 0;
+}
+
+int
+refs_look (struct refs *r, uint64_t cluster, uint64_t *refcount)
+{
+  const uint64_t mask = (UINT64_C (1) << r->block_bits) - 1;
+  struct refs_block *b;
+
+  if (look_at (r, cluster >> r->block_bits, &b) == -1)
+    return -1;
+  *refcount = b == NULL ? 0 : get (r, b->bytes, cluster & mask);
   return 0;
 }
 
@@ -236,19 +261,6 @@ refs_change (struct refs *r, uint64_t cluster, uint64_t nr, int64_t n)
 }
 
 /* ------------------------------------------------------------ free and in use */
-
-/* The block with this index; *b is NULL if there is none. */
-static int
-look_at (struct refs *r, uint64_t index, struct refs_block **b)
-{
-  *b = NULL;
-  if (index >= r->entries || r->table[index] == 0)
-    return 0;
-  if (r->block[index] == NULL && read_block (r, index) == -1)
-    return -1;
-  *b = r->block[index];
-  return 0;
-}
 
 int
 refs_is_free (struct refs *r, uint64_t cluster, bool *free)

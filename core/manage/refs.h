@@ -51,6 +51,9 @@ extern void refs_close (struct refs *r); /* that refs_open has failed for, too *
  */
 extern int refs_get (struct refs *r, uint64_t cluster, uint64_t *refcount);
 
+/* The same where it may have none, which is 0. */
+extern int refs_look (struct refs *r, uint64_t cluster, uint64_t *refcount);
+
 /* Add n, which is not 0, to the refcounts of nr clusters that are in use.
  * Returns -1 with the error set, and some are changed: EIO if one is 0 before or
  * less than 0 after that; ENOTSUP if one has too few bits; ENOMEM.

@@ -6,32 +6,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "base/advice.h"
 #include "base/error.h"
-#include "manage/bitmap-set.h"
-#include "manage/edit.h"
-#include "manage/resize.h"
-#include "manage/tables.h"
-
-/* What a command is about to do. */
-struct resize {
-  struct edit *e;
-  uint64_t size;      /* the new one */
-  uint64_t entries;   /* that the L1 table shall have */
-  struct tables live; /* as it is */
-  struct tables gone; /* the part that is dropped whole */
-
-  /* The L2 table that maps both what stays and what is dropped, if there is
-   * something to be dropped in it: it is replaced by a copy without that.
-   */
-  uint64_t *cut;       /* the copy; NULL: there is none */
-  uint64_t cut_index;  /* in the L1 table */
-  uint64_t cut_first;  /* its first entry that is dropped */
-  struct host_off cut_at; /* where it is */
-
-  bool moves; /* there will be a new L1 table */
-  struct bitmap_set bitmaps;
-};
+#include "manage/resize-parts.h"
 
 static int
 no_memory (const struct resize *z)
@@ -49,46 +25,27 @@ check_limits (struct resize *z)
   const struct header *h = &z->e->header;
   const char *name = z->e->storage->name;
   const unsigned shift = header_l1_shift (h);
+  const uint64_t size = z->o->size;
 
-  if (z->size == 0 || z->size % EDIT_SECTOR != 0 || z->size > INT64_MAX) {
+  if (size == 0 || size % EDIT_SECTOR != 0 || size > INT64_MAX) {
     error_set (EINVAL, "%s: the size of a disk, %" PRIu64 ", must be a positive "
-               "multiple of %d", name, z->size, EDIT_SECTOR);
+               "multiple of %d", name, size, EDIT_SECTOR);
     return -1;
   }
-  z->entries = (z->size >> shift) +
-    ((z->size & ((UINT64_C (1) << shift) - 1)) != 0);
+  z->entries = (size >> shift) + ((size & ((UINT64_C (1) << shift) - 1)) != 0);
   if (z->entries <= QCOW2_MAX_L1_BYTES / sizeof (uint64_t))
     return 0;
   error_set (ENOTSUP, "%s: a disk of %" PRIu64 " bytes wants an L1 table of "
-             "more than %" PRIu64 " bytes", name, z->size, QCOW2_MAX_L1_BYTES);
-  return -1;
-}
-
-static int
-check_backing (const struct resize *z, uint64_t backing_size)
-{
-  const struct header *h = &z->e->header;
-
-  if (h->backing_name[0] == '\0' || z->size <= h->disk_size)
-    return 0;
-  if (backing_size == RESIZE_NO_BACKING_SIZE) {
-    error_set (ENOTSUP, "%s: it has a backing file, and what that has beyond "
-               "the end of the disk must not appear", z->e->storage->name);
-    advise (ADVICE_FOLLOW);
-    return -1;
-  }
-  if (backing_size <= h->disk_size)
-    return 0;
-  error_set (ENOTSUP, "%s: the backing file has %" PRIu64 " bytes, and what it "
-             "has beyond the end of the disk, at %" PRIu64 ", would appear",
-             z->e->storage->name, backing_size, h->disk_size);
+             "more than %" PRIu64 " bytes", name, size, QCOW2_MAX_L1_BYTES);
   return -1;
 }
 
 /* ------------------------------------------------------------------ planning
  */
 
-/* Find the L2 table that the end cuts, if something is mapped beyond. */
+/* Find the L2 table that maps both what stays and what does not, if something is
+ * mapped beyond, or shall be.
+ */
 static int
 find_cut (struct resize *z, uint64_t index, uint64_t first)
 {
@@ -108,36 +65,51 @@ find_cut (struct resize *z, uint64_t index, uint64_t first)
     return -1;
   for (i = first * step; i < nr && z->cut[i] == 0; ++i)
     continue;
-  if (i == nr) {
+  if (i == nr && z->nr_tables == 0) {
     free (z->cut);
     z->cut = NULL;
   }
-  z->cut_index = index;
   z->cut_first = first;
   return 0;
 }
 
+/* The L2 tables that are new, from the one of this number on, which has the first
+ * cluster that is dropped, or new.
+ */
+static void
+count_tables (struct resize *z, uint64_t index)
+{
+  const uint64_t per_table = resize_per_table (z);
+
+  z->first_table = index;
+  if (z->new.end > z->new.first)
+    z->nr_tables = (z->new.end - 1) / per_table - index + 1;
+}
+
 /* Everything from the first whole cluster beyond both ends on is dropped: what
- * the disk had there, a VM state, and what an interrupted command has left.
+ * the disk had there, a VM state, and what an interrupted command has left.  So
+ * is a cluster that the old end cuts if it becomes another one.
  */
 static int
 plan (struct resize *z)
 {
   const struct edit *e = z->e;
   const struct header *h = &e->header;
-  const unsigned shift = header_l1_shift (h);
-  const uint64_t end = z->size < h->disk_size ? z->size : h->disk_size;
+  const uint64_t end = z->o->size < h->disk_size ? z->o->size : h->disk_size;
   const uint64_t cluster = (end >> h->cluster_bits) +
-    ((end & (h->cluster_size - 1)) != 0);
-  const uint64_t per_table = UINT64_C (1) << (shift - h->cluster_bits);
+    ((end & (h->cluster_size - 1)) != 0) - z->new.is_edge;
+  const uint64_t per_table = resize_per_table (z);
   const uint64_t first = cluster % per_table;
   uint64_t index = cluster / per_table;
 
+  count_tables (z, index);
   if (tables_read (&z->live, e->storage, &e->format, h->l1_offset,
                    h->l1_size) == -1)
     return -1;
   if (first > 0 && index < h->l1_size && find_cut (z, index, first) == -1)
     return -1;
+  if (z->cut != NULL && z->nr_tables == 0)
+    z->nr_tables = 1;
   if (index > h->l1_size)
     index = h->l1_size;
   if (first > 0 && index < h->l1_size)
@@ -147,7 +119,8 @@ plan (struct resize *z)
                                        index * sizeof (uint64_t) },
                    h->l1_size - index) == -1)
     return -1;
-  z->moves = z->gone.nr_uses > 0 || z->cut != NULL || z->entries > h->l1_size;
+  z->moves = z->gone.nr_uses > 0 || z->nr_tables > 0 ||
+    z->entries > h->l1_size;
   return 0;
 }
 
@@ -194,69 +167,81 @@ try_to_drop (struct resize *z, bool *alone)
 /* ------------------------------------------------------------------- doing it
  */
 
-/* The copy lacks what is dropped.  Where a snapshot has the table as well, it
- * has a second reference to each cluster.
- */
-static void
-make_copy (const struct resize *z, bool alone, uint64_t *words)
-{
-  const struct edit *e = z->e;
-  const unsigned step = e->format.extended_l2 ? 2 : 1;
-  uint64_t i;
+/* The spaces of a command: NULL where it needs none. */
+struct spaces {
+  struct edit_space space[4];
+  unsigned nr;
+  struct edit_space *l1, *tables, *data, *bitmaps;
+};
 
-  memset (words, 0, e->header.cluster_size);
-  memcpy (words, z->cut, z->cut_first * step * sizeof *words);
-  for (i = 0; !alone && i < z->cut_first * step; i += step)
-    if (!(words[i] & htobe64 (QCOW2_L2_COMPRESSED)))
-      words[i] &= ~htobe64 (QCOW2_ENTRY_COPIED);
+static struct edit_space *
+add_space (struct spaces *s, uint64_t bytes)
+{
+  if (bytes == 0)
+    return NULL;
+  s->space[s->nr].bytes = bytes;
+  return &s->space[s->nr++];
 }
 
 static void
-make_l1 (const struct resize *z, struct host_off copy, uint64_t *l1)
+plan_spaces (const struct resize *z, struct spaces *s)
 {
+  const unsigned bits = z->e->header.cluster_bits;
+
+  *s = (struct spaces) { .nr = 0 };
+  s->l1 = add_space (s, z->moves ? z->entries * sizeof (uint64_t) : 0);
+  s->tables = add_space (s, z->nr_tables << bits);
+  s->bitmaps = add_space (s, bitmap_set_bytes (&z->bitmaps));
+  /* It can be the largest, behind which nothing should have to go. */
+  s->data = add_space (s, z->new.mapped << bits);
+}
+
+static void
+make_l1 (const struct resize *z, const struct edit_space *tables, uint64_t *l1)
+{
+  const unsigned bits = z->e->header.cluster_bits;
   const uint64_t kept = z->live.nr - z->gone.nr;
   uint64_t i;
 
   for (i = 0; i < kept && i < z->entries; ++i)
     l1[i] = z->live.l1[i];
-  if (z->cut != NULL)
-    l1[z->cut_index] = htobe64 (copy.v | QCOW2_ENTRY_COPIED);
+  for (i = 0; i < z->nr_tables; ++i)
+    l1[z->first_table + i] = htobe64 ((tables->at.v + (i << bits)) |
+                                      QCOW2_ENTRY_COPIED);
 }
 
-/* space: the L1 table, and the copy of an L2 table. */
 static int
-fill (struct resize *z, const struct edit_space *space, bool alone)
+fill_l1 (const struct resize *z, const struct spaces *s)
+{
+  uint64_t *l1 = calloc (1, s->l1->bytes);
+  int r;
+
+  if (l1 == NULL)
+    return no_memory (z);
+  make_l1 (z, s->tables, l1);
+  r = edit_fill (z->e, s->l1, l1);
+  free (l1);
+  return r;
+}
+
+/* The header leads to all of them. */
+static int
+fill (struct resize *z, const struct spaces *s, bool alone)
 {
   struct edit *e = z->e;
-  uint64_t *l1 = calloc (1, space[0].bytes);
-  uint64_t *words = malloc (e->header.cluster_size);
-  int r = 0;
+  const struct host_off data = s->data != NULL ? s->data->at : HOST_NONE;
 
-  if (l1 == NULL || words == NULL)
-    r = no_memory (z);
-  if (r == 0 && z->cut != NULL) {
-    make_copy (z, alone, words);
-    r = edit_fill (e, &space[1], words);
-  }
-  if (r == 0) {
-    make_l1 (z, space[1].at, l1);
-    r = edit_fill (e, &space[0], l1);
-  }
-  free (l1);
-  free (words);
-  return r == -1 ? -1 : storage_flush (e->storage);
-}
-
-/* The same of bitmaps, in a space of their own, which leads to the header. */
-static int
-fill_all (struct resize *z, const struct edit_space *space, bool alone,
-          const struct edit_space *bitmaps)
-{
-  if (z->moves && fill (z, space, alone) == -1)
+  if ((s->data != NULL && resize_fill_data (z, data) == -1) ||
+      (s->tables != NULL &&
+       resize_fill_tables (z, s->tables->at, data, alone) == -1) ||
+      (s->l1 != NULL && (fill_l1 (z, s) == -1 ||
+                         storage_flush (e->storage) == -1)))
     return -1;
-  edit_set_disk (z->e, z->size, z->moves ? z->entries : z->e->header.l1_size,
-                 z->moves ? space[0].at : z->e->header.l1_offset);
-  return z->bitmaps.changed ? bitmap_set_fill (&z->bitmaps, bitmaps->at) : 0;
+  edit_set_disk (e, z->o->size, s->l1 != NULL ? z->entries : e->header.l1_size,
+                 s->l1 != NULL ? s->l1->at : e->header.l1_offset);
+  return z->bitmaps.changed
+    ? bitmap_set_fill (&z->bitmaps, s->bitmaps != NULL ? s->bitmaps->at
+                       : HOST_NONE) : 0;
 }
 
 /* The new size is there: what is left is to free what was dropped. */
@@ -283,20 +268,14 @@ static int
 resize_in (struct resize *z)
 {
   struct edit *e = z->e;
-  struct edit_space space[3] = {
-    { .bytes = z->entries * sizeof (uint64_t) },
-    { .bytes = e->header.cluster_size },
-  };
-  unsigned nr = !z->moves ? 0 : z->cut != NULL ? 2 : 1;
-  struct edit_space *bitmaps = &space[nr];
+  struct spaces s;
   bool alone;
 
-  bitmaps->bytes = bitmap_set_bytes (&z->bitmaps);
-  nr += bitmaps->bytes > 0;
-  if (try_to_drop (z, &alone) == -1 || edit_take (e, space, nr) == -1)
+  plan_spaces (z, &s);
+  if (try_to_drop (z, &alone) == -1 || edit_take (e, s.space, s.nr) == -1)
     return -1;
-  if (fill_all (z, space, alone, bitmaps) == -1) {
-    edit_give_back (e, space, nr);
+  if (fill (z, &s, alone) == -1) {
+    edit_give_back (e, s.space, s.nr);
     return -1;
   }
   if (edit_switch (e) == -1) {
@@ -316,28 +295,29 @@ plan_bitmaps (struct resize *z)
 {
   return bitmap_set_read (&z->bitmaps, z->e) == -1 ||
     bitmap_set_follow (&z->bitmaps, true) == -1 ||
-    bitmap_set_resize (&z->bitmaps, z->size) == -1 ? -1
+    bitmap_set_resize (&z->bitmaps, z->o->size) == -1 ? -1
     : bitmap_set_plan (&z->bitmaps);
 }
 
 int
-resize_disk (struct storage *s, uint64_t size, uint64_t backing_size)
+resize_disk (struct storage *s, const struct resize_options *o)
 {
   struct edit e;
-  struct resize z = { .e = &e, .size = size };
+  struct resize z = { .o = o, .e = &e };
   int r = -1;
 
   if (edit_open (&e, s) == -1)
     return -1;
-  if (size == e.header.disk_size)
+  if (o->size == e.header.disk_size && o->preallocation == PREALLOCATION_OFF)
     r = 0;
   else if (check_limits (&z) == 0 && edit_check_snapshot_sizes (&e) == 0 &&
-           check_backing (&z, backing_size) == 0 && plan (&z) == 0 &&
+           resize_plan_new (&z) == 0 && plan (&z) == 0 &&
            plan_bitmaps (&z) == 0)
     r = resize_in (&z);
   tables_free (&z.live);
   tables_free (&z.gone);
   free (z.cut);
+  free (z.new.edge);
   bitmap_set_free (&z.bitmaps);
   edit_close (&e);
   return r;

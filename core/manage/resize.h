@@ -11,21 +11,31 @@
 
 #include <stdint.h>
 
+#include "disk/layer.h"
+#include "manage/create.h"
 #include "storage/storage.h"
 
-/* The backing file is not open, so that its size is not known. */
-#define RESIZE_NO_BACKING_SIZE UINT64_MAX
+struct resize_options {
+  uint64_t size; /* of the disk, in bytes: a positive multiple of 512 */
 
-/* Give the disk this size in bytes, a positive multiple of 512.  What is mapped
- * beyond the old or the new end, whichever comes first, is dropped, whole
- * clusters of it; the rest of a cluster that an end cuts stays as it is, as in
- * QEMU.  A backing file must not have data beyond the old end, which would
- * appear: backing_size is its size, if there is one.  Wants what edit_open wants
- * (core/manage/edit.h).  Returns -1 with the error set: ENOTSUP for a limit or
- * what this can't do, EINVAL or EIO for damage, ENOSPC; nothing has changed
- * then, unless the message says so.
+  /* Of the clusters that are new as a whole; without encryption. */
+  enum preallocation preallocation;
+
+  /* The image's live disk over its backing files, as it is now, which is needed
+   * to grow over a backing file; nothing is read from it once the image changes.
+   * NULL: the backing file is not open.
+   */
+  const struct layer *disk;
+};
+
+/* Resize the disk.  What is mapped beyond the old or the new end, whichever comes
+ * first, is dropped, whole clusters of it; the rest of a cluster that an end cuts
+ * stays as it is, as in QEMU.  But where a backing file is longer than the old
+ * disk, all that is new is zeros, the rest of that cluster as well.  Wants what
+ * edit_open wants (core/manage/edit.h).  Returns -1 with the error set: ENOTSUP
+ * for a limit or what this can't do, EINVAL or EIO for damage, ENOSPC; nothing
+ * has changed then, unless the message says so.
  */
-extern int resize_disk (struct storage *s, uint64_t size,
-                        uint64_t backing_size);
+extern int resize_disk (struct storage *s, const struct resize_options *o);
 
 #endif /* CORE_MANAGE_RESIZE_H */

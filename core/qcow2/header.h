@@ -111,6 +111,7 @@ extern int header_decode (const char *name, const uint8_t *buf, size_t len,
 extern void header_encode_features (const struct header *h,
                                     uint8_t buf[HEADER_FEATURES_BYTES]);
 
+#define HEADER_REFCOUNT_ORDER_OFFSET 96 /* version 3 */
 #define HEADER_REFCOUNT_TABLE_OFFSET 48
 #define HEADER_REFCOUNT_TABLE_BYTES 12
 extern void

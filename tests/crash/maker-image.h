@@ -8,7 +8,9 @@
 #include "build.h"
 #include "maker.h"
 
-enum backing { BACKING_NONE, BACKING_RAW, BACKING_SHORT, BACKING_QCOW2 };
+enum backing {
+  BACKING_NONE, BACKING_RAW, BACKING_SHORT, BACKING_LONG, BACKING_QCOW2
+};
 
 struct maker {
   struct made *m;

@@ -83,6 +83,8 @@ parse_word (struct maker *k, const char *word)
     k->backing = BACKING_RAW;
   else if (strcmp (word, "shortback") == 0)
     k->backing = BACKING_SHORT;
+  else if (strcmp (word, "longback") == 0)
+    k->backing = BACKING_LONG;
   else if (strcmp (word, "qback") == 0)
     k->backing = BACKING_QCOW2;
   else

@@ -417,7 +417,7 @@ give_backing (struct maker *k, uint8_t *disk)
     ? k->m->backing_size : k->m->disk_size;
 
   memset (disk, 0, k->m->nr_clusters * k->m->cluster_size);
-  if (k->backing == BACKING_RAW || k->backing == BACKING_SHORT)
+  if (k->backing != BACKING_NONE && k->backing != BACKING_QCOW2)
     memcpy (disk, k->m->backing, n);
 }
 
@@ -432,7 +432,8 @@ make_backing (struct maker *k)
     return;
   if (k->backing != BACKING_QCOW2) {
     m->backing_size = k->backing == BACKING_SHORT
-      ? m->disk_size / 2 / SECTOR * SECTOR + SECTOR : m->disk_size + 4096;
+      ? m->disk_size / 2 / SECTOR * SECTOR + SECTOR
+      : m->disk_size + (k->backing == BACKING_LONG ? 75000 : 4096);
     m->backing = must_have (malloc (m->backing_size));
     content_fill_many (m->backing, m->backing_size, CONTENT_BACKING, 0, 0);
     return;

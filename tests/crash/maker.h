@@ -95,8 +95,9 @@ struct made {
  *   snap             a snapshot, with tables of its own
  *   snapall          a snapshot that shares every table
  *   snap2            a second one, that shares its tables with the first
- *   back             over a raw file; shortback: a short one; qback: over
- *                    a qcow2 image
+ *   back             over a raw file; shortback: a short one; longback: one
+ *                    that is longer by several L2 tables of small clusters;
+ *                    qback: over a qcow2 image
  *   holes            free clusters within the file, full of garbage
  *   full             few free refcounts in the last refcount block
  *   table            few free places in the refcount table

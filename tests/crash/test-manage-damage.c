@@ -48,15 +48,19 @@ create (struct storage *s, const char *name)
 static int
 halve (struct storage *s, const char *name)
 {
+  const struct resize_options o = { .size = made->disk_size / 1024 * 512 };
+
   (void) name;
-  return resize_disk (s, made->disk_size / 1024 * 512, 0);
+  return resize_disk (s, &o);
 }
 
 static int
 shrink (struct storage *s, const char *name)
 {
+  const struct resize_options o = { .size = 512 };
+
   (void) name;
-  return resize_disk (s, 512, 0);
+  return resize_disk (s, &o);
 }
 
 static int

@@ -27,6 +27,7 @@
 #include "no-memory.h"
 #include "qcow2/qcow2.h"
 #include "seconds.h"
+#include "view.h"
 
 static const struct made *made;
 static unsigned failed;
@@ -53,17 +54,32 @@ delete (struct storage *s)
   return snapshot_delete (s, made->snapshot_name[0]);
 }
 
+/* The disk over its backing file is that of a copy. */
 static int
 grow (struct storage *s)
 {
-  return resize_disk (s, made->disk_size / 512 * 512 + (1 << 20),
-                      made->backing_size);
+  const bool was = memory_pause ();
+  struct image *im = view_open (made, memory_storage_new ("copy", made->bytes,
+                                                          made->size, NULL));
+  struct layer *disk = image_open_disk (im, "");
+  const struct resize_options o = {
+    .size = made->disk_size / 512 * 512 + (1 << 20), .disk = disk,
+  };
+  int r;
+
+  memory_resume (was);
+  r = resize_disk (s, &o);
+  image_close_disk (disk);
+  (void) image_close (im);
+  return r;
 }
 
 static int
 shrink (struct storage *s)
 {
-  return resize_disk (s, 512, 0);
+  const struct resize_options o = { .size = 512 };
+
+  return resize_disk (s, &o);
 }
 
 static int
@@ -234,6 +250,7 @@ main (void)
   TRY ("v3-c16k-ext-snap-holes", snapshots);
   TRY ("v3-c512-snap-comp", sizes);
   TRY ("v2-c512-holes", sizes);
+  TRY ("v3-c1k-snapall-longback-tail", sizes);
   TRY ("v3-c16k-ext-snap-holes", sizes);
   TRY ("v3-c512-qback", headers);
   TRY ("v2-c1k-qback", headers);

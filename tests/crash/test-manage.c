@@ -26,6 +26,7 @@
 #include "image-check.h"
 #include "image.h"
 #include "maker.h"
+#include "manage/amend.h"
 #include "manage/bitmap-change.h"
 #include "manage/bitmap-ranges.h"
 #include "manage/compact.h"
@@ -34,8 +35,7 @@
 #include "memory-storage.h"
 #include "must-have.h"
 #include "qcow2/qcow2.h"
-
-#define MAX_EXPORTS 8
+#include "view.h"
 
 static char what[256]; /* is looked at */
 static const struct made *made;
@@ -58,18 +58,43 @@ create (struct storage *s, const char *name)
 }
 
 /* By a part of the disk, or by some hundred KiB. */
-static int
-resize (struct storage *s, const char *how)
+static uint64_t
+new_size (const char *how)
 {
   const uint64_t size = made->disk_size / 512 * 512;
   uint64_t more = UINT64_C (5) << (2 * made->cluster_bits - 3);
 
   if (more > 300 << 10)
     more = 300 << 10;
-  return resize_disk (s, strcmp (how, "+") == 0 ? size + more + 512
-                      : strcmp (how, "-") == 0 ? size / 8 / 512 * 512 + 512
-                      : 512,
-                      made->backing != NULL ? made->backing_size : 0);
+  if (strlen (how) == 3)
+    more = made->cluster_size - 512;
+  return *how == '+' ? size + more + 512
+    : *how == '-' ? size / 8 / 512 * 512 + 512 : 512;
+}
+
+/* The disk over its backing file is that of a copy.  + may be followed by how new
+ * clusters are allocated, and that it is one, which finds room before the end.
+ */
+static int
+resize (struct storage *s, const char *how)
+{
+  static const char modes[] = {
+    [PREALLOCATION_METADATA] = 'm', [PREALLOCATION_FALLOC] = 'a',
+    [PREALLOCATION_FULL] = 'f',
+  };
+  struct image *im = view_open (made, memory_storage_new ("copy", made->bytes,
+                                                          made->size, NULL));
+  struct resize_options o = { .size = new_size (how) };
+  struct layer *disk = image_open_disk (im, "");
+  int r;
+
+  while (*how == '+' && modes[o.preallocation] != how[1])
+    o.preallocation++;
+  o.disk = disk;
+  r = resize_disk (s, &o);
+  image_close_disk (disk);
+  (void) image_close (im);
+  return r;
 }
 
 static int
@@ -91,6 +116,17 @@ empty_and_compact (struct storage *s, const char *argument)
     return 0;
   error_append (" (resized, and leaked perhaps)");
   return -1;
+}
+
+/* Another width, in bits. */
+static int
+refcounts (struct storage *s, const char *bits)
+{
+  const struct amend_options o = {
+    .refcount_bits = strtoul (bits, NULL, 10),
+  };
+
+  return amend_image (s, &o);
 }
 
 static int
@@ -154,10 +190,21 @@ static const struct command commands[] = {
   { "apply", snapshot_apply, NULL },
   { "delete", snapshot_delete, NULL },
   { "grow", resize, "+" },
+  { "grow-metadata", resize, "+m" },
+  { "grow-one", resize, "+m1" },
+  { "grow-falloc", resize, "+a" },
+  { "grow-full", resize, "+f" },
   { "shrink", resize, "-" },
   { "shrink-all", resize, "0" },
   { "compact", compact, "" },
   { "empty-compact", empty_and_compact, "" },
+  { "refcounts", refcounts, "64" },
+  { "refcounts", refcounts, "8" },
+  { "refcounts-all", refcounts, "1" },
+  { "refcounts-all", refcounts, "2" },
+  { "refcounts-all", refcounts, "4" },
+  { "refcounts-all", refcounts, "16" },
+  { "refcounts-all", refcounts, "32" },
   { "bitmap-add", bitmap_add, "added" },
   { "bitmap-remove", bitmap_remove, "dirty" },
   { "bitmap-remove", bitmap_remove, "parts" },
@@ -170,159 +217,16 @@ static const struct command commands[] = {
 
 /* ----------------------------------------------------------------- contents */
 
-/* What an image's exports are called and hold. */
-struct view {
-  unsigned nr;
-  char name[MAX_EXPORTS][64];
-  uint8_t *content[MAX_EXPORTS];
-  uint64_t size[MAX_EXPORTS];
-  char bitmaps[8192]; /* all of them, and what is dirty */
-  size_t length;      /* of that */
-};
-
-static struct image *
-open_image (struct storage *s)
-{
-  struct storage *storages[2] = { s };
-  unsigned nr = 1;
-
-  if (made->backing != NULL)
-    storages[nr++] = memory_storage_new ("backing", made->backing,
-                                         made->backing_size, NULL);
-  return image_open_encrypted (storages, nr, CACHE_MIN_BYTES,
-                               made->aes ? &made_passphrases : NULL);
-}
-
-static int
-note_export (void *opaque, const char *name, const char *description)
-{
-  struct view *v = opaque;
-
-  (void) description;
-  if (strncmp (name, IMAGE_BITMAP_PREFIX, strlen (IMAGE_BITMAP_PREFIX)) == 0)
-    return 0;
-  if (v->nr == MAX_EXPORTS)
-    abort ();
-  snprintf (v->name[v->nr++], sizeof v->name[0], "%s", name);
-  return 0;
-}
-
-static bool
-read_export (const struct image *im, struct view *v, unsigned i)
-{
-  struct layer *disk = image_open_disk (im, v->name[i]);
-  bool ok;
-
-  if (disk == NULL)
-    return false;
-  v->size[i] = disk->size;
-  v->content[i] = must_have (malloc (disk->size + 1));
-  ok = layer_read (disk, v->content[i], disk->size,
-                   (struct guest_off) { 0 }) == 0;
-  image_close_disk (disk);
-  return ok;
-}
-
-static void
-note (struct view *v, const char *text, uint64_t a, uint64_t b)
-{
-  v->length += snprintf (v->bitmaps + v->length,
-                         sizeof v->bitmaps - v->length, "%s %" PRIu64 " %"
-                         PRIu64 "\n", text, a, b);
-  if (v->length >= sizeof v->bitmaps)
-    abort ();
-}
-
-static int
-note_range (void *opaque, uint64_t start, uint64_t length)
-{
-  note (opaque, "", start, length);
-  return 0;
-}
-
-struct bitmaps_view {
-  struct storage *storage;
-  struct header header;
-  struct view *view;
-};
-
-static int
-note_bitmap (void *opaque, const struct bitmap_info *b)
-{
-  const struct bitmaps_view *v = opaque;
-
-  note (v->view, b->name, b->granularity_bits, b->state);
-  return bitmap_ranges (v->storage, &v->header, b->name, note_range, v->view);
-}
-
-static bool
-view_bitmaps (const void *bytes, uint64_t size, struct view *v)
-{
-  struct bitmaps_view b = {
-    .storage = memory_storage_new ("state", bytes, size, NULL), .view = v,
-  };
-  const bool ok = qcow2_read_header (b.storage, &b.header) == 0 &&
-    bitmaps_list (b.storage, &b.header, note_bitmap, &b) == 0;
-
-  storage_close (b.storage);
-  return ok;
-}
-
-static bool
-view_image (const struct image *im, struct view *v)
-{
-  unsigned i;
-
-  memset (v, 0, sizeof *v);
-  if (image_list (im, note_export, v) == -1)
-    return false;
-  for (i = 0; i < v->nr; ++i)
-    if (!read_export (im, v, i))
-      return false;
-  return true;
-}
-
-static void
-view_free (struct view *v)
-{
-  unsigned i;
-
-  for (i = 0; i < v->nr; ++i)
-    free (v->content[i]);
-}
-
-/* Whether they are the same but for the live disk, which is the first, and the
- * bitmaps if these do not count.
- */
-static bool
-views_equal (const struct view *a, const struct view *b, bool live)
-{
-  unsigned i;
-
-  if (a->nr != b->nr || (live && strcmp (a->bitmaps, b->bitmaps) != 0))
-    return false;
-  for (i = live ? 0 : 1; i < a->nr; ++i)
-    if (strcmp (a->name[i], b->name[i]) != 0 || a->size[i] != b->size[i] ||
-        memcmp (a->content[i], b->content[i], a->size[i]) != 0)
-      return false;
-  return true;
-}
-
 static struct view before, after;
 
 static bool
 view_bytes (const void *bytes, uint64_t size, struct view *v)
 {
-  struct image *im = open_image (memory_storage_new ("state", bytes, size,
-                                                     NULL));
-  const bool ok = im != NULL && view_image (im, v) &&
-    view_bitmaps (bytes, size, v);
-
-  if (!ok)
-    check_failed (__FILE__, __LINE__, "%s: it can't be read: %s", what,
-                  error_message ());
-  (void) image_close (im);
-  return ok;
+  if (view_state (made, bytes, size, v))
+    return true;
+  check_failed (__FILE__, __LINE__, "%s: it can't be read: %s", what,
+                error_message ());
+  return false;
 }
 
 /* -------------------------------------------------------------------- bitmaps
@@ -348,10 +252,15 @@ has_changed (uint64_t sector)
     memcmp (before.content[0] + at, after.content[0] + at, 512) != 0;
 }
 
+struct bitmaps_of {
+  struct storage *storage;
+  struct header header;
+};
+
 static int
 check_bitmap (void *opaque, const struct bitmap_info *b)
 {
-  const struct bitmaps_view *v = opaque;
+  const struct bitmaps_of *v = opaque;
   const uint64_t nr = after.size[0] / 512;
   uint8_t *clean = must_have (malloc (nr + 1));
   uint64_t i;
@@ -370,7 +279,7 @@ check_bitmap (void *opaque, const struct bitmap_info *b)
 static void
 check_bitmaps (const struct crash_disk *disk)
 {
-  struct bitmaps_view v = {
+  struct bitmaps_of v = {
     .storage = memory_storage_new ("state", disk->bytes, disk->size, NULL),
   };
 
@@ -461,7 +370,7 @@ go_on (const uint8_t *bytes, uint64_t size, const struct view *v)
 
   crash_disk_init (&disk, bytes, size);
   disk.logging = false;
-  im = open_image (crash_storage_open (&disk, "state"));
+  im = view_open (made, crash_storage_open (&disk, "state"));
   CHECK_OK (image_repair (im, IMAGE_REPAIR_DIRTY, summary, sizeof summary));
   write_all (im, v);
   CHECK_OK (image_close (im));
@@ -612,6 +521,27 @@ check_result_of (const struct crash_disk *disk)
   CHECK_EQ (r.leaks, r0.leaks);
 }
 
+/* The disk keeps its content, and what is new is zeros, but for the rest of a
+ * cluster that no backing file would show in.
+ */
+static void
+check_resized (void)
+{
+  const uint64_t old = before.size[0], now = after.size[0];
+  const uint64_t rest = made->backing_size > old ? 0
+    : -old & (made->cluster_size - 1);
+  uint64_t i;
+
+  if (memcmp (before.content[0], after.content[0], old < now ? old : now) != 0)
+    check_failed (__FILE__, __LINE__, "%s: its content has changed", what);
+  for (i = old + rest; i < now; ++i)
+    if (after.content[0][i] != 0)
+      break;
+  if (i < now)
+    check_failed (__FILE__, __LINE__, "%s: what is new is not zeros, at %"
+                  PRIu64, what, i);
+}
+
 /* Once more it changes nothing. */
 static void
 compact_again (const struct crash_disk *compacted)
@@ -645,6 +575,11 @@ try_command (const struct command *c, const char *argument)
     view_bytes (disk.bytes, disk.size, &after);
     if (c->run == compact)
       compact_again (&disk);
+    if (c->run == resize)
+      check_resized ();
+    if (c->run == refcounts)
+      CHECK_EQ (1U << get_be32 (disk.bytes + HEADER_REFCOUNT_ORDER_OFFSET),
+                strtoul (argument, NULL, 10));
     check_bitmaps (&disk);
     break_off (c, argument, &disk);
     view_free (&after);
@@ -713,8 +648,12 @@ try_image (const char *name, const char *command, const char *which)
     const struct command *c = &commands[i];
     const unsigned nr = c->argument != NULL ? 1 : m.nr_snapshots;
 
-    if (command == NULL && c->run == empty_and_compact)
-      continue; /* not where one of the two can't be done */
+    if (command == NULL &&
+        (c->run == empty_and_compact || /* not where one can't be done */
+         (c->run == resize && strlen (c->argument) > 1 &&
+          strcmp (c->argument, "+m") != 0) ||
+         strcmp (c->name, "refcounts-all") == 0))
+      continue;
     for (j = 0; j < nr && wanted (command, c->name); ++j) {
       const char *argument = c->argument != NULL ? c->argument
         : m.snapshot_name[j];
@@ -746,12 +685,30 @@ static const char *const images[] = {
 #endif
 };
 
+/* A backing file that is longer by several L2 tables, at the end of whole and cut
+ * clusters, and nothing below; with space allocated.
+ */
+static const char *const grown[] = {
+  "v3-c512-longback", "v3-c1k-snapall-longback-tail",
+  "v3-c512-many-holes-nozero", "v2-c512-longback-holes",
+  "v2-c1k-longback-tail", "v3-c512-r1-holes",
+};
+
+/* Narrow and wide, with and without what can't be counted by few bits. */
+static const char *const widened[] = {
+  "v3-c512-snap-comp", "v3-c512-r1-holes",
+  "v3-c1k-r4-comp-holes-tail-autoclear", "v3-c4k-r32-snap2-bitmap",
+};
+
 /* Only there clusters can move: without contents that nobody knows. */
 static const char *const compacted[] = {
   "v3-c512-known-snap-comp-holes", "v2-c512-known-snapall-snap2-holes-back",
   "v3-c1k-known-r4-comp-holes-tail", "v3-c512-known-r64-snap2-holes",
   "v3-c4k-known-bitmap-holes-snap", "v3-c16k-known-ext-snap-comp-holes",
   "v3-c512-known-r1-holes-comp-qback", "v3-c512-known-lazy-snap2-holes-comp",
+#ifdef HAVE_GNUTLS
+  "v3-c512-aes-known-holes-snap-comp",
+#endif
 };
 
 int
@@ -765,6 +722,15 @@ main (int argc, char *argv[])
                       argc > 3 ? argv[3] : NULL);
   for (i = 0; argc == 1 && i < sizeof images / sizeof images[0]; ++i)
     done += try_image (images[i], NULL, NULL);
+  for (i = 0; argc == 1 && i < sizeof grown / sizeof grown[0]; ++i)
+    done += try_image (grown[i], "grow", NULL) +
+      try_image (grown[i], "grow-one", NULL) +
+      try_image (grown[i], "grow-falloc", NULL) +
+      try_image (grown[i], "grow-full", NULL);
+  if (argc == 1)
+    done += try_image ("v3-c16k-ext-snap-comp-longback-tail", "grow", NULL);
+  for (i = 0; argc == 1 && i < sizeof widened / sizeof widened[0]; ++i)
+    done += try_image (widened[i], "refcounts-all", NULL);
   for (i = 0; argc == 1 && i < sizeof compacted / sizeof compacted[0]; ++i)
     done += try_image (compacted[i], "compact", NULL);
   if (argc == 1)
