@@ -531,6 +531,9 @@ image_points_end (struct image *im, struct point *point)
   struct image_points *ip = im->points;
 
   pthread_mutex_lock (&ip->points->lock);
+  /* Steps that could not capture a slice for it are for the thread to wait for. */
+  while (atomic_load (&point->failed) && atomic_load (&point->generation) != 0)
+    pthread_cond_wait (&ip->points->changed, &ip->points->lock);
   points_end (ip->points, point);
   points_leave (point);
   ip->unreleased = true;

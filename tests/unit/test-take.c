@@ -489,11 +489,15 @@ test_refcount (void)
   }
 }
 
-/* No memory for what is changed meanwhile. */
+/* No memory for what is changed meanwhile: in tables that were there before, or in
+ * new ones.
+ */
 static void
-test_memory (void)
+test_memory (bool before)
 {
   start (&forms[0], 100);
+  if (before)
+    rig_write (&rig, 0, rig.size, 8);
   changes = 3;
   memcpy (was, rig.content, rig.size);
   refuse ("x", EIO, "no snapshot was made");
@@ -748,7 +752,8 @@ main (void)
   test_read_only ();
   test_shared ();
   test_refcount ();
-  test_memory ();
+  test_memory (false);
+  test_memory (true);
   test_no_space ();
   test_damaged (false);
   test_damaged (true);

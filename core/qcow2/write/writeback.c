@@ -300,17 +300,6 @@ writeback_free (struct writeback *c, const struct freed *freed, unsigned nr)
   return r;
 }
 
-uint64_t
-writeback_next_batch (struct writeback *c)
-{
-  uint64_t batch;
-
-  pthread_mutex_lock (&c->changes);
-  batch = c->taken + 1;
-  pthread_mutex_unlock (&c->changes);
-  return batch;
-}
-
 /* ----------------------------------------------------------------- failing */
 
 /* What has failed first is what counts.  lock held. */

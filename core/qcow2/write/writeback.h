@@ -174,7 +174,16 @@ extern int writeback_free (struct writeback *c, const struct freed *freed,
 /* The number of the next batch: all that was given up before is in it, or in
  * earlier ones.
  */
-extern uint64_t writeback_next_batch (struct writeback *c);
+static inline uint64_t
+writeback_next_batch (struct writeback *c)
+{
+  uint64_t batch;
+
+  pthread_mutex_lock (&c->changes);
+  batch = c->taken + 1;
+  pthread_mutex_unlock (&c->changes);
+  return batch;
+}
 
 /* Whether the batch of this number is durable. */
 static inline bool
