@@ -250,16 +250,16 @@ edit_set_dirty (struct edit *e, bool dirty)
 static const char are_leaked[] = " (clusters may be leaked)";
 
 /* Give up what was taken, through the allocator that took it: the error that is
- * set stays.
+ * set stays.  After one of the storage the allocator may give up nothing more.
  */
 static void
 take_back (struct edit *e, const struct edit_space *space, unsigned nr)
 {
   struct error_kept kept;
   unsigned i;
+  int r;
 
   error_keep (&kept);
-
   for (i = 0; i < nr; ++i) {
     const struct freed f = {
       .host = space[i].at, .nr = edit_clusters (e, space[i].bytes),
@@ -268,12 +268,10 @@ take_back (struct edit *e, const struct edit_space *space, unsigned nr)
 
     (void) writeback_free (&e->writer->writeback, &f, 1);
   }
-  if (alloc_close (&e->writer->alloc) == 0)
-    error_restore (&kept);
-  else {
-    error_restore (&kept);
+  r = alloc_close (&e->writer->alloc);
+  error_restore (&kept);
+  if (r == -1 || kept.errnum == EIO)
     error_append ("%s", are_leaked);
-  }
 }
 
 /* The allocator may have switched to a larger refcount table, whose place is in
