@@ -153,13 +153,15 @@ image_describe_take (const struct image *im, const char *encoded, char *buf,
 
 /* -------------------------------------------------------------------- making */
 
+/* Or is the ID of another one, whose export would be the new one's from then on. */
 static int
 exists (const struct image *im, const char *name)
 {
   bool found;
 
   image_lock_snapshots (im);
-  found = find_by_name (im, name) != NULL;
+  found = find_by_name (im, name) != NULL ||
+    snapshots_find (&im->snapshots, name) != NULL;
   image_unlock_snapshots (im);
   if (!found)
     return 0;

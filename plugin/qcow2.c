@@ -168,9 +168,13 @@ static int
 open_export (struct handle *h, const char *name, bool readonly)
 {
   struct image *image = h->served->image;
-  const bool live = name[0] == '\0';
+  const bool live = name[0] == '\0', take = image_is_take (name);
 
-  if (!readonly && (live || image_is_take (name)) && make_writable (h) == -1)
+  /* Nothing is repaired for a name that can't be. */
+  if (take && image_describe (image, name, h->description,
+                              sizeof h->description) == -1)
+    return -1;
+  if (!readonly && (live || take) && make_writable (h) == -1)
     return -1;
   h->writable &= live;
   h->disk = image_open_disk (image, name);

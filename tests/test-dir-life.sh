@@ -276,9 +276,8 @@ exec strace -D -f --seccomp-bpf -o "$TRACE" -e trace=fdatasync \
     -- "$REAL_NBDKIT" "$@"
 SH
 chmod +x failing
-qemu-img snapshot -c monday folder/failing
-NBDKIT="$tmp/failing" start_nbdkit "$PLUGIN" dir=folder
-timeout 60 "$PYTHON" -c 'import sys, nbd
+flush_fails () {
+    timeout 60 "$PYTHON" -c 'import sys, nbd
 h = nbd.NBD()
 h.set_export_name("failing")
 h.connect_unix(sys.argv[1])
@@ -288,7 +287,11 @@ try:
     sys.exit("a flush that failed")
 except nbd.Error:
     pass' "$sock"
-wait_until nothing_open
+    wait_until nothing_open
+}
+qemu-img snapshot -c monday folder/failing
+NBDKIT="$tmp/failing" start_nbdkit "$PLUGIN" dir=folder
+flush_fails
 grep -q 'error: closing: failing: ' "$log" || die "closing did not fail"
 refused failing
 grep -q 'failing: .* is not written until nbdkit is restarted' "$log" ||
@@ -308,17 +311,7 @@ qemu-img check -q -f qcow2 folder/failing || test $? -eq 3 # leaks
 # its inode.
 new_image failing
 NBDKIT="$tmp/failing" start_nbdkit "$PLUGIN" dir=folder
-timeout 60 "$PYTHON" -c 'import sys, nbd
-h = nbd.NBD()
-h.set_export_name("failing")
-h.connect_unix(sys.argv[1])
-h.pwrite(b"x" * 65536, 0)
-try:
-    h.flush()
-    sys.exit("a flush that failed")
-except nbd.Error:
-    pass' "$sock"
-wait_until nothing_open
+flush_fails
 refused failing
 wait_until nothing_open
 inode="$(stat -c %i folder/failing)"

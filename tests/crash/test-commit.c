@@ -27,6 +27,7 @@
 #include "power-cut.h"
 #include "random.h"
 #include "seconds.h"
+#include "verdict.h"
 
 enum { TOP, BASE };
 
@@ -364,10 +365,7 @@ main (int argc, char *argv[])
   unsigned i;
 
   check_time_limit (600);
-  if (argc > 1)
-    try_image (argv[1]);
-  for (i = 0; argc == 1 && i < sizeof images / sizeof images[0]; ++i)
-    try_image (images[i]);
+  try_images (argc, argv, images, sizeof images / sizeof images[0], try_image);
   try_snapshots (false);
   try_snapshots (true);
   for (i = 0; i < 2; ++i)

@@ -35,6 +35,7 @@
 #include "memory-storage.h"
 #include "must-have.h"
 #include "qcow2/qcow2.h"
+#include "verdict.h"
 #include "view.h"
 
 static char what[256]; /* is looked at */
@@ -291,37 +292,11 @@ check_bitmaps (const struct crash_disk *disk)
 /* ------------------------------------------------------------------ verdicts
  */
 
-/* No refcount is less than the references. */
-static void
-check_references (const uint8_t *bytes, uint64_t size)
-{
-  struct image_refs refs;
-  uint64_t i;
-
-  if (made->bitmaps) /* whose references are not counted there */
-    return;
-  image_refs_count (&refs, bytes, size);
-  for (i = 0; i < refs.nr; ++i)
-    if (image_refcount (bytes, size, i) < refs.count[i])
-      check_failed (__FILE__, __LINE__, "%s: cluster %" PRIu64
-                    " has more references than its refcount", what, i);
-  image_refs_free (&refs);
-}
-
 static void
 check_metadata (const uint8_t *bytes, uint64_t size, bool *dirty)
 {
-  const bool lax = made->version == 2;
-  struct check_result r;
-
-  check_image (bytes, size, 0, &r);
-  *dirty = r.dirty;
-  if (r.dirty || lax)
-    check_image (bytes, size, CHECK_ANY_REFCOUNTS, &r);
-  if (!check_is_sound (&r))
-    check_failed (__FILE__, __LINE__, "%s: %s%s", what,
-                  r.opens ? "" : "does not open: ", r.why);
-  check_references (bytes, size);
+  *dirty = verdict_metadata (made, bytes, size, what);
+  verdict_references (made, bytes, size, what);
   /* I8 */
   if (made->version >= 3 && (size != made->size ||
                              memcmp (bytes, made->bytes, size) != 0) &&
@@ -378,7 +353,7 @@ go_on (const uint8_t *bytes, uint64_t size, const struct view *v)
                made->version == 2 ? CHECK_ANY_REFCOUNTS : 0, &r);
   if (!check_is_sound (&r))
     check_failed (__FILE__, __LINE__, "%s, written: %s", what, r.why);
-  check_references (disk.bytes, disk.size);
+  verdict_references (made, disk.bytes, disk.size, what);
   crash_disk_free (&disk);
 }
 

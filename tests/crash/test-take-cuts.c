@@ -32,6 +32,7 @@
 #include "must-have.h"
 #include "qcow2/write/writer-parts.h"
 #include "random.h"
+#include "verdict.h"
 
 #define POINTS_MEMORY (UINT64_C (1) << 20)
 
@@ -265,37 +266,13 @@ run (struct storage *s, struct outcome *o)
 
 static uint64_t states, with, without, dirty_ones;
 
-static void
-check_references (const uint8_t *bytes, uint64_t size)
-{
-  struct image_refs refs;
-  uint64_t i;
-
-  if (made->bitmaps) /* whose references are not counted there */
-    return;
-  image_refs_count (&refs, bytes, size);
-  for (i = 0; i < refs.nr; ++i)
-    if (image_refcount (bytes, size, i) < refs.count[i])
-      check_failed (__FILE__, __LINE__, "%s: cluster %" PRIu64
-                    " has more references than its refcount", what, i);
-  image_refs_free (&refs);
-}
-
 static bool
 check_metadata (const uint8_t *bytes, uint64_t size)
 {
-  struct check_result r;
-  bool dirty;
+  const bool dirty = verdict_metadata (made, bytes, size, what);
 
-  check_image (bytes, size, 0, &r);
-  dirty = r.dirty;
-  if (dirty || made->version == 2)
-    check_image (bytes, size, CHECK_ANY_REFCOUNTS, &r);
-  if (!check_is_sound (&r))
-    check_failed (__FILE__, __LINE__, "%s: %s%s", what,
-                  r.opens ? "" : "does not open: ", r.why);
   if (!made->lazy)
-    check_references (bytes, size);
+    verdict_references (made, bytes, size, what);
   return dirty;
 }
 
@@ -382,7 +359,7 @@ go_on (const uint8_t *bytes, uint64_t size, uint8_t *buf, bool snapshot)
                made->version == 2 ? CHECK_ANY_REFCOUNTS : 0, &r);
   if (!check_is_sound (&r))
     check_failed (__FILE__, __LINE__, "%s, written: %s", what, r.why);
-  check_references (disk.bytes, disk.size);
+  verdict_references (made, disk.bytes, disk.size, what);
   crash_disk_free (&disk);
 }
 
@@ -509,13 +486,8 @@ static const char *const images[] = {
 int
 main (int argc, char *argv[])
 {
-  unsigned i;
-
   check_time_limit (600);
-  if (argc > 1)
-    try_image (argv[1]);
-  for (i = 0; argc == 1 && i < sizeof images / sizeof images[0]; ++i)
-    try_image (images[i]);
+  try_images (argc, argv, images, sizeof images / sizeof images[0], try_image);
   printf ("%" PRIu64 " states, %" PRIu64 " with the snapshot, %" PRIu64
           " without, %" PRIu64 " dirty\n", states, with, without, dirty_ones);
   CHECK (argc > 1 || (with > 0 && without > 0));

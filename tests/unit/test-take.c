@@ -377,6 +377,7 @@ test_refused (void)
   long_name[256] = '\0';
   refuse ("a", EEXIST, "exists already: read \"snapshot/a\"");
   refuse ("%61", EEXIST, "exists already");
+  refuse ("1", EEXIST, "exists already"); /* its ID */
   refuse ("", EINVAL, "name");
   refuse ("x/y", EINVAL, "name");
   refuse ("x%", EINVAL, "name");
@@ -527,6 +528,44 @@ test_no_space (void)
   rig_compare (&rig);
   rig.control.limit = 0;
   check_undone (nr, "y");
+}
+
+/* No space to write the header again, when it is to be switched and when the image
+ * is not to be dirty any more: the disk goes on, and the end makes up for it.
+ */
+static unsigned headers;
+
+static void
+fail_headers (void *opaque, const struct memory_call *call)
+{
+  (void) opaque;
+  if (call->kind == MEMORY_WRITE && call->offset < 512 && headers++ > 0)
+    memory_fail (&rig.control, MEMORY_WRITE, 1, ENOSPC);
+}
+
+static void
+test_header_no_space (void)
+{
+  start (&forms[0], 16 << 20);
+  rig_flush (&rig);
+  headers = 0;
+  rig.control.hook = fail_headers;
+  refuse ("x", ENOSPC, "x");
+  rig.control.hook = NULL;
+  CHECK_EQ (headers, 3); /* dirty, switched, and not dirty */
+  memory_fail_no_more (&rig.control);
+  wait_for_end ();
+  CHECK_EQ (count_snapshots (), 0);
+  rig_write (&rig, 0, rig.size / 2, 7);
+  rig_flush (&rig);
+  rig_compare (&rig);
+  rig_close (&rig);
+  CHECK_EQ (get_be64 (rig.disk.data + 72) & QCOW2_INCOMPAT_DIRTY, 0);
+  free (was);
+  free (is);
+  was = is = NULL;
+  free ((void *) rig.base);
+  rig_free (&rig);
 }
 
 /* An entry that is damaged: the disk goes on, and nothing else is changed. */
@@ -755,6 +794,7 @@ main (void)
   test_memory (false);
   test_memory (true);
   test_no_space ();
+  test_header_no_space ();
   test_damaged (false);
   test_damaged (true);
   test_failing (&forms[0]);

@@ -272,7 +272,10 @@ take_slice (struct take *t, struct take_table *table, uint64_t slice,
   r = take_words (t, table, slice, mapped);
   inflight_leave (&w->inflight, &range);
   epoch_leave (w->disk->shared->epoch, token);
-  return r;
+  if (r == 0 && atomic_load (&t->point->failed))
+    return not_kept (t);
+  /* Else what changes tables would do it, with its locks held. */
+  return r == 0 && writeback_is_wanted (&w->writeback) ? writer_flush (w) : r;
 }
 
 /* ------------------------------------------------------------------- tables */
@@ -332,5 +335,5 @@ take_fill_tables (struct take *t)
         (l1.table.v != 0 && fill_table (t, i) == -1))
       return -1;
   }
-  return atomic_load (&t->point->failed) ? not_kept (t) : 0;
+  return 0;
 }

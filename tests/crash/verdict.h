@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* What tests of changes to an image that was made hold of its metadata.  what is
+ * for messages: what is looked at.
+ */
+
+#ifndef CRASH_VERDICT_H
+#define CRASH_VERDICT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "maker.h"
+
+/* No refcount is less than the references. */
+extern void verdict_references (const struct made *m, const uint8_t *bytes,
+                                uint64_t size, const char *what);
+
+/* It opens, and is sound but for leaks; and for refcounts where it is marked as
+ * dirty, or has no mark for that, as in version 2.  Returns whether it is marked.
+ */
+extern bool verdict_metadata (const struct made *m, const uint8_t *bytes,
+                              uint64_t size, const char *what);
+
+/* Call fn for each of these images, or only for the one that the command line
+ * names.
+ */
+typedef void try_function (const char *image);
+extern void try_images (int argc, char *argv[], const char *const *images,
+                        unsigned nr, try_function *fn);
+
+#endif /* CRASH_VERDICT_H */
