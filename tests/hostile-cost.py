@@ -136,7 +136,8 @@ def measure(make):
     with open(image, "r+b") as f: # what is marked as dirty is refused at once
         f.seek(79)
         f.write(b"\0")
-    run_tool(name, image, "amend", "amend", "-o", "compression_type=zstd")
+    for option in "refcount_bits=32", "refcount_bits=1", "compression_type=zstd":
+        run_tool(name, image, "amend " + option[:8], "amend", "-o", option)
     os.unlink(image)
     return failures
 

@@ -204,6 +204,32 @@ def nothing_is_free(path):
     s.end(1 << 40)
 
 
+def sound(path, blocks, last):
+    """Sound, in clusters of 2 MiB: these refcount blocks, at the cluster that each
+    has in the table's order, all counted by the first one; last: the file's last
+    cluster."""
+    c = 1 << 21
+    s = Qcow2(path, 21, l1=(2 * c, 1), table=(c, 1))
+    for index, cluster in blocks:
+        s.put(c + 8 * index, words(cluster * c, 0, 1))
+    s.put(3 * c, b"\0\1" * (last + 1))
+    s.end((last + 1) * c)
+    return c
+
+
+def leak_far_away(path):
+    """The last cluster that a refcount table can count has a refcount."""
+    c = sound(path, [(0, 3), (262143, 4)], 4)
+    with open(path, "r+b") as f:
+        f.seek(5 * c - 2)
+        f.write(b"\0\1")
+
+
+def refcounts_in_holes(path):
+    """Of 131072 refcount blocks one is no hole; it counts all of them."""
+    sound(path, [(i, 3 + i) for i in range(131072)], 3 + 131071)
+
+
 class Qed(Sparse):
     """A QED file, dirty, whose L1 table follows the header of a cluster."""
 
@@ -289,6 +315,7 @@ def names():
             bitmaps_of_one_table, snapshots_of_one_table,
             snapshots_that_overlap, snapshots_side_by_side, tables_in_holes,
             tables_with_one_entry, one_refcount_block, nothing_is_free,
+            leak_far_away, refcounts_in_holes,
             qed_tables_in_holes, qed_far_apart, qed_too_long,
             qed_leaks_between, qed_entries_beyond, qed_one_table,
             qed_one_entry_each]

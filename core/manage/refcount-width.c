@@ -66,11 +66,13 @@ static int
 find_needed (struct width *w)
 {
   const uint64_t max = entry_refcount_max (w->order);
-  uint64_t i, refcount;
+  uint64_t i = 0, refcount;
 
-  for (i = 0; i < w->end; ++i) {
-    if (refs_look (&w->old, i, &refcount) == -1)
+  for (;; ++i) {
+    if (refs_next_used (&w->old, w->end, &i, &refcount) == -1)
       return -1;
+    if (i == w->end)
+      return 0;
     if (refcount > max) {
       error_set (ENOTSUP, "%s: the cluster at offset 0x%" PRIx64 " has %" PRIu64
                  " references, and refcounts of %u bits can count %" PRIu64
@@ -78,10 +80,8 @@ find_needed (struct width *w)
                  i << w->e.header.cluster_bits, refcount, 1U << w->order, max);
       return -1;
     }
-    if (refcount != 0)
-      w->needed[i >> w->block_bits] = 1;
+    w->needed[i >> w->block_bits] = 1;
   }
-  return 0;
 }
 
 /* The table and the blocks want refcounts, too, for which they may want more of

@@ -46,8 +46,9 @@ refs_open (struct refs *r, struct storage *s, const struct header *h)
     .entries = bytes / sizeof (uint64_t),
     .table = malloc (bytes + 1),
     .block = calloc (bytes / sizeof (uint64_t) + 1, sizeof *r->block),
+    .is_hole = calloc (bytes / sizeof (uint64_t) + 1, sizeof *r->is_hole),
   };
-  if (r->table == NULL || r->block == NULL) {
+  if (r->table == NULL || r->block == NULL || r->is_hole == NULL) {
     refs_close (r);
     return no_memory (r);
   }
@@ -73,9 +74,11 @@ refs_close (struct refs *r)
   for (i = 0; r->block != NULL && i < r->entries; ++i)
     free_block (r->block[i]);
   free (r->block);
+  free (r->is_hole);
   free (r->table);
   free (r->freed);
   r->block = NULL;
+  r->is_hole = NULL;
   r->table = NULL;
   r->freed = NULL;
   r->nr_freed = 0;
@@ -147,6 +150,28 @@ look_at (struct refs *r, uint64_t index, struct refs_block **b)
   return 0;
 }
 
+/* The same for whoever looks for clusters in use: *b is NULL as well if the block is
+ * a hole, of which a small file can have very many.
+ */
+static int
+look_for_used (struct refs *r, uint64_t index, struct refs_block **b)
+{
+  const uint64_t bytes = cluster_size (r);
+
+  *b = NULL;
+  if (index >= r->entries || r->table[index] == 0)
+    return 0;
+  if (r->block[index] == NULL && !r->is_hole[index]) {
+    const struct host_off at = {
+      be64toh (r->table[index]) & QCOW2_REFCOUNT_BLOCK_MASK
+    };
+
+    r->is_hole[index] = at.v % bytes == 0 && storage_hole (r->storage, at) >= bytes;
+  }
+  return r->block[index] == NULL && r->is_hole[index] ? 0
+    : look_at (r, index, b);
+}
+
 /* The i-th refcount of a block. */
 static inline uint64_t
 get (const struct refs *r, const uint8_t *bytes, uint64_t i)
@@ -186,7 +211,7 @@ refs_look (struct refs *r, uint64_t cluster, uint64_t *refcount)
   const uint64_t mask = (UINT64_C (1) << r->block_bits) - 1;
   struct refs_block *b;
 
-  if (look_at (r, cluster >> r->block_bits, &b) == -1)
+  if (look_for_used (r, cluster >> r->block_bits, &b) == -1)
     return -1;
   *refcount = b == NULL ? 0 : get (r, b->bytes, cluster & mask);
   return 0;
@@ -287,6 +312,30 @@ refs_claim (struct refs *r, uint64_t cluster, uint64_t refcount)
 }
 
 int
+refs_next_used (struct refs *r, uint64_t end, uint64_t *cluster,
+                uint64_t *refcount)
+{
+  const uint64_t mask = (UINT64_C (1) << r->block_bits) - 1;
+  struct refs_block *b = NULL;
+  uint64_t c;
+
+  for (c = *cluster; c < end; ++c) {
+    if ((b == NULL || (c & mask) == 0) &&
+        look_for_used (r, c >> r->block_bits, &b) == -1)
+      return -1;
+    if (b == NULL)
+      c |= mask;
+    else {
+      *refcount = get (r, b->bytes, c & mask);
+      if (*refcount != 0)
+        break;
+    }
+  }
+  *cluster = c < end ? c : end;
+  return 0;
+}
+
+int
 refs_last_used (struct refs *r, uint64_t below, uint64_t *cluster)
 {
   const uint64_t mask = (UINT64_C (1) << r->block_bits) - 1;
@@ -296,7 +345,7 @@ refs_last_used (struct refs *r, uint64_t below, uint64_t *cluster)
 
   for (; c > 0; --c) {
     if ((b == NULL || (c & mask) == 0) &&
-        look_at (r, (c - 1) >> r->block_bits, &b) == -1)
+        look_for_used (r, (c - 1) >> r->block_bits, &b) == -1)
       return -1;
     if (b == NULL)
       c = ((c - 1) & ~mask) + 1;
@@ -328,7 +377,7 @@ refs_count_used (struct refs *r, uint64_t first, uint64_t *nr)
 
   *nr = 0;
   for (i = first >> r->block_bits; i < r->entries; ++i) {
-    if (look_at (r, i, &b) == -1)
+    if (look_for_used (r, i, &b) == -1)
       return -1;
     if (b != NULL)
       *nr += count_used (r, b, i == first >> r->block_bits ? first & mask : 0);

@@ -35,6 +35,7 @@ struct refs {
   uint64_t entries;
   uint64_t *table;     /* as it is on the disk */
   struct refs_block **block; /* NULL: not read yet */
+  bool *is_hole;       /* that counts while it was not read */
 
   /* Clusters whose refcount has become 0. */
   struct refs_run *freed;
@@ -75,6 +76,12 @@ extern int refs_claim (struct refs *r, uint64_t cluster, uint64_t refcount);
  * error set.
  */
 extern int refs_last_used (struct refs *r, uint64_t below, uint64_t *cluster);
+
+/* Find the first cluster that is in use from *cluster on, below end, and its
+ * refcount.  *cluster is end if there is none.  Returns -1 with the error set.
+ */
+extern int refs_next_used (struct refs *r, uint64_t end, uint64_t *cluster,
+                           uint64_t *refcount);
 
 /* Tell in *nr how many clusters from this one on are in use.  Returns -1 with the
  * error set.
