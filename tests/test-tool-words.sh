@@ -55,6 +55,8 @@ says 1 - 'help takes one command' help check map
 
 says 0 '^Usage: nbdkit-qcow2-tool snapshot ' - snapshot --help
 says 0 '^Usage: nbdkit-qcow2-tool resize ' - resize --shrink --help
+says 0 '^  -d, --delete=NAME  ' - snapshot --help
+says 0 'bitmap/NAME or ' - increment --help
 
 # --- A size may look like an option, and stand before or after others.
 qemu-img create -q -f qcow2 sized.qcow2 8M

@@ -25,7 +25,7 @@ const char tool_increment_usage[] =
   "Usage: " TOOL_NAME " increment URI NEW --backing=FULL [OPTION...]\n"
   "\n"
   "Makes an image of what has changed since a full copy was made, as the extents\n"
-  "of an NBD export tell (bitmap/TOOL_NAME or changed/SNAPSHOT of the plugin).\n"
+  "of an NBD export tell (bitmap/NAME or changed/SNAPSHOT of the plugin).\n"
   "\n"
   "      --backing=FULL       the copy, as the image is to record it: a path\n"
   "                           from its own directory\n"
