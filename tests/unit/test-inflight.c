@@ -294,9 +294,9 @@ main (void)
   check_time_limit (100 + test_seconds (1));
   test_disjoint ();
   test_overlap ();
-  for (which = 0; which < 3; ++which)
-    test_all (which);
   test_fair ();
+  for (which = 0; which < 3 && !check_any_failed (); ++which) /* else it may hang */
+    test_all (which);
   test_threads ();
   return check_result ();
 }
