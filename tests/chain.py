@@ -7,7 +7,8 @@ import random
 
 import qtest
 from qtest import path, verify, run, Server, StartError, check, fail
-from qcow2make import Qcow2, Raw, fill, noise
+from qcow2make import Qcow2, Raw
+from streams import noise
 
 
 def base(name, size, holes=True):

@@ -13,8 +13,8 @@ import struct
 
 import qtest
 from qtest import nbd, path, check, fail, equal, same_runs, Server
-from qcow2make import (Qcow2, patch, be64, noise, deflate_stream,
-                       zstd_frame, COMPRESSED, COPIED)
+from qcow2make import Qcow2, patch, be64, COMPRESSED, COPIED
+from streams import noise, deflate_stream, zstd_frame
 
 CB = 14
 CS = 1 << CB

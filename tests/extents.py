@@ -9,7 +9,9 @@ import time
 
 import qtest
 from qtest import nbd, path, check, same_runs, Server, META, KINDS
-from qcow2make import Qcow2, Raw, patch, be64, noise, merge, clip, scattered
+from filled import scattered
+from qcow2make import Qcow2, Raw, patch, be64, merge, clip
+from streams import noise
 
 CS = 65536
 SS = CS // 32

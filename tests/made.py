@@ -7,11 +7,11 @@ import sys
 
 import qtest
 from qtest import pairs, path, verify
-from qcow2make import (Qcow2, Raw, fill, noise, text, zstd_stream,
-                       deflate_stream, zstd_frame, zstd_skippable,
-                       ZSTD_FORMS, DEFLATE_FORMS, SUB_SHAPES,
-                       INCOMPAT_DIRTY, INCOMPAT_CORRUPT, COMPAT_LAZY,
-                       AUTOCLEAR_BITMAPS, EXT_BITMAPS)
+from filled import fill
+from qcow2make import (Qcow2, Raw, INCOMPAT_DIRTY, INCOMPAT_CORRUPT,
+                       COMPAT_LAZY, AUTOCLEAR_BITMAPS, EXT_BITMAPS)
+from streams import (noise, deflate_stream, zstd_frame, ZSTD_FORMS,
+                     DEFLATE_FORMS)
 
 serial = 0
 

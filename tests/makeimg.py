@@ -8,7 +8,8 @@ many; each one's disk goes to EXPECTED.N), backing (a raw file below it)."""
 import os
 import sys
 
-from qcow2make import Qcow2, Raw, fill
+from filled import fill
+from qcow2make import Qcow2, Raw
 
 out, expected = sys.argv[1:3]
 o = dict(a.split("=", 1) for a in sys.argv[3:])

@@ -9,7 +9,9 @@ import threading
 
 import qtest
 from qtest import path, Server, concurrent_reads, same_runs
-from qcow2make import Qcow2, Raw, clip, fill, noise
+from filled import fill
+from qcow2make import Qcow2, Raw, clip
+from streams import noise
 
 SMALL = "cache-size=64K"
 

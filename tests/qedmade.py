@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """QED images by qemu-img, with what the tests of writing ask of an image."""
 
-from qcow2make import Raw, noise
+from qcow2make import Raw
+from streams import noise
 from qtest import run
 
 

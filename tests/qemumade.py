@@ -11,7 +11,7 @@ import sys
 
 import qtest
 from qtest import path, run, verify_image, qemu_map
-from qcow2make import noise, text
+from streams import noise, text
 
 NOISE, TEXT = path("noise.pat"), path("text.pat")
 with open(NOISE, "wb") as f:

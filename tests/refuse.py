@@ -16,8 +16,9 @@ import sys
 
 import qtest
 from qtest import path, run, Server, StartError, check, fail
-from qcow2make import (Qcow2, fill, patch, be32, be64, noise, EXT_FEATURES,
-                       EXT_DATAFILE, EXT_CRYPTO, EXT_BACKING_FORMAT)
+from qcow2make import (Qcow2, patch, be32, be64, EXT_FEATURES, EXT_DATAFILE,
+                       EXT_CRYPTO, EXT_BACKING_FORMAT)
+from streams import noise
 
 CS = 65536
 CASES = []

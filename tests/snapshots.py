@@ -11,7 +11,9 @@ import sys
 import nbd
 import qtest
 from qtest import path, run, Server, check, equal, fail, same_runs
-from qcow2make import Qcow2, Raw, fill, noise, patch, be64, be32
+from filled import fill
+from qcow2make import Qcow2, Raw, patch, be64, be32
+from streams import noise
 
 os.environ["TZ"] = "UTC"
 

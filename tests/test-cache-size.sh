@@ -44,7 +44,7 @@ stop_nbdkit "$pid"
 
 # A disk of 1 TiB with data under each of its 2048 tables, 128 MiB of them.
 "$PYTHON" -c 'import sys
-from qcow2make import scattered
+from filled import scattered
 scattered(sys.argv[1], 1 << 40, range(7, (1 << 40) >> 16, 8192))' \
     "$tmp/large.qcow2"
 

@@ -94,7 +94,7 @@ if have partition; then
     "$PYTHON" - "$tmp/disk" "$tmp/part" <<'EOF'
 import struct
 import sys
-from qcow2make import noise
+from streams import noise
 
 parts = [(2048, 1001), (4096, 3000)]
 mbr = bytearray(512)

@@ -230,7 +230,8 @@ for format in raw qcow2; do
 done
 
 # --- 256 files, not one more.
-"$PYTHON" -c 'from qcow2make import Qcow2, fill
+"$PYTHON" -c 'from filled import fill
+from qcow2make import Qcow2
 below = None
 for n in range(257):
     img = Qcow2("d/t%d.qcow2" % n, 1 << 18, cluster_bits=9, seed=n,

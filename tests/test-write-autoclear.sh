@@ -14,7 +14,9 @@ requires nbdcopy --version
 image="$tmp/image.qcow2"
 "$PYTHON" - "$image" "$tmp/expected" <<'PY'
 import sys
-from qcow2make import Qcow2, fill, noise
+from filled import fill
+from qcow2make import Qcow2
+from streams import noise
 
 img = Qcow2(sys.argv[1], 40 << 16, autoclear=1 << 5 | 1 << 40, seed="auto",
             header_length=152, unknown_fields=noise("fields", 40),

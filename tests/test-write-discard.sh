@@ -31,7 +31,7 @@ client ()
     "$PYTHON" - "$sock" <<PY
 import sys
 import nbd
-from qcow2make import noise as make_noise
+from streams import noise as make_noise
 
 MiB, PIECE = 1 << 20, 1 << 19
 def noise(k):
@@ -175,7 +175,7 @@ done
 for type in zlib zstd; do
     rm -f "$image"
     "$PYTHON" -c 'import sys
-from qcow2make import text
+from streams import text
 sys.stdout.buffer.write(text("shared", 8 << 20))' > "$tmp/text"
     qemu-img convert -c -f raw -O qcow2 -o compression_type=$type \
         "$tmp/text" "$image"

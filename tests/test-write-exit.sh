@@ -110,7 +110,8 @@ for flush in 0 1; do
     "$PYTHON" - "$NBDKIT" "$PLUGIN" "$image" "$tmp/expected" $flush <<'PY'
 import sys
 import nbd
-from qcow2make import noise, patch
+from qcow2make import patch
+from streams import noise
 
 h = nbd.NBD()
 h.connect_command([sys.argv[1], "-s", "--exit-with-parent"] + sys.argv[2:4])

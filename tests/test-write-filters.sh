@@ -169,7 +169,7 @@ cat > "$tmp/mbr.py" <<'PY'
 # DISK START COUNT [START COUNT]...: a disk of 8 MiB with noise and these.
 import struct
 import sys
-from qcow2make import noise
+from streams import noise
 
 mbr = bytearray(512)
 numbers = [int(a) for a in sys.argv[2:]]

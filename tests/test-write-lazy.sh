@@ -28,7 +28,8 @@ write ()
     "$PYTHON" - "$sock" "$tmp/expected" "$@" <<'PY'
 import sys
 import nbd
-from qcow2make import noise, patch
+from qcow2make import patch
+from streams import noise
 
 at, n, seed = int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 h = nbd.NBD()

@@ -109,7 +109,7 @@ exercise ()
 # 256 MiB of data, quickly made.
 "$PYTHON" - "$tmp/below" <<'PY'
 import sys
-from qcow2make import noise
+from streams import noise
 piece = noise("below", 1 << 20)
 with open(sys.argv[1], "wb") as f:
     for k in range(256):
@@ -133,7 +133,7 @@ exercise 'version 2 over a backing file, partly written' "$tmp/image.qcow2"
 for options in compat=1.1 compat=0.10 cluster_size=128k,extended_l2=on; do
     "$PYTHON" - "$tmp/raw" <<'PY'
 import sys
-from qcow2make import text
+from streams import text
 with open(sys.argv[1], "wb") as f:
     f.write(text("compressed", 8 << 20) * 8)
 PY

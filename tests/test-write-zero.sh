@@ -21,7 +21,7 @@ import time
 import nbd
 import qtest
 from qtest import check, finish
-from qcow2make import noise
+from streams import noise
 
 MiB, GiB = 1 << 20, 1 << 30
 KEEP, FAST = nbd.CMD_FLAG_NO_HOLE, nbd.CMD_FLAG_FAST_ZERO
@@ -70,7 +70,7 @@ create ()
 
 # --- 100 GiB at once.
 "$PYTHON" -c 'import sys
-from qcow2make import scattered
+from filled import scattered
 scattered(sys.argv[1], 100 << 30, range(5, 100 << 14, 10007))' \
     "$tmp/base.qcow2"
 qemu-img check -q -f qcow2 -r all "$tmp/base.qcow2" > /dev/null 2>&1
@@ -223,13 +223,13 @@ check_clean "$image"
 
 # Compressed data: parts can't be marked, wholes can.
 "$PYTHON" -c 'import sys
-from qcow2make import text
+from streams import text
 sys.stdout.buffer.write(text("z", 4 << 20))' > "$tmp/text"
 rm -f "$image"
 qemu-img convert -c -f raw -O qcow2 "$tmp/text" "$image"
 start_nbdkit "$PLUGIN" "$image"
 client <<'PY'
-from qcow2make import text
+from streams import text
 want = bytearray(text("z", 4 * MiB))
 if h.can_fast_zero():
     check(not fast(4096, MiB), "a part of a compressed cluster")

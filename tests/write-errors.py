@@ -17,7 +17,9 @@ import nbd
 import qtest
 import stamps
 from qtest import path, run, check, fail, Server, StartError
-from qcow2make import Qcow2, Raw, fill, noise, COMPAT_LAZY
+from filled import fill
+from qcow2make import Qcow2, Raw, COMPAT_LAZY
+from streams import noise
 from stamps import Units, Load
 
 ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))

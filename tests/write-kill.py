@@ -19,7 +19,9 @@ import qedmade
 import qtest
 import stamps
 from qtest import path, run, check, fail, Server, StartError
-from qcow2make import EXT_DATAFILE, Qcow2, Raw, fill, noise, COMPAT_LAZY
+from filled import fill
+from qcow2make import EXT_DATAFILE, Qcow2, Raw, COMPAT_LAZY
+from streams import noise
 from stamps import Units, Load
 
 ONLY = os.environ.get("QTEST_ONLY")

@@ -13,7 +13,8 @@ import sys
 import diskmodel
 import qtest
 from qtest import path, run, check, fail, Server, StartError
-from qcow2make import Qcow2, noise
+from qcow2make import Qcow2
+from streams import noise
 
 ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))
 

@@ -21,7 +21,9 @@ import sys
 import diskmodel
 import qtest
 from qtest import path, run, check, equal, fail, Server, StartError
-from qcow2make import Qcow2, Raw, fill, noise, text, COMPAT_LAZY
+from filled import fill
+from qcow2make import Qcow2, Raw, COMPAT_LAZY
+from streams import noise, text
 
 ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))
 ONLY = os.environ.get("QTEST_ONLY")

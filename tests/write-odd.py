@@ -15,7 +15,8 @@ import struct
 import diskmodel
 import qtest
 from qtest import pairs, path, run, check, fail, Server, StartError
-from qcow2make import Qcow2, L2, fill, COPIED
+from filled import fill
+from qcow2make import Qcow2, L2, COPIED
 
 ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))
 ONLY = os.environ.get("QTEST_ONLY")

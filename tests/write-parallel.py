@@ -20,7 +20,9 @@ import qedmade
 import qtest
 import stamps
 from qtest import path, run, check, equal, fail, Server, StartError
-from qcow2make import EXT_DATAFILE, Qcow2, Raw, fill, noise
+from filled import fill
+from qcow2make import EXT_DATAFILE, Qcow2, Raw
+from streams import noise
 from stamps import Units, Load
 
 ROUNDS = int(os.environ.get("QTEST_ROUNDS", "1"))

@@ -9,7 +9,8 @@ import sys
 import diskmodel
 import qtest
 from qtest import path, check, Server
-from qcow2make import Qcow2, noise
+from qcow2make import Qcow2
+from streams import noise
 from stamps import Change, Units
 
 U = 512

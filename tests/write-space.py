@@ -18,7 +18,7 @@ import nbd
 import diskmodel
 import qtest
 from qtest import path, run, check, fail, Server, StartError
-from qcow2make import noise, text
+from streams import noise, text
 
 MiB = 1 << 20
 # Enough to see by a file that nothing came back.

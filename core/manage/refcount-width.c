@@ -92,13 +92,15 @@ grow (struct width *w)
 {
   const struct header *h = &w->e.header;
   const uint64_t total = w->table + w->blocks;
-  uint64_t i;
+  uint64_t i, end = (w->end + total + (UINT64_C (1) << w->block_bits) - 1)
+    >> w->block_bits;
 
-  for (i = w->end >> w->block_bits;
-       i < w->max_entries && i << w->block_bits < w->end + total; ++i)
+  if (end > w->max_entries)
+    end = w->max_entries;
+  for (i = w->end >> w->block_bits; i < end; ++i)
     w->needed[i] = 1;
   w->blocks = w->entries = 0;
-  for (i = 0; i < w->max_entries; ++i)
+  for (i = 0; i < end; ++i)
     if (w->needed[i]) {
       w->blocks++;
       w->entries = i + 1;

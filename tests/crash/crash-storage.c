@@ -13,6 +13,7 @@
 #include "checker.h"
 #include "content.h"
 #include "crash-storage.h"
+#include "keep-maps.h"
 #include "memory-storage.h"
 #include "no-memory.h"
 #include "random.h"
@@ -65,6 +66,7 @@ reserve (struct crash_disk *d, uint64_t size)
 void
 crash_disk_init (struct crash_disk *d, const void *bytes, uint64_t size)
 {
+  keep_maps ();
   memset (d, 0, sizeof *d);
   pthread_mutex_init (&d->lock, NULL);
   reserve (d, size + size / 4 + 65536);

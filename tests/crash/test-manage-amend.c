@@ -25,11 +25,13 @@
 #include "power-cut.h"
 #include "qcow2/qcow2.h"
 #include "random.h"
+#include "seen.h"
 
 static char what[256]; /* is looked at */
 static const struct made *made;
 static struct header before, after;
 static uint64_t states, old_ones, new_ones;
+static struct seen seen; /* of this command */
 
 /* ------------------------------------------------------------------- judging */
 
@@ -81,6 +83,8 @@ judge (const uint8_t *bytes, uint64_t size)
   struct check_result r;
   struct header h;
 
+  if (seen_before (&seen, bytes, size))
+    return;
   read_header (bytes, size, &h);
   old_ones += is_like (&h, &before);
   new_ones += is_like (&h, &after);
@@ -186,6 +190,7 @@ try_command (const struct command *c)
     judge (disk.bytes, disk.size);
     cut_everywhere (&disk);
     fail_everywhere (c);
+    seen_forget (&seen);
   }
   else {
     CHECK_EQ (disk.changes, 0);

@@ -35,6 +35,8 @@
 #include "memory-storage.h"
 #include "must-have.h"
 #include "qcow2/qcow2.h"
+#include "seconds.h"
+#include "seen.h"
 #include "verdict.h"
 #include "view.h"
 
@@ -358,6 +360,7 @@ go_on (const uint8_t *bytes, uint64_t size, const struct view *v)
 }
 
 static uint64_t states, old_ones, new_ones, dirty_ones;
+static struct seen seen; /* of this command */
 
 static void
 judge (const uint8_t *bytes, uint64_t size)
@@ -365,6 +368,8 @@ judge (const uint8_t *bytes, uint64_t size)
   struct view v;
   bool dirty;
 
+  if (seen_before (&seen, bytes, size))
+    return;
   check_metadata (bytes, size, &dirty);
   if (view_bytes (bytes, size, &v)) {
     const bool old = views_equal (&v, &before, true);
@@ -372,7 +377,8 @@ judge (const uint8_t *bytes, uint64_t size)
     if (!old && !views_equal (&v, &after, true))
       check_failed (__FILE__, __LINE__, "%s: it reads neither as before nor "
                     "as after", what);
-    else if (states % 8 == 0 || (dirty && states % 4 == 0))
+    else if (states % TEST_EACH (8) == 0 ||
+             (dirty && states % TEST_EACH (4) == 0))
       go_on (bytes, size, &v);
     old_ones += old;
     new_ones += !old;
@@ -557,6 +563,7 @@ try_command (const struct command *c, const char *argument)
                 strtoul (argument, NULL, 10));
     check_bitmaps (&disk);
     break_off (c, argument, &disk);
+    seen_forget (&seen);
     view_free (&after);
   }
   else if (disk.changes > 0 ||

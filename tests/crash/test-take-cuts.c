@@ -32,6 +32,8 @@
 #include "must-have.h"
 #include "qcow2/write/writer-parts.h"
 #include "random.h"
+#include "seconds.h"
+#include "seen.h"
 #include "verdict.h"
 
 #define POINTS_MEMORY (UINT64_C (1) << 20)
@@ -53,6 +55,7 @@ static unsigned moment;
 static uint8_t *at_point;        /* the disk, when the snapshot was asked for */
 static unsigned point_moment;
 static bool point_is_known;
+static struct seen seen;         /* of the disk after these requests */
 
 static void
 note_content (uint64_t sector, const uint8_t *bytes)
@@ -86,6 +89,7 @@ start_contents (void)
   uint64_t i;
 
   forget_contents ();
+  seen_forget (&seen);
   moment = 0;
   point_is_known = false;
   for (i = 0; i < made->disk_size / SECTOR; ++i)
@@ -366,11 +370,15 @@ go_on (const uint8_t *bytes, uint64_t size, uint8_t *buf, bool snapshot)
 static void
 judge (const uint8_t *bytes, uint64_t size)
 {
-  uint8_t *buf = must_have (malloc (made->disk_size));
-  const bool dirty = check_metadata (bytes, size);
-  struct image *im = open_image (memory_storage_new ("state", bytes, size,
-                                                     NULL));
+  uint8_t *buf;
+  struct image *im;
+  bool dirty;
 
+  if (seen_before (&seen, bytes, size))
+    return;
+  buf = must_have (malloc (made->disk_size));
+  dirty = check_metadata (bytes, size);
+  im = open_image (memory_storage_new ("state", bytes, size, NULL));
   if (im == NULL)
     check_failed (__FILE__, __LINE__, "%s: it does not open: %s", what,
                   error_message ());
@@ -378,7 +386,8 @@ judge (const uint8_t *bytes, uint64_t size)
     const bool found = check_snapshots (im, buf);
 
     check_live (im, buf, found);
-    if (states % 8 == 0 || (dirty && states % 4 == 0))
+    if (states % TEST_EACH (8) == 0 ||
+        (dirty && states % TEST_EACH (4) == 0))
       go_on (bytes, size, buf, found);
     with += found;
     without += !found;

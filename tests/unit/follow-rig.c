@@ -8,7 +8,6 @@
 
 #define EXTENSION 112 /* where it is in the header */
 
-struct rig rig;
 const struct follow_kind follow_kinds[BITMAPS] = {
   { 9, QCOW2_BITMAP_AUTO }, { 10, QCOW2_BITMAP_AUTO }, { 9, 0 },
 };

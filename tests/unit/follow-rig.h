@@ -9,7 +9,7 @@
 
 #include "image-parts.h"
 #include "qcow2/bitmaps.h"
-#include "rig.h"
+#include "the-rig.h"
 
 #define SECTOR 512
 #define DISK_BYTES (UINT64_C (5) << 20)
@@ -26,8 +26,6 @@ extern const struct follow_kind follow_kinds[BITMAPS];
 
 /* More of them, like the disabled one. */
 #define MORE BITMAPS_MAX_FOLLOWED
-
-extern struct rig rig;
 
 /* Where they are. */
 extern uint64_t follow_directory, follow_table[BITMAPS + MORE];

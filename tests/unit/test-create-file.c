@@ -17,74 +17,10 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "create-calls.h"
-#include "folder.h"
-#include "image-check.h"
+#include "create-rig.h"
 #include "image.h"
 #include "manage/create.h"
 #include "seconds.h"
-
-static char folder[] = "test-create-file.XXXXXX";
-
-/* --------------------------------------------------------------- the image */
-
-static struct create_options options = CREATE_DEFAULTS;
-
-/* All of it is there: durable before it got its name, so that its bytes can't
- * be others.
- */
-static bool
-is_complete (const char *path)
-{
-  static uint8_t should[sizeof folder_bytes];
-  static size_t size;
-  size_t n;
-
-  if (size == 0) { /* the first one */
-    size = folder_load (path);
-    memcpy (should, folder_bytes, size);
-    CHECK (size > 0);
-    image_check_clean (path, folder_bytes, size);
-  }
-  n = folder_load (path);
-  return n == size && memcmp (folder_bytes, should, n) == 0;
-}
-
-static struct created made = CREATED_NOTHING;
-
-/* What the user is told. */
-static char notes[1000];
-
-static void
-take_note (const char *text)
-{
-  strncat (notes, text, sizeof notes - 1 - strlen (notes));
-}
-
-static int
-create_and_hold (const char *path, bool overwrite)
-{
-  int r;
-
-  create_release (&made);
-  error_set (0, "none");
-  memset (calls, 0, sizeof calls);
-  notes[0] = '\0';
-  nr_calls = 0;
-  r = create_file (path, overwrite, &options, &made);
-  fail_at = 0;
-  return r;
-}
-
-/* And nbdkit has started. */
-static int
-create (const char *path, bool overwrite)
-{
-  const int r = create_and_hold (path, overwrite);
-
-  create_release (&made);
-  return r;
-}
 
 static void
 test_made (void)
@@ -118,14 +54,6 @@ test_undo (void)
 /* What a call fails with where there is no such thing. */
 static const int missing[] = { EINVAL, ENOSYS, EPERM, EOPNOTSUPP };
 #define NR_MISSING (sizeof missing / sizeof missing[0])
-
-/* There are three ways to give it its name; 0 is the first. */
-static void
-have_way (unsigned way, int err)
-{
-  no_renameat2 = way > 0 ? err : 0;
-  no_link = way > 1 ? err : 0;
-}
 
 /* What was replaced has its name again, unless that is somebody else's now:
  * then it keeps the one that it had meanwhile.
@@ -455,175 +383,6 @@ test_race (void)
   }
 }
 
-/* ------------------------------------------------------------- an attacker */
-
-/* Who may write the directory puts a link to another's file in place of the
- * one that has no name yet,
- */
-static void
-exchange_temporary (void)
-{
-  DIR *d = opendir (".");
-  struct dirent *e;
-
-  if (d == NULL)
-    abort ();
-  CHECK_OK (symlink ("victim", "link"));
-  while ((e = readdir (d)) != NULL) {
-    if (strlen (e->d_name) == 12 && strncmp (e->d_name, "new.", 4) == 0)
-      CHECK_OK (rename ("link", e->d_name));
-  }
-  closedir (d);
-  unlink ("link");
-}
-
-/* or of the one that has its name. */
-static void
-exchange_named (void)
-{
-  if (access ("new", F_OK) == -1)
-    return;
-  CHECK_OK (symlink ("victim", "link"));
-  CHECK_OK (rename ("link", "new"));
-}
-
-static bool
-is_link (const char *path)
-{
-  struct stat st;
-
-  return lstat (path, &st) == 0 && S_ISLNK (st.st_mode);
-}
-
-/* Before each call in turn.  Nothing happens to the other file, and nobody
- * takes it for the new image.
- */
-static void
-test_attacked (void (*attack) (void), bool overwrite, unsigned way)
-{
-  unsigned n = 0, hits = 0;
-  int r;
-
-  have_way (way, EPERM);
-  do {
-    folder_put ("victim", "victim");
-    if (overwrite)
-      folder_put ("new", "old");
-    fail_at = ++n;
-    strike = attack;
-    r = create ("new", overwrite);
-    strike = NULL;
-    CHECK (folder_holds ("victim", "victim"));
-    if (r == 0 && !is_link ("new"))
-      CHECK (is_complete ("new"));
-    else
-      hits++;
-    /* Exchanged after it was made: at the call that syncs the folder. */
-    if (r == 0 && is_link ("new"))
-      CHECK (nr_calls == n && attack == exchange_named);
-    if (r == -1)
-      CHECK_HAS (error_message (), "replaced by another file");
-    folder_count (true);
-  } while (nr_calls >= n);
-  CHECK (n > 20);
-  CHECK (hits > 0);
-  have_way (0, 0);
-}
-
-/* Once the name is taken, by an empty file, somebody else's takes it. */
-static bool struck;
-
-static void
-exchange_empty (void)
-{
-  struct stat st;
-
-  if (stat ("new", &st) == 0 && st.st_size == 0 &&
-      calls[strlen (calls) - 1] == 'l') { /* not renamed yet */
-    exchange_named ();
-    struck = true;
-  }
-}
-
-static void
-test_attacked_empty (void)
-{
-  unsigned n = 0, hits = 0;
-
-  have_way (2, EPERM);
-  do {
-    folder_put ("victim", "victim");
-    fail_at = ++n;
-    strike = exchange_empty;
-    struck = false;
-    if (create ("new", false) == 0)
-      CHECK (!struck && is_complete ("new"));
-    else {
-      CHECK (struck && is_link ("new"));
-      CHECK_ERROR (EEXIST, "new: it was replaced by another file");
-      hits++;
-    }
-    strike = NULL;
-    CHECK (folder_holds ("victim", "victim"));
-    CHECK_EQ (folder_count (true), 2);
-  } while (nr_calls >= n);
-  CHECK (hits > 0);
-  have_way (0, 0);
-}
-
-static void
-test_attacks (void)
-{
-  unsigned way;
-
-  for (way = 0; way < 3; ++way)
-    test_attacked (exchange_temporary, false, way);
-  test_attacked (exchange_temporary, true, 0);
-  test_attacked (exchange_named, true, 0);
-  test_attacked_empty ();
-}
-
-/* The directory itself is exchanged: nothing happens in the other. */
-static void
-exchange_folder (void)
-{
-  CHECK_OK (rename ("../folder", "../was"));
-  CHECK_OK (symlink ("victims", "../folder"));
-}
-
-static void
-test_folder (void)
-{
-  unsigned n = 0;
-  int r;
-
-  CHECK_OK (mkdir ("folder", 0777));
-  CHECK_OK (mkdir ("victims", 0777));
-  CHECK_OK (chdir ("victims"));
-  do {
-    fail_at = ++n;
-    strike = exchange_folder;
-    r = create_and_hold ("../folder/new", false);
-    strike = NULL;
-    CHECK_OK (r);
-    if (access ("../was", F_OK) == 0) {
-      if (folder_count (false) == 0)
-        CHECK_EQ (access ("../was/new", F_OK), 0);
-      else
-        CHECK (n <= 2); /* before it was opened */
-      create_undo (&made);
-      CHECK_EQ (folder_count (true), 0);
-      CHECK_OK (unlink ("../folder"));
-      CHECK_OK (rename ("../was", "../folder"));
-    }
-    create_undo (&made);
-  } while (nr_calls >= n);
-  CHECK (n > 20);
-  CHECK_OK (chdir (".."));
-  CHECK_OK (rmdir ("folder"));
-  CHECK_OK (rmdir ("victims"));
-}
-
 /* ------------------------------------------------------------ random names */
 
 static void
@@ -787,14 +546,7 @@ int
 main (void)
 {
   check_time_limit (300);
-  if (mkdtemp (folder) == NULL || chdir (folder) == -1) {
-    perror (folder);
-    return 1;
-  }
-  debug_hooks.note = take_note;
-  options.size = 300000;
-  options.cluster_size = 4096;
-  options.preallocation = PREALLOCATION_FALLOC;
+  create_begin ();
   test_made ();
   test_undo ();
   test_put_back ();
@@ -810,12 +562,9 @@ main (void)
   test_links ();
   test_ways ();
   test_race ();
-  test_attacks ();
-  test_folder ();
   test_random ();
   test_failures ();
   test_deaths ();
-  if (chdir ("..") == -1 || rmdir (folder) == -1)
-    perror (folder);
+  create_end ();
   return check_result ();
 }

@@ -62,6 +62,9 @@ stop_at_data (void *opaque, const struct memory_call *call)
     stop_here (AT_DATA);
 }
 
+/* Whoever has waited for requests goes on only when another point is taken. */
+static _Atomic bool end_after_taken, taken;
+
 void __real_epoch_wait (struct epoch *e);
 void __wrap_epoch_wait (struct epoch *e);
 
@@ -70,6 +73,8 @@ __wrap_epoch_wait (struct epoch *e)
 {
   atomic_fetch_add (&nr_waits, 1);
   __real_epoch_wait (e);
+  while (atomic_load (&end_after_taken) && !atomic_load (&taken))
+    sched_yield ();
 }
 
 int __real_map_lookup (const struct map *m, struct guest_off offset,
@@ -129,6 +134,7 @@ struct point *
 __wrap_points_take (struct points *p)
 {
   const int r = pthread_mutex_trylock (&rig.im->writer_lock);
+  struct point *point;
 
   CHECK_EQ (r, EBUSY); /* no repair runs: it would not be known to the point */
   if (r == 0)
@@ -136,7 +142,9 @@ __wrap_points_take (struct points *p)
   bytes_when_taken = atomic_load (&p->bytes);
   if (opens)
     atomic_store (&waits_or_has_taken, true);
-  return __real_points_take (p);
+  point = __real_points_take (p);
+  atomic_store (&taken, true);
+  return point;
 }
 
 bool __real_points_capture (struct points *p, const struct map *m,
@@ -381,7 +389,8 @@ open_main (void *opaque)
 }
 
 /* One is being taken while another one fails, in the place of one that had failed
- * before: that it did must not end the new one.
+ * before: that it did must not end the new one.  It is taken after what failed was
+ * looked at, and before that is ended.
  */
 static void
 test_taken_beside (void)
@@ -408,10 +417,14 @@ test_taken_beside (void)
   while (!atomic_load (&rig.im->gate.closed))
     sched_yield ();
   atomic_store (&nr_waits, 0);
+  atomic_store (&taken, false);
+  atomic_store (&end_after_taken, true);
   finish (&fails);
   wait_for_waits (1);
   finish (&holds);
   pthread_join (thread, NULL);
+  CHECK (atomic_load (&taken));
+  atomic_store (&end_after_taken, false);
   wait_for_end ();
   points ()->max_bytes = 1 << 20;
   write_sector (0, 0xa2);
