@@ -41,13 +41,14 @@ new_system () {
 }
 
 # inside COMMAND [ARG...]: run in the system, as root in /root.  What it starts
-# ends with it, and what it mounts is gone then.
+# ends with it, and what it mounts is gone then.  A folder for temporary files
+# that the caller has is not there.
 inside () {
     # shellcheck disable=SC2016
     unshare --mount --pid --fork --kill-child sh -c '
         mount --rbind /dev "$0/dev" && mount --rbind /sys "$0/sys" &&
             mount -t proc proc "$0/proc" &&
-            exec chroot "$0" env -C /root "$@"' "$system" \
+            exec chroot "$0" env -u TMPDIR -C /root "$@"' "$system" \
         HOME=/root LC_ALL=C.UTF-8 \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         DEBIAN_FRONTEND=noninteractive "$@" < /dev/null
