@@ -270,25 +270,97 @@ image_describe_bitmap (const struct image *im, const char *bitmap, char *buf,
   return r == 0 ? 0 : -1;
 }
 
-/* The snapshot behind an export other than "", or NULL with the error set.  Wants
- * snapshots_lock.
+/* What is behind an export IMAGE_SNAPSHOT_PREFIX. */
+struct of_snapshot {
+  const struct snapshot *sn;
+  const char *bitmap; /* whose extents it has; NULL: its own */
+};
+
+/* The first snapshot whose label or ID is followed by the name of a bitmap, if any.
+ * Returns -1 with ENOMEM set.
  */
-static const struct snapshot *
+static int
+find_before_bitmap (const struct image *im, const char *rest,
+                    struct of_snapshot *f)
+{
+  static const char between[] = "/" IMAGE_BITMAP_PREFIX;
+  char *labels = strdup (rest), *at = labels;
+
+  if (labels == NULL) {
+    error_set (ENOMEM, "out of memory");
+    return -1;
+  }
+  while (f->sn == NULL && (at = strstr (at, between)) != NULL) {
+    *at = '\0';
+    f->sn = snapshots_find (&im->snapshots, labels);
+    f->bitmap = rest + (at - labels) + strlen (between);
+    *at++ = '/';
+  }
+  free (labels);
+  return 0;
+}
+
+/* An export other than "", or sn is NULL and the error is set.  A label that is all
+ * of the rest comes first.  Wants snapshots_lock.
+ */
+static struct of_snapshot
 find_snapshot (const struct image *im, const char *export)
 {
   const size_t prefix = strlen (IMAGE_SNAPSHOT_PREFIX);
-  const struct snapshot *sn = NULL;
+  struct of_snapshot f = { NULL, NULL };
 
-  if (strncmp (export, IMAGE_SNAPSHOT_PREFIX, prefix) == 0)
-    sn = snapshots_find (&im->snapshots, export + prefix);
-  if (sn != NULL)
-    return sn;
+  if (strncmp (export, IMAGE_SNAPSHOT_PREFIX, prefix) == 0) {
+    f.sn = snapshots_find (&im->snapshots, export + prefix);
+    if (f.sn == NULL && im->kind->new_bitmap_disk != NULL &&
+        find_before_bitmap (im, export + prefix, &f) == -1)
+      return f;
+  }
+  if (f.sn != NULL)
+    return f;
   error_set (ENOENT, "%s: there is no export \"%.256s\"",
              image_storage (im)->name, export);
   if (snapshots_find (&im->snapshots, export) != NULL)
     error_append (": that snapshot is \"" IMAGE_SNAPSHOT_PREFIX "%.256s\"",
                   export);
-  return NULL;
+  return f;
+}
+
+static int
+describe_snapshot (const struct image *im, const char *export, char *buf,
+                   size_t len)
+{
+  struct of_snapshot f;
+  int r = -1;
+
+  image_lock_snapshots (im);
+  f = find_snapshot (im, export);
+  if (f.sn != NULL && f.bitmap != NULL)
+    r = image_describe_bitmap (im, f.bitmap, buf, len);
+  else if (f.sn != NULL)
+    r = 0;
+  if (r == 0) {
+    image_describe_snapshot (f.sn, buf, len);
+    if (f.bitmap != NULL)
+      snprintf (buf + strlen (buf), len - strlen (buf),
+                ", with what a bitmap has");
+  }
+  image_unlock_snapshots (im);
+  return r;
+}
+
+static struct layer *
+open_snapshot (const struct image *im, const char *export)
+{
+  struct layer *disk = NULL;
+  struct of_snapshot f;
+
+  image_lock_snapshots (im);
+  f = find_snapshot (im, export);
+  if (f.sn != NULL)
+    disk = f.bitmap != NULL ? image_open_bitmap (im, f.bitmap, f.sn)
+      : im->kind->new_disk (im, f.sn);
+  image_unlock_snapshots (im);
+  return disk;
 }
 
 int
@@ -296,7 +368,6 @@ image_describe (const struct image *im, const char *export,
                 char *buf, size_t len)
 {
   const char *bitmap = bitmap_of (export), *take = take_of (im, export);
-  const struct snapshot *sn;
 
   if (export[0] == '\0') {
     snprintf (buf, len, "live disk, size %" PRIu64, im->chain.layer[0]->size);
@@ -314,22 +385,18 @@ image_describe (const struct image *im, const char *export,
   }
   if (image_is_changed (im, export))
     return image_describe_changed (im, export, buf, len);
-  image_lock_snapshots (im);
-  sn = find_snapshot (im, export);
-  if (sn != NULL)
-    image_describe_snapshot (sn, buf, len);
-  image_unlock_snapshots (im);
-  return sn == NULL ? -1 : 0;
+  return describe_snapshot (im, export, buf, len);
 }
 
 struct layer *
-image_open_bitmap (const struct image *im, const char *bitmap)
+image_open_bitmap (const struct image *im, const char *bitmap,
+                   const struct snapshot *sn)
 {
   static atomic_flag said = ATOMIC_FLAG_INIT;
   const char *why = why_not_alone (im);
 
   if (why == NULL)
-    return im->kind->new_bitmap_disk (im, bitmap, NULL);
+    return im->kind->new_bitmap_disk (im, bitmap, sn, NULL);
   error_set (ENOTSUP, "%s: the bitmap \"%.256s\" can't be read while another "
              "process may write the image (%s)", image_storage (im)->name,
              bitmap, why);
@@ -343,24 +410,18 @@ image_open_disk (const struct image *im, const char *export)
 {
   const char *take = take_of (im, export);
   const char *bitmap = bitmap_of (export);
-  const struct snapshot *sn;
-  struct layer *disk;
 
   if (image_is_frozen (im, export))
     return image_open_frozen (im, export);
   if (take != NULL)
     return image_take_open (im, take);
   if (bitmap != NULL && im->kind->new_bitmap_disk != NULL)
-    return image_open_bitmap (im, bitmap);
+    return image_open_bitmap (im, bitmap, NULL);
   if (image_is_changed (im, export))
     return image_open_changed (im, export);
   if (export[0] == '\0')
     return im->kind->new_disk (im, NULL);
-  image_lock_snapshots (im);
-  sn = find_snapshot (im, export);
-  disk = sn == NULL ? NULL : im->kind->new_disk (im, sn);
-  image_unlock_snapshots (im);
-  return disk;
+  return open_snapshot (im, export);
 }
 
 void

@@ -83,14 +83,14 @@ static struct layer *
 make_bitmap_disk (const struct image *im, struct point *point,
                   const void *opaque)
 {
-  return im->kind->new_bitmap_disk (im, opaque, point);
+  return im->kind->new_bitmap_disk (im, opaque, NULL, point);
 }
 
 /* No point is taken for what can't be opened. */
 static struct layer *
 open_bitmap (const struct image *im, const struct parts *p)
 {
-  struct layer *l = image_open_bitmap (im, p->bitmap);
+  struct layer *l = image_open_bitmap (im, p->bitmap, NULL);
 
   if (l == NULL)
     return NULL;

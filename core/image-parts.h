@@ -23,6 +23,7 @@
 #include "qcow2/bitmaps.h"
 #include "qcow2/snapshot.h"
 #include "qcow2/write/leaks.h"
+#include "qcow2/write/rotate.h"
 #include "qcow2/write/writer.h"
 
 struct image;
@@ -48,11 +49,12 @@ struct image_kind {
    */
   struct layer *(*new_disk) (const struct image *im, const struct snapshot *sn);
 
-  /* A layer like the live disk's, or as a point has it (NULL: none), whose extents
-   * tell what a bitmap has: see bitmap_disk_new, which wants no other process to
-   * write the image.  NULL: there are no bitmaps.
+  /* A layer like the live disk's, or as a point has it (NULL: none), or of a snapshot
+   * (likewise), whose extents tell what a bitmap has: see bitmap_disk_new, which
+   * wants no other process to write the image.  NULL: there are no bitmaps.
    */
   struct layer *(*new_bitmap_disk) (const struct image *im, const char *name,
+                                    const struct snapshot *sn,
                                     struct point *point);
 
   /* A copy of the layer of a snapshot, or of the live disk (to is NULL), as it is
@@ -80,12 +82,16 @@ struct image_kind {
                                    struct point *point);
   void (*release_points) (struct image *im);
 
-  /* Make a snapshot, as take_snapshot; there is a writer.  Never called for an
-   * image that can't have points.
+  /* Make a snapshot, as take_snapshot; and what has bitmaps begin and end with it, as
+   * rotation_new.  There is a writer.  Never called for an image that can't have
+   * points.
    */
   int (*take_snapshot) (struct image *im, const struct point *point,
                         const char *name, const struct timespec *date,
+                        const struct bitmap_header *bitmaps,
                         struct snapshots *made);
+  struct rotation *(*new_rotation) (struct image *im,
+                                    const struct rotation_wanted *wanted);
 
   /* Whether a repair in this mode has something to look at. */
   bool (*is_to_be_repaired) (const struct image *im, enum image_repair mode);
@@ -221,10 +227,13 @@ extern struct layer *image_points_open (const struct image *im,
                                         image_point_fn *make,
                                         const void *opaque);
 
-/* A point that has no token, until it is ended.  Returns NULL with the error set:
- * EBUSY, ENOMEM.
+/* A point that has no token, until it is ended.  fn, unless it is NULL, is called at
+ * that moment, while no request is running: for microseconds.  Returns NULL with the
+ * error set, and fn was not called: EBUSY, ENOMEM.
  */
-extern struct point *image_points_take (struct image *im);
+typedef void image_quiet_fn (void *opaque);
+extern struct point *image_points_take (struct image *im, image_quiet_fn *fn,
+                                        void *opaque);
 extern void image_points_end (struct image *im, struct point *point);
 
 /* Snapshots that are made while the image is served; their exports linger for so
@@ -279,13 +288,14 @@ extern int image_describe_frozen (const struct image *im, const char *export,
 extern struct layer *image_open_frozen (const struct image *im,
                                         const char *export);
 
-/* The same for the bitmap of this name of the live disk, in an image that may have
- * bitmaps.
+/* The same for the bitmap of this name, in an image that may have bitmaps: with the
+ * live disk, or with a snapshot (NULL: none).
  */
 extern int image_describe_bitmap (const struct image *im, const char *bitmap,
                                   char *buf, size_t len);
 extern struct layer *image_open_bitmap (const struct image *im,
-                                        const char *bitmap);
+                                        const char *bitmap,
+                                        const struct snapshot *sn);
 
 /* Exports whose names begin with IMAGE_CHANGED_PREFIX, if there are such: as
  * image_describe and image_open_disk.

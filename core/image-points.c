@@ -355,9 +355,11 @@ start_thread (struct image_points *ip)
   return 0;
 }
 
-/* Take a point, at a moment when no request is running, nor a repair. */
+/* Take a point, at a moment when no request is running, nor a repair; and call fn, if
+ * there is one.
+ */
 static struct point *
-take_point (struct image_points *ip)
+take_point (struct image_points *ip, image_quiet_fn *fn, void *opaque)
 {
   struct image *im = ip->im;
   struct point *point;
@@ -365,6 +367,8 @@ take_point (struct image_points *ip)
   pthread_mutex_lock (&im->writer_lock);
   gate_close (&im->gate);
   point = points_take (ip->points);
+  if (point != NULL && fn != NULL)
+    fn (opaque);
   gate_open (&im->gate);
   pthread_mutex_unlock (&im->writer_lock);
   return point;
@@ -383,15 +387,15 @@ find_token (struct image_points *ip, const char *name)
   return NULL;
 }
 
-/* Take one.  lock held, but not meanwhile. */
+/* Take one, as take_point.  lock held, but not meanwhile. */
 static struct point *
-take_one (struct image_points *ip)
+take_one (struct image_points *ip, image_quiet_fn *fn, void *opaque)
 {
   struct point *point;
 
   ip->taking = true;
   pthread_mutex_unlock (&ip->points->lock);
-  point = take_point (ip);
+  point = take_point (ip, fn, opaque);
   pthread_mutex_lock (&ip->points->lock);
   ip->taking = false;
   pthread_cond_broadcast (&ip->points->changed);
@@ -407,7 +411,7 @@ take_one (struct image_points *ip)
 static struct token *
 take_token (struct image_points *ip, char *name, uint64_t hash)
 {
-  struct point *point = take_one (ip);
+  struct point *point = take_one (ip, NULL, NULL);
   unsigned i;
 
   if (point == NULL) {
@@ -511,7 +515,7 @@ image_points_open (const struct image *im, const char *token,
 /* ---------------------------------------------------------- without a token */
 
 struct point *
-image_points_take (struct image *im)
+image_points_take (struct image *im, image_quiet_fn *fn, void *opaque)
 {
   struct image_points *ip = im->points;
   struct point *point = NULL;
@@ -520,7 +524,7 @@ image_points_take (struct image *im)
   wait_to_take (ip);
   end_tokens (ip, false);
   if (start_thread (ip) == 0)
-    point = take_one (ip);
+    point = take_one (ip, fn, opaque);
   pthread_mutex_unlock (&ip->points->lock);
   return point;
 }

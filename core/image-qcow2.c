@@ -74,9 +74,15 @@ qcow2_new_disk (const struct image *im, const struct snapshot *sn)
 
 static struct layer *
 qcow2_new_bitmap_disk (const struct image *im, const char *name,
-                       struct point *point)
+                       const struct snapshot *sn, struct point *point)
 {
-  return bitmap_disk_new (image_top (im), name, point);
+  struct layer *disk = sn == NULL ? NULL : qcow2_new_disk (im, sn), *r = NULL;
+
+  if (sn == NULL || disk != NULL)
+    r = bitmap_disk_new (image_top (im), name,
+                         disk == NULL ? NULL : qcow2_disk (disk), point);
+  free (disk);
+  return r;
 }
 
 static struct layer *
@@ -96,14 +102,20 @@ qcow2_new_changed_disk (const struct image *im, const struct snapshot *from,
   return r;
 }
 
-/* A repair may have changed the header since the image was opened. */
+/* A repair may have changed the header since the image was opened, or a bitmap have
+ * begun: in the epoch the directory stays that it leads to.
+ */
 static int
 qcow2_list_bitmaps (const struct image *im, bitmaps_list_fn *fn, void *opaque)
 {
+  const unsigned token = epoch_enter (im->shared.epoch);
   struct header h;
+  int r = qcow2_read_header (image_storage (im), &h);
 
-  return qcow2_read_header (image_storage (im), &h) == -1 ? -1
-    : bitmaps_list (image_storage (im), &h, fn, opaque);
+  if (r == 0)
+    r = bitmaps_list (image_storage (im), &h, fn, opaque);
+  epoch_leave (im->shared.epoch, token);
+  return r;
 }
 
 /* What is written with an external data file goes where it is. */
@@ -134,9 +146,17 @@ qcow2_release_points (struct image *im)
 static int
 qcow2_take_snapshot (struct image *im, const struct point *point,
                      const char *name, const struct timespec *date,
+                     const struct bitmap_header *bitmaps,
                      struct snapshots *made)
 {
-  return take_snapshot (im->writer, point, name, date, &im->snapshots, made);
+  return take_snapshot (im->writer, point, name, date, &im->snapshots, bitmaps,
+                        made);
+}
+
+static struct rotation *
+qcow2_new_rotation (struct image *im, const struct rotation_wanted *wanted)
+{
+  return rotation_new (im->writer, wanted);
 }
 
 bool
@@ -438,7 +458,7 @@ qcow2_open_writer (struct image *im, const struct writer_options *options)
 
   if (w != NULL)
     w->points = f->points;
-  if (w == NULL || follow_open (w, options) == 0)
+  if (w == NULL || follow_open (w) == 0)
     return w;
   (void) writer_close (w); /* which has nothing to write */
   return NULL;
@@ -534,6 +554,7 @@ const struct image_kind image_qcow2 = {
   .new_point_disk = qcow2_new_point_disk,
   .release_points = qcow2_release_points,
   .take_snapshot = qcow2_take_snapshot,
+  .new_rotation = qcow2_new_rotation,
   .is_to_be_repaired = qcow2_is_to_be_repaired,
   .check = qcow2_check,
   .check_data = qcow2_check_data,

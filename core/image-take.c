@@ -16,13 +16,13 @@
 #include <time.h>
 
 #include "base/error.h"
-#include "image-parts.h"
+#include "image-take-parts.h"
 
 /* An export that was opened. */
 struct taken {
   struct taken *next;
   struct image_takes *owner;
-  char *name;         /* decoded */
+  struct take_asked asked;
   unsigned users;     /* those who wait included */
   bool ended;         /* nobody waits for it any more: it was made, or not */
   int err;            /* why not; 0: it was made */
@@ -58,7 +58,7 @@ image_takes_new (struct image *im, unsigned linger)
 static void
 taken_free (struct taken *t)
 {
-  free (t->name);
+  image_take_forget (&t->asked);
   free (t);
 }
 
@@ -95,28 +95,6 @@ image_is_take (const char *export)
   return strncmp (export, IMAGE_TAKE_PREFIX, strlen (IMAGE_TAKE_PREFIX)) == 0;
 }
 
-/* The snapshot's name, which the caller frees.  Only what can be opened as
- * IMAGE_SNAPSHOT_PREFIX afterwards.
- */
-static char *
-decode_name (const struct image *im, const char *encoded)
-{
-  char *name = strdup (encoded);
-
-  if (name == NULL)
-    error_set (ENOMEM, "out of memory");
-  else if (strchr (name, '/') == NULL && image_decode_name (name) &&
-           error_is_printable_name (name))
-    return name;
-  else
-    error_set (EINVAL, "%s: the export \"" IMAGE_TAKE_PREFIX "%.256s\" is none: "
-               "the name of a new snapshot must follow, which can be printed; "
-               "\"%%\" is \"%%25\" and \"/\" is \"%%2F\" there",
-               image_storage (im)->name, encoded);
-  free (name);
-  return NULL;
-}
-
 /* By its name alone: labels may be IDs.  Wants snapshots_lock. */
 static const struct snapshot *
 find_by_name (const struct image *im, const char *name)
@@ -134,20 +112,20 @@ int
 image_describe_take (const struct image *im, const char *encoded, char *buf,
                      size_t len)
 {
-  char *name = decode_name (im, encoded);
   const struct snapshot *sn;
+  struct take_asked a;
 
-  if (name == NULL)
+  if (image_take_decode (im, encoded, &a) == -1)
     return -1;
   image_lock_snapshots (im);
-  sn = find_by_name (im, name);
+  sn = find_by_name (im, a.name);
   if (sn != NULL)
     image_describe_snapshot (sn, buf, len);
   image_unlock_snapshots (im);
   if (sn == NULL)
     snprintf (buf, len, "internal snapshot that is made of the live disk, size %"
               PRIu64, im->chain.layer[0]->size);
-  free (name);
+  image_take_forget (&a);
   return 0;
 }
 
@@ -171,27 +149,21 @@ exists (const struct image *im, const char *name)
   return -1;
 }
 
-/* The point is taken, and it is this one's turn. */
+/* The point is taken, it is this one's turn, and no leaks are looked for. */
 static int
 make_of (struct image *im, const struct point *point, const char *name,
-         const struct timespec *date)
+         const struct timespec *date, const struct bitmap_header *bitmaps)
 {
   struct snapshots made, old;
-  int r;
 
-  if (exists (im, name) == -1)
+  if (im->kind->take_snapshot (im, point, name, date, bitmaps, &made) == -1)
     return -1;
-  image_suspend_leaks (im);
-  r = im->kind->take_snapshot (im, point, name, date, &made);
-  if (r == 0) {
-    pthread_rwlock_wrlock (&im->snapshots_lock);
-    old = im->snapshots;
-    im->snapshots = made;
-    pthread_rwlock_unlock (&im->snapshots_lock);
-    snapshots_free (&old);
-  }
-  image_resume_leaks (im);
-  return r;
+  pthread_rwlock_wrlock (&im->snapshots_lock);
+  old = im->snapshots;
+  im->snapshots = made;
+  pthread_rwlock_unlock (&im->snapshots_lock);
+  snapshots_free (&old);
+  return 0;
 }
 
 static void
@@ -213,30 +185,89 @@ end_turn (struct image_takes *ts)
   pthread_mutex_unlock (&ts->lock);
 }
 
+/* The point comes before the turn. */
 static int
-make (struct image_takes *ts, const char *name)
+make_alone (struct image_takes *ts, const char *name)
 {
   struct image *im = ts->im;
+  struct point *point = image_points_take (im, NULL, NULL);
   struct timespec date;
-  struct point *point;
+  int r = -1;
+
+  if (point == NULL)
+    return -1;
+  clock_gettime (CLOCK_REALTIME, &date);
+  wait_for_turn (ts);
+  if (exists (im, name) == 0) {
+    image_suspend_leaks (im);
+    r = make_of (im, point, name, &date, NULL);
+    image_resume_leaks (im);
+  }
+  end_turn (ts);
+  image_points_end (im, point);
+  return r;
+}
+
+static void
+begin_rotation (void *rotation)
+{
+  rotation_begin (rotation);
+}
+
+/* With a point that is taken as the new bitmap begins. */
+static int
+make_rotated (struct image *im, const char *name, struct rotation *rotation)
+{
+  struct point *point = image_points_take (im, begin_rotation, rotation);
+  struct timespec date;
   int r;
 
-  if (exists (im, name) == -1)
+  if (point == NULL)
+    return -1;
+  clock_gettime (CLOCK_REALTIME, &date);
+  r = make_of (im, point, name, &date, rotation_directory (rotation));
+  gate_close (&im->gate);
+  rotation_end (rotation, r == 0);
+  gate_open (&im->gate);
+  image_points_end (im, point);
+  return r;
+}
+
+/* The turn comes before the point: which bitmaps there are is known then. */
+static int
+make_with_bitmaps (struct image_takes *ts, const struct take_asked *a)
+{
+  struct image *im = ts->im;
+  struct rotation *rotation;
+  int r = -1;
+
+  wait_for_turn (ts);
+  image_suspend_leaks (im);
+  rotation = exists (im, a->name) == -1 ? NULL
+    : im->kind->new_rotation (im, &a->bitmaps);
+  if (rotation != NULL) {
+    r = make_rotated (im, a->name, rotation);
+    rotation_free (rotation);
+  }
+  image_resume_leaks (im);
+  end_turn (ts);
+  return r;
+}
+
+static int
+make (struct image_takes *ts, const struct take_asked *a)
+{
+  struct image *im = ts->im;
+
+  if (exists (im, a->name) == -1)
     return -1;
   if (atomic_load (&im->writer) == NULL) {
     error_set (EROFS, "%s: no snapshot can be made, since it is not writable",
                image_storage (im)->name);
     return -1;
   }
-  point = image_points_take (im);
-  if (point == NULL)
-    return -1;
-  clock_gettime (CLOCK_REALTIME, &date);
-  wait_for_turn (ts);
-  r = make_of (im, point, name, &date);
-  end_turn (ts);
-  image_points_end (im, point);
-  return r;
+  return a->bitmaps.begins == NULL ? make_alone (ts, a->name)
+    : make_with_bitmaps (ts, a);
 }
 
 /* ------------------------------------------------------------------- opening */
@@ -273,11 +304,11 @@ leave (void *opaque)
   pthread_mutex_unlock (&ts->lock);
 }
 
-/* One that is new, with one user, takes the name; NULL: the error is set.  lock
- * held.
+/* One that is new, with one user, takes what was asked for; NULL: the error is set.
+ * lock held.
  */
 static struct taken *
-new_taken (struct image_takes *ts, char *name)
+new_taken (struct image_takes *ts, struct take_asked *asked)
 {
   struct taken *t = calloc (1, sizeof *t);
 
@@ -286,7 +317,8 @@ new_taken (struct image_takes *ts, char *name)
     return NULL;
   }
   t->owner = ts;
-  t->name = name;
+  t->asked = *asked;
+  asked->text = NULL;
   t->users = 1;
   t->next = ts->first;
   ts->first = t;
@@ -300,7 +332,7 @@ make_taken (struct image_takes *ts, struct taken *t)
   int r;
 
   pthread_mutex_unlock (&ts->lock);
-  r = make (ts, t->name);
+  r = make (ts, &t->asked);
   pthread_mutex_lock (&ts->lock);
   t->ended = true;
   if (r == -1) {
@@ -326,47 +358,72 @@ wait_until_made (struct image_takes *ts, struct taken *t)
   return false;
 }
 
-/* Takes the name. */
+/* The one of this name that was asked for in the same words; NULL: there is none, and
+ * *other tells whether one has the name.  lock held.
+ */
 static struct taken *
-use (struct image_takes *ts, char *name)
+find_taken (const struct image_takes *ts, const struct take_asked *asked,
+            bool *other)
+{
+  struct taken *t = ts->first;
+
+  while (t != NULL && strcmp (t->asked.name, asked->name) != 0)
+    t = t->next;
+  *other = t != NULL && !image_take_same (&t->asked, asked);
+  return *other ? NULL : t;
+}
+
+/* lock held, but not all the time. */
+static struct taken *
+find_or_make (struct image_takes *ts, struct take_asked *asked)
+{
+  bool other;
+  struct taken *t = find_taken (ts, asked, &other);
+
+  if (t != NULL)
+    t->users++;
+  else if (other)
+    error_set (EEXIST, "%s: the snapshot \"%.256s\" is made with other bitmaps",
+               image_storage (ts->im)->name, asked->name);
+  else {
+    t = new_taken (ts, asked);
+    if (t != NULL)
+      make_taken (ts, t);
+  }
+  return t;
+}
+
+/* Takes what was asked for. */
+static struct taken *
+use (struct image_takes *ts, struct take_asked *asked)
 {
   struct taken *t;
-  bool found;
 
   pthread_mutex_lock (&ts->lock);
   forget_old (ts);
-  for (t = ts->first; t != NULL && strcmp (t->name, name) != 0;)
-    t = t->next;
-  found = t != NULL;
-  if (found)
-    t->users++;
-  else
-    t = new_taken (ts, name);
-  if (found || t == NULL)
-    free (name);
-  else
-    make_taken (ts, t);
+  t = find_or_make (ts, asked);
   if (t != NULL && !wait_until_made (ts, t))
     t = NULL;
   pthread_mutex_unlock (&ts->lock);
+  image_take_forget (asked);
   return t;
 }
 
 struct layer *
 image_take_open (const struct image *im, const char *encoded)
 {
-  char *name = decode_name (im, encoded);
   struct layer *disk = NULL;
   const struct snapshot *sn;
+  struct take_asked asked;
   struct taken *t;
 
-  if (name == NULL)
+  if (image_take_decode (im, encoded, &asked) == -1)
     return NULL;
-  t = use (im->takes, name);
+  t = use (im->takes, &asked);
   if (t == NULL)
     return NULL;
   image_lock_snapshots (im);
-  sn = find_by_name (im, t->name);
+  sn = find_by_name (im, t->asked.name);
   if (sn != NULL)
     disk = im->kind->new_disk (im, sn);
   image_unlock_snapshots (im);

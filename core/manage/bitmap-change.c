@@ -10,11 +10,8 @@
 #include "manage/bitmap-change.h"
 #include "manage/bitmap-ranges.h"
 #include "manage/bitmap-set.h"
+#include "qcow2/bitmap-directory.h"
 #include "qcow2/qcow2.h"
-
-/* QEMU's default is a cluster, within these. */
-#define DEFAULT_MIN_BITS 12
-#define DEFAULT_MAX_BITS 16
 
 struct changing {
   const struct bitmap_change *what;
@@ -28,43 +25,6 @@ struct changing {
  */
 
 static int
-choose_granularity (const struct changing *c, unsigned *bits)
-{
-  const uint64_t wanted = c->what->granularity;
-
-  *bits = c->e->header.cluster_bits;
-  if (*bits < DEFAULT_MIN_BITS)
-    *bits = DEFAULT_MIN_BITS;
-  if (*bits > DEFAULT_MAX_BITS)
-    *bits = DEFAULT_MAX_BITS;
-  if (wanted == 0)
-    return 0;
-  if ((wanted & (wanted - 1)) != 0 ||
-      wanted < UINT64_C (1) << QCOW2_MIN_BITMAP_GRANULARITY_BITS ||
-      wanted > UINT64_C (1) << QCOW2_MAX_BITMAP_GRANULARITY_BITS) {
-    error_set (EINVAL, "%s: the granularity of a bitmap, %" PRIu64 ", must be a "
-               "power of 2 from %d to %" PRIu64, c->e->storage->name, wanted,
-               1 << QCOW2_MIN_BITMAP_GRANULARITY_BITS,
-               UINT64_C (1) << QCOW2_MAX_BITMAP_GRANULARITY_BITS);
-    return -1;
-  }
-  *bits = __builtin_ctzll (wanted);
-  return 0;
-}
-
-static int
-check_name (const struct changing *c)
-{
-  const size_t length = strlen (c->what->name);
-
-  if (length > 0 && length <= QCOW2_MAX_BITMAP_NAME)
-    return 0;
-  error_set (EINVAL, "%s: the name of a bitmap must have from 1 to %d bytes",
-             c->e->storage->name, QCOW2_MAX_BITMAP_NAME);
-  return -1;
-}
-
-static int
 add (struct changing *c)
 {
   unsigned bits;
@@ -74,12 +34,8 @@ add (struct changing *c)
                c->e->storage->name, c->printable);
     return -1;
   }
-  if (c->e->header.version < 3) {
-    error_set (ENOTSUP, "%s: version 2 images can't have bitmaps",
-               c->e->storage->name);
-    return -1;
-  }
-  return check_name (c) == -1 || choose_granularity (c, &bits) == -1 ? -1
+  return bitmap_check_new (c->e->storage->name, &c->e->header, c->what->name,
+                           c->what->granularity, &bits) == -1 ? -1
     : bitmap_set_add (&c->set, c->what->name, bits);
 }
 

@@ -8,9 +8,10 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "manage/bitmap-header.h"
 #include "manage/bitmap-set.h"
 #include "qcow2/bitmap-bits.h"
+#include "qcow2/bitmap-directory.h"
+#include "qcow2/bitmap-header.h"
 
 static int
 no_memory (const struct bitmap_set *b)
@@ -134,21 +135,6 @@ lead_to (const struct bitmap_set *b, const struct bitmap_header *directory,
 /* ------------------------------------------------------------------ planning
  */
 
-static int
-check_limits (const struct bitmap_set *b, const struct bitmap_header *h)
-{
-  if (h->nr > QCOW2_MAX_BITMAPS)
-    error_set (ENOTSUP, "%s: it has %d bitmaps, and can't have more",
-               b->e->storage->name, QCOW2_MAX_BITMAPS);
-  else if (h->directory_bytes > QCOW2_MAX_BITMAP_DIRECTORY_BYTES)
-    error_set (ENOTSUP, "%s: the bitmap directory would have %" PRIu64 " bytes, "
-               "more than %" PRIu64, b->e->storage->name, h->directory_bytes,
-               QCOW2_MAX_BITMAP_DIRECTORY_BYTES);
-  else
-    return 0;
-  return -1;
-}
-
 int
 bitmap_set_plan (struct bitmap_set *b)
 {
@@ -162,7 +148,8 @@ bitmap_set_plan (struct bitmap_set *b)
   for (i = 0; i < b->nr; ++i)
     if (has_table (&b->member[i]))
       simplify (b, &b->member[i]);
-  if (check_limits (b, &h) == -1 || lead_to (b, &h, true) == -1 ||
+  if (bitmap_directory_check (b->e->storage->name, h.nr,
+                              h.directory_bytes) == -1 || lead_to (b, &h, true) == -1 ||
       edit_open_refs (b->e, &refs) == -1)
     return -1;
   r = bitmap_set_drop (b, &refs);

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "manage/bitmap-set.h"
 #include "qcow2/bitmap-bits.h"
+#include "qcow2/bitmap-directory.h"
 #include "qcow2/entry.h"
 
 static const char *
@@ -126,47 +127,12 @@ bitmap_set_find (const struct bitmap_set *b, const char *name)
   return NULL;
 }
 
-static int
-too_large (const struct bitmap_set *b, const char *what, uint64_t max)
-{
-  error_set (ENOTSUP, "%s: %s would be more than the limit of %" PRIu64,
-             image_name (b), what, max);
-  return -1;
-}
-
 int
 bitmap_set_count_parts (const struct bitmap_set *b, unsigned granularity_bits,
                         uint64_t size, uint32_t *nr)
 {
-  const struct header *h = &b->e->header;
-  const uint64_t parts =
-    bitmap_nr_parts (bitmap_nr_bits (size, granularity_bits), h->cluster_bits);
-
-  if (parts > QCOW2_MAX_BITMAP_BYTES / h->cluster_size)
-    return too_large (b, "the bits of a bitmap, in bytes (a larger granularity "
-                      "needs fewer)", QCOW2_MAX_BITMAP_BYTES);
-  if (parts == 0) {
-    error_set (ENOTSUP, "%s: a disk of 0 bytes can't have bitmaps",
-               image_name (b));
-    return -1;
-  }
-  *nr = parts;
-  return 0;
-}
-
-static uint8_t *
-new_entry (const char *name, unsigned bits, size_t bytes)
-{
-  uint8_t *p = calloc (1, bytes);
-
-  if (p == NULL)
-    return NULL;
-  put_be32 (p + QCOW2_BITMAP_FIELD_FLAGS, QCOW2_BITMAP_AUTO);
-  p[QCOW2_BITMAP_FIELD_TYPE] = QCOW2_BITMAP_DIRTY_TRACKING;
-  p[QCOW2_BITMAP_FIELD_GRANULARITY] = bits;
-  put_be16 (p + QCOW2_BITMAP_FIELD_NAME_SIZE, strlen (name));
-  memcpy (p + QCOW2_BITMAP_ENTRY_SIZE, name, strlen (name));
-  return p;
+  return bitmap_count_parts (image_name (b), &b->e->header, size,
+                             granularity_bits, nr);
 }
 
 static int
@@ -180,10 +146,10 @@ allocate_parts (const struct bitmap_set *b, struct bitmap_member *m)
 int
 bitmap_set_add (struct bitmap_set *b, const char *name, unsigned bits)
 {
-  const size_t bytes = (QCOW2_BITMAP_ENTRY_SIZE + strlen (name) + 7) / 8 * 8;
   struct bitmap_member m = {
-    .entry_bytes = bytes, .is_new = true, .state = BITMAP_ENABLED,
-    .automatic = true, .granularity_bits = bits, .changed = true,
+    .entry_bytes = bitmap_entry_bytes (name), .is_new = true,
+    .state = BITMAP_ENABLED, .automatic = true, .granularity_bits = bits,
+    .changed = true,
   };
   struct bitmap_member *p;
 
@@ -193,7 +159,9 @@ bitmap_set_add (struct bitmap_set *b, const char *name, unsigned bits)
   if (p == NULL)
     return no_memory (b);
   b->member = p;
-  m.entry = new_entry (name, bits, bytes);
+  m.entry = calloc (1, m.entry_bytes);
+  if (m.entry != NULL)
+    bitmap_entry_encode (m.entry, name, bits);
   if (m.entry == NULL || allocate_parts (b, &m) == -1) {
     free (m.entry);
     free_parts (&m);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/epoch.h"
 #include "base/error.h"
 #include "disk/extents.h"
 #include "qcow2/bitmap-bits.h"
@@ -163,27 +164,56 @@ is_same_directory (const struct bitmap_disk *d, const uint8_t *extension)
     get_be64 (extension + EXTENSION_DIRECTORY) == d->directory.v;
 }
 
+/* Whether all that it was found by is where it was, and the same. */
+static bool
+is_where_it_was (const struct bitmap_disk *d)
+{
+  struct storage *s = d->frozen.disk.layer.tables;
+  const struct host_off autoclear = { HEADER_FEATURES_OFFSET + 16 };
+  uint8_t features[8], entry[sizeof d->info.entry];
+  uint8_t extension[QCOW2_EXT_BITMAPS_BYTES];
+
+  return storage_read (s, entry, sizeof entry, d->info.place) == 0 &&
+    storage_read (s, extension, sizeof extension, d->extension) == 0 &&
+    storage_read (s, features, sizeof features, autoclear) == 0 &&
+    (get_be64 (features) & QCOW2_AUTOCLEAR_BITMAPS) &&
+    is_same_directory (d, extension) &&
+    memcmp (entry, d->info.entry, sizeof entry) == 0;
+}
+
+/* Whether the header leads to it elsewhere, with the same table: since other bitmaps
+ * have begun or ended, or this one has ended.
+ */
+static bool
+is_elsewhere (const struct bitmap_disk *d)
+{
+  struct storage *s = d->frozen.disk.layer.tables;
+  struct bitmap_info now;
+  struct header h;
+  unsigned nr;
+
+  return qcow2_read_header (s, &h) == 0 &&
+    bitmap_find (s, &h, d->info.name, &now, &nr) == 0 &&
+    (now.state == BITMAP_ENABLED || now.state == BITMAP_DISABLED) &&
+    now.table.v == d->info.table.v && now.nr_parts == d->info.nr_parts &&
+    now.granularity_bits == d->info.granularity_bits;
+}
+
 /* Whether the bitmap is what it was when it was opened: the bits that were read
  * before count only then.  Another program makes a new directory, and leaves
- * the old one as it was, until something else is put there.  Returns -1 with
- * the error set if it isn't.
+ * the old one as it was, until something else is put there; so does the start of a
+ * bitmap here, and in the epoch the old one stays.  Returns -1 with the error set if
+ * it isn't.
  */
 static int
 check_valid (const struct bitmap_disk *d)
 {
   const struct layer *l = &d->frozen.disk.layer;
-  const struct host_off autoclear = { HEADER_FEATURES_OFFSET + 16 };
-  uint8_t features[8], entry[sizeof d->info.entry];
-  uint8_t extension[QCOW2_EXT_BITMAPS_BYTES];
+  const unsigned token = epoch_enter (l->shared->epoch);
+  const bool valid = is_where_it_was (d) || is_elsewhere (d);
 
-  if (storage_read (l->tables, entry, sizeof entry, d->info.place) == -1 ||
-      storage_read (l->tables, extension, sizeof extension,
-                    d->extension) == -1 ||
-      storage_read (l->tables, features, sizeof features, autoclear) == -1)
-    return -1;
-  if ((get_be64 (features) & QCOW2_AUTOCLEAR_BITMAPS) &&
-      is_same_directory (d, extension) &&
-      memcmp (entry, d->info.entry, sizeof entry) == 0)
+  epoch_leave (l->shared->epoch, token);
+  if (valid)
     return 0;
   error_set (EIO, "%s: the bitmap \"%s\" is not valid any more, since the "
              "image was written", l->tables->name, d->info.name);
@@ -256,11 +286,25 @@ find_bitmap (struct bitmap_disk *d, const struct header *h, const char *name)
                      : (struct host_off) { h->bitmaps_field });
 }
 
+/* A snapshot has the size that the disk had when it was made. */
+static int
+check_size (const struct bitmap_disk *d, const struct header *h)
+{
+  const struct layer *l = &d->frozen.disk.layer;
+
+  if (l->size == h->disk_size)
+    return 0;
+  error_set (EINVAL, "%s: the bitmap \"%s\" is for a disk of %" PRIu64 " bytes, "
+             "and the snapshot has %" PRIu64, l->tables->name, d->info.name,
+             h->disk_size, l->size);
+  return -1;
+}
+
 /* Find it, and check what of it is in the directory and the table.  Damage is
  * marked as repeated, since clients that list the exports try each, each time.
  */
 static int
-open_bitmap (struct bitmap_disk *d, const char *name)
+find_and_check (struct bitmap_disk *d, const char *name)
 {
   struct storage *s = d->frozen.disk.layer.tables;
   struct header h;
@@ -279,12 +323,24 @@ open_bitmap (struct bitmap_disk *d, const char *name)
     error_append (" (of the bitmap \"%s\")", d->info.name);
     return layer_damaged (&d->frozen.disk.layer, d->info.place);
   }
-  return check_parts (d);
+  return check_size (d, &h) == -1 ? -1 : check_parts (d);
+}
+
+/* In the epoch the directory stays that the header leads to. */
+static int
+open_bitmap (struct bitmap_disk *d, const char *name)
+{
+  struct epoch *epoch = d->frozen.disk.layer.shared->epoch;
+  const unsigned token = epoch_enter (epoch);
+  const int r = find_and_check (d, name);
+
+  epoch_leave (epoch, token);
+  return r;
 }
 
 struct layer *
 bitmap_disk_new (const struct qcow2_file *f, const char *name,
-                 struct point *point)
+                 const struct qcow2_disk *snapshot, struct point *point)
 {
   struct bitmap_disk *d = malloc (sizeof *d);
 
@@ -293,6 +349,8 @@ bitmap_disk_new (const struct qcow2_file *f, const char *name,
     return NULL;
   }
   point_disk_init (&d->frozen, f, point);
+  if (snapshot != NULL)
+    d->frozen.disk = *snapshot;
   if (open_bitmap (d, name) == -1) {
     free (d);
     return NULL;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* The live disk of an image, with extents that tell what has changed as one of
- * its persistent bitmaps has it.
+/* The live disk of an image, or a snapshot, with extents that tell what has changed
+ * as one of its persistent bitmaps has it.
  *
  * Bits are read when they are asked for: a page of them and one of the table
  * at a time, so that memory does not depend on the bitmap.  That the bitmap is
@@ -11,7 +11,8 @@
  * header's bit before their clusters have another use.
  *
  * That is all that can change under it, but that a bitmap which follows what is
- * written gets more bits, and loses those that were marked ahead.  The disk's own
+ * written gets more bits, loses those that were marked ahead, and may end; and that
+ * the directory moves as others begin (qcow2/write/rotate.h).  The disk's own
  * tables are cached, so the caller must be sure that no other process has written
  * the image since it was opened (storage_keeps_writers_out): what that process has
  * changed would be stale, and its bits not.
@@ -24,18 +25,20 @@
 
 struct point;
 
-/* A new layer of the live disk of this open file, to be freed by free, with the
- * extents of the bitmap of this name.  With a point (or NULL) the disk is as that
+/* A new layer of the live disk of this open file, or of a snapshot of it (NULL: none,
+ * it is not kept), to be freed by free, with the extents of the bitmap of this name.
+ * Those are what the bitmap has, whenever the snapshot was made.  With a point (or NULL) the disk is as that
  * has it; the bits are those of the moment when extents are asked for, which
  * include all that were there at the point: while a writer follows, no bit of
  * what has changed is ever taken away.  Its table is read and checked, and
  * everything that it needs of the directory.  Returns NULL with the error set:
- * ENOENT if there is no such bitmap; EINVAL if it is in use, of an unknown
- * kind, or malformed (marked as repeated if that was reported before); EIO,
+ * ENOENT if there is no such bitmap; EINVAL if the snapshot has another size than
+ * the disk, or if the bitmap is in use, of an unknown kind, or malformed (marked as repeated if that was reported before); EIO,
  * ENOMEM.
  */
 extern struct layer *bitmap_disk_new (const struct qcow2_file *f,
                                       const char *name,
+                                      const struct qcow2_disk *snapshot,
                                       struct point *point);
 
 #endif /* CORE_QCOW2_BITMAP_DISK_H */

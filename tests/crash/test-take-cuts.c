@@ -6,7 +6,12 @@
  * has what the disk had when it was asked for, and that is durable in the disk,
  * too.  All of that is so after a repair and further requests as well.
  *
- *   test-take-cuts [IMAGE]
+ * With "+rotate" a bitmap begins with the snapshot, and ends another one if there are
+ * some.  The two are there as the snapshot is: then the new one has what changed after
+ * the point, and the old one is disabled, and has what changed up to that.  Before,
+ * and whatever becomes of the others, each has all that changed.
+ *
+ *   test-take-cuts [IMAGE[+rotate]]
  */
 
 #include <config.h>
@@ -19,6 +24,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "bits-view.h"
 #include "check.h"
 #include "checker.h"
 #include "content.h"
@@ -40,6 +46,7 @@
 
 static char what[256]; /* is looked at */
 static const struct made *made;
+static bool rotates;
 
 /* ------------------------------------------------------- what the disk may hold */
 
@@ -160,9 +167,11 @@ flush (void)
 int __real_features_begin_take (struct writer *w);
 int __wrap_features_begin_take (struct writer *w);
 int __real_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table);
+                                      struct host_off table,
+                                      const struct bitmap_header *bitmaps);
 int __wrap_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table);
+                                      struct host_off table,
+                                      const struct bitmap_header *bitmaps);
 
 int
 __wrap_features_begin_take (struct writer *w)
@@ -180,10 +189,11 @@ __wrap_features_begin_take (struct writer *w)
 
 int
 __wrap_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                  struct host_off table)
+                                  struct host_off table,
+                                  const struct bitmap_header *bitmaps)
 {
   change (4, 3);
-  return __real_features_switch_snapshots (w, nr, table);
+  return __real_features_switch_snapshots (w, nr, table, bitmaps);
 }
 
 /* ------------------------------------------------------------------ the command */
@@ -246,7 +256,10 @@ run (struct storage *s, struct outcome *o)
     point_moment = moment;
     point_is_known = read_export (image, "", at_point);
     o->asked = true;
-    disk = image_open_disk (image, IMAGE_TAKE_PREFIX "new");
+    disk = image_open_disk (image, !rotates ? IMAGE_TAKE_PREFIX "new"
+                            : made->bitmaps ? IMAGE_TAKE_PREFIX
+                            "new?bitmap=fresh&disable=clean"
+                            : IMAGE_TAKE_PREFIX "new?bitmap=fresh");
     o->made = disk != NULL;
     o->err = disk == NULL ? error_errno () : 0;
     if (point_is_known && read_all (disk, buf) &&
@@ -335,6 +348,51 @@ check_live (const struct image *im, uint8_t *buf, bool snapshot)
   }
 }
 
+/* What differs from one content to another is dirty. */
+static void
+check_bitmap (const uint8_t *bytes, uint64_t size, const char *name,
+              bool enabled, const uint8_t *from, const uint8_t *to)
+{
+  struct bits_view v;
+  uint64_t i;
+
+  if (!bits_view_find (&v, bytes, size, name) ||
+      !(enabled ? bits_view_is_enabled (&v) : bits_view_is_disabled (&v))) {
+    check_failed (__FILE__, __LINE__, "%s: the bitmap %s is not valid, or not as it "
+                  "should be", what, name);
+    return;
+  }
+  for (i = 0; i < made->disk_size / SECTOR; ++i) {
+    if (memcmp (from + i * SECTOR, to + i * SECTOR, SECTOR) == 0 ||
+        bits_view_has (&v, i * SECTOR))
+      continue;
+    check_failed (__FILE__, __LINE__, "%s: sector %" PRIu64 " has changed, and is "
+                  "clean in %s", what, i, name);
+    return;
+  }
+}
+
+/* live is what the disk has. */
+static void
+check_bitmaps (const uint8_t *bytes, uint64_t size, const uint8_t *live,
+               bool snapshot)
+{
+  struct bits_view v;
+
+  if (!rotates || (snapshot && !point_is_known)) /* as a read of it has failed */
+    return;
+  if (snapshot)
+    check_bitmap (bytes, size, "fresh", true, at_point, live);
+  else if (bits_view_find (&v, bytes, size, "fresh"))
+    check_failed (__FILE__, __LINE__, "%s: there is the bitmap alone", what);
+  if (!made->bitmaps)
+    return;
+  check_bitmap (bytes, size, "clean", !snapshot, made->content,
+                snapshot ? at_point : live);
+  check_bitmap (bytes, size, "dirty", true, made->content, live);
+  check_bitmap (bytes, size, "parts", true, made->content, live);
+}
+
 /* Repair it if that is due, write all of the disk, and close it: then it is sound,
  * and no snapshot has changed.
  */
@@ -386,6 +444,7 @@ judge (const uint8_t *bytes, uint64_t size)
     const bool found = check_snapshots (im, buf);
 
     check_live (im, buf, found);
+    check_bitmaps (bytes, size, buf, found);
     if (states % TEST_EACH (8) == 0 ||
         (dirty && states % TEST_EACH (4) == 0))
       go_on (bytes, size, buf, found);
@@ -444,6 +503,8 @@ fail_call (void *opaque, const struct crash_fault *fault)
 static void
 try_image (const char *name)
 {
+  const char *plus = strchr (name, '+');
+  char made_name[96];
   struct crash_disk disk;
   struct check_result r0, r;
   struct outcome o;
@@ -453,9 +514,12 @@ try_image (const char *name)
     .judge = judge,
   };
 
-  if (!made_image (&m, name))
+  snprintf (made_name, sizeof made_name, "%.*s",
+            (int) (plus == NULL ? strlen (name) : (size_t) (plus - name)), name);
+  if (!made_image (&m, made_name))
     abort ();
   made = &m;
+  rotates = plus != NULL;
   e.bytes = m.bytes;
   e.size = m.size;
   version = must_have (calloc (m.disk_size / SECTOR, sizeof *version));
@@ -487,6 +551,10 @@ static const char *const images[] = {
   "v3-c512-r64-brim-snap2", "v3-c1k-r4-comp-holes-tail-autoclear",
   "v3-c512-many-bitmap", "v3-c512-zip-comp-back", "v3-c16k-ext-snap-comp-holes",
   "v3-c512-full-nozero",
+  "v3-c512-many-bitmap+rotate", "v3-c512-bitmap-holes-comp-snap-back+rotate",
+  "v3-c512-r64-brim-snap2+rotate", "v3-c4k-snap-comp-holes-back+rotate",
+  "v3-c4k-bitmap-zip-lazy-autoclear+rotate", "v3-c16k-bitmap-ext-holes-tail+rotate",
+  "v3-c512-full-nozero+rotate",
 #ifdef HAVE_GNUTLS
   "v3-c512-aes-holes-snap-comp-back",
 #endif

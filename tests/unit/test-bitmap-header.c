@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* manage/bitmap-header.c: headers of all shapes, as QEMU and others write
+/* qcow2/bitmap-header.c: headers of all shapes, as QEMU and others write
  * them, get a bitmaps extension, another one, and none.  Only the first sector
  * changes, and nothing is lost of what the header says but names of features.
  */
@@ -12,7 +12,7 @@
 
 #include "base/bytes.h"
 #include "check.h"
-#include "manage/bitmap-header.h"
+#include "qcow2/bitmap-header.h"
 #include "random.h"
 
 #define MAX_CLUSTER ((size_t) 1 << 16)

@@ -207,9 +207,11 @@ search_meanwhile (void)
 int __real_features_begin_take (struct writer *w);
 int __wrap_features_begin_take (struct writer *w);
 int __real_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table);
+                                      struct host_off table,
+                                      const struct bitmap_header *bitmaps);
 int __wrap_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table);
+                                      struct host_off table,
+                                      const struct bitmap_header *bitmaps);
 
 int
 __wrap_features_begin_take (struct writer *w)
@@ -223,12 +225,13 @@ __wrap_features_begin_take (struct writer *w)
 
 int
 __wrap_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                  struct host_off table)
+                                  struct host_off table,
+                                  const struct bitmap_header *bitmaps)
 {
   int r;
 
   change_meanwhile (2);
-  r = __real_features_switch_snapshots (w, nr, table);
+  r = __real_features_switch_snapshots (w, nr, table, bitmaps);
   change_meanwhile (3);
   return r;
 }

@@ -249,21 +249,56 @@ unlink_cluster (struct bit_parts *p, struct host_off host)
   pthread_mutex_unlock (&p->unlinked_lock);
 }
 
+/* Returns -1 with the error set: it leaks. */
+static int
+give_up_cluster (struct bit_parts *p, struct host_off host)
+{
+  const struct freed f = {
+    .host = host, .nr = 1, .is_table = true, .bytes = cluster_size (p),
+  };
+
+  return writeback_free (&p->w->writeback, &f, 1);
+}
+
 void
 bit_parts_give_up (struct bit_parts *p)
 {
   size_t i;
 
   for (i = 0; i < p->nr_unlinked; ++i) {
-    const struct freed f = {
-      .host = p->unlinked[i], .nr = 1, .is_table = true,
-      .bytes = cluster_size (p),
-    };
-
-    if (writeback_free (&p->w->writeback, &f, 1) == -1)
+    if (give_up_cluster (p, p->unlinked[i]) == -1)
       break; /* the rest leaks */
   }
   p->nr_unlinked = 0;
+}
+
+static int
+give_up_word (struct bit_parts *p, uint64_t word)
+{
+  struct host_off host;
+
+  return entry_decode_bitmap (word, p->w->header.cluster_bits, &host) !=
+    BITMAP_PART_CLUSTER ? 0 : give_up_cluster (p, host);
+}
+
+void
+bit_parts_give_up_bits (struct bit_parts *p, const struct followed *b)
+{
+  const uint64_t bytes = 8 * (uint64_t) b->nr_parts;
+  uint8_t buf[BIT_PAGE];
+  uint64_t at, i, n;
+  int r = 0;
+
+  for (at = 0; r == 0 && at < bytes; at += n) {
+    const struct host_off from = { b->table.v + at };
+
+    n = bytes - at < sizeof buf ? bytes - at : sizeof buf;
+    r = storage_read_present (tables_of (p), buf, n, from);
+    for (i = 0; r == 0 && i < n; i += 8)
+      r = give_up_word (p, get_be64 (buf + i));
+  }
+  if (r == -1)
+    atomic_store (&p->w->leaked, true);
 }
 
 /* ------------------------------------------------------------------ marking */
@@ -428,7 +463,7 @@ bit_parts_prepare (struct bit_parts *p)
   unsigned i;
 
   for (i = 0; i < p->nr; ++i) {
-    if (allocate_table (p, &p->bitmap[i]) == -1)
+    if (bit_parts_follows (p, i) && allocate_table (p, &p->bitmap[i]) == -1)
       return -1;
   }
   if (storage_flush (tables_of (p)) == 0)

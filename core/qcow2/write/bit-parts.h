@@ -27,7 +27,23 @@
 #define BIT_SECTOR 512
 #define BIT_LOCKS 64
 
+/* What becomes of a bitmap while a snapshot is made: see qcow2/write/rotate.h.  It
+ * changes while no request is running, but for the last step of each.
+ */
+enum follow_state {
+  FOLLOW_NOT,    /* the place is free */
+  FOLLOW_ALL,    /* requests mark it */
+  FOLLOW_ENDING, /* they do so on the disk only: what is exact stays as it was */
+  FOLLOW_AGAIN,  /* they mark it, but what is exact may lack earlier marks */
+  FOLLOW_ENDED,  /* they don't: what is exact is to be written */
+  FOLLOW_GONE,   /* nor is it */
+};
+
+/* One more than can follow: a bitmap begins before another one ends. */
+#define FOLLOW_PLACES (BITMAPS_MAX_FOLLOWED + 1)
+
 struct followed {
+  _Atomic enum follow_state state;
   uint64_t nr_bits;
   unsigned granularity_bits;
   struct host_off table;
@@ -36,8 +52,8 @@ struct followed {
 
 struct bit_parts {
   struct writer *w;
-  unsigned nr;
-  struct followed bitmap[BITMAPS_MAX_FOLLOWED];
+  unsigned nr; /* places up to the last one that was taken */
+  struct followed bitmap[FOLLOW_PLACES];
 
   /* Of the entries, by their hashes: held to write while one is changed, and
    * to read while bits of its cluster are read or written; around I/O.
@@ -49,6 +65,17 @@ struct bit_parts {
   struct host_off *unlinked;
   size_t nr_unlinked, max_unlinked;
 };
+
+/* Whether requests hold its pages. */
+static inline bool
+bit_parts_follows (const struct bit_parts *p, unsigned i)
+{
+  const enum follow_state state =
+    atomic_load_explicit (&p->bitmap[i].state, memory_order_relaxed);
+
+  return state == FOLLOW_ALL || state == FOLLOW_ENDING ||
+    state == FOLLOW_AGAIN;
+}
 
 extern void bit_parts_init (struct bit_parts *p, struct writer *w);
 extern void bit_parts_destroy (struct bit_parts *p);
@@ -89,5 +116,11 @@ extern int bit_parts_prepare (struct bit_parts *p);
 
 /* Give up what is not referred to any more.  No request may be running. */
 extern void bit_parts_give_up (struct bit_parts *p);
+
+/* Give up the clusters with the bits of a bitmap that nothing leads to, and which
+ * nobody uses any more; its table is the caller's.  What can't be read leaks.
+ */
+extern void bit_parts_give_up_bits (struct bit_parts *p,
+                                    const struct followed *b);
 
 #endif /* CORE_QCOW2_WRITE_BIT_PARTS_H */

@@ -117,12 +117,31 @@ get_bytes (const struct bit_slots *s, const _Atomic uint64_t *words,
   }
 }
 
+/* ------------------------------------------------------------------- states */
+
+static inline enum follow_state
+state_of (const struct bit_slots *s, unsigned bitmap)
+{
+  return atomic_load_explicit (&s->parts->bitmap[bitmap].state,
+                               memory_order_relaxed);
+}
+
+static unsigned
+count_followed (const struct bit_parts *p)
+{
+  unsigned i, nr = 0;
+
+  for (i = 0; i < p->nr; ++i)
+    nr += bit_parts_follows (p, i);
+  return nr;
+}
+
 /* ------------------------------------------------------------------ the pool */
 
 static struct bit_slot **
 bucket_of (const struct bit_slots *s, unsigned bitmap, uint64_t page)
 {
-  return &s->bucket[hash_top (&s->key, page * BITMAPS_MAX_FOLLOWED + bitmap,
+  return &s->bucket[hash_top (&s->key, page * FOLLOW_PLACES + bitmap,
                               s->hash_bits)];
 }
 
@@ -159,8 +178,11 @@ store (struct bit_slots *s, struct bit_slot *t)
 {
   const unsigned per_sector = SECTOR_BITS / 64;
   uint8_t bytes[BIT_PAGE];
+  const enum follow_state state = state_of (s, t->bitmap);
   unsigned i, sectors = t->unsettled;
 
+  if (state != FOLLOW_ALL && state != FOLLOW_ENDED) /* S4 */
+    return;
   for (i = 0; i < s->page_bits / 64; ++i) {
     if (t->exact[i] != t->durable[i])
       sectors |= 1U << i / per_sector;
@@ -336,7 +358,7 @@ mark (struct bit_slots *s, struct bit_slot *t, uint64_t from, uint64_t to)
       r = mark_durably (s, t, first, end);
     pthread_mutex_unlock (&t->lock);
   }
-  if (r == 0)
+  if (r == 0 && state_of (s, t->bitmap) != FOLLOW_ENDING)
     add_all (t->exact, first, end);
   return r;
 }
@@ -345,9 +367,10 @@ mark (struct bit_slots *s, struct bit_slot *t, uint64_t from, uint64_t to)
 
 /* The lock is held.  Those who marked it held it, and have let go of it. */
 static bool
-is_idle (const struct bit_slot *t, uint64_t idle_ns)
+is_idle (const struct bit_slots *s, const struct bit_slot *t, uint64_t idle_ns)
 {
   return t->state == SLOT_READY && t->holders == 0 && t->mark != 0 &&
+    state_of (s, t->bitmap) == FOLLOW_ALL &&
     nanoseconds () - t->marked_at >= idle_ns;
 }
 
@@ -380,7 +403,7 @@ bit_slots_settle (struct bit_slots *s, uint64_t idle_ns)
 
   for (i = 0; i < s->nr; ++i) {
     pthread_mutex_lock (&s->lock);
-    if (s->holds < s->max_holds && is_idle (&s->slot[i], idle_ns))
+    if (s->holds < s->max_holds && is_idle (s, &s->slot[i], idle_ns))
       settle (s, &s->slot[i]);
     pthread_mutex_unlock (&s->lock);
   }
@@ -398,42 +421,52 @@ bit_slots_end (const struct bit_slots *s, uint64_t offset)
     const unsigned shift = s->parts->bitmap[i].granularity_bits + s->page_shift;
     const uint64_t e = ((offset >> shift) + 1) << shift;
 
-    if (e < end)
+    if (e < end && bit_parts_follows (s->parts, i))
       end = e;
   }
   return end;
+}
+
+/* Returns -1 with the error set; it may hold some then. */
+static int
+hold_pages (struct bit_slots *s, struct guest_off offset, struct bit_hold *h)
+{
+  unsigned i;
+  int r = 0;
+
+  h->nr = 0;
+  pthread_mutex_lock (&s->lock);
+  while (s->holds >= s->max_holds)
+    pthread_cond_wait (&s->changed, &s->lock);
+  s->holds++;
+  for (i = 0; r == 0 && i < s->parts->nr; ++i) {
+    const unsigned shift = s->parts->bitmap[i].granularity_bits + s->page_shift;
+    struct bit_slot *t;
+
+    if (!bit_parts_follows (s->parts, i))
+      continue;
+    t = hold_page (s, i, offset.v >> shift);
+    if (t == NULL)
+      r = -1;
+    else
+      h->slot[h->nr++] = t;
+  }
+  pthread_mutex_unlock (&s->lock);
+  return r;
 }
 
 int
 bit_slots_hold (struct bit_slots *s, struct guest_off offset, uint64_t count,
                 struct bit_hold *h)
 {
+  int r = hold_pages (s, offset, h);
   unsigned i;
 
-  h->nr = 0;
-  pthread_mutex_lock (&s->lock);
-  while (s->holds == s->max_holds)
-    pthread_cond_wait (&s->changed, &s->lock);
-  s->holds++;
-  for (i = 0; i < s->parts->nr; ++i) {
-    const unsigned shift = s->parts->bitmap[i].granularity_bits + s->page_shift;
-    struct bit_slot *t = hold_page (s, i, offset.v >> shift);
-
-    if (t == NULL)
-      break;
-    h->slot[h->nr++] = t;
-  }
-  pthread_mutex_unlock (&s->lock);
-  if (i == s->parts->nr) {
-    for (i = 0; i < h->nr; ++i) {
-      if (mark (s, h->slot[i], offset.v, offset.v + count) == -1)
-        break;
-    }
-    if (i == h->nr)
-      return 0;
-  }
-  bit_slots_leave (s, h);
-  return -1;
+  for (i = 0; r == 0 && i < h->nr; ++i)
+    r = mark (s, h->slot[i], offset.v, offset.v + count);
+  if (r == -1)
+    bit_slots_leave (s, h);
+  return r;
 }
 
 void
@@ -446,7 +479,7 @@ bit_slots_leave (struct bit_slots *s, const struct bit_hold *h)
     assert (h->slot[i]->state == SLOT_READY && h->slot[i]->holders > 0);
     h->slot[i]->holders--;
   }
-  if (s->holds-- == s->max_holds)
+  if (s->holds-- >= s->max_holds)
     pthread_cond_broadcast (&s->changed);
   pthread_mutex_unlock (&s->lock);
 }
@@ -460,6 +493,81 @@ bit_slots_store (struct bit_slots *s)
     if (s->slot[i].state == SLOT_READY)
       store (s, &s->slot[i]);
   }
+}
+
+/* -------------------------------------------------- bitmaps come and go (S4) */
+
+bool
+bit_slots_have_room (const struct bit_slots *s)
+{
+  return s->nr > count_followed (s->parts);
+}
+
+void
+bit_slots_set (struct bit_slots *s, unsigned i, enum follow_state state)
+{
+  unsigned nr;
+
+  pthread_mutex_lock (&s->lock);
+  atomic_store (&s->parts->bitmap[i].state, state);
+  if (i >= s->parts->nr)
+    s->parts->nr = i + 1;
+  nr = count_followed (s->parts);
+  s->max_holds = s->nr / (nr > 0 ? nr : 1);
+  pthread_mutex_unlock (&s->lock);
+}
+
+/* Write a page, which is as if a request held some (S3), and free it.  The lock is
+ * held, but for the I/O.
+ */
+static void
+drop_page (struct bit_slots *s, struct bit_slot *t)
+{
+  s->holds++;
+  t->state = SLOT_WRITING;
+  pthread_mutex_unlock (&s->lock);
+  store (s, t);
+  pthread_mutex_lock (&s->lock);
+  s->holds--;
+  unlink_slot (s, t);
+}
+
+void
+bit_slots_drop (struct bit_slots *s, unsigned i)
+{
+  unsigned k;
+
+  pthread_mutex_lock (&s->lock);
+  for (k = 0; k < s->nr; ++k) {
+    struct bit_slot *t = &s->slot[k];
+
+    /* Others may write it, or take it for another page. */
+    while (t->bitmap == i && t->state != SLOT_FREE) {
+      if (t->state == SLOT_READY && s->holds < s->max_holds)
+        drop_page (s, t);
+      else
+        pthread_cond_wait (&s->changed, &s->lock);
+    }
+  }
+  atomic_store (&s->parts->bitmap[i].state, FOLLOW_NOT);
+  pthread_mutex_unlock (&s->lock);
+}
+
+void
+bit_slots_regain (struct bit_slots *s, unsigned i)
+{
+  unsigned k, word;
+
+  for (k = 0; k < s->nr; ++k) {
+    struct bit_slot *t = &s->slot[k];
+
+    pthread_mutex_lock (&s->lock);
+    for (word = 0; word < s->page_bits / 64 && t->bitmap == i &&
+           t->state == SLOT_READY; ++word)
+      atomic_fetch_or (&t->exact[word], t->durable[word]);
+    pthread_mutex_unlock (&s->lock);
+  }
+  atomic_store (&s->parts->bitmap[i].state, FOLLOW_ALL);
 }
 
 /* ------------------------------------------------------------------ opening */

@@ -14,6 +14,9 @@
  *  S3  So many requests hold pages at once that there always is one which
  *      nobody holds: who waits for a page waits for I/O only, never for others
  *      that wait.
+ *  S4  While it is not known whether a bitmap ends (FOLLOW_ENDING) what is exact of
+ *      it is what it was when that began, or more.  It is not written, and becomes
+ *      all that is durable if the bitmap goes on.
  */
 
 #ifndef CORE_QCOW2_WRITE_BIT_SLOTS_H
@@ -43,7 +46,7 @@ extern uint64_t bit_slots_end (const struct bit_slots *s, uint64_t offset);
 /* Pages that are held: one of each bitmap. */
 struct bit_hold {
   unsigned nr;
-  struct bit_slot *slot[BITMAPS_MAX_FOLLOWED];
+  struct bit_slot *slot[FOLLOW_PLACES];
 };
 
 /* Hold the pages of a range, which doesn't reach beyond bit_slots_end, with all
@@ -65,5 +68,24 @@ extern void bit_slots_settle (struct bit_slots *s, uint64_t idle_ns);
 /* Write all of what is in memory as it is exactly.  No request may be running.
  */
 extern void bit_slots_store (struct bit_slots *s);
+
+/* ------------------------------------------------- bitmaps come and go (S4)
+ *
+ * No request is running: what becomes of the i-th bitmap, which may be new.  It
+ * takes moments.
+ */
+extern void bit_slots_set (struct bit_slots *s, unsigned i,
+                           enum follow_state state);
+
+/* Whether there are pages for one more bitmap. */
+extern bool bit_slots_have_room (const struct bit_slots *s);
+
+/* Requests may be running for both, but no other thread is here: its pages are
+ * written as they are exactly, if it has ended, and then its place is free; or it
+ * follows as before, with all that is durable as what is exact, where something was
+ * marked again.
+ */
+extern void bit_slots_drop (struct bit_slots *s, unsigned i);
+extern void bit_slots_regain (struct bit_slots *s, unsigned i);
 
 #endif /* CORE_QCOW2_WRITE_BIT_SLOTS_H */

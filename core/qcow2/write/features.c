@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "base/bytes.h"
 #include "base/error.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/write/raw-data.h"
@@ -94,129 +93,6 @@ features_clear_dirty (struct writer *w)
   pthread_mutex_lock (&w->begin_lock);
   w->header.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
   r = features_write (w);
-  pthread_mutex_unlock (&w->begin_lock);
-  return r;
-}
-
-/* ---------------------------------------------------------------- snapshots */
-
-/* Both fields of the snapshot table, and the features that follow them: in one
- * sector.
- */
-#define SNAPSHOTS_BYTES (HEADER_FEATURES_OFFSET - HEADER_NR_SNAPSHOTS_OFFSET)
-
-struct snapshot_fields {
-  size_t bytes; /* version 2 has no features */
-  uint8_t buf[SNAPSHOTS_BYTES + HEADER_FEATURES_BYTES];
-};
-
-static void
-encode_snapshots (const struct header *h, struct snapshot_fields *f)
-{
-  f->bytes = h->version >= 3 ? sizeof f->buf : SNAPSHOTS_BYTES;
-  put_be32 (f->buf, h->nr_snapshots);
-  put_be64 (f->buf + HEADER_SNAPSHOTS_OFFSET - HEADER_NR_SNAPSHOTS_OFFSET,
-            h->snapshots_offset.v);
-  header_encode_features (h, f->buf + SNAPSHOTS_BYTES);
-}
-
-/* Whether the file has them as the header has, though writing others has failed. */
-static bool
-snapshots_are_there (const struct writer *w)
-{
-  const struct host_off at = { HEADER_NR_SNAPSHOTS_OFFSET };
-  struct snapshot_fields should, is;
-
-  encode_snapshots (&w->header, &should);
-  return storage_read (w->disk->tables, is.buf, should.bytes, at) == 0 &&
-    memcmp (is.buf, should.buf, should.bytes) == 0;
-}
-
-/* Durably.  Returns -1 with the error set; ENOSPC does not stick, since nothing that
- * is on the disk is wrong.
- */
-static int
-write_snapshots (struct writer *w)
-{
-  const struct host_off at = { HEADER_NR_SNAPSHOTS_OFFSET };
-  struct snapshot_fields f;
-  int r;
-
-  encode_snapshots (&w->header, &f);
-  r = storage_write (w->disk->tables, f.buf, f.bytes, at);
-  if (r == -1 && error_errno () == ENOSPC) {
-    if (!writeback_spend_ballast (&w->writeback))
-      return -1;
-    r = storage_write (w->disk->tables, f.buf, f.bytes, at);
-    if (r == -1 && error_errno () == ENOSPC)
-      return -1;
-  }
-  if (r == 0 && storage_flush (w->disk->tables) == 0)
-    return 0;
-  writeback_fail (&w->writeback);
-  return -1;
-}
-
-int
-features_begin_take (struct writer *w)
-{
-  int r = 0;
-
-  pthread_mutex_lock (&w->begin_lock);
-  if (w->header.version >= 3) {
-    w->header.incompatible |= QCOW2_INCOMPAT_DIRTY;
-    r = write_snapshots (w);
-  }
-  pthread_mutex_unlock (&w->begin_lock);
-  return r;
-}
-
-/* begin_lock held. */
-static void
-not_dirty_by_take (struct writer *w)
-{
-  if (!w->dirty && !w->mismatched)
-    w->header.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
-}
-
-int
-features_end_take (struct writer *w)
-{
-  int r = 0;
-
-  pthread_mutex_lock (&w->begin_lock);
-  not_dirty_by_take (w);
-  if (w->header.version >= 3)
-    r = write_snapshots (w);
-  if (r == -1) { /* the end clears it */
-    w->header.incompatible |= QCOW2_INCOMPAT_DIRTY;
-    w->dirty = true;
-  }
-  pthread_mutex_unlock (&w->begin_lock);
-  return r;
-}
-
-int
-features_switch_snapshots (struct writer *w, uint32_t nr, struct host_off table)
-{
-  struct error_kept kept;
-  struct header old;
-  int r;
-
-  pthread_mutex_lock (&w->begin_lock);
-  old = w->header;
-  not_dirty_by_take (w);
-  w->header.nr_snapshots = nr;
-  w->header.snapshots_offset = table;
-  r = write_snapshots (w);
-  if (r == -1) {
-    error_keep (&kept);
-    w->header = old;
-    if (kept.errnum == ENOSPC && !snapshots_are_there (w) &&
-        write_snapshots (w) == -1)
-      writeback_fail (&w->writeback); /* which of them is there is not known */
-    error_restore (&kept);
-  }
   pthread_mutex_unlock (&w->begin_lock);
   return r;
 }

@@ -10,24 +10,8 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "qcow2/bitmap-bits.h"
-#include "qcow2/write/bit-slots.h"
-#include "qcow2/write/follow.h"
+#include "qcow2/write/follow-parts.h"
 #include "qcow2/write/zero.h"
-
-struct following {
-  struct bit_parts parts;
-  struct bit_slots *slots;
-  atomic_bool prepared;
-  pthread_mutex_t prepare_lock; /* around I/O */
-
-  /* The thread that settles, every `idle' milliseconds. */
-  unsigned idle;
-  bool has_thread; /* prepare_lock */
-  pthread_t thread;
-  pthread_mutex_t ending_lock; /* moments */
-  pthread_cond_t ending_cond;
-  bool ending;     /* ending_lock */
-};
 
 /* ------------------------------------------------------------------ opening */
 
@@ -144,6 +128,7 @@ add_bitmap (void *opaque, const struct bitmap_info *b)
   if (check_table (w, b) == -1)
     return -1;
   p->bitmap[i] = (struct followed) {
+    .state = FOLLOW_ALL,
     .nr_bits = bitmap_nr_bits (w->header.disk_size, b->granularity_bits),
     .granularity_bits = b->granularity_bits,
     .table = b->table,
@@ -152,9 +137,11 @@ add_bitmap (void *opaque, const struct bitmap_info *b)
   return 0;
 }
 
-static void
+void
 follow_free (struct following *f)
 {
+  if (f == NULL)
+    return;
   pthread_mutex_destroy (&f->ending_lock);
   pthread_cond_destroy (&f->ending_cond);
   bit_slots_free (f->slots);
@@ -175,29 +162,40 @@ init_ending (struct following *f)
   pthread_condattr_destroy (&attr);
 }
 
-int
-follow_open (struct writer *w, const struct writer_options *options)
+struct following *
+follow_new (struct writer *w)
 {
-  struct following *f;
+  const unsigned idle = w->options.bitmap_idle;
+  struct following *f = calloc (1, sizeof *f);
 
-  if (options->invalidate_bitmaps || !writer_has_bitmaps (&w->header))
-    return 0;
-  f = calloc (1, sizeof *f);
   if (f == NULL) {
     error_set (ENOMEM, "%s: out of memory", writer_name (w));
-    return -1;
+    return NULL;
   }
-  f->idle = options->bitmap_idle == 0 ? BITMAP_IDLE : options->bitmap_idle;
+  f->idle = idle == 0 ? BITMAP_IDLE : idle;
   init_ending (f);
   pthread_mutex_init (&f->prepare_lock, NULL);
   bit_parts_init (&f->parts, w);
+  return f;
+}
+
+int
+follow_open (struct writer *w)
+{
+  struct following *f;
+
+  if (w->options.invalidate_bitmaps || !writer_has_bitmaps (&w->header))
+    return 0;
+  f = follow_new (w);
+  if (f == NULL)
+    return -1;
   if (bitmaps_list (w->disk->tables, &w->header, add_bitmap, &f->parts) == -1)
     goto fail;
   if (f->parts.nr == 0) {
     follow_free (f);
     return 0;
   }
-  f->slots = bit_slots_new (&f->parts, options->bitmap_pages);
+  f->slots = bit_slots_new (&f->parts, w->options.bitmap_pages);
   if (f->slots == NULL)
     goto fail;
   w->follow = f;
@@ -258,8 +256,8 @@ start_thread (struct following *f)
       pthread_create (&f->thread, NULL, settle_now_and_then, f) == 0;
 }
 
-static void
-stop_thread (struct following *f)
+void
+follow_stop (struct following *f)
 {
   if (!f->has_thread)
     return;
@@ -277,7 +275,7 @@ follow_close (struct writer *w)
 
   if (f == NULL)
     return;
-  stop_thread (f);
+  follow_stop (f);
   if (w->begun && writer_flush (w) == 0) {
     bit_slots_store (f->slots);
     bit_parts_give_up (&f->parts);

@@ -20,7 +20,7 @@
  * Bitmaps in use are told of in a note, once.  Returns -1 with the error set:
  * ENOTSUP if one can't be followed; EIO, EINVAL for damage; ENOMEM.
  */
-extern int follow_open (struct writer *w, const struct writer_options *options);
+extern int follow_open (struct writer *w);
 
 /* As disk_write, disk_zero and disk_trim, where writer.follow is not NULL.  The
  * first has space allocated for the tables of bitmaps: where there is none they

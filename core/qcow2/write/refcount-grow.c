@@ -214,9 +214,13 @@ switch_table (struct refcounts *r, struct host_off table, uint64_t clusters)
 {
   uint8_t buf[HEADER_REFCOUNT_TABLE_BYTES];
   const struct host_off at = { HEADER_REFCOUNT_TABLE_OFFSET };
+  int ret;
 
   header_encode_refcount_table (table, clusters, buf);
-  if (storage_write (refcounts_storage (r), buf, sizeof buf, at) == -1) {
+  pthread_mutex_lock (&r->writeback->header_lock);
+  ret = storage_write (refcounts_storage (r), buf, sizeof buf, at);
+  pthread_mutex_unlock (&r->writeback->header_lock);
+  if (ret == -1) {
     writeback_fail (r->writeback);
     return -1;
   }

@@ -28,6 +28,7 @@ struct take_table {
 struct take {
   struct writer *w;
   const struct point *point;
+  const struct bitmap_header *bitmaps; /* that the header is to lead to, or NULL */
   uint64_t *l1;             /* the snapshot's, big endian */
   struct take_table *table; /* of which the first ones are filled, */
   uint64_t nr_tables, nr_filled; /* and the next may be, as far as this: */

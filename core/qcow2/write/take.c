@@ -41,25 +41,13 @@ check_new (const struct writer *w, const char *name,
   return snapshot_table_check_name (writer_name (w), snapshots, name);
 }
 
-/* writer.header, which others change. */
-static struct header
-get_header (struct writer *w)
-{
-  struct header h;
-
-  pthread_mutex_lock (&w->begin_lock);
-  h = w->header;
-  pthread_mutex_unlock (&w->begin_lock);
-  return h;
-}
-
 /* The snapshot table as it will be, but for the place of the new L1 table. */
 static int
 make_snapshot_table (struct take *t, const char *name,
                      const struct timespec *date,
                      const struct snapshots *snapshots)
 {
-  const struct header h = get_header (t->w);
+  const struct header h = writer_get_header (t->w);
   struct storage *s = t->w->disk->tables;
   char id[SNAPSHOT_ID_BYTES];
   const struct snapshot_new sn = {
@@ -194,7 +182,7 @@ fill (struct take *t, struct snapshots *made)
   }
   if (write_snapshot_table (t) == -1 || writer_flush (t->w) == -1)
     return -1;
-  h = get_header (t->w);
+  h = writer_get_header (t->w);
   h.nr_snapshots = t->snapshot_table.nr;
   h.snapshots_offset = t->table_space.host;
   return snapshots_read (made, &h, t->w->disk->tables);
@@ -225,11 +213,11 @@ give_up_old (struct take *t, struct host_off old, uint64_t bytes)
 static int
 switch_to (struct take *t, const struct snapshots *snapshots)
 {
-  const struct host_off old = get_header (t->w).snapshots_offset;
+  const struct host_off old = writer_get_header (t->w).snapshots_offset;
 
   if (features_switch_snapshots (t->w, t->snapshot_table.nr,
-                                 t->table_space.host) == -1) {
-    if (error_errno () != ENOSPC)
+                                 t->table_space.host, t->bitmaps) == -1) {
+    if (writeback_has_failed (&t->w->writeback))
       error_append (" (the snapshot may have been made)");
     return -1;
   }
@@ -272,9 +260,9 @@ take_free (struct take *t)
 int
 take_snapshot (struct writer *w, const struct point *point, const char *name,
                const struct timespec *date, const struct snapshots *snapshots,
-               struct snapshots *made)
+               const struct bitmap_header *bitmaps, struct snapshots *made)
 {
-  struct take t = { .w = w, .point = point };
+  struct take t = { .w = w, .point = point, .bitmaps = bitmaps };
   uint64_t tables;
   int r = -1;
 

@@ -32,6 +32,7 @@
 
 #include <time.h>
 
+#include "qcow2/bitmap-header.h"
 #include "qcow2/points.h"
 #include "qcow2/snapshot.h"
 #include "qcow2/write/writer.h"
@@ -39,7 +40,9 @@
 /* Make a snapshot of this name of the disk as the point has it, which exists until
  * this has returned.  snapshots are those that the image has; made is set to
  * them and the new one, which is the caller's.  One at a time; no search for leaks
- * is running (qcow2/write/leaks.h).  The caller holds nothing, and is in no epoch.
+ * is running (qcow2/write/leaks.h).  With it the header leads to a directory of
+ * bitmaps, unless bitmaps is NULL (qcow2/write/rotate.h).  The caller holds nothing,
+ * and is in no epoch.
  *
  * Returns -1 with the error set.  ENOTSUP: a limit; ENOSPC; ENOMEM; EIO: the point
  * could not be kept, damage, or a failure that sticks.  All but the last leave
@@ -48,6 +51,7 @@
 extern int take_snapshot (struct writer *w, const struct point *point,
                           const char *name, const struct timespec *date,
                           const struct snapshots *snapshots,
+                          const struct bitmap_header *bitmaps,
                           struct snapshots *made);
 
 #endif /* CORE_QCOW2_WRITE_TAKE_H */

@@ -46,6 +46,7 @@ writeback_init (struct writeback *c, struct storage *tables,
   c->cluster_bits = cluster_bits;
   c->epoch = epoch;
   c->last_freed = &c->first_freed;
+  pthread_mutex_init (&c->header_lock, NULL);
   pthread_mutex_init (&c->space_lock, NULL);
   pthread_mutex_init (&c->changes, NULL);
   pthread_mutex_init (&c->lock, NULL);
@@ -90,6 +91,7 @@ writeback_destroy (struct writeback *c)
   pthread_mutex_destroy (&c->freed_lock);
   pthread_mutex_destroy (&c->lock);
   pthread_mutex_destroy (&c->changes);
+  pthread_mutex_destroy (&c->header_lock);
   pthread_mutex_destroy (&c->space_lock);
 }
 

@@ -88,6 +88,11 @@ struct writeback {
   _Atomic uint64_t durable;  /* the number of the last durable batch */
   _Atomic bool unflushed;    /* something was written since the last flush */
 
+  /* Held by who reads the header's first sector and writes all of it, and by who
+   * changes the place of the refcount table there; around I/O of that sector.
+   */
+  pthread_mutex_t header_lock;
+
   pthread_mutex_t space_lock; /* for allocating on the host (T6); around I/O */
   struct host_off allocated[WRITEBACK_ALLOCATED]; /* space_lock; see
                                                 * writeback_allocate_table */

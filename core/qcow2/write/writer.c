@@ -255,6 +255,7 @@ writer_open (const struct layer *disk, const struct header *h,
   }
   w->disk = disk;
   w->header = *h;
+  w->options = *options;
   w->leaks_left = h->hint_set;
   w->raw_seen = w->raw_size = atomic_load (&disk->data_file->size);
   w->raw_whole = w->raw_seen >= disk->size;

@@ -15,6 +15,8 @@
  *                           one; I/O of tables
  *   alloc.refcounts_lock    refcounts; I/O of tables
  *   writer.begin_lock       the header's feature bits; I/O of the header
+ *   writeback.header_lock   the header's first sector as a whole, and the place of
+ *                           the refcount table there; I/O of the header
  *   writeback.space_lock    space for tables on the host; I/O of tables
  *   writeback.lock          moments; a writeback that runs holds none
  *   alloc.lock              moments
@@ -50,9 +52,27 @@
 
 struct following;
 
+#define BITMAP_IDLE 5000
+#define BITMAP_NEVER_IDLE UINT_MAX
+
+struct writer_options {
+  bool keep_discarded;     /* punch no holes into the file */
+  bool invalidate_bitmaps; /* enabled persistent bitmaps are made useless,
+                            * rather than kept up to date */
+  unsigned bitmap_pages;   /* of bitmaps that are kept in memory: 0: as many as
+                            * are good (qcow2/write/bit-slots.h) */
+  unsigned bitmap_idle;    /* milliseconds after which what was marked ahead is
+                            * taken back; 0: BITMAP_IDLE; BITMAP_NEVER_IDLE */
+  unsigned compress_level; /* of whole clusters; 0: none.  See qcow2/codec.h */
+  uint64_t max_freed;      /* bytes given up that may wait until they are
+                            * reusable; 0: by the file's size (writeback.h, T5)
+                            */
+};
+
 struct writer {
   const struct layer *disk; /* the live one */
   struct header header;     /* as it is on disk, but for refcount_table_* */
+  struct writer_options options; /* that it was opened with */
   struct writeback writeback;
   struct overlap overlap;
   struct alloc alloc;
@@ -98,23 +118,6 @@ struct writer {
   /* Of bitmaps: see qcow2/write/follow.h.  NULL: none follow what is written. */
   struct following *follow;
   bool bitmaps_shared; /* a cluster of theirs has more than one use */
-};
-
-#define BITMAP_IDLE 5000
-#define BITMAP_NEVER_IDLE UINT_MAX
-
-struct writer_options {
-  bool keep_discarded;     /* punch no holes into the file */
-  bool invalidate_bitmaps; /* enabled persistent bitmaps are made useless,
-                            * rather than kept up to date */
-  unsigned bitmap_pages;   /* of bitmaps that are kept in memory: 0: as many as
-                            * are good (qcow2/write/bit-slots.h) */
-  unsigned bitmap_idle;    /* milliseconds after which what was marked ahead is
-                            * taken back; 0: BITMAP_IDLE; BITMAP_NEVER_IDLE */
-  unsigned compress_level; /* of whole clusters; 0: none.  See qcow2/codec.h */
-  uint64_t max_freed;      /* bytes given up that may wait until they are
-                            * reusable; 0: by the file's size (writeback.h, T5)
-                            */
 };
 
 /* Whether there are bitmaps that the header says can be believed. */

@@ -11,8 +11,8 @@
  * here it comes after, shorter by as much.
  */
 
-#ifndef CORE_MANAGE_BITMAP_HEADER_H
-#define CORE_MANAGE_BITMAP_HEADER_H
+#ifndef CORE_QCOW2_BITMAP_HEADER_H
+#define CORE_QCOW2_BITMAP_HEADER_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -48,4 +48,4 @@ extern int bitmap_header_put (const char *name, const struct header *h,
                               struct bitmap_header_name *moved,
                               struct host_off *hint);
 
-#endif /* CORE_MANAGE_BITMAP_HEADER_H */
+#endif /* CORE_QCOW2_BITMAP_HEADER_H */

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "manage/bitmap-header.h"
+#include "qcow2/bitmap-header.h"
 
 #define SECTOR BITMAP_HEADER_SECTOR
 #define HEAD 8 /* an extension's type and length */
@@ -214,7 +214,8 @@ is_zero (const uint8_t *p, size_t n)
 }
 
 /* Find a place for the backing file's name, which the list's end at `end' runs
- * into: in the sector, or in one that has nothing.
+ * into: in the sector, or in one that has nothing; or the same, since the sector was
+ * not written after that.
  */
 static int
 move_name (const char *name, struct writing *w, const struct layout *l,
@@ -228,7 +229,8 @@ move_name (const char *name, struct writing *w, const struct layout *l,
   else {
     to = ((old_end > SECTOR ? old_end : SECTOR) + SECTOR - 1) / SECTOR * SECTOR;
     if (to > len || l->name_bytes > len - to ||
-        !is_zero (buf + to, l->name_bytes))
+        (!is_zero (buf + to, l->name_bytes) &&
+         memcmp (buf + to, w->old + l->name_at, l->name_bytes) != 0))
       return no_room (name);
     if (w->at < old_end)
       memset (w->sector + w->at, 0,
