@@ -8,6 +8,7 @@ as qemu-img's; qemu-img check must find nothing.
 
 import os
 import random
+import shutil
 import sys
 
 import manage
@@ -35,25 +36,25 @@ def same(a, name_a, b, name_b):
 
 
 def chain(top, base, depth, seed):
-    """Make base, images between, and the top one; each side has its own."""
+    """Make base, images between, and the top one; each side has a copy."""
     rnd = random.Random(seed)
     # qemu-img is no witness for QED that grows beside others.
     size = SIZE if base == "qed" else rnd.choice([SIZE, SIZE, SIZE - (1 << 20),
                                                   SIZE + 70000 // 512 * 512])
-    for side in "ours", "theirs":
-        d = path(side)
-        os.makedirs(d, exist_ok=True)
-        r = random.Random(seed)
-        file = os.path.join(d, "base")
-        fmt = create(file, size, base)
-        write(r, file, fmt, size)
-        for i in range(depth):
-            below = (os.path.basename(file), fmt)
-            file = os.path.join(d, "top" if i == depth - 1 else "mid%d" % i)
-            fmt = create(file, SIZE, top, below)
-            write(r, file, fmt, SIZE)
-        if side == "ours":
-            run("qemu-img", "convert", "-O", "raw", file, path("content.raw"))
+    ours, theirs = path("ours"), path("theirs")
+    for d in ours, theirs:
+        shutil.rmtree(d, ignore_errors=True)
+    os.makedirs(ours)
+    file = os.path.join(ours, "base")
+    fmt = create(file, size, base)
+    write(rnd, file, fmt, size)
+    for i in range(depth):
+        below = (os.path.basename(file), fmt)
+        file = os.path.join(ours, "top" if i == depth - 1 else "mid%d" % i)
+        fmt = create(file, SIZE, top, below)
+        write(rnd, file, fmt, SIZE)
+    run("qemu-img", "convert", "-O", "raw", file, path("content.raw"))
+    run("cp", "-r", "--sparse=always", ours, theirs)
     return "qcow2" if not isinstance(base, str) else base
 
 

@@ -23,21 +23,27 @@ refuses ()
     cmp i.qcow2 before.qcow2 || die "changed: ${*:2}"
 }
 
-# info FILE: what qemu-img says of it, but for its name and the space it takes.
-info ()
-{
-    qemu-img info --output=json "$1" | "$PYTHON" -c 'import json, sys
-i = json.load(sys.stdin)
-for gone in "filename", "actual-size", "children":
-    i.pop(gone, None)
-print(json.dumps(i, indent=1, sort_keys=True))'
-}
-
 # has TEXT: that is in what qemu-img says of the image.
 has ()
 {
-    info i.qcow2 > out
+    qemu-img info --output=json i.qcow2 > out
     grep -q -- "$1" out
+}
+
+# like_theirs: qemu-img says the same of both, but for their names and the space
+# they take.
+like_theirs ()
+{
+    qemu-img info --output=json i.qcow2 > ours
+    qemu-img info --output=json theirs.qcow2 > theirs
+    "$PYTHON" -c 'import json
+def info(name):
+    i = json.load(open(name))
+    for gone in "filename", "actual-size", "children":
+        i.pop(gone, None)
+    return i
+ours, theirs = info("ours"), info("theirs")
+assert ours == theirs, (ours, theirs)'
 }
 
 # amend OPTIONS: as qemu-img does it on a copy.
@@ -46,9 +52,7 @@ amend ()
     cp i.qcow2 theirs.qcow2
     "$tool" amend -q -o "$1" i.qcow2
     qemu-img amend -q -f qcow2 -o "$1" theirs.qcow2
-    info i.qcow2 > ours
-    info theirs.qcow2 > theirs
-    diff ours theirs || die "$1: not as qemu-img's"
+    like_theirs || die "$1: not as qemu-img's"
     check_clean i.qcow2
     qemu-img compare -f qcow2 -F qcow2 i.qcow2 was.qcow2 > out ||
         die "$1: $(cat out)"
@@ -65,8 +69,12 @@ fresh ()
     cp i.qcow2 was.qcow2
 }
 
+n=0
 for cluster in 512 1k 4k 64k 2M; do
     for backing in no yes; do
+        # Each with one of the two.
+        n=$(( n + 1 ))
+        every_other $(( n / 2 + n % 2 )) || continue
         args=()
         test $backing = no || args=(-b base.raw -F raw)
         fresh compat=0.10,cluster_size=$cluster "${args[@]}"

@@ -42,10 +42,20 @@ kinds=(- cluster_size=512 cluster_size=2M cluster_size=512,refcount_bits=64
        backing_file=a,,b,backing_fmt=raw,cluster_size=32k
        backing_file=base.raw,backing_fmt=raw,preallocation=full)
 
+# paired K: whether the K-th kind is tried with what is the $others-th of its sort:
+# half of all pairs, in which there is each of both.
+others=0
+paired ()
+{
+    every_other $(( $1 + others ))
+}
+
 # --- Sizes.
-for kind in "${kinds[@]}"; do
-    for size in 0 1000 65537 33553921 60G; do
-        same "$kind" --size $size
+for size in 0 1000 65537 33553921 60G; do
+    others=$(( others + 1 ))
+    for i in "${!kinds[@]}"; do
+        paired $i || continue
+        same "${kinds[i]}" --size $size
     done
 done
 same cluster_size=2M --size 1E
@@ -87,10 +97,12 @@ for format in 'qcow2 -o cluster_size=512' 'qcow2' 'qcow2 -o cluster_size=2M' \
         cp --sparse=never image full
         mv full image
     fi
-    for kind in "${kinds[@]}"; do
-        same "$kind" -f "$f" image
+    others=$(( others + 1 ))
+    for i in "${!kinds[@]}"; do
+        paired $i || continue
+        same "${kinds[i]}" -f "$f" image
         test "$f" = qcow2 || continue
-        same "$kind" -l late image
+        same "${kinds[i]}" -l late image
     done
     case "$format" in
     *compat*|*qed*|raw) continue;;
@@ -101,8 +113,9 @@ for format in 'qcow2 -o cluster_size=512' 'qcow2' 'qcow2 -o cluster_size=2M' \
     for name in a bitmap "$(printf 'n%.0s' {1..1000})"; do
         qemu-img bitmap --add -g $((512 << ${#name} % 8)) image "$name"
     done
-    for kind in "${kinds[@]::8}"; do
-        same "$kind" image
+    for i in {0..7}; do
+        paired $i || continue
+        same "${kinds[i]}" image
     done
     same cluster_size=512 --output=json --size 5M
     "$tool" measure --output=json --follow=beneath image > ours
@@ -110,7 +123,7 @@ for format in 'qcow2 -o cluster_size=512' 'qcow2' 'qcow2 -o cluster_size=2M' \
     "$PYTHON" -c 'import json
 assert json.load(open("ours")) == json.load(open("theirs"))'
 done
-test $compared -ge 300 || die "only $compared comparisons"
+test $compared -ge 200 || die "only $compared comparisons"
 
 # A snapshot has a size of its own; qemu-img takes the disk's.
 qemu-img create -q -f qcow2 i.qcow2 1M

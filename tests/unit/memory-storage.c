@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "keep-maps.h"
 #include "memory-storage.h"
 #include "storage/align.h"
 
@@ -595,6 +596,7 @@ memory_storage_new (const char *name, const void *data, uint64_t size,
   struct memory *m = new_memory (together ? &together_ops : &readonly_ops, name,
                                  size, control);
 
+  keep_maps ();
   m->data = data;
   return memory_with_blocks (&m->storage, &m->block);
 }
@@ -675,6 +677,7 @@ memory_disk_init (struct memory_disk *d, const void *bytes, uint64_t size)
 
   if (size > MEMORY_DISK_MAX)
     abort ();
+  keep_maps ();
   take_memory (d);
   if (bytes != NULL)
     memcpy (d->data, bytes, size);

@@ -9,7 +9,6 @@
 #include "check.h"
 #include "disk/read.h"
 #include "image-check.h"
-#include "keep-maps.h"
 #include "must-have.h"
 #include "random.h"
 #include "rig.h"
@@ -17,7 +16,6 @@
 void
 rig_init (struct rig *r, const char *what, const struct builder *image)
 {
-  keep_maps ();
   memset (r, 0, sizeof *r);
   r->what = what;
   r->cache_size = CACHE_MIN_BYTES;
