@@ -425,3 +425,61 @@ cache_read_ahead (struct cache *c, struct storage *s, unsigned id,
   pthread_mutex_unlock (&c->lock);
   free (a);
 }
+
+/* ------------------------------------------------------------ writing through */
+
+/* Take the slot of a slice that is cached, and has no changes; else one for it, if
+ * it is absent.  False: it is to be left alone.  Lock held.
+ */
+static bool
+reserve_to_write (struct cache *c, uint64_t tag, struct reservation *r,
+                  bool *cached)
+{
+  const uint64_t set_index = find_set (c, tag);
+  struct set *set = &c->sets[set_index];
+  unsigned way = 0;
+
+  while (way < WAYS &&
+         atomic_load_explicit (&set->tag[way], memory_order_relaxed) != tag)
+    way++;
+  *cached = way < WAYS;
+  if (!*cached)
+    return try_reserve (c, tag, r);
+  if (set->loading[way] || is_changed (set, way))
+    return false;
+  atomic_store_explicit (&set->tag[way], TAG_EMPTY, memory_order_release);
+  set->loading[way] = true;
+  set->loading_tag[way] = tag;
+  *r = (struct reservation) { set_index, tag, way };
+  return true;
+}
+
+int
+cache_write_through (struct cache *c, struct storage *s, unsigned id,
+                     struct host_off offset, uint32_t slice_bytes, unsigned nr,
+                     const uint64_t *words, unsigned *done)
+{
+  struct reservation reserved[CACHE_MAX_AHEAD];
+  const unsigned slice_words = slice_bytes / sizeof *words;
+  bool cached[CACHE_MAX_AHEAD];
+  unsigned n = 0, i;
+  int r = 0;
+
+  assert (nr <= CACHE_MAX_AHEAD);
+  pthread_mutex_lock (&c->lock);
+  while (n < nr && reserve_to_write (c, (offset.v | id) + n * slice_bytes,
+                                     &reserved[n], &cached[n]))
+    n++;
+  pthread_mutex_unlock (&c->lock);
+  if (n > 0)
+    r = storage_write (s, words, n * slice_bytes, offset);
+  pthread_mutex_lock (&c->lock);
+  for (i = 0; i < n; ++i) {
+    release (c, &reserved[i], 1, r == 0 && cached[i] ? 1 : 0,
+             words + i * slice_words, slice_bytes);
+  }
+  pthread_cond_broadcast (&c->loaded);
+  pthread_mutex_unlock (&c->lock);
+  *done = r == 0 ? n : 0;
+  return r;
+}

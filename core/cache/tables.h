@@ -26,6 +26,8 @@
  *  C8  Where a reader has seen a change, the storage is not called clean
  *      before the change is there: it counts before any reader can see it,
  *      and until its batch has ended.
+ *  C9  A slice that is written past the batches is absent meanwhile, and whoever
+ *      wants it waits, as while it is read: nobody inserts what was there before.
  *
  * Words are 64 bits, big endian, as on disk.
  */
@@ -202,6 +204,19 @@ extern int cache_take_batch (struct cache *c, unsigned id,
 /* The batch was written; if not, its changes go into the next one. */
 extern void cache_end_batch (struct cache *c, unsigned id,
                              const struct cache_batch *b, bool written);
+
+/* Write slices that lie one after the other, with words in place of what is there
+ * (C9): those which are in the cache, unchanged, have these words then, and no
+ * others are inserted.  Nobody changes them meanwhile, and whoever reads them past
+ * the cache may find any byte as it was before or as it will be.  *done is how many
+ * were written: it ends before one that has changes, or is being read.  nr is
+ * CACHE_MAX_AHEAD at most.  Returns -1 with the error set, and then they are not in
+ * the cache.  The caller holds no lock that a reader of these slices could want.
+ */
+extern int cache_write_through (struct cache *c, struct storage *s,
+                                unsigned id, struct host_off offset,
+                                uint32_t slice_bytes, unsigned nr,
+                                const uint64_t *words, unsigned *done);
 
 /* Forget the slices of slice_bytes in this range, which is about to hold
  * something else.  They must not be in use.

@@ -15,6 +15,8 @@
 #include "explore.h"
 #include "qcow2/format.h"
 #include "random.h"
+#include "takes.h"
+#include "verdict.h"
 
 #define HEADER_INCOMPATIBLE 72
 #define HEADER_AUTOCLEAR 88
@@ -61,10 +63,10 @@ violation (struct explore *e, const char *fmt, ...)
  * tables move, feature bits come and go (I8).
  */
 static bool
-same_header (const struct made *m, const uint8_t *bytes)
+same_header (const struct made *m, const uint8_t *bytes, bool taken)
 {
-  static const struct { unsigned start, end; } may_change[] = {
-    { 36, 60 }, /* L1 and refcount tables */
+  const struct { unsigned start, end; } may_change[] = {
+    { 36, taken ? 72 : 60 }, /* L1, refcount and snapshot tables */
     { HEADER_INCOMPATIBLE, HEADER_INCOMPATIBLE + 8 },
     { HEADER_AUTOCLEAR, HEADER_AUTOCLEAR + 8 },
   };
@@ -213,6 +215,26 @@ mend (struct explore *e, struct disk_state *s, struct check_result *r)
   put_be64 (bits, get_be64 (bits) & ~QCOW2_INCOMPAT_DIRTY);
 }
 
+/* While a snapshot is made refcounts may be more than the references, and COPIED
+ * flags wrong; but none is less, so that nothing is lost.
+ */
+static bool
+check_while_taken (struct explore *e, const struct made *m,
+                   const struct disk_state *s, struct check_result *r)
+{
+  const bool dirty = r->dirty;
+  uint64_t cluster;
+
+  if (!r->opens || check_is_sound (r) || (!dirty && m->version >= 3))
+    return true;
+  check_image (s->bytes, s->size, CHECK_ANY_REFCOUNTS, r);
+  e->uncounted = true;
+  return m->lazy || verdict_refcounts_suffice (m, s->bytes, s->size,
+                                               &cluster) ||
+    violation (e, "cluster %" PRIu64 " has more references than its refcount",
+               cluster);
+}
+
 /* The metadata of a state (I3).  leaks: that were there before. */
 static bool
 check_metadata (struct explore *e, const struct made *m,
@@ -220,18 +242,21 @@ check_metadata (struct explore *e, const struct made *m,
 {
   const unsigned ask = e->options->ask_every;
 
+  e->uncounted = false;
   check_image (s->bytes, s->size, 0, r);
   if (ask != 0 && e->number % ask == 0 && !ask_qemu_img (e, m, s, r))
     return false;
   if (r->opens && !check_announced (e, m, s, r, leaks))
     return false;
-  if (m->lazy && r->opens && r->dirty)
+  if (e->taken && !check_while_taken (e, m, s, r))
+    return false;
+  if (m->lazy && !e->taken && r->opens && r->dirty)
     mend (e, s, r);
   if (!check_is_sound (r))
     return violation (e, "%s (%" PRIu64 " corruptions, %" PRIu64 " errors, "
                       "%" PRIu64 " others)", r->why, r->corruptions,
                       r->errors, r->strict);
-  if (!same_header (m, s->bytes))
+  if (!same_header (m, s->bytes, e->taken))
     return violation (e, "the header has changed");
   note_leaks (e, r->leaks > m->leaks ? r->leaks - m->leaks : 0);
   return true;
@@ -248,10 +273,12 @@ check_bitmaps (struct explore *e, const struct made *m, const uint8_t *bytes,
     violation (e, "%s", why);
 }
 
-/* The data of a state that r has open (I1, I2); they are in r->buf then. */
+/* The data of a state that r has open (I1, I2), and the snapshots of t; the disk
+ * is in r->buf then, and *present has those which there are.
+ */
 static bool
 check_data (struct explore *e, struct guest *r, const struct history *h,
-            uint64_t moment)
+            const struct takes *t, uint64_t moment, struct takes *present)
 {
   char name[160];
   uint64_t sector;
@@ -266,7 +293,7 @@ check_data (struct explore *e, struct guest *r, const struct history *h,
     history_explain (h, sector, moment);
     return false;
   }
-  if (!guest_check_snapshots (r))
+  if (!guest_check_snapshots (r) || !takes_check (t, r, moment, present))
     return violation (e, "%s", r->why);
   return check_bitmaps (e, r->m, r->disk->bytes, r->buf);
 }
@@ -285,6 +312,7 @@ check_second_state (struct explore *e, struct cut *c, struct landed l)
 {
   struct guest *r = &e->again;
   struct check_result result;
+  struct takes present;
 
   e->place->in_second = true;
   e->place->landed2 = l;
@@ -296,7 +324,8 @@ check_second_state (struct explore *e, struct cut *c, struct landed l)
   /* The first run is over, and its storage free. */
   if (!guest_start (&e->guest, e->state2.bytes, e->state2.size))
     return violation (e, "%s", e->guest.why);
-  if (!check_data (e, &e->guest, r->history, e->place->cut2))
+  if (!check_data (e, &e->guest, r->history, r->takes, e->place->cut2,
+                   &present))
     return false;
   (void) guest_close (&e->guest);
   return true;
@@ -366,8 +395,21 @@ free_leaks (struct explore *e)
     return true;
   while (!image_leaks_are_done (r->im))
     sched_yield ();
-  if (r->m->known && r->m->nr_snapshots == 0 && !r->m->zip)
+  if (r->m->known && r->m->nr_snapshots == 0 && r->takes->nr == 0 && !r->m->zip)
     e->leaks = 0;
+  return true;
+}
+
+/* A crash while a snapshot was made has left it dirty: it is repaired first. */
+static bool
+repair (struct explore *e)
+{
+  struct guest *r = &e->again;
+  char summary[1024];
+
+  if (image_repair (r->im, IMAGE_REPAIR_DIRTY, summary, sizeof summary) == -1)
+    return violation (e, "it can't be repaired: %s", error_message ());
+  e->leaks = 0;
   return true;
 }
 
@@ -380,10 +422,13 @@ go_on (struct explore *e, const struct check_result *before)
   const struct explore_options *o = e->options;
   struct guest *r = &e->again;
   struct check_result after;
+  struct disk_state written;
   struct script s;
 
-  e->leaks = before->leaks + before->beyond;
+  e->leaks = e->uncounted ? UINT64_MAX : before->leaks + before->beyond;
   guest_believe (r);
+  if (e->taken && before->dirty && !repair (e))
+    return false;
   if (!free_leaks (e)) {
     if (r->why[0] != '\0')
       return violation (e, "%s", r->why);
@@ -391,13 +436,21 @@ go_on (struct explore *e, const struct check_result *before)
     return true;
   }
   script_random (&s, r->m, state_seed (e->place), 5);
-  if (o->points)
+  if (o->points) {
     script_add_points (&s, state_seed (e->place));
+    script_add_takes (&s, state_seed (e->place));
+  }
   if (!guest_script (r, &s) || !guest_finish (r))
     return violation (e, "after the cut: %s", r->why);
-  check_image (r->disk->bytes, r->disk->size, 0, &after);
-  if (!check_is_sound (&after))
-    return violation (e, "written and closed after the cut: %s", after.why);
+  written = (struct disk_state) {
+    .bytes = r->disk->bytes, .size = r->disk->size
+  };
+  check_image (written.bytes, written.size, 0, &after);
+  if (e->taken && !check_while_taken (e, r->m, &written, &after))
+    return false;
+  if (!check_is_sound (&after) || (e->taken && after.dirty))
+    return violation (e, "written and closed after the cut: %s",
+                      after.dirty ? "dirty" : after.why);
   if (after.leaks + after.beyond > e->leaks)
     return violation (e, "written and closed after the cut: %" PRIu64
                       " leaks, there were %" PRIu64,
@@ -413,6 +466,7 @@ check_state (struct explore *e, struct cut *c, const struct history *h,
              struct landed l)
 {
   struct check_result result;
+  struct takes present = { 0 };
   bool ok;
 
   e->place->in_state = true;
@@ -424,7 +478,10 @@ check_state (struct explore *e, struct cut *c, const struct history *h,
     return false;
   if (!guest_start (&e->again, e->state.bytes, e->state.size))
     return violation (e, "%s", e->again.why);
-  ok = check_data (e, &e->again, h, e->place->cut) && go_on (e, &result);
+  ok = check_data (e, &e->again, h, e->guest.takes, e->place->cut, &present);
+  *e->again.takes = present;
+  ok = ok && go_on (e, &result);
+  takes_free (e->again.takes);
   if (e->again.im != NULL)
     (void) guest_close (&e->again);
   return ok;
@@ -580,12 +637,12 @@ run_workload (struct explore *e, const struct made *m,
   if (result.leaks + result.beyond > m->leaks)
     return violation (e, "after closing it: %" PRIu64 " leaks",
                       result.leaks + result.beyond);
-  if (!same_header (m, r->disk->bytes))
+  if (!same_header (m, r->disk->bytes, e->taken))
     return violation (e, "the header has changed");
   if (!check_bitmaps (e, m, r->disk->bytes, r->expect))
     return false;
   check_image (m->bytes, m->size, 0, &before);
-  if (result.shared_zeros > before.shared_zeros)
+  if (!e->taken && result.shared_zeros > before.shared_zeros)
     return violation (e, "after closing it: %" PRIu64 " zero clusters keep "
                       "what they can't write", result.shared_zeros);
   return true;
@@ -626,6 +683,7 @@ explore (struct explore *e, const struct made *m, const struct script *s,
   p->seed = e->options->seed;
   p->threads = e->options->threads;
   p->in_state = p->in_second = false;
+  e->taken = e->options->points;
   guest_init (&e->guest, m);
   guest_init (&e->again, m);
   e->again.first_number = 1000000;

@@ -67,6 +67,9 @@ struct explore {
   struct guest guest, again;
   struct disk_state state, state2;
   uint64_t leaks;        /* of the state that is written again */
+  bool uncounted;        /* that is not known: refcounts were not looked at */
+  bool taken;            /* snapshots are made: what it says of clusters' refcounts
+                          * may be wrong where it is dirty, or of version 2 */
   uint64_t number;       /* of states, for what is done to some of them */
   char directory[64];    /* for what qemu-img is to see */
 };

@@ -24,6 +24,10 @@ struct sharing {
 extern bool guest_wrong (struct guest *r, const char *fmt, ...)
   __attribute__ ((__format__ (__printf__, 2, 3), __cold__));
 
+/* Hold what the threads of r share; nothing, if there is one thread. */
+extern void guest_lock (struct guest *r);
+extern void guest_unlock (struct guest *r);
+
 /* Open the image for reading. */
 extern bool guest_open (struct guest *r);
 

@@ -16,16 +16,17 @@
 #include "image-parts.h"
 #include "no-memory.h"
 #include "qcow2/write/follow.h"
+#include "takes.h"
 
-static void
-lock (struct guest *r)
+void
+guest_lock (struct guest *r)
 {
   if (r->sharing != NULL)
     pthread_mutex_lock (&r->sharing->lock);
 }
 
-static void
-unlock (struct guest *r)
+void
+guest_unlock (struct guest *r)
 {
   if (r->sharing != NULL)
     pthread_mutex_unlock (&r->sharing->lock);
@@ -49,11 +50,11 @@ enter (struct guest *r, uint64_t start, uint64_t end)
 {
   if (r->sharing == NULL || r->sharing->overlap)
     return;
-  lock (r);
+  guest_lock (r);
   while (is_busy (r, start, end))
     pthread_cond_wait (&r->sharing->freed, &r->sharing->lock);
   memset (r->sharing->busy + start / SECTOR, true, (end - start) / SECTOR);
-  unlock (r);
+  guest_unlock (r);
 }
 
 static void
@@ -61,10 +62,10 @@ leave (struct guest *r, uint64_t start, uint64_t end)
 {
   if (r->sharing == NULL || r->sharing->overlap)
     return;
-  lock (r);
+  guest_lock (r);
   memset (r->sharing->busy + start / SECTOR, false, (end - start) / SECTOR);
   pthread_cond_broadcast (&r->sharing->freed);
-  unlock (r);
+  guest_unlock (r);
 }
 
 /* The whole sectors that a range touches. */
@@ -126,6 +127,7 @@ call_core (struct guest *r, const struct request *q, const uint8_t *data)
   case REQUEST_REOPEN:
   case REQUEST_TAKE:
   case REQUEST_END:
+  case REQUEST_SNAPSHOT:
     break;
   }
   abort ();
@@ -244,16 +246,16 @@ guest_flush (struct guest *r, const struct request *q)
   uint64_t issued;
   int ret;
 
-  lock (r);
+  guest_lock (r);
   issued = history_moment (r->history, crash_disk_now (r->disk));
-  unlock (r);
+  guest_unlock (r);
   ret = call (r, q, NULL);
 
   note_sticky (r);
   if (ret == 0) {
-    lock (r);
+    guest_lock (r);
     history_flushed (r->history, issued, crash_disk_now (r->disk));
-    unlock (r);
+    guest_unlock (r);
   }
   else {
     r->failed_requests++;
@@ -333,17 +335,17 @@ do_entered (struct guest *r, const struct request *q, uint64_t start)
   bool ok;
   int ret;
 
-  lock (r);
+  guest_lock (r);
   number = history_begin (r->history, crash_disk_now (r->disk));
-  unlock (r);
+  guest_unlock (r);
   prepare (r, q, number, r->buf);
   ret = call (r, q, r->buf + (q->offset - start));
   note_sticky (r);
   if (!check_sticky (r, q, was_sticky, ret))
     return false;
-  lock (r);
+  guest_lock (r);
   ok = note_change (r, q, number, ret);
-  unlock (r);
+  guest_unlock (r);
   return ok;
 }
 
@@ -376,7 +378,7 @@ compare_loosely (struct guest *r, const struct request *q)
 
   if (!guest_read_range (r, "", r->buf2, q->count, q->offset))
     return false;
-  lock (r);
+  guest_lock (r);
   for (i = 0; ok && i < q->count; i += SECTOR) {
     if (!history_has_ever (r->history, (q->offset + i) / SECTOR,
                            r->buf2 + i))
@@ -385,7 +387,7 @@ compare_loosely (struct guest *r, const struct request *q)
                         (q->offset + i) / SECTOR,
                         content_name (r->buf2 + i, name, sizeof name));
   }
-  unlock (r);
+  guest_unlock (r);
   return ok;
 }
 
@@ -404,7 +406,7 @@ do_overlapping (struct guest *r, const struct request *unrounded)
   uint64_t i;
   int ret;
 
-  lock (r);
+  guest_lock (r);
   number = history_begin (r->history, crash_disk_now (r->disk));
   memset (r->buf, 0, q.count);
   if (q.kind == REQUEST_WRITE)
@@ -412,18 +414,18 @@ do_overlapping (struct guest *r, const struct request *unrounded)
                        r->first_number + number, q.offset / SECTOR);
   for (i = 0; i < q.count; i += SECTOR)
     history_value (r->history, number, (q.offset + i) / SECTOR, r->buf + i);
-  unlock (r);
+  guest_unlock (r);
   ret = call (r, &q, r->buf);
   if (ret == -1 && !(q.fast && error_errno () == ENOTSUP))
     return guest_wrong (r, "%s at %" PRIu64 ", %" PRIu64 " bytes: %s",
                         request_name (&q), q.offset, q.count,
                         error_message ());
-  lock (r);
+  guest_lock (r);
   if (ret == 0 && !is_advice (r->m, &q))
     history_answer (r->history, number, crash_disk_now (r->disk), q.fua);
   else
     history_fail (r->history, number, crash_disk_now (r->disk));
-  unlock (r);
+  guest_unlock (r);
   return compare_loosely (r, &q);
 }
 
@@ -460,6 +462,8 @@ do_request (struct guest *r, const struct request *q)
   case REQUEST_END:
     guest_end_point (r, q->offset);
     return guest_check_points (r);
+  case REQUEST_SNAPSHOT:
+    return guest_make_snapshot (r) && guest_check_points (r);
   }
   abort ();
 }

@@ -11,6 +11,7 @@
 #include "content.h"
 #include "guest-parts.h"
 #include "must-have.h"
+#include "takes.h"
 
 bool
 guest_script (struct guest *r, const struct script *s)
@@ -117,6 +118,6 @@ guest_threads (struct guest *r, const struct script *s, unsigned nr,
   free (sharing.busy);
   free (member);
   if (ok && overlap)
-    return settle (r);
-  return ok;
+    ok = settle (r);
+  return ok && takes_check_history (r);
 }

@@ -17,6 +17,7 @@
 #include "must-have.h"
 #include "no-memory.h"
 #include "qcow2/write/follow.h"
+#include "takes.h"
 
 /* As small as it can be, so that tables leave it. */
 #define CACHE_SIZE CACHE_MIN_BYTES
@@ -39,6 +40,7 @@ guest_init (struct guest *r, const struct made *m)
   r->m = m;
   r->disk = must_have (malloc (sizeof *r->disk));
   r->history = must_have (calloc (1, sizeof *r->history));
+  r->takes = must_have (calloc (1, sizeof *r->takes));
   crash_disk_init (r->disk, m->bytes, m->size);
   crash_disk_init (&r->backing, m->backing, m->backing_size);
   r->disk->no_zero = m->no_zero;
@@ -57,6 +59,8 @@ guest_free (struct guest *r)
   crash_disk_free (&r->backing);
   history_free (r->history);
   free (r->history);
+  takes_free (r->takes);
+  free (r->takes);
   free (r->expect);
   free (r->buf);
   free (r->buf2);

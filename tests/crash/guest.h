@@ -40,6 +40,7 @@ struct guest {
 
   struct guest_point point[GUEST_POINTS];
   unsigned points_taken;
+  struct takes *takes; /* snapshots that it has made */
 
   bool free_leaks;         /* while it is writable */
   struct sharing *sharing; /* of guest_threads */
@@ -72,8 +73,9 @@ extern bool guest_read (struct guest *r);
 /* From here on the disk is known to hold what r->buf does. */
 extern void guest_believe (struct guest *r);
 
-/* Points in time: allow them, in an image that was just opened; take one, if there is room; compare each with what it must
- * hold; end one, if there is such a one; end all of an image that is closed.
+/* Points in time: allow them, in an image that was just opened; take one, if there
+ * is room; compare each with what it must hold; end one, if there is such a one;
+ * end all of an image that is closed.
  */
 extern bool guest_allow_points (struct guest *r);
 extern bool guest_take_point (struct guest *r);

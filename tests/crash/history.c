@@ -144,6 +144,40 @@ history_allows (const struct history *h, uint64_t sector, const void *content,
 }
 
 bool
+history_is_by (uint64_t what, uint64_t moment)
+{
+  return what <= (moment << TICK_BITS | LAST_TICK);
+}
+
+bool
+history_held (const struct history *h, uint64_t sector, const void *content,
+              uint64_t from, uint64_t to)
+{
+  const uint64_t hash = hash_if_changed (h, sector, content);
+  uint64_t floor = 0; /* what was answered up to then is replaced */
+  bool replaced = false;
+  uint32_t v;
+
+  for (v = h->newest[sector]; v != 0; v = h->value[v - 1].older) {
+    const struct history_request *r = &h->request[h->value[v - 1].request];
+
+    if (r->answered <= from && !r->failed) {
+      replaced = true;
+      if (floor < r->issued)
+        floor = r->issued;
+    }
+  }
+  for (v = h->newest[sector]; v != 0; v = h->value[v - 1].older) {
+    const struct history_value *x = &h->value[v - 1];
+    const struct history_request *r = &h->request[x->request];
+
+    if (x->hash == hash && r->issued <= to && r->answered > floor)
+      return true;
+  }
+  return !replaced && is_initial (h, sector, content);
+}
+
+bool
 history_has_ever (const struct history *h, uint64_t sector,
                   const void *content)
 {

@@ -67,6 +67,16 @@ extern void history_flushed (struct history *h, uint64_t issued, uint64_t now);
 extern bool history_allows (const struct history *h, uint64_t sector,
                             const void *content, uint64_t moment);
 
+/* Whether what such a moment is of happened before a crash at this one. */
+extern bool history_is_by (uint64_t what, uint64_t moment);
+
+/* True if the sector may have held this at some time between two moments, of
+ * history_moment: it was not replaced by what was answered before the first, nor
+ * asked for after the second.
+ */
+extern bool history_held (const struct history *h, uint64_t sector,
+                          const void *content, uint64_t from, uint64_t to);
+
 /* True if the sector was ever given this. */
 extern bool history_has_ever (const struct history *h, uint64_t sector,
                               const void *content);

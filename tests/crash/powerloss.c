@@ -84,7 +84,7 @@ usage (FILE *f)
 "  --script TEXT  this script: requests, systematic:N, pair:SEED,\n"
 "                 random:SEED:REQUESTS or churn:SEED:REQUESTS;\n"
 "                 points:SEED: before it does what --points does\n"
-"  --points       take points in time among the requests\n"
+"  --points       take points in time and make snapshots among the requests\n"
 "  --seed N       of all that is random\n"
 "  --cut N        only the cut at this call of the storage\n"
 "  --subset WHICH only this subset of the pending calls: none, all, prefix:N,\n"
@@ -156,6 +156,7 @@ script_from_text (struct script *s, const struct made *m, const char *text)
     if (*end != ':' || !script_from_text (s, m, end + 1))
       return false;
     script_add_points (s, seed);
+    script_add_takes (s, seed);
     return true;
   }
   if (strncmp (text, "systematic:", 11) == 0)

@@ -9,21 +9,34 @@
 #include "image-check.h"
 #include "verdict.h"
 
+bool
+verdict_refcounts_suffice (const struct made *m, const uint8_t *bytes,
+                           uint64_t size, uint64_t *cluster)
+{
+  struct image_refs refs;
+  bool ok = true;
+  uint64_t i;
+
+  if (m->bitmaps) /* whose references are not counted there */
+    return true;
+  image_refs_count (&refs, bytes, size);
+  for (i = 0; i < refs.nr && ok; ++i) {
+    ok = image_refcount (bytes, size, i) >= refs.count[i];
+    *cluster = i;
+  }
+  image_refs_free (&refs);
+  return ok;
+}
+
 void
 verdict_references (const struct made *m, const uint8_t *bytes, uint64_t size,
                     const char *what)
 {
-  struct image_refs refs;
-  uint64_t i;
+  uint64_t cluster;
 
-  if (m->bitmaps) /* whose references are not counted there */
-    return;
-  image_refs_count (&refs, bytes, size);
-  for (i = 0; i < refs.nr; ++i)
-    if (image_refcount (bytes, size, i) < refs.count[i])
-      check_failed (__FILE__, __LINE__, "%s: cluster %" PRIu64
-                    " has more references than its refcount", what, i);
-  image_refs_free (&refs);
+  if (!verdict_refcounts_suffice (m, bytes, size, &cluster))
+    check_failed (__FILE__, __LINE__, "%s: cluster %" PRIu64
+                  " has more references than its refcount", what, cluster);
 }
 
 bool

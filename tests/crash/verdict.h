@@ -12,7 +12,12 @@
 
 #include "maker.h"
 
-/* No refcount is less than the references. */
+/* Whether no refcount is less than the references; else *cluster is one that is. */
+extern bool verdict_refcounts_suffice (const struct made *m,
+                                       const uint8_t *bytes, uint64_t size,
+                                       uint64_t *cluster);
+
+/* The same, as a check. */
 extern void verdict_references (const struct made *m, const uint8_t *bytes,
                                 uint64_t size, const char *what);
 

@@ -29,6 +29,8 @@ letter (const struct request *r)
     return 'p';
   case REQUEST_END:
     return 'e';
+  case REQUEST_SNAPSHOT:
+    return 's';
   }
   abort ();
 }
@@ -57,7 +59,7 @@ script_format (const struct script *s, char *buf, size_t size)
 static bool
 parse_request (struct request *r, char **text)
 {
-  static const char letters[] = "wzyqtfope";
+  static const char letters[] = "wzyqtfopes";
   char *p = *text;
 
   memset (r, 0, sizeof *r);
@@ -86,6 +88,9 @@ parse_request (struct request *r, char **text)
     break;
   case 'e':
     r->kind = REQUEST_END;
+    break;
+  case 's':
+    r->kind = REQUEST_SNAPSHOT;
     break;
   }
   if (*p == '\0' || strchr (letters, *p++) == NULL)

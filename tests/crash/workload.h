@@ -19,6 +19,7 @@ enum request_kind {
   REQUEST_REOPEN, /* close the image, and open it again */
   REQUEST_TAKE,   /* a point in time, which is read from then on ... */
   REQUEST_END,    /* ... until its end: which one is in offset */
+  REQUEST_SNAPSHOT, /* an internal snapshot that stays */
 };
 
 struct request {
@@ -49,6 +50,8 @@ struct script {
  *   w write   z zero   y zero, may trim   q zero, may trim, fast
  *   t trim    f flush  o close and open  p take a point in time
  *
+ *   s make an internal snapshot
+ *
  *   eN  end the N-th point in time, if there is one
  *
  * script_format returns false if it does not fit.
@@ -58,6 +61,9 @@ extern bool script_parse (struct script *s, const char *text);
 
 /* Take points in time among the requests of a script, and end them. */
 extern void script_add_points (struct script *s, uint64_t seed);
+
+/* Make one or two internal snapshots among them. */
+extern void script_add_takes (struct script *s, uint64_t seed);
 
 /* nr requests at random. */
 extern void script_random (struct script *s, const struct made *m,

@@ -25,6 +25,26 @@ struct take_table {
                           * none has */
 };
 
+/* Slices that are looked at together; several, since the refcounts of neighbours
+ * mostly are in one slice, and tables are read and written as far as that.
+ */
+#define TAKE_PIECE CACHE_MAX_AHEAD
+#define TAKE_PIECE_WORDS (TAKE_PIECE * MAP_MAX_WORDS)
+
+/* Compressed data is overstated by at most a cluster, and may begin anywhere. */
+#define TAKE_MAX_TOUCHED 3
+
+struct take_piece {
+  uint64_t first, nr;              /* slices of the table */
+  struct host_off live_table;      /* 0: there is none */
+  uint64_t words[TAKE_PIECE_WORDS]; /* as the point has them, in the host's order */
+  uint64_t live[TAKE_PIECE_WORDS];  /* as the disk has them, big endian */
+
+  /* The clusters that words refer to, in ascending order. */
+  size_t nr_references;
+  uint64_t cluster[TAKE_PIECE_WORDS * TAKE_MAX_TOUCHED];
+};
+
 struct take {
   struct writer *w;
   const struct point *point;
@@ -34,6 +54,7 @@ struct take {
   uint64_t nr_tables, nr_filled; /* and the next may be, as far as this: */
   uint64_t nr_raised;       /* slices of that one whose references were raised */
   uint64_t *copy;           /* its words, big endian */
+  struct take_piece *piece; /* that is being looked at */
   bool dirty;               /* the image is, for this (K4) */
 
   struct snapshot_table snapshot_table;
@@ -47,7 +68,7 @@ take_map (const struct take *t)
 }
 
 /* The slices of a table; and the clusters of the guest that one of them, of the
- * table of an L1 entry, maps.
+ * table of an L1 entry, or several of them map.
  */
 static inline uint64_t
 take_slices (const struct take *t)
@@ -56,12 +77,15 @@ take_slices (const struct take *t)
 }
 
 static inline struct inflight_range
-take_range (const struct take *t, uint64_t l1_index, uint64_t slice)
+take_range (const struct take *t, uint64_t l1_index, uint64_t slice,
+            uint64_t slices)
 {
   const uint64_t nr = map_slice_clusters (take_map (t));
   const uint64_t first = (l1_index * take_slices (t) + slice) * nr;
 
-  return (struct inflight_range) { .first = first, .last = first + nr - 1 };
+  return (struct inflight_range) {
+    .first = first, .last = first + slices * nr - 1,
+  };
 }
 
 /* The live entries of a slice, whose range and the epoch are entered, change:

@@ -8,49 +8,89 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "qcow2/l2-range.h"
 #include "qcow2/write/remap.h"
 #include "qcow2/write/take-parts.h"
 
-/* Compressed data is overstated by at most a cluster, and may begin anywhere. */
-#define MAX_TOUCHED 3
+static inline unsigned
+words_of_slice (const struct take *t)
+{
+  return take_map (t)->slice_bytes / sizeof (uint64_t);
+}
 
-/* The clusters that entries of a slice refer to, in ascending order. */
-struct references {
-  size_t nr;
-  uint64_t cluster[MAP_MAX_WORDS * MAX_TOUCHED];
-};
+static inline uint64_t
+words_of_piece (const struct take *t)
+{
+  return t->piece->nr * words_of_slice (t);
+}
+
+/* Where the guest has the first cluster of the piece. */
+static inline struct guest_off
+start_of_piece (const struct take *t, const struct take_table *table)
+{
+  const struct inflight_range range =
+    take_range (t, table->l1_index, t->piece->first, 1);
+
+  return (struct guest_off) {
+    range.first << take_map (t)->format.cluster_bits
+  };
+}
 
 /* ------------------------------------------------------------------- reading */
 
-/* A slice as the point has it: K2. */
+/* The live entries. */
 static int
-read_words (struct take *t, struct guest_off at, uint64_t *words)
+read_live (struct take *t, struct guest_off at)
 {
   const struct map *m = take_map (t);
+  struct take_piece *p = t->piece;
+  struct host_off place;
   struct map_l1 l1;
-  struct map_l2 l2;
 
-  if (points_words (t->w->points, t->point, m, map_slice_number (m, at), words))
-    return 0;
-  memset (words, 0, m->slice_bytes);
   if (map_l1_entry (m, at, &l1) == -1)
     return -1;
-  if (l1.table.v == 0)
+  p->live_table = l1.table;
+  if (l1.table.v == 0) {
+    memset (p->live, 0, p->nr * m->slice_bytes);
     return 0;
-  if (map_l2_entries (m, l1.table, at, map_slice_clusters (m), &l2) == -1)
+  }
+  place.v = l1.table.v + p->first * m->slice_bytes;
+  return l2_range_read (m, place, p->nr, p->live);
+}
+
+/* A piece as the point has it: K2. */
+static int
+read_piece (struct take *t, const struct take_table *table)
+{
+  const struct map *m = take_map (t);
+  const struct guest_off at = start_of_piece (t, table);
+  const uint64_t number = map_slice_number (m, at);
+  const unsigned per_slice = words_of_slice (t);
+  struct take_piece *p = t->piece;
+  uint64_t i;
+  unsigned w;
+
+  if (read_live (t, at) == -1)
     return -1;
-  memcpy (words, l2.words, m->slice_bytes);
+  for (i = 0; i < p->nr; ++i) {
+    uint64_t *words = p->words + i * per_slice;
+
+    if (points_words (t->w->points, t->point, m, number + i, words))
+      continue;
+    for (w = 0; w < per_slice; ++w)
+      words[w] = be64toh (p->live[i * per_slice + w]);
+  }
   return 0;
 }
 
 static bool
-are_zeros (const struct map *m, const uint64_t *words)
+are_zeros (const uint64_t *words, uint64_t nr)
 {
-  unsigned i = 0;
+  uint64_t i = 0;
 
-  while (i < m->slice_bytes / sizeof words[0] && words[i] == 0)
+  while (i < nr && words[i] == 0)
     i++;
-  return i == m->slice_bytes / sizeof words[0];
+  return i == nr;
 }
 
 static int
@@ -71,66 +111,82 @@ compare_clusters (const void *a, const void *b)
 
 /* They mostly are in order. */
 static void
-sort_references (struct references *r)
+sort_references (struct take_piece *p)
 {
   size_t i = 1;
 
-  while (i < r->nr && r->cluster[i - 1] <= r->cluster[i])
+  while (i < p->nr_references && p->cluster[i - 1] <= p->cluster[i])
     i++;
-  if (i < r->nr)
-    qsort (r->cluster, r->nr, sizeof r->cluster[0], compare_clusters);
+  if (i < p->nr_references)
+    qsort (p->cluster, p->nr_references, sizeof p->cluster[0],
+           compare_clusters);
 }
 
-/* What these words, of the slice at this place of the disk, refer to. */
+static void
+add_references (const struct map *m, struct take_piece *p,
+                const struct l2_entry *e)
+{
+  const uint64_t cluster = e->host.v >> m->format.cluster_bits;
+  struct freed f;
+  uint64_t n;
+
+  if (e->kind != CLUSTER_COMPRESSED) { /* nearly all */
+    p->cluster[p->nr_references++] = cluster;
+    return;
+  }
+  f = remap_references (m, e);
+  for (n = 0; n < f.nr && n < TAKE_MAX_TOUCHED; ++n)
+    p->cluster[p->nr_references++] = cluster + n;
+}
+
+/* What the piece, from this place of the disk on, refers to. */
 static int
-find_references (const struct take *t, struct guest_off at,
-                 const uint64_t *words, struct references *r)
+find_references (const struct take *t, struct guest_off at)
 {
   const struct map *m = take_map (t);
   const unsigned step = 1U << m->l2_word_bits;
   const uint64_t size = atomic_load (&m->tables->size);
-  unsigned i;
+  const uint64_t nr = words_of_piece (t);
+  struct take_piece *p = t->piece;
+  uint64_t i;
 
-  r->nr = 0;
-  for (i = 0; i < m->slice_bytes / sizeof words[0]; i += step) {
-    const uint64_t bits = step == 2 ? words[i + 1] : 0;
+  p->nr_references = 0;
+  for (i = 0; i < nr; i += step) {
+    const uint64_t word = p->words[i];
+    const uint64_t bits = step == 2 ? p->words[i + 1] : 0;
     const uint64_t guest = at.v + i / step * m->cluster_size;
     struct l2_entry e;
-    struct freed f;
-    uint64_t n;
 
-    if ((words[i] | bits) == 0)
+    if ((word | bits) == 0)
       continue;
-    e = entry_decode_l2 (&m->format, words[i], bits);
+    e = entry_decode_l2 (&m->format, word, bits);
     if (e.kind == CLUSTER_INVALID)
-      return damaged (t, guest, words[i],
-                      entry_why (&m->format, words[i], bits));
+      return damaged (t, guest, word, entry_why (&m->format, word, bits));
     if (host_is_none (e.host))
       continue;
     if (e.host.v >= size)
-      return damaged (t, guest, words[i], "the cluster is beyond the end of "
-                      "the file");
-    f = remap_references (m, &e);
-    for (n = 0; n < f.nr && n < MAX_TOUCHED; ++n)
-      r->cluster[r->nr++] = (f.host.v >> m->format.cluster_bits) + n;
+      return damaged (t, guest, word, "the cluster is beyond the end of the "
+                      "file");
+    add_references (m, p, &e);
   }
-  sort_references (r);
+  sort_references (p);
   return 0;
 }
 
 /* ------------------------------------------------------------------ changing */
 
 static int
-raise_references (struct take *t, const struct references *r)
+raise_references (struct take *t)
 {
+  const struct take_piece *p = t->piece;
   const unsigned bits = take_map (t)->format.cluster_bits;
   struct writeback *c = &t->w->writeback;
   size_t done, i;
 
-  if (alloc_raise (&t->w->alloc, r->cluster, r->nr, &done) == 0)
+  if (alloc_raise (&t->w->alloc, p->cluster, p->nr_references, &done) == 0)
     return 0;
   for (i = 0; i < done; ++i) { /* K6 */
-    const struct freed f = { .host.v = r->cluster[i] << bits, .nr = 1 };
+    const struct freed f = { .host.v = p->cluster[i] << bits, .nr = 1 };
     struct error_kept kept;
 
     error_keep (&kept);
@@ -148,7 +204,7 @@ change_live (struct take *t, struct take_table *table, uint64_t slice,
 {
   const struct map *m = take_map (t);
   const unsigned step = 1U << m->l2_word_bits;
-  const struct inflight_range range = take_range (t, table->l1_index, slice);
+  const struct inflight_range range = take_range (t, table->l1_index, slice, 1);
   const struct guest_off at = { range.first << m->format.cluster_bits };
   struct change ch = { .order = CACHE_SECOND };
   unsigned i, first = MAP_MAX_WORDS, end = 0;
@@ -206,21 +262,127 @@ clear_copied (struct take *t, struct take_table *table, uint64_t number,
   return true;
 }
 
-/* Into the copy of the table. */
+/* The same for the live words of a piece, before they are written.  *changed: bit i
+ * is slice i.
+ */
 static void
-copy_words (struct take *t, uint64_t slice, const uint64_t *words)
+clear_live (struct take *t, struct take_table *table, uint32_t *changed)
+{
+  const unsigned step = 1U << take_map (t)->l2_word_bits;
+  const uint64_t number = t->piece->first * words_of_slice (t) / step;
+  struct take_piece *p = t->piece;
+  uint64_t i;
+
+  *changed = 0;
+  for (i = 0; i < words_of_piece (t); i += step) {
+    uint64_t word = be64toh (p->live[i]);
+
+    if (!(word & QCOW2_ENTRY_COPIED) || (word & QCOW2_L2_COMPRESSED) ||
+        entry_reference (word) == 0 ||
+        !clear_copied (t, table, number + i / step,
+                       entry_reference (p->words[i]), &word))
+      continue;
+    p->live[i] = htobe64 (word);
+    *changed |= UINT32_C (1) << i / words_of_slice (t);
+  }
+}
+
+/* Write slices of the live table past the batches, which would be full of them
+ * again and again.  Returns how many, or -1 with the error set: all but ENOSPC
+ * sticks (I10).
+ */
+static int
+write_live (struct take *t, unsigned first, unsigned nr)
 {
   const struct map *m = take_map (t);
-  const unsigned nr = m->slice_bytes / sizeof words[0];
-  const unsigned step = 1U << m->l2_word_bits;
-  unsigned i;
+  struct writeback *c = &t->w->writeback;
+  const struct take_piece *p = t->piece;
+  const struct host_off place = {
+    p->live_table.v + (p->first + first) * m->slice_bytes
+  };
+  unsigned done;
+  int r;
 
-  for (i = 0; i < nr; ++i) {
-    uint64_t word = words[i];
+  if (writeback_check (c) == -1)
+    return -1;
+  r = cache_write_through (m->cache, m->tables, m->id, place, m->slice_bytes,
+                           nr, p->live + first * words_of_slice (t), &done);
+  writeback_note_data (c);
+  if (r == -1 && error_errno () != ENOSPC)
+    writeback_fail (c);
+  return r == -1 ? -1 : (int) done;
+}
+
+/* Those of these slices; one that has other changes, which may have an order to
+ * keep, has this one with them.
+ */
+static int
+change_slices (struct take *t, struct take_table *table, uint32_t changed)
+{
+  const struct take_piece *p = t->piece;
+  unsigned i, n;
+
+  for (i = 0; i < p->nr; i += n) {
+    int done;
+
+    for (n = 0; changed >> i >> n & 1; ++n)
+      continue;
+    if (n == 0) {
+      n = 1;
+      continue;
+    }
+    done = write_live (t, i, n);
+    if (done == -1)
+      return -1;
+    if (done > 0)
+      n = done;
+    else {
+      n = 1;
+      if (change_live (t, table, p->first + i,
+                       p->words + i * words_of_slice (t), clear_copied) == -1)
+        return -1;
+    }
+  }
+  return 0;
+}
+
+/* Clear COPIED in the live entries.  If somebody else has copied the table
+ * meanwhile, since it is shared, none has it.
+ */
+static int
+clear_piece (struct take *t, struct take_table *table)
+{
+  const struct guest_off at = start_of_piece (t, table);
+  uint32_t changed;
+  struct map_l1 l1;
+  int r;
+
+  pthread_mutex_lock (&t->w->tables);
+  r = map_l1_entry (take_map (t), at, &l1);
+  if (r == 0 && l1.table.v != t->piece->live_table.v)
+    r = read_live (t, at);
+  if (r == 0 && t->piece->live_table.v != 0) {
+    clear_live (t, table, &changed);
+    r = change_slices (t, table, changed);
+  }
+  pthread_mutex_unlock (&t->w->tables);
+  return r;
+}
+
+/* Into the copy of the table. */
+static void
+copy_words (struct take *t)
+{
+  const unsigned step = 1U << take_map (t)->l2_word_bits;
+  const uint64_t at = t->piece->first * words_of_slice (t);
+  uint64_t i;
+
+  for (i = 0; i < words_of_piece (t); ++i) {
+    uint64_t word = t->piece->words[i];
 
     if (i % step == 0 && !(word & QCOW2_L2_COMPRESSED))
       word &= ~QCOW2_ENTRY_COPIED;
-    t->copy[slice * nr + i] = htobe64 (word);
+    t->copy[at + i] = htobe64 (word);
   }
 }
 
@@ -232,44 +394,37 @@ not_kept (const struct take *t)
   return -1;
 }
 
-/* The range of the slice, and the epoch, are entered. */
+/* The range of the piece, and the epoch, are entered. */
 static int
-take_words (struct take *t, struct take_table *table, uint64_t slice,
-            bool *mapped)
+take_words (struct take *t, struct take_table *table, bool *mapped)
 {
-  const struct map *m = take_map (t);
-  const struct inflight_range range = take_range (t, table->l1_index, slice);
-  const struct guest_off at = { range.first << m->format.cluster_bits };
-  uint64_t words[MAP_MAX_WORDS];
-  struct references r;
-
-  if (read_words (t, at, words) == -1)
+  if (read_piece (t, table) == -1)
     return -1;
-  copy_words (t, slice, words);
-  if (are_zeros (m, words))
+  copy_words (t);
+  if (are_zeros (t->piece->words, words_of_piece (t)))
     return 0;
   /* Those are all tables that there were, or more, unless the point has failed. */
   if (t->nr_filled == t->nr_tables)
     return not_kept (t);
   *mapped = true;
-  if (find_references (t, at, words, &r) == -1 || raise_references (t, &r) == -1)
+  if (find_references (t, start_of_piece (t, table)) == -1 ||
+      raise_references (t) == -1)
     return -1;
-  t->nr_raised = slice + 1;
-  return r.nr == 0 ? 0
-    : take_change_live (t, table, slice, words, clear_copied);
+  t->nr_raised = t->piece->first + t->piece->nr;
+  return t->piece->nr_references == 0 ? 0 : clear_piece (t, table);
 }
 
 static int
-take_slice (struct take *t, struct take_table *table, uint64_t slice,
-            bool *mapped)
+take_piece (struct take *t, struct take_table *table, bool *mapped)
 {
   struct writer *w = t->w;
-  struct inflight_range range = take_range (t, table->l1_index, slice);
+  struct inflight_range range =
+    take_range (t, table->l1_index, t->piece->first, t->piece->nr);
   const unsigned token = epoch_enter (w->disk->shared->epoch);
   int r;
 
   inflight_enter (&w->inflight, &range);
-  r = take_words (t, table, slice, mapped);
+  r = take_words (t, table, mapped);
   inflight_leave (&w->inflight, &range);
   epoch_leave (w->disk->shared->epoch, token);
   if (r == 0 && atomic_load (&t->point->failed))
@@ -305,7 +460,7 @@ fill_table (struct take *t, uint64_t l1_index)
   const struct map *m = take_map (t);
   struct take_table *table = &t->table[t->nr_filled];
   bool mapped = false;
-  uint64_t slice;
+  uint64_t slice, n;
 
   table->l1_index = l1_index;
   if (table->cleared == NULL)
@@ -315,8 +470,12 @@ fill_table (struct take *t, uint64_t l1_index)
     error_set (ENOMEM, "out of memory");
     return -1;
   }
-  for (slice = 0; slice < take_slices (t); ++slice) {
-    if (take_slice (t, table, slice, &mapped) == -1)
+  for (slice = 0; slice < take_slices (t); slice += n) {
+    n = take_slices (t) - slice < TAKE_PIECE ? take_slices (t) - slice
+      : TAKE_PIECE;
+    t->piece->first = slice;
+    t->piece->nr = n;
+    if (take_piece (t, table, &mapped) == -1)
       return -1;
   }
   return mapped ? write_copy (t, table) : 0;

@@ -149,7 +149,7 @@ set_copied_again (struct take *t, uint64_t slices)
   for (at = 0; at < slices && r == 0; ++at) {
     struct take_table *table = &t->table[at / take_slices (t)];
     const uint64_t slice = at % take_slices (t);
-    struct inflight_range range = take_range (t, table->l1_index, slice);
+    struct inflight_range range = take_range (t, table->l1_index, slice, 1);
     const unsigned token = epoch_enter (w->disk->shared->epoch);
 
     inflight_enter (&w->inflight, &range);

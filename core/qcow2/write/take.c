@@ -99,8 +99,9 @@ have_memory (struct take *t, uint64_t tables)
   t->copy = malloc (m->cluster_size);
   t->l1 = calloc (clusters (t, l1_bytes) + 1, m->cluster_size);
   t->table = calloc (tables + 1, sizeof t->table[0]);
-  return t->copy == NULL || t->l1 == NULL || t->table == NULL
-    ? no_memory (t) : 0;
+  t->piece = malloc (sizeof *t->piece);
+  return t->copy == NULL || t->l1 == NULL || t->table == NULL ||
+    t->piece == NULL ? no_memory (t) : 0;
 }
 
 static int
@@ -254,6 +255,7 @@ take_free (struct take *t)
   free (t->table);
   free (t->l1);
   free (t->copy);
+  free (t->piece);
   snapshot_table_free (&t->snapshot_table);
 }
 
