@@ -117,7 +117,7 @@ run_boot ()
     serve --shared=0
     timeout 300 qemu-img convert -n -f raw -O raw root.raw "$s"
     boot
-    wait_until -t 600 -p "$guest" has_flushed 12 ||
+    wait_until -t 1800 -p "$guest" has_flushed 12 ||
         die "the guest does not write: $(cat console qemu.log)"
     # The power is cut.
     kill -9 "$pid"
@@ -137,9 +137,9 @@ run_boot ()
         die "$(cat check.log)"
     serve --shared=0
     boot look-only
-    wait_until -t 600 grep -q LOOKED console ||
+    wait_until -t 1800 grep -q LOOKED console ||
         die "it does not boot again: $(cat console qemu.log)"
-    _gone "$guest" 120 || die "the guest does not end: $(cat console)"
+    _gone "$guest" 600 || die "the guest does not end: $(cat console)"
     wait "$guest" || true
     forget "$guest"
     found="$(last FOUND)"
