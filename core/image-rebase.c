@@ -11,6 +11,7 @@
 #include "disk/read.h"
 #include "image-parts.h"
 #include "image-rebase.h"
+#include "manage/door.h"
 #include "manage/header-change.h"
 
 #define CHUNK (UINT64_C (2) << 20) /* is compared at once; whole clusters */
@@ -338,6 +339,22 @@ check_uses (const struct image *im, const struct image *below)
   return 0;
 }
 
+/* The image's own data is not copied, nor is that of the new backing file. */
+static int
+check_doors (const struct image *im, const struct image *below)
+{
+  const bool encrypted = im->chain.layer[0]->encrypted;
+  unsigned i;
+
+  for (i = 0; i < im->chain.nr; ++i)
+    if (door_check (im->chain.layer[i], encrypted) == -1)
+      return -1;
+  for (i = 1; below != NULL && i < below->chain.nr; ++i)
+    if (door_check (below->chain.layer[i], true) == -1)
+      return -1;
+  return 0;
+}
+
 /* No snapshot may change, since it can't be written. */
 static int
 check_snapshots (struct rebase *r)
@@ -403,7 +420,7 @@ copy_to (struct image *im, const struct image *below, const char *name,
   }
   if (header_check_backing (file, im->chain.layer[0]->excludes_backing, name,
                             format) == -1 ||
-      check_uses (im, below) == -1)
+      check_uses (im, below) == -1 || check_doors (im, below) == -1)
     return -1;
   r.old = malloc (CHUNK);
   r.now = malloc (CHUNK);
