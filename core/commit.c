@@ -11,6 +11,7 @@
 #include "commit-parts.h"
 #include "disk/read.h"
 #include "image-parts.h"
+#include "manage/door.h"
 #include "manage/edit.h"
 #include "manage/empty.h"
 #include "manage/resize.h"
@@ -91,11 +92,8 @@ check_all (const struct image *im, unsigned above,
   for (i = 0; i < im->chain.nr; ++i) {
     struct layer *l = im->chain.layer[i];
 
-    if (l->encrypted) {
-      error_set (ENOTSUP, "%s: it is encrypted, which this does not support",
-                 l->tables->name);
+    if (door_check (l, i >= above || im->chain.layer[above]->encrypted) == -1)
       return -1;
-    }
     if (i < above && check_snapshots (l) == -1)
       return -1;
   }
@@ -173,7 +171,9 @@ static int
 grow (struct image *im, unsigned above, uint64_t size)
 {
   const struct layer *l = im->chain.layer[above];
-  const struct resize_options options = { .size = size, .disk = l };
+  const struct resize_options options = {
+    .size = size, .disk = l, .data = l->encrypted ? l->data : NULL,
+  };
 
   if (l->format == &raw_format)
     return storage_resize (l->tables, size) == -1 ? -1

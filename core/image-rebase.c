@@ -11,12 +11,15 @@
 #include "disk/read.h"
 #include "image-parts.h"
 #include "image-rebase.h"
+#include "manage/door.h"
 #include "manage/header-change.h"
 
 #define CHUNK (UINT64_C (2) << 20) /* is compared at once; whole clusters */
 
 _Static_assert (CHUNK == UINT64_C (1) << QCOW2_MAX_CLUSTER_BITS,
                 "no cluster is cut");
+
+#define LOOK_AHEAD (UINT64_C (1) << 30) /* for holes */
 
 /* One disk of the image, live or a snapshot's, over both backing files. */
 struct rebase {
@@ -26,7 +29,11 @@ struct rebase {
   bool copies;               /* else a difference is an error */
   uint64_t granule;          /* what has its own mapping, in bytes */
   uint8_t *old, *now;        /* CHUNK bytes of each */
-  uint64_t end;              /* of what old and now have */
+
+  /* Bytes of a file that are no hole.  Some hosts look through all of them to find
+   * the next one: not again for each piece.
+   */
+  struct { const struct storage *file; uint64_t from, end; } data;
 
   image_rebase_fn *fn;
   void *opaque;
@@ -61,20 +68,53 @@ lookup_below (const struct rebase *r, uint64_t at, uint64_t max,
   return 0;
 }
 
+/* Whether a run of data is a hole of the host's file; the run may become shorter.
+ * What has been no hole need not be looked at again: nobody else writes the files,
+ * and data that has become zeros is only read.  Returns -1 with the error set.
+ */
+static int
+find_hole (struct rebase *r, const struct layer *owner, struct run *run,
+           bool *hole)
+{
+  const uint64_t at = run->host.v;
+  struct run ahead = *run;
+
+  *hole = false;
+  if (r->data.file == owner->data_file && at >= r->data.from &&
+      at < r->data.end)
+    ahead.length = r->data.end - at;
+  else {
+    if (ahead.length < LOOK_AHEAD)
+      ahead.length = LOOK_AHEAD;
+    if (owner->format->find_hole (owner, &ahead, hole) == -1)
+      return -1;
+    if (!*hole) {
+      r->data.file = owner->data_file;
+      r->data.from = at;
+      r->data.end = at + ahead.length;
+    }
+  }
+  if (run->length > ahead.length)
+    run->length = ahead.length;
+  return 0;
+}
+
 /* Whether a run reads as zeros by what the tables or, of data, the host says; the
  * run may become shorter.  Returns -1 with the error set.
  */
 static int
-find_zeros (const struct layer *owner, struct run *run, bool *zero)
+find_zeros (struct rebase *r, const struct layer *owner, struct run *run,
+            bool *zero)
 {
-  bool hole = false;
+  bool hole;
 
   *zero = run->kind == RUN_ZERO_PLAIN || run->kind == RUN_ZERO_ALLOC;
-  if (run->kind != RUN_DATA || owner->format->find_hole == NULL)
+  if (run->kind != RUN_DATA || owner->format->find_hole == NULL ||
+      !storage_holes_read_zero (owner->data))
     return 0;
-  if (owner->format->find_hole (owner, run, &hole) == -1)
+  if (find_hole (r, owner, run, &hole) == -1)
     return -1;
-  *zero = hole && storage_holes_read_zero (owner->data);
+  *zero = hole;
   return 0;
 }
 
@@ -94,7 +134,7 @@ is_same_place (const struct run *a, const struct layer *x,
  * they are not.
  */
 static int
-skip_same (const struct rebase *r, uint64_t at, uint64_t max, uint64_t *length)
+skip_same (struct rebase *r, uint64_t at, uint64_t max, uint64_t *length)
 {
   const struct layer *x, *y;
   bool zero = false;
@@ -108,8 +148,8 @@ skip_same (const struct rebase *r, uint64_t at, uint64_t max, uint64_t *length)
     *length = b.length;
     return 0;
   }
-  if (find_zeros (x, &a, &zero) == -1 ||
-      (zero && find_zeros (y, &b, &zero) == -1))
+  if (find_zeros (r, x, &a, &zero) == -1 ||
+      (zero && find_zeros (r, y, &b, &zero) == -1))
     return -1;
   if (zero)
     *length = a.length < b.length ? a.length : b.length;
@@ -218,7 +258,7 @@ copy_differences (const struct rebase *r, uint64_t at, uint64_t count)
 
 /* The image has nothing in this range. */
 static int
-rebase_gap (const struct rebase *r, uint64_t at, uint64_t end)
+rebase_gap (struct rebase *r, uint64_t at, uint64_t end)
 {
   uint64_t n;
 
@@ -299,6 +339,22 @@ check_uses (const struct image *im, const struct image *below)
   return 0;
 }
 
+/* The image's own data is not copied, nor is that of the new backing file. */
+static int
+check_doors (const struct image *im, const struct image *below)
+{
+  const bool encrypted = im->chain.layer[0]->encrypted;
+  unsigned i;
+
+  for (i = 0; i < im->chain.nr; ++i)
+    if (door_check (im->chain.layer[i], encrypted) == -1)
+      return -1;
+  for (i = 1; below != NULL && i < below->chain.nr; ++i)
+    if (door_check (below->chain.layer[i], true) == -1)
+      return -1;
+  return 0;
+}
+
 /* No snapshot may change, since it can't be written. */
 static int
 check_snapshots (struct rebase *r)
@@ -364,7 +420,7 @@ copy_to (struct image *im, const struct image *below, const char *name,
   }
   if (header_check_backing (file, im->chain.layer[0]->excludes_backing, name,
                             format) == -1 ||
-      check_uses (im, below) == -1)
+      check_uses (im, below) == -1 || check_doors (im, below) == -1)
     return -1;
   r.old = malloc (CHUNK);
   r.now = malloc (CHUNK);

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "image-parts.h"
 #include "image-resize.h"
+#include "storage/crypt.h"
 
 uint64_t
 image_size (const struct image *im)
@@ -32,6 +33,8 @@ image_resize (struct image *im, const struct resize_options *options)
   if (disk == NULL)
     return -1;
   o.disk = disk;
+  if (disk->encrypted && !storage_crypt_is_locked (disk->data))
+    o.data = disk->data;
   r = resize_disk (image_storage (im), &o);
   image_close_disk (disk);
   return r;

@@ -14,10 +14,10 @@
 extern uint64_t image_size (const struct image *im);
 
 /* Resize the disk of im, which has no other user and is to be closed after that,
- * since it does not know of its new size.  options->disk is not looked at.  Takes
- * a writer's file locks.  Returns -1 with the error set: as resize_disk; ENOTSUP
- * if it is no qcow2 image; EAGAIN if another process uses it; EACCES, EPERM,
- * EROFS.
+ * since it does not know of its new size.  options->disk and data are not looked
+ * at: data can be written if the image was opened with its passphrase.  Takes a
+ * writer's file locks.  Returns -1 with the error set: as resize_disk; ENOTSUP if it
+ * is no qcow2 image; EAGAIN if another process uses it; EACCES, EPERM, EROFS.
  */
 extern int image_resize (struct image *im,
                          const struct resize_options *options);

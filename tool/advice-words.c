@@ -18,5 +18,7 @@ const char *const tool_advice[ADVICE_NR] = {
   [ADVICE_BENEATH] = "refused by --follow=beneath",
   [ADVICE_BACKING_FORMAT] = "record it with rebase -u",
   [ADVICE_REPAIR] = "check --repair=all may repair it",
+  [ADVICE_PASSPHRASE] = "say --passphrase=+FILE, or --backing-passphrase=+FILE for "
+                        "that of a backing file, if the command takes them",
   [ADVICE_SHARE] = "-U reads it all the same",
 };

@@ -9,6 +9,7 @@
 #include "commit.h"
 #include "image.h"
 #include "images.h"
+#include "passphrase.h"
 #include "tool.h"
 
 const char tool_commit_usage[] =
@@ -26,6 +27,12 @@ const char tool_commit_usage[] =
   "      --backing-format=raw|qcow2|qed\n"
   "                           the format of the backing file; again for each\n"
   "                           below it\n"
+  "      --passphrase=+FILE|-|-FD|TEXT\n"
+  "      --backing-passphrase=+FILE|-|-FD|TEXT\n"
+  "                           of an encrypted image, and of its backing files, if\n"
+  "                           they have another one: the first line of a file,\n"
+  "                           asked for, from a descriptor; or itself, which\n"
+  "                           everybody can see\n"
   "  -p, --progress           print how far it is, on standard error\n"
   "  -q, --quiet              print errors only\n"
   "\n"
@@ -35,17 +42,19 @@ const char tool_commit_usage[] =
 
 /* above: see commit_find_base.  Returns NULL with the error set. */
 static struct image *
-open_overlay (const struct tool_options *o, unsigned *above)
+open_overlay (const struct tool_options *o,
+              const struct passphrases *passphrases, unsigned *above)
 {
   struct image_options options = tool_image_options (o);
   struct image *im;
 
-
   options.cache_size = IMAGE_DEFAULT_CACHE_SIZE;
+  options.passphrases = passphrases;
   im = image_open (&options);
   *above = 1;
   if (im == NULL ||
-      (tool_check_image_format (o, im) == 0 && commit_check_base (im) == 0 &&
+      (tool_check_image_format (o, im) == 0 &&
+       passphrases_check (o, im, NULL) == 0 && commit_check_base (im) == 0 &&
        (o->base == NULL || commit_find_base (im, o->base, above) == 0)))
     return im;
   (void) image_close (im); /* it was not written */
@@ -54,11 +63,11 @@ open_overlay (const struct tool_options *o, unsigned *above)
 
 /* *grown: the base has only been made larger, and the rest is to be done. */
 static int
-commit (const struct tool_options *o, const struct commit_options *options,
-        bool *grown)
+commit (const struct tool_options *o, const struct passphrases *passphrases,
+        const struct commit_options *options, bool *grown)
 {
   unsigned above;
-  struct image *im = open_overlay (o, &above);
+  struct image *im = open_overlay (o, passphrases, &above);
   int r;
 
   if (im == NULL)
@@ -73,10 +82,12 @@ commit (const struct tool_options *o, const struct commit_options *options,
 static int
 commit_all (const struct tool_options *o, const struct commit_options *options)
 {
+  const struct passphrases *passphrases;
   bool grown;
 
-  if (commit (o, options, &grown) == -1 ||
-      (grown && commit (o, options, &grown) == -1))
+  if (passphrases_read (o, &passphrases) == -1 ||
+      commit (o, passphrases, options, &grown) == -1 ||
+      (grown && commit (o, passphrases, options, &grown) == -1))
     return -1;
   if (!grown)
     return 0;
@@ -93,8 +104,12 @@ tool_commit (const struct tool_options *o)
     .opaque = &progress,
   };
 
+  int r;
+
   tool_catch_signals ();
-  if (commit_all (o, &options) == -1)
+  r = commit_all (o, &options);
+  passphrases_wipe ();
+  if (r == -1)
     return tool_failed ();
   if (!o->quiet)
     puts ("Image committed.");

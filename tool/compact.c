@@ -7,6 +7,8 @@
 
 #include "base/error.h"
 #include "manage/compact.h"
+#include "manage/door.h"
+#include "passphrase.h"
 #include "tool.h"
 
 const char tool_compact_usage[] =
@@ -15,6 +17,10 @@ const char tool_compact_usage[] =
   "Moves clusters from the end of the file of an image that nobody serves to free\n"
   "ones before them, and cuts it off.\n"
   "\n"
+  "      --passphrase=+FILE|-|-FD|TEXT\n"
+  "                           of an image that is encrypted with LUKS: the first\n"
+  "                           line of a file, asked for, from a descriptor; or\n"
+  "                           itself, which everybody can see\n"
   "  -p, --progress           print how far it is, on standard error\n"
   "  -q, --quiet              print errors only\n"
   "\n"
@@ -22,13 +28,30 @@ const char tool_compact_usage[] =
   "leaked; after Ctrl-C a part is done.  Images that are marked as dirty or\n"
   "corrupt, or have leaked clusters, want a repair first.\n";
 
+static int
+compact (const struct tool_options *o, struct storage *s)
+{
+  struct tool_progress progress = { .wanted = o->progress };
+  struct compact_options options = {
+    .progress = tool_progress, .opaque = &progress,
+  };
+  const struct passphrases *passphrases;
+  int r;
+
+  if (tool_check_qcow2 (o, s) == -1)
+    return -1;
+  r = passphrases_read (o, &passphrases) == -1 ? -1
+    : door_open (s, passphrases, &options.data);
+  passphrases_wipe ();
+  if (r == 0)
+    r = compact_image (s, &options);
+  storage_close (options.data);
+  return r;
+}
+
 int
 tool_compact (const struct tool_options *o)
 {
-  struct tool_progress progress = { .wanted = o->progress };
-  const struct compact_options options = {
-    .progress = tool_progress, .opaque = &progress,
-  };
   struct storage *s = tool_open (o, true);
   uint64_t before, after;
   int r;
@@ -37,7 +60,7 @@ tool_compact (const struct tool_options *o)
     return tool_failed ();
   tool_catch_signals ();
   before = s->size;
-  r = tool_check_qcow2 (o, s) == -1 ? -1 : compact_image (s, &options);
+  r = compact (o, s);
   after = s->size;
   storage_close (s);
   if (r == -1)

@@ -10,7 +10,7 @@
 struct tool_options;
 
 /* How an image is opened, by the options that say so: without passphrases, so
- * that the data of an encrypted one can't be read.
+ * that the data of an encrypted one can't be read unless the caller adds them.
  */
 extern struct image_options tool_image_options (const struct tool_options *o);
 

@@ -146,15 +146,18 @@ static const struct command {
   { "snapshot", tool_snapshot, tool_snapshot_usage,
     "--output --force-share --list --create --apply --delete" },
   { "resize", tool_resize, tool_resize_usage,
-    "--shrink --follow --backing-format --preallocation" },
+    "--shrink --follow --backing-format --preallocation --passphrase "
+    "--backing-passphrase" },
   { "bitmap", tool_bitmap, tool_bitmap_usage,
     "--output --force-share --list --dump --add --remove --clear --enable "
     "--disable --merge --granularity -b -F" },
   { "commit", tool_commit, tool_commit_usage,
-    "-b -d --follow --backing-format --progress" },
-  { "compact", tool_compact, tool_compact_usage, "--progress" },
+    "-b -d --follow --backing-format --progress --passphrase "
+    "--backing-passphrase" },
+  { "compact", tool_compact, tool_compact_usage, "--progress --passphrase" },
   { "rebase", tool_rebase, tool_rebase_usage,
-    "-b -F -u --follow --backing-format --progress" },
+    "-b -F -u --follow --backing-format --progress --passphrase "
+    "--backing-passphrase" },
   { "amend", tool_amend, tool_amend_usage, "-o" },
   { "increment", tool_increment, tool_increment_usage,
     "--backing --backing-format --follow --compress --resized --progress" },

@@ -42,6 +42,8 @@ enum {
   OPT_COMPRESS,
   OPT_RESIZED,
   OPT_SIZE,
+  OPT_PASSPHRASE,
+  OPT_BACKING_PASSPHRASE,
   OPT_SNAPSHOT, /* -l with an argument */
   OPT_HELP,
   OPT_VERSION,
@@ -57,6 +59,8 @@ static const struct option long_options[] = {
   { "follow", required_argument, NULL, OPT_FOLLOW },
   { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
   { "data-file", required_argument, NULL, OPT_DATA_FILE },
+  { "passphrase", required_argument, NULL, OPT_PASSPHRASE },
+  { "backing-passphrase", required_argument, NULL, OPT_BACKING_PASSPHRASE },
   { "shrink", no_argument, NULL, OPT_SHRINK },
   { "preallocation", required_argument, NULL, OPT_PREALLOCATION },
   { "list", no_argument, NULL, 'l' },
@@ -151,6 +155,23 @@ parse_backing_format (struct tool_options *o, const char *value)
     tool_wrong ("--backing-format was given more often than ",
                 "any backing chain is deep");
   o->formats[o->nr_formats++] = value;
+}
+
+static void
+parse_passphrase (struct tool_options *o, const char *value)
+{
+  if (o->passphrase != NULL)
+    tool_wrong ("--passphrase ", "was given twice");
+  o->passphrase = value;
+}
+
+static void
+parse_backing_passphrase (struct tool_options *o, const char *value)
+{
+  if (o->nr_backing_passphrases == CHAIN_MAX_DEPTH)
+    tool_wrong ("--backing-passphrase was given more often than ",
+                "any backing chain is deep");
+  o->backing_passphrases[o->nr_backing_passphrases++] = value;
 }
 
 bool
@@ -293,6 +314,12 @@ parse_value (struct tool_options *o, int option)
     return true;
   case OPT_DATA_FILE:
     o->data_file = optarg;
+    return true;
+  case OPT_PASSPHRASE:
+    parse_passphrase (o, optarg);
+    return true;
+  case OPT_BACKING_PASSPHRASE:
+    parse_backing_passphrase (o, optarg);
     return true;
   case 'g':
     o->granularity = optarg;

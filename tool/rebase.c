@@ -12,6 +12,7 @@
 #include "image-rebase.h"
 #include "images.h"
 #include "manage/header-change.h"
+#include "passphrase.h"
 #include "tool.h"
 
 const char tool_rebase_usage[] =
@@ -32,6 +33,12 @@ const char tool_rebase_usage[] =
   "      --backing-format=raw|qcow2|qed\n"
   "                           the format of the old backing file; again for\n"
   "                           each below it\n"
+  "      --passphrase=+FILE|-|-FD|TEXT\n"
+  "      --backing-passphrase=+FILE|-|-FD|TEXT\n"
+  "                           of an encrypted image, and of the backing files,\n"
+  "                           old and new, if they have another one: the first\n"
+  "                           line of a file, asked for, from a descriptor; or\n"
+  "                           itself, which everybody can see.  Not with -u\n"
   "  -p, --progress           print how far it is, on standard error\n"
   "  -q, --quiet              print errors only\n"
   "\n"
@@ -87,19 +94,22 @@ backing_path (const struct tool_options *o)
 }
 
 static struct image_options
-options_for (const struct tool_options *o)
+options_for (const struct tool_options *o,
+             const struct passphrases *passphrases)
 {
   return (struct image_options) {
     .chain = { .nbd = NBD_DEFAULTS, .file = o->file, .follow = o->follow },
+    .passphrases = passphrases,
     .cache_size = IMAGE_DEFAULT_CACHE_SIZE / 8,
   };
 }
 
 /* What is to be below; *below is NULL if that is nothing. */
 static int
-open_below (const struct tool_options *o, struct image **below)
+open_below (const struct tool_options *o,
+            const struct passphrases *passphrases, struct image **below)
 {
-  struct image_options options = options_for (o);
+  struct image_options options = options_for (o, passphrases);
   char *path;
 
   *below = NULL;
@@ -115,11 +125,13 @@ open_below (const struct tool_options *o, struct image **below)
   return *below == NULL ? -1 : 0;
 }
 
+/* below: see open_below. */
 static struct image *
-open_old (const struct tool_options *o)
+open_old (const struct tool_options *o, const struct passphrases *passphrases,
+          const struct image *below)
 {
   const struct writer_options writer = { .compress_level = 0 };
-  struct image_options options = options_for (o);
+  struct image_options options = options_for (o, passphrases);
   struct image *im;
 
   options.chain.backing_format = o->formats[0];
@@ -128,6 +140,7 @@ open_old (const struct tool_options *o)
   if (im == NULL)
     return NULL;
   if (tool_check_image_format (o, im) == 0 &&
+      passphrases_check (o, im, below) == 0 &&
       image_make_writable (im, &writer) == 0)
     return im;
   (void) image_close (im); /* it was not written */
@@ -138,12 +151,15 @@ static int
 rebase_content (const struct tool_options *o, const char *format)
 {
   struct tool_progress progress = { .wanted = o->progress };
+  const struct passphrases *passphrases;
   struct image *below, *im;
   int r;
 
-  if (open_below (o, &below) == -1)
+  if (passphrases_read (o, &passphrases) == -1 ||
+      open_below (o, passphrases, &below) == -1)
     return -1;
-  im = open_old (o);
+  im = open_old (o, passphrases, below);
+  passphrases_wipe ();
   tool_catch_signals ();
   r = im == NULL ? -1
     : image_rebase (im, below, o->base, format, tool_progress, &progress);
@@ -163,8 +179,11 @@ tool_rebase (const struct tool_options *o)
   else if (o->base[0] != '\0' && format[0] == '\0')
     error_set (EINVAL, "rebase: -F must say of what format %s is, since that is "
                "never guessed", o->base);
+  else if (o->unsafe && passphrases_are_given (o))
+    error_set (EINVAL, "rebase: -u reads no data, and takes no passphrase");
   else
     r = o->unsafe ? rebase_header (o, format) : rebase_content (o, format);
+  passphrases_wipe ();
   if (r == -1)
     return tool_failed ();
   if (!o->quiet)

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "image-resize.h"
 #include "images.h"
+#include "passphrase.h"
 #include "qcow2/qcow2.h"
 #include "tool.h"
 
@@ -28,6 +29,14 @@ const char tool_resize_usage[] =
   "                           stays hidden (none)\n"
   "      --backing-format=raw|qcow2|qed\n"
   "                           the format of that; again for each below it\n"
+  "      --passphrase=+FILE|-|-FD|TEXT\n"
+  "      --backing-passphrase=+FILE|-|-FD|TEXT\n"
+  "                           for growing an encrypted image whose disk ends\n"
+  "                           within a cluster, over a longer backing file: the\n"
+  "                           image's, and those of its backing files, if they\n"
+  "                           have another one: the first line of a file, asked\n"
+  "                           for, from a descriptor; or itself, which everybody\n"
+  "                           can see\n"
   "  -q, --quiet              print errors only\n"
   "\n"
   "After a power cut the size is as before or as after, and clusters may be\n"
@@ -78,17 +87,23 @@ resize_file (const struct tool_options *o, struct resize_options *options)
   return r;
 }
 
-/* The image over its backing files. */
+/* The image over its backing files; with its data, if there are passphrases. */
 static int
 resize_chain (const struct tool_options *o, struct resize_options *options)
 {
-  const struct image_options open = tool_image_options (o);
-  struct image *im = image_open (&open);
+  struct image_options open = tool_image_options (o);
+  struct image *im;
   int r;
 
+  if (passphrases_are_given (o) &&
+      passphrases_read (o, &open.passphrases) == -1)
+    return -1;
+  im = image_open (&open);
+  passphrases_wipe ();
   if (im == NULL)
     return -1;
-  r = new_size (o, image_size (im), &options->size) == -1 ? -1
+  r = passphrases_check (o, im, NULL) == -1 ||
+    new_size (o, image_size (im), &options->size) == -1 ? -1
     : image_resize (im, options);
   (void) image_close (im); /* it has no writer */
   return r;
@@ -98,9 +113,15 @@ int
 tool_resize (const struct tool_options *o)
 {
   struct resize_options options = { .preallocation = o->preallocation };
+  int r;
 
-  if ((o->follow == FOLLOW_NONE ? resize_file (o, &options)
-       : resize_chain (o, &options)) == -1)
+  if (o->follow == FOLLOW_NONE && passphrases_are_given (o))
+    tool_wrong ("resize: passphrases are for images over backing files: ",
+                "--follow=beneath or --follow=any is wanted");
+  r = o->follow == FOLLOW_NONE ? resize_file (o, &options)
+    : resize_chain (o, &options);
+  passphrases_wipe ();
+  if (r == -1)
     return tool_failed ();
   if (!o->quiet)
     puts ("Image resized.");

@@ -70,6 +70,9 @@ struct tool_options {
   const char *compress;    /* increment: zlib or zstd; NULL: not */
   bool resized;            /* increment */
   enum follow follow; /* info, map, measure, resize, commit */
+  const char *passphrase; /* commit, compact, rebase, resize: as it was given */
+  const char *backing_passphrases[CHAIN_MAX_DEPTH]; /* commit, rebase, resize */
+  unsigned nr_backing_passphrases;
   const char *data_file; /* info, map, measure: NULL: what the image names */
 
   /* Of the backing files from the first on down; NULL after the last. */

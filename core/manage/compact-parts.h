@@ -3,6 +3,7 @@
 /* What the parts of compacting have in common: compact.c, the order of it, and
  *
  *   compact-plan.c     what moves where
+ *   compact-crypt.c    which of it is enciphered by its place
  *   compact-pack.c     compressed clusters, one by one
  *   compact-tables.c   all that refers to clusters
  *
@@ -47,18 +48,34 @@ struct compact {
   /* What must stay in a row, sorted, without overlaps. */
   struct compact_run *row;
   size_t nr_rows, max_rows;
+  struct compact_run pinned; /* the row that stays where it is: the LUKS header */
 
   struct compact_move *move; /* by from */
   size_t nr_moves, max_moves;
+  uint8_t *kind; /* of each move, with LUKS: enum compact_kind; else NULL */
   uint64_t rest; /* clusters in use where, in the end, none should be */
 
   struct compact_piece *piece; /* that move, by from */
   size_t nr_pieces, max_pieces;
-
 };
+
+/* The move of a cluster; NULL: it does not move. */
+extern const struct compact_move *compact_find_move (const struct compact *c,
+                                                     uint64_t cluster);
 
 /* Where a cluster is once it has moved. */
 extern uint64_t compact_to (const void *c, uint64_t cluster);
+
+/* Find out which clusters that move have data that is enciphered by its place in
+ * the file, in an image that is encrypted with LUKS: c->kind.  Compressed data and
+ * tables are not enciphered.  Returns -1 with the error set: EIO if one is said to
+ * be both.
+ */
+enum compact_kind { COMPACT_AS_IT_IS = 1, COMPACT_ENCIPHERED = 2 };
+extern int compact_find_enciphered (struct compact *c);
+
+/* Through which the i-th move is copied. */
+extern struct storage *compact_door (const struct compact *c, size_t i);
 
 /* Find the moves of a round, none if nothing is left to be done, and claim their
  * places in c->refs.  Returns -1 with the error set.
@@ -92,7 +109,7 @@ extern const struct compact_run *compact_find_row (const struct compact *c,
 extern int compact_find_free (struct compact *c, uint64_t from, uint64_t nr,
                               uint64_t end, uint64_t *found);
 
-/* Find all L2 tables, and all that must stay in a row.  Returns -1 with the
+/* Find all L2 tables, and all that must stay in a row, or where it is.  Returns -1 with the
  * error set.
  */
 extern int compact_find_tables (struct compact *c);

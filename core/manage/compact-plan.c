@@ -38,14 +38,13 @@ compare_moves (const void *a, const void *b)
   return (x->from > y->from) - (x->from < y->from);
 }
 
-uint64_t
-compact_to (const void *opaque, uint64_t cluster)
+const struct compact_move *
+compact_find_move (const struct compact *c, uint64_t cluster)
 {
-  const struct compact *c = opaque;
   size_t low = 0, high = c->nr_moves;
 
   if (high == 0 || cluster < c->move[0].from)
-    return cluster;
+    return NULL;
   while (low < high) {
     const size_t mid = low + (high - low) / 2;
 
@@ -54,8 +53,16 @@ compact_to (const void *opaque, uint64_t cluster)
     else
       high = mid;
   }
-  return low < c->nr_moves && c->move[low].from == cluster ? c->move[low].to
-    : cluster;
+  return low < c->nr_moves && c->move[low].from == cluster ? &c->move[low]
+    : NULL;
+}
+
+uint64_t
+compact_to (const void *c, uint64_t cluster)
+{
+  const struct compact_move *m = compact_find_move (c, cluster);
+
+  return m == NULL ? cluster : m->to;
 }
 
 static int
@@ -108,7 +115,7 @@ find_place (struct plan *p, const struct compact_run *row, uint64_t *to)
   uint64_t *from = &p->from[row->nr <= SHORT_ROW ? row->nr : 0];
 
   *to = UINT64_MAX;
-  if (row->nr >= p->too_long)
+  if (row->nr >= p->too_long || row->first == p->c->pinned.first)
     return 0;
   if (compact_find_free (p->c, *from, row->nr, row->first, to) == -1)
     return -1;

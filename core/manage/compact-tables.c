@@ -87,18 +87,38 @@ each_bitmap_table (struct compact *c, table_fn *fn, void *opaque)
 /* --------------------------------------------------------------------- finding */
 
 static int
-add_row (struct compact *c, uint64_t first, uint64_t nr)
+add_any_row (struct compact *c, uint64_t first, uint64_t nr)
 {
-  struct compact_run *p;
+  struct compact_run *p = compact_more (c, c->row, c->nr_rows, &c->max_rows,
+                                        sizeof *p);
 
-  if (nr < 2)
-    return 0;
-  p = compact_more (c, c->row, c->nr_rows, &c->max_rows, sizeof *p);
   if (p == NULL)
     return -1;
   c->row = p;
   p[c->nr_rows++] = (struct compact_run) { first, nr };
   return 0;
+}
+
+static int
+add_row (struct compact *c, uint64_t first, uint64_t nr)
+{
+  return nr < 2 ? 0 : add_any_row (c, first, nr);
+}
+
+/* The LUKS header is not moved: a copy of the key material would be left behind,
+ * which later changes of passphrases would not reach.
+ */
+static int
+pin_luks_header (struct compact *c)
+{
+  const struct header *h = &c->e.header;
+
+  if (h->encryption != ENCRYPTION_LUKS)
+    return 0;
+  c->pinned = (struct compact_run) {
+    h->crypto.v >> h->cluster_bits, edit_clusters (&c->e, h->crypto_bytes)
+  };
+  return add_any_row (c, c->pinned.first, c->pinned.nr);
 }
 
 static int
@@ -236,7 +256,7 @@ compact_find_tables (struct compact *c)
   const struct header *h = &c->e.header;
   const bool bitmaps = h->nr_bitmaps > 0;
 
-  if (find_l2 (c) == -1 ||
+  if (find_l2 (c) == -1 || pin_luks_header (c) == -1 ||
       add_row (c, h->refcount_table_offset.v >> h->cluster_bits,
                h->refcount_table_clusters) == -1 ||
       add_table_row (c, h->snapshots_offset, c->e.snapshots.table_bytes,

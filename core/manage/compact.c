@@ -10,6 +10,7 @@
 #include "base/advice.h"
 #include "base/error.h"
 #include "manage/compact-parts.h"
+#include "manage/door.h"
 #include "manage/tables.h"
 #include "qcow2/check/check.h"
 
@@ -21,14 +22,17 @@ static const char may_leak[] = " (clusters may be leaked)";
 /* ------------------------------------------------------------------- refusing */
 
 static int
-check_supported (const struct edit *e)
+check_supported (const struct edit *e, const struct compact_options *o)
 {
   const char *why = NULL;
 
   /* Legacy AES enciphers by the place on the disk, LUKS by that in the file. */
-  if (e->header.encryption == ENCRYPTION_LUKS)
-    why = "it is encrypted with LUKS, so that data can't move as it is";
-  else if (e->header.has_unknown || e->snapshots.has_unknown)
+  if (e->header.encryption == ENCRYPTION_LUKS && o->data == NULL) {
+    door_locked (e->storage, "without which data can't move, as LUKS enciphers "
+                 "it by its place");
+    return -1;
+  }
+  if (e->header.has_unknown || e->snapshots.has_unknown)
     why = "it has contents that are unknown here";
   else if (e->header.nr_bitmaps > 0 && !writer_has_bitmaps (&e->header))
     why = "it has bitmaps that are not valid any more";
@@ -59,20 +63,22 @@ check_no_leaks (struct storage *s)
 
 /* -------------------------------------------------------------------- copying */
 
-/* What is a hole stays one, as far as the host can. */
+/* What is a hole stays one, as far as the host can; but enciphered it is data like
+ * any other.
+ */
 static int
-copy_run (struct compact *c, struct host_off from, struct host_off to,
+copy_run (struct storage *s, struct host_off from, struct host_off to,
           uint64_t bytes, void *buf)
 {
-  struct storage *s = c->e.storage;
-
   if (storage_hole (s, from) >= bytes)
     return storage_zero (s, to, bytes, true);
   return storage_read (s, buf, bytes, from) == -1 ? -1
     : storage_write (s, buf, bytes, to);
 }
 
-/* How many of the moves from this one on go from neighbours to neighbours. */
+/* How many of the moves from this one on go from neighbours to neighbours, through
+ * the same door.
+ */
 static size_t
 count_together (const struct compact *c, size_t first, size_t max)
 {
@@ -80,7 +86,8 @@ count_together (const struct compact *c, size_t first, size_t max)
   size_t n;
 
   for (n = 1; n < max && first + n < c->nr_moves; ++n)
-    if (m[n].from != m->from + n || m[n].to != m->to + n)
+    if (m[n].from != m->from + n || m[n].to != m->to + n ||
+        compact_door (c, first + n) != compact_door (c, first))
       break;
   return n;
 }
@@ -104,7 +111,7 @@ copy_clusters (struct compact *c, uint64_t *done, uint64_t total)
     const struct compact_move *m = &c->move[i];
 
     n = count_together (c, i, max);
-    r = copy_run (c, (struct host_off) { m->from << bits },
+    r = copy_run (compact_door (c, i), (struct host_off) { m->from << bits },
                   (struct host_off) { m->to << bits }, n << bits, buf);
     if (r == 0 && o->progress != NULL &&
         !o->progress (o->opaque, (*done + n) << bits, total << bits)) {
@@ -314,9 +321,10 @@ finish (struct compact *c, bool *again)
 static int
 round_in (struct compact *c, uint64_t *done, bool *again)
 {
-  if (check_supported (&c->e) == -1 ||
+  if (check_supported (&c->e, c->options) == -1 ||
       edit_open_refs (&c->e, &c->refs) == -1 ||
       compact_find_tables (c) == -1 || compact_plan (c) == -1 ||
+      compact_find_enciphered (c) == -1 ||
       (c->nr_moves == 0 && compact_plan_pieces (c) == -1))
     return -1;
   if (c->nr_moves == 0 && c->nr_pieces == 0)
@@ -339,6 +347,7 @@ one_round (struct storage *s, const struct compact_options *o, uint64_t *done,
   free (c.l2);
   free (c.row);
   free (c.move);
+  free (c.kind);
   free (c.piece);
   edit_close (&c.e);
   return r;
@@ -354,7 +363,7 @@ compact_image (struct storage *s, const struct compact_options *o)
 
   if (edit_open (&e, s) == -1)
     return -1;
-  r = check_supported (&e);
+  r = check_supported (&e, o);
   edit_close (&e);
   if (r == 0)
     r = check_no_leaks (s);

@@ -15,6 +15,11 @@
 #include "storage/storage.h"
 
 struct compact_options {
+  /* The door to the data of an image that is encrypted with LUKS: see
+   * manage/door.h.  NULL: such an image is refused.
+   */
+  struct storage *data;
+
   /* Told of how many bytes were moved, of those that are to be; returns false to
    * stop.  NULL: none.
    */
@@ -28,10 +33,10 @@ struct compact_options {
  * Compressed clusters that straddle move with all that straddle into the same,
  * or else are packed anew, from the last on.  Empty blocks of refcounts are
  * dropped.  Done again at once it changes nothing.  Wants what edit_open wants
- * (core/manage/edit.h).  Returns -1 with the error set: ENOTSUP for an image
- * that is encrypted with LUKS, or one with contents that are unknown here; EIO or EINVAL for damage or
- * leaks; ENOSPC; EINTR if it was stopped.  The error tells if clusters may be
- * leaked.
+ * (core/manage/edit.h).  Returns -1 with the error set: ENOTSUP for an image with
+ * contents that are unknown here; EACCES if its data can't be deciphered; EIO or
+ * EINVAL for damage or leaks; ENOSPC; EINTR if it was stopped.  The error tells if
+ * clusters may be leaked.
  */
 extern int compact_image (struct storage *s, const struct compact_options *o);
 

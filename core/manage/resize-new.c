@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "disk/read.h"
 #include "manage/create.h"
+#include "manage/door.h"
 #include "manage/resize-parts.h"
 #include "qcow2/entry.h"
 
@@ -71,12 +72,14 @@ read_edge (struct resize *z)
   const struct header *h = &z->e->header;
   const uint64_t count = h->disk_size & (h->cluster_size - 1);
   const struct guest_off at = { h->disk_size - count };
+  const struct layer *l;
 
-  if (h->encryption != ENCRYPTION_NONE) {
-    error_set (ENOTSUP, "%s: it is encrypted, and its disk ends within a "
-               "cluster, at %" PRIu64 ", behind which its backing file has more: "
-               "that cluster can't be written without the passphrase",
-               z->e->storage->name, h->disk_size);
+  for (l = z->o->disk; l != NULL; l = l->backing)
+    if (door_check (l, z->o->disk->encrypted) == -1)
+      return -1;
+  if (h->encryption != ENCRYPTION_NONE && z->o->data == NULL) {
+    door_locked (z->e->storage, "without which the cluster can't be written that "
+                 "the end of its disk cuts");
     return -1;
   }
   z->new.edge = calloc (1, h->cluster_size);
@@ -119,7 +122,8 @@ count_mapped (struct resize *z)
   n->mapped = n->edge != NULL;
   if (z->o->preallocation != PREALLOCATION_OFF || z->e->header.version < 3)
     n->mapped = n->end - n->first;
-  if (n->mapped == 0 || z->e->header.encryption == ENCRYPTION_NONE)
+  if (n->mapped == 0 || z->e->header.encryption == ENCRYPTION_NONE ||
+      z->e->header.version >= 3)
     return 0;
   error_set (ENOTSUP, "%s: it is encrypted, and version 2 has no clusters of "
              "zeros, to hide what the backing file has beyond the end of the "
@@ -249,6 +253,16 @@ make_zeros (const struct resize *z, struct host_off at, uint64_t bytes)
     : storage_allocate (s, at, bytes, &done);
 }
 
+/* To the first of the new clusters. */
+static int
+write_edge (const struct resize *z, struct host_off at)
+{
+  struct storage *s = z->e->header.encryption != ENCRYPTION_NONE ? z->o->data
+    : z->e->storage;
+
+  return storage_write (s, z->new.edge, z->e->header.cluster_size, at);
+}
+
 int
 resize_fill_data (const struct resize *z, struct host_off data)
 {
@@ -256,7 +270,7 @@ resize_fill_data (const struct resize *z, struct host_off data)
   const uint64_t bytes = z->new.mapped << h->cluster_bits;
   const uint64_t edge = z->new.edge != NULL ? h->cluster_size : 0;
 
-  if (edge > 0 && storage_write (z->e->storage, z->new.edge, edge, data) == -1)
+  if (edge > 0 && write_edge (z, data) == -1)
     return -1;
   return bytes == edge ? 0
     : make_zeros (z, (struct host_off) { data.v + edge }, bytes - edge);

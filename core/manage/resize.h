@@ -26,6 +26,11 @@ struct resize_options {
    * NULL: the backing file is not open.
    */
   const struct layer *disk;
+
+  /* The door to the data of an encrypted image (manage/door.h).  NULL: what the
+   * guest sees can't be written.
+   */
+  struct storage *data;
 };
 
 /* Resize the disk.  What is mapped beyond the old or the new end, whichever comes
@@ -33,8 +38,9 @@ struct resize_options {
  * stays as it is, as in QEMU.  But where a backing file is longer than the old
  * disk, all that is new is zeros, the rest of that cluster as well.  Wants what
  * edit_open wants (core/manage/edit.h).  Returns -1 with the error set: ENOTSUP
- * for a limit or what this can't do, EINVAL or EIO for damage, ENOSPC; nothing
- * has changed then, unless the message says so.
+ * for a limit or what this can't do, EACCES if an encrypted cluster is to be
+ * written, EINVAL or EIO for damage, ENOSPC; nothing has changed then, unless the
+ * message says so.
  */
 extern int resize_disk (struct storage *s, const struct resize_options *o);
 

@@ -411,6 +411,12 @@ storage_crypt_new (struct storage *inner, struct sectors *sectors)
   return &c->storage;
 }
 
+bool
+storage_crypt_is_locked (const struct storage *crypt)
+{
+  return ((const struct crypt *) crypt)->sectors == NULL;
+}
+
 /* -------------------------------------------------------------------- views */
 
 static ssize_t

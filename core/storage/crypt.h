@@ -39,6 +39,9 @@
 extern struct storage *storage_crypt_new (struct storage *inner,
                                           struct sectors *sectors);
 
+/* Whether what storage_crypt_new has made has no key. */
+extern bool storage_crypt_is_locked (const struct storage *crypt);
+
 /* The same bytes, with sectors that have other numbers: those of their place
  * and distance more, in bytes, modulo 2^64; a multiple of 512.
  */

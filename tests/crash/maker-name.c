@@ -50,6 +50,7 @@ parse_flag (struct maker *k, const char *word)
     { "keep", &k->m->keep }, { "zip", &k->m->zip },
     { "nozero", &k->m->no_zero }, { "tight", &k->m->tight },
     { "known", &k->m->known }, { "aes", &k->m->aes },
+    { "luks", &k->m->luks }, { "late", &k->late },
   };
   unsigned i;
 
@@ -118,7 +119,7 @@ maker_parse_name (struct maker *k, const char *name)
   if (k->snap && m->refcount_order == 0)
     return false;
   /* Nothing that is encrypted is stored compressed. */
-  if (m->aes && m->zip)
+  if ((m->aes || m->luks) && m->zip)
     return false;
   return !m->extended || m->cluster_bits >= QCOW2_MIN_CLUSTER_BITS_EXTENDED_L2;
 }

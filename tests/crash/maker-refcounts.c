@@ -67,6 +67,7 @@ count_all (const struct maker *k, struct counts *c)
   unsigned i;
 
   count (k, c, 0, cluster_size);
+  count (k, c, k->luks, k->luks_bytes);
   count_tables (k, c, k->b.l1_offset);
   for (i = 0; i < k->m->nr_snapshots; ++i)
     count_tables (k, c, k->snapshot_l1[i]);

@@ -8,12 +8,12 @@
 
 #include "base/bytes.h"
 #include "content.h"
-#include "crypto/sectors.h"
 #include "maker-image.h"
 #include "must-have.h"
 #include "random.h"
 
 #define EXT_BITMAPS UINT32_C (0x23852875)
+#define EXT_LUKS UINT32_C (0x0537be77)
 #define EXT_UNKNOWN UINT32_C (0x7e57ab1e)
 #define LAZY QCOW2_COMPAT_LAZY_REFCOUNTS
 
@@ -91,27 +91,6 @@ give_zeros (struct maker *k, uint8_t *disk, uint64_t cluster)
   memset (disk + cluster * k->m->cluster_size, 0, k->m->cluster_size);
 }
 
-const struct passphrases made_passphrases = { .image = { "secret", 6 } };
-
-/* What the guest sees from here on is at host, in the clear: encipher it. */
-static void
-encipher_data (struct maker *k, uint64_t host, uint64_t guest, uint64_t count)
-{
-  static const struct sector_format aes = {
-    .mode = CRYPTO_CBC, .key_bytes = 16, .iv = IV_PLAIN64,
-  };
-  const uint8_t key[CRYPTO_MAX_KEY] = "secret";
-  struct sectors *s;
-
-  if (!k->m->aes)
-    return;
-  s = must_have (sectors_new (&aes, key));
-  if (sectors_encipher (s, k->b.data + host, k->b.data + host, count,
-                        guest / SECTOR) == -1)
-    abort ();
-  sectors_free (s);
-}
-
 static void
 make_data (struct maker *k, uint64_t l1, uint8_t *disk, uint64_t cluster,
            enum content_class class)
@@ -121,7 +100,7 @@ make_data (struct maker *k, uint64_t l1, uint8_t *disk, uint64_t cluster,
   give_data (k, disk, cluster, class);
   memcpy (k->b.data + host, disk + cluster * k->m->cluster_size,
           k->m->cluster_size);
-  encipher_data (k, host, cluster * k->m->cluster_size, k->m->cluster_size);
+  maker_encipher (k, host, cluster * k->m->cluster_size, k->m->cluster_size);
   set_entry (k, l1, cluster, host, UINT32_MAX);
 }
 
@@ -190,7 +169,7 @@ make_mixed (struct maker *k, uint64_t l1, uint8_t *disk, uint64_t cluster,
       bitmap |= UINT64_C (1) << i;
       content_fill_many (p, sub, class, 0, (at + i * sub) / SECTOR);
       memcpy (k->b.data + host + i * sub, p, sub);
-      encipher_data (k, host + i * sub, at + i * sub, sub);
+      maker_encipher (k, host + i * sub, at + i * sub, sub);
     }
     else if ((i + shift) % 3 == 1) {
       bitmap |= UINT64_C (1) << (32 + i);
@@ -566,8 +545,12 @@ make_extensions (struct maker *k)
   static const char unknown[] = "something that nobody knows";
   const char *format = k->backing == BACKING_QCOW2 ? "qcow2" : "raw";
   uint8_t *p = k->b.data + (k->m->version == 2 ? 72 : 112);
-  uint8_t bitmap[24];
+  uint8_t bitmap[24], luks[16];
 
+  put_be64 (luks, k->luks);
+  put_be64 (luks + 8, k->luks_bytes);
+  if (k->m->luks)
+    extension (&p, EXT_LUKS, luks, sizeof luks);
   if (k->backing != BACKING_NONE)
     extension (&p, QCOW2_EXT_BACKING_FORMAT, format, strlen (format));
   if (!k->m->known)
@@ -603,7 +586,8 @@ finish_header (struct maker *k)
       autoclear |= UINT64_C (1) << 57;
     put_be64 (p + 88, autoclear);
   }
-  put_be32 (p + 32, k->m->aes ? ENCRYPTION_AES : ENCRYPTION_NONE);
+  put_be32 (p + 32, k->m->aes ? ENCRYPTION_AES
+            : k->m->luks ? ENCRYPTION_LUKS : ENCRYPTION_NONE);
   make_extensions (k);
 }
 
@@ -640,6 +624,7 @@ start (struct maker *k)
   m->content = must_have (calloc (m->nr_clusters, m->cluster_size));
   m->state = must_have (calloc (m->nr_clusters, 1));
   make_backing (k);
+  maker_start_crypt (k);
   if (k->backing != BACKING_QCOW2)
     give_backing (k, m->content);
   if (k->snap)
@@ -685,7 +670,9 @@ made_image (struct made *m, const char *name)
     share_tables (&k);
   if (k.bitmap)
     make_bitmaps (&k);
+  maker_place_luks (&k);
   finish (&k);
+  sectors_free (k.sectors);
   free (k.hole);
   return true;
 }

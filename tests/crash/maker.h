@@ -65,6 +65,7 @@ struct made {
   bool no_zero; /* on a storage that can't zero, punch or allocate */
   bool tight;   /* to be written while little may wait to be had again */
   bool aes;     /* its data is enciphered, with made_passphrases */
+  bool luks;    /* the same, and by where it is in the file */
   bool known;   /* the header has no extension that nobody knows */
 
   uint64_t disk_size;
@@ -112,6 +113,8 @@ struct made {
  *   nozero           on a storage that can neither zero, punch nor allocate
  *   tight            written while little may wait to be had again
  *   aes              encrypted, by where the guest sees it
+ *   luks             encrypted, by where it is in the file (crash/test-manage)
+ *   late             its LUKS header is behind all data
  *   known            without a header extension that nobody knows
  *   s1, s2, ...      another arrangement of the clusters
  *
