@@ -29,6 +29,7 @@
 #include "seconds.h"
 
 #define MEMORY (UINT64_C (16) << 20)
+#define FEW 16 /* pages: enough, and soon allocated */
 
 /* ---------------------------------------------------------------- what changed */
 
@@ -279,6 +280,25 @@ refuse (const char *asked, int err, const char *why)
   CHECK_ERROR (err, why);
 }
 
+/* I7: all of what a new one has is known to be metadata. */
+static void
+check_protected (const char *name)
+{
+  struct writer *w = rig.im->writer;
+  struct bits_view v;
+  struct host_off at;
+
+  if (!bits_view_find (&v, rig.disk.data, atomic_load (&rig.disk.size), name)) {
+    check_failed (__FILE__, __LINE__, "there is no bitmap %s", name);
+    return;
+  }
+  at.v = v.table;
+  CHECK_EQ (overlap_find (&w->overlap, at, 8 * v.nr_parts),
+            METADATA_BITMAP_TABLE);
+  CHECK_EQ (overlap_find (&w->overlap, w->header.bitmap_directory,
+                          w->header.bitmap_directory_size), METADATA_BITMAPS);
+}
+
 /* A bitmap ends as the next one begins, several times; with one page for each, and
  * one more, what has ended may have too much.
  */
@@ -297,7 +317,9 @@ test_chain (unsigned bits, unsigned pages, bool bitmaps)
     check_bits ("a", 0, 1, false, exact);
   check_bits ("n1", 1, 2, true, false);
   changes = 2000;
+  check_protected ("n1");
   take ("y?bitmap=n%3F2&disable=n1&granularity=1024");
+  check_protected ("n?2");
   check_bits ("n1", 1, 2, false, exact);
   change (3, 20);
   take ("z?granularity=4096&bitmap=n3");
@@ -449,9 +471,9 @@ check_goes_on (bool bitmaps)
 
 /* No memory for what is changed meanwhile. */
 static void
-test_point_fails (bool bitmaps, unsigned pages)
+test_point_fails (unsigned bits, bool bitmaps, unsigned pages)
 {
-  start (12, pages, bitmaps, 100);
+  start (bits, pages, bitmaps, 100);
   change (1, 10);
   changes = 3000;
   refuse (bitmaps ? "x?bitmap=n&disable=a" : "x?bitmap=n", EIO,
@@ -535,7 +557,7 @@ fail_one (bool bitmaps, unsigned kinds, int err, uint64_t call)
   struct layer *disk;
   bool failed, sticks, made;
 
-  start (12, 0, bitmaps, MEMORY);
+  start (12, FEW, bitmaps, MEMORY);
   change (4, 6);
   rig_flush (&rig);
   changes = 5000;
@@ -599,7 +621,7 @@ fail_allocation (bool bitmaps, unsigned nr)
   struct layer *disk;
   bool failed;
 
-  start (12, 0, bitmaps, MEMORY);
+  start (12, FEW, bitmaps, MEMORY);
   change (4, 6);
   rig_flush (&rig);
   image_close_disk (try_take ("first")); /* a thread begins with it */
@@ -773,9 +795,10 @@ main (void)
   test_many ();
   test_not_kept ();
   test_shared ();
-  test_point_fails (true, 0);
-  test_point_fails (true, 4);
-  test_point_fails (false, 0);
+  test_point_fails (12, true, 0);
+  test_point_fails (9, true, 0);
+  test_point_fails (9, true, 4);
+  test_point_fails (9, false, 3);
   test_header_no_space (true);
   test_header_no_space (false);
   test_failing (true);
