@@ -307,13 +307,24 @@ extern void image_close_disk (struct layer *disk); /* NULL is allowed */
  * "now/TOKEN", and reads it.  It is open once the snapshot is durable.  Whoever
  * opens it meanwhile waits for that, and shares it; as does whoever opens it until
  * linger seconds after the last of them was closed.  After that, or if there was
- * such a snapshot before: EEXIST.  In NAME "%" and "/" are "%25" and "%2F".  There
- * are such exports where points in time are allowed, and the image is writable
+ * such a snapshot before: EEXIST.  In NAME "%", "/", "?", "&" and "=" are "%25",
+ * "%2F", "%3F", "%26" and "%3D".
+ *
+ * "take/NAME?bitmap=NEW", in any order with "disable=OLD" and "granularity=BYTES":
+ * the bitmap NEW begins at that very point, and OLD ends (qcow2/write/rotate.h).  Names
+ * are encoded likewise.  Who shares it asks for the same.  Also refused: EEXIST, ENOENT
+ * by their names.
+ *
+ * There are such exports where points in time are allowed, and the image is writable
  * (EROFS); they are never listed, but the snapshot is.  Nothing has changed if one
  * can't be made (ENOTSUP, ENOSPC, ENOMEM, EBUSY, EINVAL; EIO if the point could not
  * be kept, or the image is damaged), other than by failures that stick.
  */
 #define IMAGE_TAKE_PREFIX "take/"
+
+/* Exports "snapshot/NAME/bitmap/BITMAP" are snapshots with extents as those of
+ * "bitmap/BITMAP": for a bitmap that ended there.  They are not listed.
+ */
 
 /* Whether an export has that prefix. */
 extern bool image_is_take (const char *export);

@@ -19,10 +19,10 @@ from qtest import path, run, check, equal
 HEAD = "=head2 Backups of a disk in use\n"
 
 
-def commands():
-    """Those of the manual, one a line."""
+def commands(head):
+    """Those of a section of the manual, one a line."""
     with open(os.environ["POD"]) as f:
-        text = f.read().split(HEAD)[1].split("\n=head")[0]
+        text = f.read().split(head)[1].split("\n=head")[0]
     lines = "\n".join(x for x in text.split("\n") if x.startswith(" "))
     return [" ".join(x.split()) for x in
             lines.replace("\\\n", " ").split("\n")]
@@ -68,7 +68,7 @@ def raw(name, fmt):
 
 
 def main():
-    todo = commands()
+    todo = commands(HEAD)
     run("qemu-img", "create", "-q", "-f", "qcow2", path("disk.qcow2"),
         str(SIZE))
     run("qemu-io", "-f", "qcow2", "-c", "write -P 5 0 7M", "-c",

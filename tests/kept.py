@@ -288,4 +288,5 @@ def main():
     qtest.finish("bitmaps that are kept")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -206,9 +206,14 @@ def refused():
         check(f.read() == before, "refused: it was written")
 
 
-for k in KINDS:
-    each_kind(*k)
-while_it_writes()
-killed()
-refused()
-qtest.finish("taken snapshots")
+def main():
+    for k in KINDS:
+        each_kind(*k)
+    while_it_writes()
+    killed()
+    refused()
+    qtest.finish("taken snapshots")
+
+
+if __name__ == "__main__":
+    main()

@@ -28,5 +28,7 @@ EOF
 chmod +x "$tmp/bin/nbdkit"
 ln -s "$abs_top_builddir/tool/nbdkit-qcow2-tool" "$tmp/bin/"
 
-PATH="$tmp/bin:$PATH" POD="$abs_top_srcdir/man/nbdkit-qcow2-plugin.pod" \
-    "$PYTHON" "$testsrc/backups.py"
+export PATH="$tmp/bin:$PATH" POD="$abs_top_srcdir/man/nbdkit-qcow2-plugin.pod"
+"$PYTHON" "$testsrc/backups.py"
+rm -f "$tmp"/*.qcow2 "$tmp"/*.raw "$tmp"/disk.sock # they have the same names
+"$PYTHON" "$testsrc/backups-daily.py"
