@@ -25,6 +25,7 @@
 
 struct bitmap_disk {
   struct point_disk frozen; /* first: see qcow2/disk.h */
+  bool live;                /* it has neither a point nor a snapshot's disk */
   struct bitmap_info info;
   unsigned cluster_bits;
   struct host_off extension; /* where the header says this of the directory: */
@@ -182,7 +183,7 @@ is_where_it_was (const struct bitmap_disk *d)
 }
 
 /* Whether the header leads to it elsewhere, with the same table: since other bitmaps
- * have begun or ended, or this one has ended.
+ * have begun or ended, or this one has ended, after the moment that the disk is of.
  */
 static bool
 is_elsewhere (const struct bitmap_disk *d)
@@ -194,7 +195,8 @@ is_elsewhere (const struct bitmap_disk *d)
 
   return qcow2_read_header (s, &h) == 0 &&
     bitmap_find (s, &h, d->info.name, &now, &nr) == 0 &&
-    (now.state == BITMAP_ENABLED || now.state == BITMAP_DISABLED) &&
+    (now.state == d->info.state ||
+     (now.state == BITMAP_DISABLED && !d->live)) &&
     now.table.v == d->info.table.v && now.nr_parts == d->info.nr_parts &&
     now.granularity_bits == d->info.granularity_bits;
 }
@@ -216,7 +218,8 @@ check_valid (const struct bitmap_disk *d)
   if (valid)
     return 0;
   error_set (EIO, "%s: the bitmap \"%s\" is not valid any more, since the "
-             "image was written", l->tables->name, d->info.name);
+             "image was written, or the bitmap has ended", l->tables->name,
+             d->info.name);
   return layer_damaged (l, d->info.place);
 }
 
@@ -349,6 +352,7 @@ bitmap_disk_new (const struct qcow2_file *f, const char *name,
     return NULL;
   }
   point_disk_init (&d->frozen, f, point);
+  d->live = snapshot == NULL && point == NULL;
   if (snapshot != NULL)
     d->frozen.disk = *snapshot;
   if (open_bitmap (d, name) == -1) {

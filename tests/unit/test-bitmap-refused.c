@@ -367,7 +367,7 @@ test_moved (void)
     bool valid;
   } changed[] = {
     { .valid = true },
-    { 15, 0, true },                       /* disabled */
+    { 15, 0, false },                      /* disabled */
     { 15, QCOW2_BITMAP_AUTO | QCOW2_BITMAP_IN_USE, false },
     { 5, 7, false },                       /* another table */
     { 17, 11, false },                     /* another granularity */

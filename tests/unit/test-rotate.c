@@ -1,17 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Bitmaps that begin and end at the point of a snapshot which is made while the image
- * is written (B1 to B4): what they have, whatever fails; what is refused; and a chain
- * of them beside threads that write, for ThreadSanitizer, too (TEST_SECONDS says for
- * how long).
+ * is written (B1 to B4): what they have, whatever fails; and what is refused.
  */
 
 #include <config.h>
 
 #include <errno.h>
-#include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -446,6 +442,58 @@ test_shared (void)
   rig_free (&rig);
 }
 
+static int
+ignore_extent (void *opaque, uint64_t offset, uint64_t length, unsigned flags)
+{
+  (void) opaque;
+  (void) offset;
+  (void) length;
+  (void) flags;
+  return 0;
+}
+
+static int
+extents_of (struct layer *disk)
+{
+  return disk == NULL ? -1
+    : layer_extents (disk, DISK_BYTES, (struct guest_off) { 0 }, false,
+                     ignore_extent, NULL);
+}
+
+/* Exports that are open meanwhile: those of other bitmaps go on, and that of a point
+ * before; the live disk's by the one that ends does not.
+ */
+static void
+test_open_exports (void)
+{
+  static const char *const names[] = {
+    "bitmap/a", "bitmap/b", "bitmap/c", "now/t/bitmap/a",
+  };
+  struct layer *disk[4];
+  unsigned i;
+
+  start (12, 0, true, MEMORY);
+  change (1, 10);
+  for (i = 0; i < 4; ++i) {
+    disk[i] = image_open_disk (rig.im, names[i]);
+    CHECK_OK (extents_of (disk[i]));
+  }
+  phase++;
+  image_close_disk (try_take ("x?bitmap=n&disable=a"));
+  rig_flush (&rig); /* the old directory is given up */
+  rig_flush (&rig);
+  change (2, 10);
+  for (i = 1; i < 4; ++i)
+    CHECK_OK (extents_of (disk[i]));
+  CHECK_EQ (extents_of (disk[0]), (uint64_t) -1);
+  CHECK_ERROR (EIO, "or the bitmap has ended");
+  for (i = 0; i < 4; ++i)
+    image_close_disk (disk[i]);
+  wait_for_end ();
+  rig_close (&rig);
+  rig_free (&rig);
+}
+
 /* ---------------------------------------------------------------------- undone */
 
 /* It was not made: the old one goes on, and can end later. */
@@ -666,130 +714,9 @@ test_memory (bool bitmaps)
   CHECK (nr > 10);
 }
 
-/* -------------------------------------------------------------------- threads */
-
-#define WRITERS 3
-#define TAKEN 12
-
-#define AT_LEAST 3 /* however slow it is */
-
-static atomic_bool enough;
-
-static void *
-writer_main (void *opaque)
-{
-  uint64_t state = (uintptr_t) opaque + 7;
-  uint8_t buf[3000];
-  unsigned i;
-
-  for (i = 0; !atomic_load (&enough) && !check_any_failed (); ++i) {
-    const uint64_t count = 1 + random_below (&state, sizeof buf);
-    const struct guest_off at = { random_below (&state, DISK_BYTES - count) };
-
-    memset (buf, random_next (&state), count);
-    CHECK_OK (i % 7 == 6 ? image_trim (rig.im, count, at, 0)
-              : image_write (rig.im, buf, count, at, 0));
-  }
-  return NULL;
-}
-
-/* What differs between two snapshots is in the bitmap that was there between, as a
- * client reads it: by the later one's export.
- */
-static int
-note_extent (void *opaque, uint64_t offset, uint64_t length, unsigned flags)
-{
-  bool *clean = opaque;
-  uint64_t s;
-
-  for (s = offset / SECTOR; s < (offset + length) / SECTOR; ++s)
-    clean[s] = flags == EXTENT_HOLE;
-  return 0;
-}
-
-static void
-check_between (unsigned i, const uint8_t *from, const uint8_t *to)
-{
-  static bool clean[SECTORS];
-  struct layer *disk;
-  char name[80];
-  uint64_t s;
-
-  snprintf (name, sizeof name, IMAGE_SNAPSHOT_PREFIX "t%u/" IMAGE_BITMAP_PREFIX
-            "n%u", i, i - 1);
-  disk = image_open_disk (rig.im, name);
-  if (disk == NULL) {
-    check_failed (__FILE__, __LINE__, "%s: %s", name, error_message ());
-    return;
-  }
-  CHECK_OK (layer_read (disk, is, DISK_BYTES, (struct guest_off) { 0 }));
-  CHECK (memcmp (is, to, DISK_BYTES) == 0);
-  memset (clean, 1, sizeof clean);
-  CHECK_OK (layer_extents (disk, DISK_BYTES, (struct guest_off) { 0 }, 0,
-                           note_extent, clean));
-  image_close_disk (disk);
-  for (s = 0; s < SECTORS; ++s) {
-    if (!clean[s] || memcmp (from + s * SECTOR, to + s * SECTOR, SECTOR) == 0)
-      continue;
-    check_failed (__FILE__, __LINE__, "%s: sector %u has changed, and is clean",
-                  name, (unsigned) s);
-    return;
-  }
-}
-
-static void
-test_threads (unsigned bits, unsigned pages, double length)
-{
-  static uint8_t content[TAKEN][DISK_BYTES];
-  const double until = seconds () + length;
-  pthread_t thread[WRITERS];
-  char asked[80];
-  unsigned nr, k;
-
-  follow_idle = 1;
-  start (bits, pages, false, MEMORY);
-  atomic_store (&enough, false);
-  for (k = 0; k < WRITERS; ++k)
-    pthread_create (&thread[k], NULL, writer_main, (void *) (uintptr_t) k);
-  for (nr = 0; (nr < AT_LEAST || seconds () < until) && nr < TAKEN &&
-         !check_any_failed (); ++nr) {
-    struct layer *disk;
-
-    if (nr == 0)
-      snprintf (asked, sizeof asked, "t0?bitmap=n0&granularity=512");
-    else
-      snprintf (asked, sizeof asked, "t%u?bitmap=n%u&disable=n%u&granularity=%u",
-                nr, nr, nr - 1, 512 << nr % 4);
-    disk = try_take (asked);
-    if (disk == NULL) {
-      check_failed (__FILE__, __LINE__, "%s: %s", asked, error_message ());
-      break;
-    }
-    CHECK_OK (layer_read (disk, content[nr], DISK_BYTES,
-                          (struct guest_off) { 0 }));
-    image_close_disk (disk);
-    if (nr > 0)
-      check_between (nr, content[nr - 1], content[nr]);
-  }
-  atomic_store (&enough, true);
-  for (k = 0; k < WRITERS; ++k)
-    pthread_join (thread[k], NULL);
-  wait_for_end ();
-  for (k = 1; k < nr; ++k)
-    check_between (k, content[k - 1], content[k]);
-  CHECK_OK (rig_close_only (&rig));
-  image_check_clean ("threads", rig.disk.data, atomic_load (&rig.disk.size));
-  printf ("clusters of 2^%u, %u pages: %u snapshots\n", bits, pages, nr);
-  CHECK (nr >= AT_LEAST);
-  rig_free (&rig);
-  follow_idle = BITMAP_NEVER_IDLE;
-}
-
 int
 main (void)
 {
-  const double length = test_seconds (3) / 3;
-
   check_time_limit (600);
   test_chain (9, 0, true);
   test_chain (12, 0, true);
@@ -801,6 +728,7 @@ main (void)
   test_many ();
   test_not_kept ();
   test_shared ();
+  test_open_exports ();
   test_point_fails (12, true, 0);
   test_point_fails (9, true, 0);
   test_point_fails (9, true, 4);
@@ -811,10 +739,5 @@ main (void)
   test_failing (false);
   test_memory (true);
   test_memory (false);
-  if (!check_any_failed ()) {
-    test_threads (9, 0, length);
-    test_threads (9, 3, length);
-    test_threads (12, 0, length);
-  }
   return check_result ();
 }

@@ -171,9 +171,10 @@ look_up (const struct bit_slots *s, unsigned bitmap, uint64_t page)
 }
 
 /* Write a page that nobody holds, as it is exactly.  Then the disk may have
- * anything from that to what was durable where it has failed.
+ * anything from that to what was durable where it has failed.  Returns false if it is
+ * to stay as it is.
  */
-static void
+static bool
 store (struct bit_slots *s, struct bit_slot *t)
 {
   const unsigned per_sector = SECTOR_BITS / 64;
@@ -182,16 +183,17 @@ store (struct bit_slots *s, struct bit_slot *t)
   unsigned i, sectors = t->unsettled;
 
   if (state != FOLLOW_ALL && state != FOLLOW_ENDED) /* S4 */
-    return;
+    return false;
   for (i = 0; i < s->page_bits / 64; ++i) {
     if (t->exact[i] != t->durable[i])
       sectors |= 1U << i / per_sector;
   }
   if (sectors == 0)
-    return;
+    return true;
   get_bytes (s, t->exact, bytes);
   t->unsettled = bit_parts_store (s->parts, t->bitmap, t->page, bytes,
                                   sectors);
+  return true;
 }
 
 /* Have a free slot, if there is none: of a page that nobody holds (S3).  The
@@ -210,7 +212,7 @@ free_one (struct bit_slots *s)
   }
   t->state = SLOT_WRITING;
   pthread_mutex_unlock (&s->lock);
-  store (s, t);
+  (void) store (s, t);
   pthread_mutex_lock (&s->lock);
   unlink_slot (s, t);
 }
@@ -386,10 +388,11 @@ settle (struct bit_slots *s, struct bit_slot *t)
   s->holds++;
   t->state = SLOT_WRITING;
   pthread_mutex_unlock (&s->lock);
-  store (s, t);
-  for (i = 0; i < s->page_bits / 64; ++i)
-    t->durable[i] = t->exact[i];
-  t->mark = 0;
+  if (store (s, t)) {
+    for (i = 0; i < s->page_bits / 64; ++i)
+      t->durable[i] = t->exact[i];
+    t->mark = 0;
+  }
   pthread_mutex_lock (&s->lock);
   s->holds--;
   t->state = SLOT_READY;
@@ -491,7 +494,7 @@ bit_slots_store (struct bit_slots *s)
 
   for (i = 0; i < s->nr; ++i) {
     if (s->slot[i].state == SLOT_READY)
-      store (s, &s->slot[i]);
+      (void) store (s, &s->slot[i]);
   }
 }
 
@@ -526,7 +529,7 @@ drop_page (struct bit_slots *s, struct bit_slot *t)
   s->holds++;
   t->state = SLOT_WRITING;
   pthread_mutex_unlock (&s->lock);
-  store (s, t);
+  (void) store (s, t);
   pthread_mutex_lock (&s->lock);
   s->holds--;
   unlink_slot (s, t);
