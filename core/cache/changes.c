@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Changes of what the cache holds: made, taken in batches, and discarded (C5 to
- * C8).
+ * C8; see tables.c for C9).
  */
 
 #include <config.h>

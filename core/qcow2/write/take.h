@@ -11,9 +11,9 @@
  *
  *  K1  What nothing refers to yet is taken before anything is changed: clusters
  *      for all tables.  Each refcount is raised before the snapshot has it.
- *  K2  With the range of a slice entered its entries are read, as the point has
- *      them; what they refer to is raised; and the live entries that refer to the
- *      same lose COPIED.  From then on nothing that the snapshot has there is
+ *  K2  With the range of some slices entered their entries are read, as the point
+ *      has them; what they refer to is raised; and the live entries that refer to
+ *      the same lose COPIED.  From then on nothing that the snapshot has there is
  *      written in place, whatever becomes of the point.
  *  K3  The header is switched, by one sector, after all of that is durable, and if
  *      the point has not failed before.  What the guest had written before the
