@@ -190,7 +190,8 @@ doors_start (const struct form *f)
   };
 
   doors.form = f;
-  memset (base, BASE, sizeof base);
+  if (base[0] != BASE)
+    memset (base, BASE, sizeof base);
   init_disks ();
   doors_open ();
   doors.content = must_have (malloc (doors.size));
