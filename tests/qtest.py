@@ -30,6 +30,9 @@ BLOCK = 1 << 20
 VOLUME = float(os.environ.get("QTEST_VOLUME", "1"))
 # For work on the writer: hold its images against qemu-img alone.
 ONLY_QEMU = "QTEST_ONLY_QEMU" in os.environ
+# How many times longer than usual to wait for what may hang: where a whole test
+# is given more time, as on a busy machine, so are its parts.
+PATIENCE = max(1, float(os.environ.get("TEST_LIMIT", "600")) / 600)
 
 META = nbd.CONTEXT_BASE_ALLOCATION
 KINDS = {0: "data", 2: "zero", 3: "hole", 1: "hole-not-zero"}
@@ -112,7 +115,7 @@ def finish(name):
 
 def run(*cmd, ok=True):
     p = subprocess.run(cmd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                       stderr=subprocess.PIPE, timeout=240)
+                       stderr=subprocess.PIPE, timeout=240 * PATIENCE)
     if ok and p.returncode != 0:
         raise RuntimeError("%s: exit %d: %s" % (
             " ".join(cmd), p.returncode, p.stderr.decode(errors="replace")))
@@ -208,7 +211,7 @@ class Server:
         with open(self.logfile, "wb") as log:
             self.p = subprocess.Popen(cmd, stdin=subprocess.DEVNULL,
                                       stdout=log, stderr=log, cwd=cwd)
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout * PATIENCE
         while True:
             try:
                 if os.path.getsize(self.pidfile) > 0:
@@ -250,7 +253,7 @@ class Server:
         if self.p.poll() is None:
             self.p.send_signal(signal.SIGTERM)
         try:
-            rc = self.p.wait(60)
+            rc = self.p.wait(60 * PATIENCE)
         except subprocess.TimeoutExpired:
             self.p.kill()
             self.p.wait()
