@@ -31,7 +31,7 @@ __wrap_features_switch_snapshots (struct writer *w, uint32_t nr,
                                   struct host_off table,
                                   const struct bitmap_header *bitmaps)
 {
-  if (bitmaps != NULL) {
+  if (frozen == NULL) {
     rig_write (&rig, AT, 4096, 99);
     frozen = image_open_disk (rig.im, "now/T/bitmap/a");
     live = image_open_disk (rig.im, "bitmap/a");
