@@ -227,11 +227,11 @@ extern struct layer *image_points_open (const struct image *im,
                                         image_point_fn *make,
                                         const void *opaque);
 
-/* A point that has no token, until it is ended.  fn, unless it is NULL, is called at
- * that moment, while no request is running: for microseconds.  Returns NULL with the
+/* A point that has no token, until it is ended.  fn, unless it is NULL, is called with
+ * it at that moment, while no request is running: for microseconds.  Returns NULL with the
  * error set, and fn was not called: EBUSY, ENOMEM.
  */
-typedef void image_quiet_fn (void *opaque);
+typedef void image_quiet_fn (void *opaque, const struct point *point);
 extern struct point *image_points_take (struct image *im, image_quiet_fn *fn,
                                         void *opaque);
 extern void image_points_end (struct image *im, struct point *point);

@@ -368,7 +368,7 @@ take_point (struct image_points *ip, image_quiet_fn *fn, void *opaque)
   gate_close (&im->gate);
   point = points_take (ip->points);
   if (point != NULL && fn != NULL)
-    fn (opaque);
+    fn (opaque, point);
   gate_open (&im->gate);
   pthread_mutex_unlock (&im->writer_lock);
   return point;

@@ -72,6 +72,9 @@ decode_parameters (char *text, struct rotation_wanted *w)
   return w->begins != NULL;
 }
 
+/* A name with what is between those of a snapshot and a bitmap would take over an
+ * export of theirs.
+ */
 static bool
 decode_all (struct take_asked *a)
 {
@@ -81,6 +84,7 @@ decode_all (struct take_asked *a)
     *parameters++ = '\0';
   a->name = a->text;
   return decode (a->text) && error_is_printable_name (a->name) &&
+    strstr (a->name, "/" IMAGE_BITMAP_PREFIX) == NULL &&
     (parameters == NULL || decode_parameters (parameters, &a->bitmaps));
 }
 
@@ -95,8 +99,8 @@ image_take_decode (const struct image *im, const char *encoded,
     return 0;
   else
     error_set (EINVAL, "%s: the export \"" IMAGE_TAKE_PREFIX "%.256s\" is none: "
-               "the name of a new snapshot must follow, which can be printed, and "
-               "perhaps \"?bitmap=NEW\", \"&disable=OLD\" and "
+               "the name of a new snapshot must follow, which can be printed and "
+               "has no \"/" IMAGE_BITMAP_PREFIX "\", and perhaps \"?bitmap=NEW\", \"&disable=OLD\" and "
                "\"&granularity=BYTES\"; within names \"%%\" is \"%%25\", \"/\" is "
                "\"%%2F\", \"?\" is \"%%3F\", \"&\" is \"%%26\" and \"=\" is "
                "\"%%3D\"", image_storage (im)->name, encoded);

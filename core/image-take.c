@@ -209,9 +209,9 @@ make_alone (struct image_takes *ts, const char *name)
 }
 
 static void
-begin_rotation (void *rotation)
+begin_rotation (void *rotation, const struct point *point)
 {
-  rotation_begin (rotation);
+  rotation_begin (rotation, point);
 }
 
 /* With a point that is taken as the new bitmap begins. */

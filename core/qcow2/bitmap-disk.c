@@ -14,6 +14,7 @@
 #include "qcow2/bitmap-disk.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/point-disk.h"
+#include "qcow2/points.h"
 #include "qcow2/qcow2.h"
 
 /* What is read at once, of the table and of the bits. */
@@ -182,8 +183,19 @@ is_where_it_was (const struct bitmap_disk *d)
     memcmp (entry, d->info.entry, sizeof entry) == 0;
 }
 
+/* Whether a disk with a point is of a moment in the bitmap's life. */
+static bool
+is_in_life (const struct bitmap_disk *d)
+{
+  return d->frozen.point == NULL ||
+    bitmap_lives_at (&d->frozen.points->lives, d->info.table,
+                     atomic_load (&d->frozen.point->generation));
+}
+
 /* Whether the header leads to it elsewhere, with the same table: since other bitmaps
  * have begun or ended, or this one has ended, after the moment that the disk is of.
+ * Of points that is known by is_in_life; snapshots that can be opened before were made
+ * before.
  */
 static bool
 is_elsewhere (const struct bitmap_disk *d)
@@ -212,7 +224,8 @@ check_valid (const struct bitmap_disk *d)
 {
   const struct layer *l = &d->frozen.disk.layer;
   const unsigned token = epoch_enter (l->shared->epoch);
-  const bool valid = is_where_it_was (d) || is_elsewhere (d);
+  const bool valid = (is_where_it_was (d) || is_elsewhere (d)) &&
+    is_in_life (d);
 
   epoch_leave (l->shared->epoch, token);
   if (valid)
@@ -303,6 +316,17 @@ check_size (const struct bitmap_disk *d, const struct header *h)
   return -1;
 }
 
+static int
+check_life (const struct bitmap_disk *d)
+{
+  if (is_in_life (d))
+    return 0;
+  error_set (EINVAL, "%s: the bitmap \"%s\" began after that point in time, or "
+             "ended before it, so that it does not tell what had changed by then",
+             d->frozen.disk.layer.tables->name, d->info.name);
+  return -1;
+}
+
 /* Find it, and check what of it is in the directory and the table.  Damage is
  * marked as repeated, since clients that list the exports try each, each time.
  */
@@ -326,7 +350,8 @@ find_and_check (struct bitmap_disk *d, const char *name)
     error_append (" (of the bitmap \"%s\")", d->info.name);
     return layer_damaged (&d->frozen.disk.layer, d->info.place);
   }
-  return check_size (d, &h) == -1 ? -1 : check_parts (d);
+  return check_size (d, &h) == -1 || check_life (d) == -1 ? -1
+    : check_parts (d);
 }
 
 /* In the epoch the directory stays that the header leads to. */

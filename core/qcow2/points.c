@@ -42,6 +42,7 @@ points_new (void)
   pthread_mutex_init (&p->lock, NULL);
   for (i = 0; i < POINTS_STRIPES; ++i)
     pthread_mutex_init (&p->stripe[i], NULL);
+  bitmap_lives_init (&p->lives);
   return p;
 }
 
@@ -54,6 +55,7 @@ points_free (struct points *p)
     return;
   assert (atomic_load (&p->bytes) == 0);
   free (p->bucket);
+  bitmap_lives_destroy (&p->lives);
   for (i = 0; i < POINTS_STRIPES; ++i)
     pthread_mutex_destroy (&p->stripe[i]);
   pthread_mutex_destroy (&p->lock);

@@ -36,6 +36,7 @@
 #include <stdint.h>
 
 #include "base/hash.h"
+#include "qcow2/bitmap-lives.h"
 #include "qcow2/map.h"
 
 #define POINTS_MAX 8 /* at one time */
@@ -75,6 +76,8 @@ struct points {
   pthread_mutex_t stripe[POINTS_STRIPES]; /* of every 64th bucket */
   uint64_t max_bytes;
   _Atomic uint64_t bytes;     /* of shadows */
+
+  struct bitmap_lives lives;  /* of the disk's bitmaps */
 };
 
 /* Returns NULL with ENOMEM set. */

@@ -30,6 +30,8 @@ struct rotation {
   uint32_t nr_parts;
   struct bitmap_directory directory;
   struct bitmap_header header;
+  uint64_t generation; /* of the point */
+  struct host_off ends_table;
   struct alloc_clusters table, space; /* of the new bitmap's table, and of the
                                        * directory; nr is 0: not taken */
 };
@@ -81,6 +83,11 @@ check_begins (struct rotation *r, const struct header *h,
                "can begin", writer_name (r->w));
     return -1;
   }
+  if (r->w->bitmaps_shared) { /* it could not follow the next time */
+    error_set (ENOTSUP, "%s: bitmaps have clusters in common, so that none can "
+               "begin", writer_name (r->w));
+    return -1;
+  }
   if (bitmap_check_new (writer_name (r->w), h, wanted->begins,
                         wanted->granularity, &r->granularity_bits) == -1 ||
       bitmap_count_parts (writer_name (r->w), h, h->disk_size,
@@ -114,6 +121,7 @@ check_ends (struct rotation *r, const struct header *h, const char *name)
     return -1;
   if (b.state == BITMAP_ENABLED && r->w->follow != NULL)
     r->ends = find_place (r, b.table);
+  r->ends_table = b.table;
   if (r->ends != NONE)
     return bitmap_directory_disable (&r->directory, writer_name (r->w), &b);
   error_set (EINVAL, "%s: the bitmap \"%s\" (directory entry at offset 0x%" PRIx64
@@ -193,7 +201,8 @@ plan (struct rotation *r, const struct rotation_wanted *wanted)
   r->header.nr = r->directory.nr;
   r->header.directory_bytes = r->directory.size;
   r->header.directory.v = h.cluster_size; /* as large as any */
-  if (features_check_bitmaps (r->w, &r->header) == -1)
+  if (features_check_bitmaps (r->w, &r->header) == -1 ||
+      bitmap_lives_reserve (&r->w->points->lives) == -1)
     return -1;
   if (r->w->follow == NULL)
     return make_following (r);
@@ -281,10 +290,12 @@ rotation_new (struct writer *w, const struct rotation_wanted *wanted)
 /* ---------------------------------------------------------- while it is quiet */
 
 void
-rotation_begin (struct rotation *r)
+rotation_begin (struct rotation *r, const struct point *point)
 {
   struct bit_slots *slots = r->following->slots;
 
+  r->generation = atomic_load (&point->generation);
+  bitmap_lives_begin (&r->w->points->lives, r->table.host, r->generation);
   fill_place (r);
   bit_slots_set (slots, r->begins, FOLLOW_ALL);
   if (r->ends != NONE)
@@ -300,11 +311,24 @@ rotation_directory (const struct rotation *r)
   return &r->header;
 }
 
+/* B4.  What is exact of the old one is written after this (B3). */
+static void
+note_lives (struct rotation *r, bool made)
+{
+  struct bitmap_lives *lives = &r->w->points->lives;
+
+  if (!made)
+    bitmap_lives_forget (lives, r->table.host);
+  else if (r->ends != NONE)
+    bitmap_lives_end (lives, r->ends_table, r->generation);
+}
+
 void
 rotation_end (struct rotation *r, bool made)
 {
   struct bit_slots *slots = r->following->slots;
 
+  note_lives (r, made);
   if (r->ends != NONE)
     bit_slots_set (slots, r->ends, made ? FOLLOW_ENDED : FOLLOW_AGAIN);
   if (!made)
@@ -342,7 +366,7 @@ give_up_old_directory (struct rotation *r)
   give_up (r, d->old, clusters (r, d->old_bytes));
 }
 
-/* B4.  If something has failed that sticks nothing is given up: what leads where is
+/* B5.  If something has failed that sticks nothing is given up: what leads where is
  * not known.
  */
 static void
