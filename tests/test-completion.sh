@@ -40,7 +40,7 @@ completes 'human json' snapshot --output =
 completes 'raw qcow2 qed' resize --backing-format = ''
 completes 'qcow2' resize --backing-format = qc
 completes '--shrink' resize --s
-completes '--progress' rebase disk.qcow2 --p
+completes '--passphrase= --progress' rebase disk.qcow2 --p
 completes 'other.raw' rebase -b ot
 completes '' nosuch --x
 

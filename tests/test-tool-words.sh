@@ -78,7 +78,10 @@ says 1 - 'only with -l' snapshot -c one --output=json sized.qcow2
 says 1 - 'a command and an image are wanted'
 says 1 - "no such command 'create': nbdkit qcow2 IMAGE create=true" \
     create big.qcow2 1G
-says 1 - "no such command 'convert'" convert
+says 1 - "no such command 'convert': nbdcopy copies" convert
+says 1 - "Try .nbdkit-qcow2-tool help resize'" resize disk.qcow2
+says 1 - "Try .nbdkit-qcow2-tool help resize'" resize --grow disk.qcow2 1G
+says 1 - "Try .nbdkit-qcow2-tool --help'" frobnicate --grow disk.qcow2
 says 1 - 'check: an image is wanted' check
 says 1 - 'check: one image at a time' check big.qcow2 image.qcow2
 says 1 - 'info: one image at a time' info big.qcow2 image.qcow2

@@ -52,6 +52,10 @@ static const char usage[] =
   "\n"
   TOOL_NAME " help COMMAND tells more of each.\n"
   "\n"
+  "New images, and copies of disks, are made by nbdkit and its plugin:\n"
+  "    nbdkit qcow2 NEW create=true size=SIZE\n"
+  "    nbdkit -r -U - qcow2 IMAGE --run 'nbdcopy \"$uri\" disk.raw'\n"
+  "\n"
   "check exits with 0 if all is well, 1 if it could not be completed, 2 if\n"
   "there are errors, 3 if there are only leaks.\n";
 
@@ -164,16 +168,36 @@ static const struct command {
 };
 
 static const struct command *
-find_command (const char *name)
+look_for_command (const char *name)
 {
   unsigned i;
 
   for (i = 0; i < sizeof commands / sizeof commands[0]; ++i)
     if (strcmp (name, commands[i].name) == 0)
       return &commands[i];
+  return NULL;
+}
+
+bool
+tool_is_command (const char *name)
+{
+  return look_for_command (name) != NULL;
+}
+
+static const struct command *
+find_command (const char *name)
+{
+  const struct command *c = look_for_command (name);
+  const char *other = "";
+
+  if (c != NULL)
+    return c;
+  if (strcmp (name, "create") == 0)
+    other = ": nbdkit qcow2 IMAGE create=true size=SIZE makes an image";
+  else if (strcmp (name, "convert") == 0)
+    other = ": nbdcopy copies from and to what nbdkit serves";
   fprintf (stderr, TOOL_NAME ": no such command '%s'%s\nTry `" TOOL_NAME " --help'.\n",
-           name, strcmp (name, "create") == 0
-           ? ": nbdkit qcow2 IMAGE create=true size=SIZE makes an image" : "");
+           name, other);
   exit (TOOL_FAILED);
 }
 

@@ -14,12 +14,26 @@
 
 #include "tool.h"
 
+/* That the arguments are for; NULL: none that there is. */
+static const char *command_name;
+
+/* Say where it is told how to do better, and exit. */
+static void fail_with_hint (void) __attribute__ ((__noreturn__));
+static void
+fail_with_hint (void)
+{
+  if (command_name != NULL)
+    fprintf (stderr, "Try `" TOOL_NAME " help %s'.\n", command_name);
+  else
+    fputs ("Try `" TOOL_NAME " --help'.\n", stderr);
+  exit (TOOL_FAILED);
+}
+
 void
 tool_wrong (const char *what, const char *accepted)
 {
-  fprintf (stderr, TOOL_NAME ": %s%s\nTry `" TOOL_NAME " --help'.\n", what,
-           accepted);
-  exit (TOOL_FAILED);
+  fprintf (stderr, TOOL_NAME ": %s%s\n", what, accepted);
+  fail_with_hint ();
 }
 
 enum {
@@ -389,8 +403,8 @@ parse_option (struct tool_options *o, int option)
   case OPT_VERSION:
     puts (PACKAGE_STRING);
     exit (TOOL_OK);
-  default:
-    exit (TOOL_FAILED);
+  default: /* getopt has said what is wrong */
+    fail_with_hint ();
   }
 }
 
@@ -485,11 +499,14 @@ take_size (struct tool_options *o, int *argc, char *argv[])
 int
 tool_parse (struct tool_options *o, int argc, char *argv[])
 {
-  const char *options;
+  const char *options, *command;
   int option;
 
   take_size (o, &argc, argv);
-  options = short_options_of (argv[find_command_word (argc, argv)]);
+  command = argv[find_command_word (argc, argv)];
+  if (command != NULL && tool_is_command (command))
+    command_name = command;
+  options = short_options_of (command);
   while ((option = getopt_long (argc, argv, options, long_options,
                                 NULL)) != -1) {
     if (option == 'd' && optarg == NULL)

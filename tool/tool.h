@@ -89,6 +89,9 @@ struct tool_options {
  */
 extern int tool_parse (struct tool_options *o, int argc, char *argv[]);
 
+/* Whether there is a command of this name. */
+extern bool tool_is_command (const char *name);
+
 /* Exit if an option was given that a command does not take. */
 extern void tool_check_options (const struct tool_options *o,
                                 const char *command, const char *takes);

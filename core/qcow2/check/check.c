@@ -37,6 +37,7 @@
 #include <config.h>
 
 #include <inttypes.h>
+#include <string.h>
 
 #include "qcow2/check/check.h"
 #include "qcow2/check/references.h"
@@ -151,12 +152,38 @@ compare_clusters (struct check *c, const struct check_span *span)
   }
 }
 
+/* Whether all clusters of a whole chunk are data, each with as many references as
+ * the others and as its refcount says: so are most chunks of a full image.
+ */
+static bool
+is_even (const struct check *c, const struct check_span *span)
+{
+  const struct counts_chunk *k = span->chunk;
+  uint64_t others = 0;
+  unsigned w;
+
+  if (k == NULL || span->end - span->first != COUNTS_CHUNK ||
+      k->narrow[0] == COUNTS_WIDE ||
+      memcmp (k->narrow, k->narrow + 1, COUNTS_CHUNK - 1) != 0)
+    return false;
+  for (w = 0; w < COUNTS_CHUNK / 64; ++w)
+    others |= k->flag[COUNTS_META][w] | k->flag[COUNTS_L2][w] |
+      ~k->flag[COUNTS_DATA][w];
+  return others == 0 &&
+    check_refcounts_are (c->h.refcount_order, span->refcounts, COUNTS_CHUNK,
+                         k->narrow[0]) &&
+    check_refcount_readable (&c->refcounts, span->first) &&
+    check_refcount_readable (&c->refcounts, span->end - 1);
+}
+
 static int
 compare_span (struct check *c, void *opaque, const struct check_span *span)
 {
   (void) opaque;
   if (span->chunk == NULL && !check_findings_wanted (&c->findings))
     count_leaks (c, span);
+  else if (is_even (c, span))
+    c->findings.report.image_end = span->end << c->h.cluster_bits;
   else
     compare_clusters (c, span);
   return 0;
@@ -171,7 +198,7 @@ visit_span (struct check *c, struct check_span *span, check_span_fn *fn,
   int r;
 
   span->chunk = counts_in_window (&c->counts, span->first)
-    ? counts_find (&c->counts, span->first) : NULL;
+    ? counts_here (&c->counts, span->first) : NULL;
   r = check_refcounts_read (&c->refcounts, check_span_base (span),
                             COUNTS_CHUNK, span->refcounts);
   if (r == -1)

@@ -10,7 +10,7 @@
 #include "qcow2/check/counts.h"
 
 #define FIRST_BITS 6
-#define SLAB_CHUNKS 64
+#define SLAB_CHUNKS 1024 /* so large that the host's pages are zeros already */
 
 /* Chunks are allocated by the slab, and never moved. */
 struct counts_slab {
@@ -84,12 +84,18 @@ counts_begin (struct counts *c, uint64_t first, uint64_t end)
 
 /* ------------------------------------------------------------------- chunks */
 
+/* Neighbours are looked for one after the other: their places are in one line of the
+ * processor's cache.
+ */
+#define NEIGHBOURS UINT64_C (8)
+
 /* The place of a chunk, whether it exists or not. */
 static struct counts_chunk **
 find_place (const struct counts *c, uint64_t number)
 {
   const uint64_t mask = (UINT64_C (1) << c->bits) - 1;
-  uint64_t i = hash_mix (&c->key, number) >> (64 - c->bits);
+  const uint64_t line = hash_mix (&c->key, number / NEIGHBOURS);
+  uint64_t i = (line >> (64 - c->bits) & -NEIGHBOURS) | number % NEIGHBOURS;
 
   while (c->chunk[i] != NULL && c->chunk[i]->number != number)
     i = (i + 1) & mask;
@@ -165,6 +171,34 @@ compare_entries (const void *a, const void *b)
   return x->number < y->number ? -1 : x->number > y->number;
 }
 
+/* All chunks as they were made, which is mostly in their order: next to each other,
+ * where they are in memory, too.
+ */
+static void
+list_slabs (const struct counts *c, struct counts_entry *list)
+{
+  const struct counts_slab *s;
+  size_t at = c->nr_chunks, i;
+
+  for (s = c->slabs; s != NULL; s = s->next)
+    for (i = s->nr; i > 0; --i) {
+      struct counts_chunk *k = (struct counts_chunk *) &s->chunk[i - 1];
+
+      list[--at] = (struct counts_entry) { k->number, k };
+    }
+}
+
+/* All chunks in any order, where some that were allocated are none. */
+static void
+list_table (const struct counts *c, struct counts_entry *list)
+{
+  size_t i, nr = 0;
+
+  for (i = 0; i < UINT64_C (1) << c->bits; ++i)
+    if (c->chunk[i] != NULL)
+      list[nr++] = (struct counts_entry) { c->chunk[i]->number, c->chunk[i] };
+}
+
 /* All chunks in their order; the caller frees the list.  Returns NULL with the
  * error set.
  */
@@ -172,16 +206,21 @@ static struct counts_entry *
 list_chunks (const struct counts *c)
 {
   struct counts_entry *list = malloc ((c->nr_chunks + 1) * sizeof *list);
-  size_t i, nr = 0;
+  size_t i;
 
   if (list == NULL) {
     no_memory ();
     return NULL;
   }
-  for (i = 0; i < UINT64_C (1) << c->bits; ++i)
-    if (c->chunk[i] != NULL)
-      list[nr++] = (struct counts_entry) { c->chunk[i]->number, c->chunk[i] };
-  qsort (list, nr, sizeof *list, compare_entries);
+  if (c->nr_free == 0)
+    list_slabs (c, list);
+  else
+    list_table (c, list);
+  for (i = 1; i < c->nr_chunks; ++i)
+    if (list[i].number < list[i - 1].number)
+      break;
+  if (i < c->nr_chunks)
+    qsort (list, c->nr_chunks, sizeof *list, compare_entries);
   return list;
 }
 

@@ -18,6 +18,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/hash.h"
 
@@ -101,6 +102,18 @@ extern int counts_sort (struct counts *c);
  */
 extern uint64_t counts_next (struct counts *c, uint64_t cluster);
 
+/* The chunk of a cluster, which the last counts_next was asked for, or is behind what
+ * that has found; NULL: nothing in it was counted.
+ */
+static inline struct counts_chunk *
+counts_here (const struct counts *c, uint64_t cluster)
+{
+  const struct counts_entry *e = &c->sorted[c->position];
+
+  return c->position < c->nr_chunks && e->number == cluster >> COUNTS_CHUNK_BITS
+    ? e->chunk : NULL;
+}
+
 static inline bool
 counts_in_window (const struct counts *c, uint64_t cluster)
 {
@@ -178,6 +191,56 @@ counts_set_flag (struct counts_chunk *k, enum counts_flag f, uint64_t cluster)
   const uint64_t i = cluster & (COUNTS_CHUNK - 1);
 
   k->flag[f][i / 64] |= UINT64_C (1) << i % 64;
+}
+
+/* Which bits of the flags' word of this number stand for n clusters of a chunk, of
+ * which the first is the i-th.
+ */
+static inline uint64_t
+counts_row_mask (unsigned word, uint64_t i, uint64_t n)
+{
+  const uint64_t start = word * UINT64_C (64);
+  const uint64_t from = i > start ? i : start;
+  const uint64_t to = i + n < start + 64 ? i + n : start + 64;
+
+  return from >= to ? 0 : UINT64_MAX >> (64 - (to - from)) << (from - start);
+}
+
+/* Whether COUNTS_ONE is this for all of n clusters in a row, which are in the
+ * chunk.
+ */
+static inline bool
+counts_row_is (const struct counts_chunk *k, uint64_t cluster, uint64_t n,
+               bool one)
+{
+  const uint64_t i = cluster & (COUNTS_CHUNK - 1);
+  uint64_t others = 0;
+  unsigned w;
+
+  for (w = 0; w < COUNTS_CHUNK / 64; ++w)
+    others |= (one ? ~k->flag[COUNTS_ONE][w] : k->flag[COUNTS_ONE][w]) &
+      counts_row_mask (w, i, n);
+  return others == 0;
+}
+
+/* Count the first references to data, so many for each of n clusters in a row, which
+ * are in the chunk.  Returns false if one of them has some, or these are too many,
+ * and nothing is counted.
+ */
+static inline bool
+counts_add_row (const struct counts *c, struct counts_chunk *k,
+                uint64_t cluster, uint64_t n, uint64_t references)
+{
+  const uint64_t i = cluster & (COUNTS_CHUNK - 1);
+  unsigned w;
+
+  if (references >= COUNTS_WIDE || references > c->max || k->narrow[i] != 0 ||
+      memcmp (k->narrow + i, k->narrow + i + 1, n - 1) != 0)
+    return false;
+  memset (k->narrow + i, references, n);
+  for (w = 0; w < COUNTS_CHUNK / 64; ++w)
+    k->flag[COUNTS_DATA][w] |= counts_row_mask (w, i, n);
+  return true;
 }
 
 #endif /* CORE_QCOW2_CHECK_COUNTS_H */

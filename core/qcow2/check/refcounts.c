@@ -222,6 +222,15 @@ is_zero (const void *buf, size_t count)
   return count == 0 || (p[0] == 0 && memcmp (p, p + 1, count - 1) == 0);
 }
 
+/* Whether these bytes of the file are in the buffer. */
+static inline bool
+is_buffered (const struct check_refcounts *r, uint64_t at, size_t bytes)
+{
+  return r->read_bytes > 0 && at >= r->read_at &&
+    at - r->read_at < r->read_bytes &&
+    bytes <= r->read_bytes - (at - r->read_at);
+}
+
 /* The position in used of the first entry from this index on. */
 static size_t
 find_used (const struct check_refcounts *r, uint64_t index)
@@ -252,6 +261,8 @@ check_refcounts_next (struct check_refcounts *r, uint64_t cluster)
 
     if (!find_place (r, from, &place))
       continue;
+    if (is_buffered (r, place.v, 1))
+      return from;
     rest = check_refcounts_bytes (r, check_block_rest (r, from));
     n = check_hole (&r->holes, place.v, rest);
     if (n < rest)
@@ -260,27 +271,31 @@ check_refcounts_next (struct check_refcounts *r, uint64_t cluster)
   return UINT64_MAX;
 }
 
-/* Read bytes of a block through the buffer. */
+/* Read bytes of a block through the buffer.  Holes that are in there are read, too,
+ * which is quicker than to look for each.
+ */
 static int
 read_bytes (struct check_refcounts *r, uint8_t *buf, size_t bytes,
             struct host_off place)
 {
   const uint64_t at = place.v & -(uint64_t) sizeof r->read;
 
+  if (is_buffered (r, place.v, bytes)) {
+    memcpy (buf, r->read + (place.v - r->read_at), bytes);
+    return 0;
+  }
   if (check_hole (&r->holes, place.v, bytes) == bytes) {
     memset (buf, 0, bytes);
     return 0;
   }
   if (place.v + bytes > at + sizeof r->read) /* more than that */
     return storage_read (r->storage, buf, bytes, place);
-  if (r->read_bytes == 0 || r->read_at != at) {
-    r->read_bytes = 0;
-    if (storage_read (r->storage, r->read, sizeof r->read,
-                      (struct host_off) { at }) == -1)
-      return -1;
-    r->read_at = at;
-    r->read_bytes = sizeof r->read;
-  }
+  r->read_bytes = 0;
+  if (storage_read (r->storage, r->read, sizeof r->read,
+                    (struct host_off) { at }) == -1)
+    return -1;
+  r->read_at = at;
+  r->read_bytes = sizeof r->read;
   memcpy (buf, r->read + (place.v - at), bytes);
   return 0;
 }

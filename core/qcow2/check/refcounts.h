@@ -7,6 +7,8 @@
 #ifndef CORE_QCOW2_CHECK_REFCOUNTS_H
 #define CORE_QCOW2_CHECK_REFCOUNTS_H
 
+#include <string.h>
+
 #include "qcow2/check/holes.h"
 #include "qcow2/entry.h"
 #include "storage/storage.h"
@@ -30,7 +32,7 @@ struct check_refcounts {
   struct check_holes holes;
   uint64_t read_at;       /* what was read last: read_bytes from here on */
   size_t read_bytes;
-  uint8_t read[4096];
+  uint8_t read[32768];
 };
 
 /* A block's refcounts are looked at again for each table entry that points to
@@ -116,6 +118,20 @@ check_refcount_at (unsigned order, const void *buf, uint64_t i)
   if (order == 4)
     return get_be16 (p + 2 * i);
   return entry_get_refcount (order, get_be64 (p + ((i << order) / 64 * 8)), i);
+}
+
+/* Whether all of n refcounts in such a buffer are this one, as is mostly so.  false
+ * may mean that it was not looked at.
+ */
+static inline bool
+check_refcounts_are (unsigned order, const void *buf, uint64_t n,
+                     uint64_t refcount)
+{
+  const uint8_t *p = buf;
+  const size_t bytes = (n << order) / 8, one = (1U << order) / 8;
+
+  return order >= 3 && check_refcount_at (order, buf, 0) == refcount &&
+    memcmp (p, p + one, bytes - one) == 0;
 }
 
 static inline void

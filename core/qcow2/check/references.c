@@ -17,6 +17,7 @@ struct table {
   struct check_paths paths;
   uint64_t judged;   /* paths for which COPIED flags are judged */
   bool first;        /* judge everything else, too */
+  bool rows;         /* entries may be looked at together */
   uint64_t followed; /* where contiguous data would go on; 0: nowhere */
 };
 
@@ -187,6 +188,62 @@ count_entry (struct table *t, struct host_off place, uint64_t word,
   return count_standard (t, place, word, bitmap);
 }
 
+/* ------------------------------------------------------ entries in a row */
+
+/* How many entries there are, of at most max, each of which refers to the cluster
+ * behind that of the one before.
+ */
+static uint64_t
+row_length (const uint8_t *words, uint64_t max, uint64_t cluster_size)
+{
+  uint64_t next = get_be64 (words) + cluster_size, n = 1;
+
+  while (n < max && get_be64 (words + n * sizeof next) == next) {
+    next += cluster_size;
+    n++;
+  }
+  return n;
+}
+
+/* Count entries from this one on, of at most max, together, as far as they refer to
+ * neighbours in one chunk, and are as most are: aligned, within the file, the first
+ * that refer to their clusters, and with the right COPIED flag.  Returns how many: 0
+ * if the first has to be looked at by itself.
+ */
+static uint64_t
+count_row (struct table *t, const uint8_t *words, uint64_t max)
+{
+  const uint64_t word = get_be64 (words);
+  const uint64_t offset = word & QCOW2_ENTRY_OFFSET_MASK;
+  const bool copied = (word & QCOW2_ENTRY_COPIED) != 0;
+  struct check *c = t->c;
+  const uint64_t size = c->h.cluster_size;
+  const uint64_t cluster = offset >> c->h.cluster_bits;
+  const uint64_t end = offset + (COUNTS_CHUNK << c->h.cluster_bits);
+  uint64_t n = COUNTS_CHUNK - cluster % COUNTS_CHUNK;
+  struct counts_chunk *k;
+
+  if (offset == 0 || offset % size != 0 ||
+      (word & ~(QCOW2_ENTRY_OFFSET_MASK | QCOW2_ENTRY_COPIED)) != 0 ||
+      end > c->file_size || end > QCOW2_ENTRY_OFFSET_MASK ||
+      !counts_in_window (&c->counts, cluster) ||
+      (k = counts_find (&c->counts, cluster)) == NULL)
+    return 0;
+  n = row_length (words, n < max ? n : max, size);
+  if ((t->judged > 0 && !counts_row_is (k, cluster, n, copied)) ||
+      !counts_add_row (&c->counts, k, cluster, n, t->paths.all))
+    return 0;
+  if (t->first) {
+    struct check_report *r = &c->findings.report;
+
+    r->allocated_clusters += n * t->paths.active;
+    if (t->followed != 0 && offset != t->followed)
+      r->fragmented_clusters += t->paths.active;
+    t->followed = offset + n * size;
+  }
+  return n;
+}
+
 static int
 count_l2 (struct check *c, void *opaque, struct host_off table,
           struct host_off place, uint8_t *words, size_t bytes,
@@ -202,18 +259,24 @@ count_l2 (struct check *c, void *opaque, struct host_off table,
     .paths = paths,
     .judged = paths.active,
     .first = check_is_first (c),
+    .rows = !c->fixed_up && !c->only_look &&
+      c->referred == NULL && !c->h.extended_l2 && !c->h.has_data_file,
     .followed = goes_on ? part->followed : 0,
   };
-  size_t i;
+  size_t i, n;
 
   /* qemu-img does not judge COPIED flags then. */
   if (c->fixed_up || table.v == 0 ||
       !check_refcount_readable (&c->refcounts, cluster))
     t.judged = 0;
-  for (i = 0; i < bytes; i += entry_size) {
+  for (i = 0; i < bytes; i += n * entry_size) {
     const uint64_t word = get_be64 (words + i);
     const uint64_t bitmap = c->h.extended_l2 ? get_be64 (words + i + 8) : 0;
 
+    n = t.rows && word != 0 ? count_row (&t, words + i, (bytes - i) / 8) : 0;
+    if (n > 0)
+      continue;
+    n = 1;
     if ((word | bitmap) != 0 &&
         count_entry (&t, (struct host_off) { place.v + i }, word,
                      bitmap) == -1)

@@ -135,6 +135,10 @@ load_ones (struct check *c, struct counts_chunk *k, uint64_t first)
   int r;
 
   r = check_refcounts_read (&c->refcounts, first, COUNTS_CHUNK, buf);
+  if (r == 1 && check_refcounts_are (order, buf, COUNTS_CHUNK, 1)) {
+    memset (k->flag[COUNTS_ONE], 0xff, sizeof k->flag[COUNTS_ONE]);
+    return 0;
+  }
   for (i = 0; r == 1 && i < COUNTS_CHUNK; ++i) {
     if (check_refcount_at (order, buf, i) == 1)
       counts_set_flag (k, COUNTS_ONE, i);

@@ -399,6 +399,15 @@ refcount_raise (struct refcounts *r, const uint64_t *cluster, size_t nr,
   return 0;
 }
 
+/* Whether any refcount in a word is 0. */
+static inline bool
+has_free (unsigned order, uint64_t word)
+{
+  const uint64_t low = UINT64_MAX / entry_refcount_max (order);
+
+  return ((word - low) & ~word & low << ((1U << order) - 1)) != 0;
+}
+
 int
 refcount_count_free (struct refcounts *r, uint64_t *cluster, uint64_t max,
                      uint64_t *found)
@@ -420,8 +429,17 @@ refcount_count_free (struct refcounts *r, uint64_t *cluster, uint64_t max,
   }
   if (read_refcounts (r, block, *cluster, &s, &i, &in_slice) == -1)
     return -1;
-  for (; i < in_slice && *found < max; ++i, ++*cluster)
-    *found = get (r, &s, i) == 0 ? *found + 1 : 0;
+  for (; i < in_slice && *found < max; i += n, *cluster += n) {
+    const uint64_t in_word = 64 >> r->order;
+
+    n = 1;
+    if (i % in_word == 0 && !has_free (r->order, s.word[i / in_word])) {
+      n = in_word;
+      *found = 0;
+    }
+    else
+      *found = get (r, &s, i) == 0 ? *found + 1 : 0;
+  }
   return 0;
 }
 
