@@ -252,8 +252,8 @@ def tiny_extents():
     for name, awk in (
             # All bytes of the second cluster, and each third of the last.
             ("many", "for (i = o; i < o + n; ++i) print i, 1,"
-             " i >= 262144 ? (i % 3 != 0) :"
-             " i >= 65536 && i < 131072 ? i % 2 : 1"),
+             " (i >= 262144 ? (i % 3 != 0) :"
+             " (i >= 65536 && i < 131072 ? i % 2 : 1))"),
             ("one", "print o, 1, 1")):
         qtest.images += 1
         foreign(("eval", "get_size=echo %d" % size,

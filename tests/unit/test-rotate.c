@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Bitmaps that begin and end at the point of a snapshot which is made while the image
- * is written (B1 to B4): what they have, whatever fails; and what is refused.
+ * is written (B1 to B5): what they have, whatever fails; and what is refused.
  */
 
 #include <config.h>
