@@ -30,7 +30,7 @@ static uint8_t *was, *is; /* of the disk's size */
 
 struct form {
   unsigned version, bits, order;
-  bool extended, backing, snapshot;
+  bool extended, backing, snapshot, many;
   unsigned compress;
 };
 
@@ -48,13 +48,17 @@ static const struct form forms[] = {
   { .version = 3, .bits = 21 },
   { .version = 3, .bits = 12, .compress = 1, .snapshot = true },
   { .version = 3, .bits = 16, .compress = 1, .backing = true },
+  /* Several slices of a table are mapped. */
+  { .version = 3, .bits = 14, .many = true },
+  { .version = 2, .bits = 14, .many = true, .snapshot = true },
+  { .version = 3, .bits = 14, .many = true, .extended = true },
 };
 #define FORMS (sizeof forms / sizeof forms[0])
 
 static uint64_t
 clusters_of (const struct form *f)
 {
-  return f->bits == 21 ? 3 : f->bits >= 16 ? 24 : f->bits >= 12 ? 80 : 200;
+  return f->many ? 1800 : f->bits == 21 ? 3 : f->bits >= 16 ? 24 : f->bits >= 12 ? 80 : 200;
 }
 
 static const char *
@@ -781,6 +785,7 @@ main (void)
     { .version = 2, .bits = 12, .backing = true },
     { .version = 3, .bits = 14, .extended = true },
     { .version = 3, .bits = 12, .compress = 1 },
+    { .version = 3, .bits = 13, .many = true },
   };
   const double length = test_seconds (2) / 4;
   unsigned i;

@@ -288,8 +288,7 @@ clear_live (struct take *t, struct take_table *table, uint32_t *changed)
 }
 
 /* Write slices of the live table past the batches, which would be full of them
- * again and again.  Returns how many, or -1 with the error set: all but ENOSPC
- * sticks (I10).
+ * again and again.  Returns how many, or -1 with the error set, which sticks (I10).
  */
 static int
 write_live (struct take *t, unsigned first, unsigned nr)
@@ -308,9 +307,12 @@ write_live (struct take *t, unsigned first, unsigned nr)
   r = cache_write_through (m->cache, m->tables, m->id, place, m->slice_bytes,
                            nr, p->live + first * words_of_slice (t), &done);
   writeback_note_data (c);
-  if (r == -1 && error_errno () != ENOSPC)
-    writeback_fail (c);
-  return r == -1 ? -1 : (int) done;
+  if (r == 0)
+    return done;
+  if (error_errno () == ENOSPC) /* batches have space for their sectors */
+    return 0;
+  writeback_fail (c);
+  return -1;
 }
 
 /* Those of these slices; one that has other changes, which may have an order to
@@ -346,21 +348,19 @@ change_slices (struct take *t, struct take_table *table, uint32_t changed)
   return 0;
 }
 
-/* Clear COPIED in the live entries.  If somebody else has copied the table
- * meanwhile, since it is shared, none has it.
+/* Clear COPIED in the live entries.  They are read again, since somebody else may have
+ * copied the table meanwhile, if it is shared; and of a damaged image what was raised
+ * could be in the table itself.
  */
 static int
 clear_piece (struct take *t, struct take_table *table)
 {
   const struct guest_off at = start_of_piece (t, table);
   uint32_t changed;
-  struct map_l1 l1;
   int r;
 
   pthread_mutex_lock (&t->w->tables);
-  r = map_l1_entry (take_map (t), at, &l1);
-  if (r == 0 && l1.table.v != t->piece->live_table.v)
-    r = read_live (t, at);
+  r = read_live (t, at);
   if (r == 0 && t->piece->live_table.v != 0) {
     clear_live (t, table, &changed);
     r = change_slices (t, table, changed);
