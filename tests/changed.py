@@ -7,7 +7,7 @@ import threading
 
 import nbd
 import qtest
-from qtest import path, run, check, equal, same_runs, Server
+from qtest import path, run, create, check, equal, same_runs, Server
 from qcow2make import merge
 
 MIB = 1 << 20
@@ -87,10 +87,10 @@ class Disk:
             self.secret = ["--object", "secret,id=s,data=" + passphrase]
             self.image = ["--image-opts", "driver=qcow2,file.filename=%s,"
                           "encrypt.key-secret=s" % self.file]
-        args = ["qemu-img", "create", "-q", "-f", "qcow2"] + self.secret
+        args = ["-q", "-f", "qcow2"] + self.secret
         if back:
             args += ["-b", back, "-F", "raw"]
-        run(*args, "-o", options, self.file, str(size))
+        create(*args, "-o", options, self.file, str(size))
 
     def state(self, name):
         """The disk as it is now; a snapshot of it, unless the name is None."""

@@ -141,7 +141,7 @@ exec 9<&-
 cmp disk copy
 
 # A second slot.
-if qemu-img amend $secret --object secret,id=t,file=other --image-opts $opts \
+if quickly qemu-img amend $secret --object secret,id=t,file=other --image-opts $opts \
     -o encrypt.state=active,encrypt.new-secret=t,encrypt.iter-time=10 \
     > amended 2>&1
 then

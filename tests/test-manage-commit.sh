@@ -91,7 +91,7 @@ reads b.qcow2 '-P 1 0 1M' '-P 2 1M 1M' '-P 1 2M 2M'
 check_clean b.qcow2
 
 # Encrypted, whichever it is.
-if qemu-img create -q -f qcow2 --object secret,id=s,data=x \
+if quickly qemu-img create -q -f qcow2 --object secret,id=s,data=x \
         -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 \
         e.qcow2 4M 2> err; then
     fresh

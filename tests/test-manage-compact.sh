@@ -97,7 +97,7 @@ patch_image 0x20007 '\0'
 refuses 'damaged'
 fresh -o data_file=d.raw
 refuses 'external data file'
-if qemu-img create -q -f qcow2 --object secret,id=s,data=x \
+if quickly qemu-img create -q -f qcow2 --object secret,id=s,data=x \
         -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 \
         i.qcow2 4M 2> err; then
     refuses 'passphrase is missing.*--passphrase='

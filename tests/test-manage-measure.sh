@@ -66,7 +66,7 @@ qemu-img measure -O qcow2 --size 1G | cmp - ours || die "-O is not qcow2"
 # QEMU wants a passphrase to tell that.
 for cluster in 512 4k 64k 2M; do
     o=encrypt.format=luks,cluster_size=$cluster
-    qemu-img measure -O qcow2 --object secret,id=s,data=abc \
+    quickly qemu-img measure -O qcow2 --object secret,id=s,data=abc \
         -o $o,encrypt.key-secret=s --size 1G > theirs
     "$tool" measure -o $o --size 1G | cmp - theirs || die "encrypted: $cluster"
 done
