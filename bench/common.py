@@ -18,6 +18,7 @@ CLUSTER = 65536
 QEMU_DEFAULT = "qemu"
 QEMU_TUNED = "qemu tuned"
 OURS_QCOW2 = "ours, qcow2"
+BEFORE = "before"           # another build of this plugin: --against
 TUNED_FLAGS = ["--cache=writeback", "--discard=unmap", "--detect-zeroes=off"]
 # Of qemu-img convert, for the rows which create.
 CONVERT_TUNED = ["-W", "-m", "8"]

@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 
-from common import (CONVERT_TUNED, DURABLE, MiB, QEMU_TUNED, TUNED_FLAGS,
+from common import (BEFORE, CONVERT_TUNED, DURABLE, MiB, QEMU_TUNED, TUNED_FLAGS,
                     run)
 
 
@@ -157,6 +157,8 @@ def tables():
         "backup": Table("without", "Backups: this plugin beside itself, "
                         "without a bitmap or a point, with a snapshot, or "
                         "copying all:", CPU + ", of these:"),
+        BEFORE: Table(BEFORE, "This plugin beside another build of it:",
+                      CPU + ", of these:"),
         "manage": Table("cp", "`nbdkit-qcow2-tool` and `qemu-img`, the same "
                         "command on the same image:", "The CPU time of the "
                         "commands (user and system):"),

@@ -3,7 +3,7 @@
 
 """What rows are, and how the servers take turns."""
 
-from common import QEMU_DEFAULT, QEMU_TUNED, say
+from common import BEFORE, QEMU_DEFAULT, QEMU_TUNED, say
 
 
 def faster_qemu(med, flags=""):
@@ -50,6 +50,18 @@ class Row:
         self.conns = conns
         self.again = again
 
+    def against(self):
+        """It compares two builds of this plugin, which is no aim's matter."""
+        self.reference = self.table = BEFORE
+        self.want_raw = self.want_qemu = None
+        self.qemu_nbd = False
+
+    def servers(self):
+        """Those that are compared with ours, and ours."""
+        if self.reference == BEFORE:
+            return [BEFORE, "ours"]
+        return [self.reference, QEMU_DEFAULT, "ours", QEMU_TUNED]
+
     def check(self, bench):
         """What has to be right before anything is measured."""
 
@@ -64,7 +76,7 @@ class Row:
     def lines(self, med):
         """Those of the report, each (title, raw, qemu, ours): which servers
         it compares.  Not every row has all of them."""
-        qemu = faster_qemu(med)
+        qemu = None if self.reference == BEFORE else faster_qemu(med)
         return [(self.title, self.reference, qemu, "ours")] + [
             ("%s, nbdkit%s" % (self.title, t), "raw" + t, qemu, "ours" + t)
             for t in (" -t 1", " -t 4") if "ours" + t in med]

@@ -131,7 +131,7 @@ class StopRow(Backup, Row):
     the live disk."""
     needs_nbd = True
     reference = "live"
-    count = 20                  # of those who do
+    count = 20                  # such clients
 
     def __init__(self, name, title):
         super().__init__(name, title, None, None, "1/s")

@@ -4,7 +4,7 @@
 """Rows which read."""
 
 import clients
-from common import OURS_QCOW2, QEMU_DEFAULT, QEMU_TUNED, say
+from common import OURS_QCOW2, QEMU_DEFAULT, say
 from rows import Row, turns
 from same import check_same
 
@@ -33,14 +33,14 @@ class ReadRow(Row):
             s.stop()
 
     def measure(self, bench):
-        servers = [self.reference, QEMU_DEFAULT, "ours", QEMU_TUNED]
+        servers = self.servers()
         if (self.load is not clients.nbdinfo and self.reference == "raw" and
                 not bench.opts.no_threads):
             servers += ["raw -t 1", "ours -t 1", "raw -t 4", "ours -t 4"]
         if self.data == "tib":
             # This data can't be read as a whole, to have it in the page
             # cache.  But fio reads the same places each time.
-            for server in "raw", QEMU_TUNED, "ours":
+            for server in [s for s in servers if s != QEMU_DEFAULT]:
                 say("%s, warming up: %s" % (self.name, server))
                 self.sample(bench, server, True)
         return turns(bench, self, servers)

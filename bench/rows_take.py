@@ -30,8 +30,7 @@ class TakeRow(Backup, Row):
         self.sets = ["big"]
 
     def start(self, bench, server):
-        """A copy of "big", and who serves it; the writer of the image has
-        begun."""
+        """A copy of "big", and its server; the writer of the image has begun."""
         out = bench.data.path("written.qcow2")
         bench.data.copy("big.qcow2", "written.qcow2")
         if server == "snapshot":

@@ -81,10 +81,10 @@ class WriteRow(Row):
         proofs.prove(bench, self, *args)
 
     def measure(self, bench):
-        servers = [self.reference, QEMU_DEFAULT, "ours", QEMU_TUNED]
-        if self.image == "overlay":
+        servers = self.servers()
+        if self.image == "overlay" and "raw" in servers:
             servers.remove("raw")
-        if self.format == "qed":
+        if self.format == "qed" and QEMU_TUNED in servers:
             # qemu-nbd 7.2 may abort with io_uring: "qed_aio_write_alloc:
             # Assertion `s->allocating_acb == NULL' failed".
             servers = [QEMU_DEFAULT, "ours"]

@@ -10,8 +10,8 @@ import subprocess
 import tempfile
 import time
 
-from common import (OURS_QCOW2, QEMU_DEFAULT, QEMU_TUNED, TUNED_FLAGS, die,
-                    run, say)
+from common import (BEFORE, OURS_QCOW2, QEMU_DEFAULT, QEMU_TUNED, TUNED_FLAGS,
+                    die, run, say)
 from data import Data
 from formats import for_qemu, for_raw, for_us
 
@@ -114,6 +114,7 @@ class Bench:
         """Write rows are measured without this plugin if it can't."""
         import nbd
         probe = os.path.join(os.path.dirname(self.sock), "probe.qcow2")
+        run("qemu-img", "create", "-q", "-f", "qcow2", probe, "1M")
         s = None
         try:
             s = self.start("ours", probe, probe, write=True)
@@ -139,8 +140,8 @@ class Bench:
 
     def start(self, server, reference, image, conns=1, cpu=None,
               write=False, options=()):
-        """server: "qemu", "qemu tuned", "ours"; or what serves the
-        reference, "raw", or ours with QCOW2.  "raw" and "ours" perhaps
+        """server: "qemu", "qemu tuned", "ours", "before" (--against); or what
+        serves the reference, "raw", or ours with QCOW2.  "raw" and "ours" perhaps
         with " -t N".  options are more parameters of ours."""
         name, _, threads = server.partition(" -t ")
         threads = ["-t", threads] if threads else []
@@ -149,9 +150,10 @@ class Bench:
         qemu = ["qemu-nbd"] + read_only + ["-t", "-k", self.sock]
         if name == "raw":
             argv = nbdkit + for_raw(reference)
-        elif name in ("ours", OURS_QCOW2):
-            argv = nbdkit + [self.plugin, *options] + for_us(
-                image if name == "ours" else reference)
+        elif name in ("ours", OURS_QCOW2, BEFORE):
+            plugin = self.opts.against if name == BEFORE else self.plugin
+            argv = nbdkit + [plugin, *options] + for_us(
+                reference if name == OURS_QCOW2 else image)
         elif name == QEMU_DEFAULT:
             # It serves one client at a time unless told otherwise.
             share = ["-e", str(conns)] if conns > 1 else []
