@@ -36,8 +36,8 @@ extern int commit_find_base (const struct image *im, const char *path,
 /* Whether the image has a file below it: else EINVAL is set, and -1 returned. */
 extern int commit_check_base (const struct image *im);
 
-/* If the base is smaller than the image make it as large, which wants the image
- * to be opened anew then: it must not be used any more, but to be closed.
+/* If the base is smaller than the image make it as large.  The image must
+ * be closed then, and not used before it has been opened again.
  * Returns -1 with the error set, as commit_image.
  */
 extern int commit_grow_base (struct image *im, unsigned above,

@@ -171,8 +171,8 @@ why_not_alone (const struct image *im)
     ? "locking=off" : "no lock can be had on it";
 }
 
-/* Should their directory be damaged, they are not listed: who opens one is
- * told.
+/* Should their directory be damaged, they are not listed: opening one gets the
+ * error.
  */
 static int
 list_bitmaps (const struct image *im, struct listing *l)

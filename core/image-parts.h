@@ -107,7 +107,7 @@ struct image_kind {
    */
   int (*check_data) (const struct image *im);
 
-  /* Repair, in a storage that is locked for writing, and read anew what may
+  /* Repair, in a storage that is locked for writing, and read again what may
    * have changed.  Returns -1 with the error set if that was interrupted.
    */
   int (*repair) (struct image *im, enum image_repair mode, struct repaired *r);

@@ -230,7 +230,7 @@ points_main (void *opaque)
     if (ip->unreleased) {
       release (ip);
       ip->ending = false;
-      pthread_cond_broadcast (&p->changed); /* who waits to take one */
+      pthread_cond_broadcast (&p->changed); /* for threads that want to take one */
     }
     else {
       ip->working = false;

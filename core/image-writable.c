@@ -62,7 +62,7 @@ image_verdict (struct image *im, struct verdict *v)
     v->known = v->sticks = true;
     v->err = EIO;
     snprintf (v->message, sizeof v->message, "%s: a repair failed: nothing is "
-              "written until this program is started anew",
+              "written until this program is restarted",
               image_storage (im)->name);
   }
   pthread_mutex_unlock (&im->writer_lock);
@@ -95,10 +95,10 @@ image_check_may_write (const struct image *im)
 
   if (im->repair_failed)
     error_set (EIO, "%s: a repair failed: nothing is written until it is "
-               "opened anew", s->name);
+               "opened again", s->name);
   else if (im->chain.force_share) /* another process may write it */
-    error_set (EROFS, "%s: it is shared with who writes it, so that it can "
-               "only be read", s->name);
+    error_set (EROFS, "%s: it is shared with its writer, so that it can only "
+               "be read", s->name);
   else
     return data != s && storage_check_writable (data) == -1
       ? -1 : storage_check_writable (s);
@@ -294,7 +294,7 @@ image_free_leaks (struct image *im)
 }
 
 /* A search can't tell what a new snapshot has from leaks, before the header leads
- * to it.  One that is stopped begins anew after that.
+ * to it.  One that is stopped starts over after that.
  */
 void
 image_suspend_leaks (struct image *im)

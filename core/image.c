@@ -153,8 +153,8 @@ check_start (struct storage *s, struct storage *below)
   return -1;
 }
 
-/* The image itself must not be its own backing file, nor below that: once it
- * is made anew its data would be lost.  Returns -1 with the error set.
+/* The image itself must not be its own backing file, nor below that: creating
+ * it would destroy that data.  Returns -1 with the error set.
  */
 static int
 check_is_not_below (const struct chain *c, const struct chain_options *options)

@@ -139,8 +139,8 @@ extern void image_hide_places (struct image *im);
  */
 extern int image_close (struct image *im);
 
-/* The same, but the image's file, with its locks, is left open for the caller,
- * who owns it: so that nobody else can change it until more is done there.
+/* The same, but the image's file, with its locks, is left open, and is the
+ * caller's: so that nobody else can change it until more is done there.
  */
 extern int image_close_but_file (struct image *im, struct storage **file);
 

@@ -6,7 +6,7 @@
 #
 # The system as debootstrap makes it is kept, one tar file for each release, in
 # $SYSTEMS (default: nbdkit-qcow2-plugin/ in the user's cache folder).  A file
-# that is removed is made anew.  $APT_CONF is more configuration of apt in the
+# that is removed is made again.  $APT_CONF is more configuration of apt in the
 # system, for instance where a snapshot of sid is older than apt accepts:
 #   APT_CONF='Acquire::Check-Valid-Until "false";'
 

@@ -94,7 +94,7 @@ kill -KILL "$far_pid"
 _gone "$far_pid"
 forget "$far_pid"
 if nbdinfo "$uri" > info 2>&1; then die "what is lost is served"; fi
-grep -q 'connection to its server is lost, until it is opened anew' "$log"
+grep -q 'connection to its server is lost, until it is opened again' "$log"
 if grep -q 'repair' "$log"; then die "it is to be repaired"; fi
 end_process "$pid" || true
 check_clean device.img

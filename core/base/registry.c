@@ -22,7 +22,7 @@ struct entry {
   enum state state;
   struct registry_key key;
   void *thing; /* NULL until it is open */
-  unsigned users; /* and who waits for it to be opened */
+  unsigned users; /* with the threads that wait for it to be opened */
   int err;           /* FAILED: why */
   char message[512]; /* likewise, unescaped */
   struct entry *previous, *next;
@@ -122,7 +122,7 @@ leave_failed (struct entry *e)
     free (e);
 }
 
-/* It could not be opened, which all those share who have waited for it: else
+/* It could not be opened.  All threads that have waited for it fail with that: else
  * each of them in turn would find out the same, however long that takes.  The
  * error is set.  Lock held.
  */

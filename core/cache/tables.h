@@ -84,8 +84,8 @@ struct cache_part {
 
 /* Read what will be wanted of so many tables (CACHE_MAX_PARTS at most), from a
  * storage that reads together, at once: of each the first slices that are not in
- * the cache, and of all no more than a quarter of it holds.  It waits for nobody
- * else's reading.  A failure is not told: who wants a slice meets it.
+ * the cache, and of all no more than a quarter of it holds.  It doesn't wait
+ * for others to read.  A failure is not reported: it recurs when a slice is wanted.
  */
 extern void cache_read_ahead (struct cache *c, struct storage *s, unsigned id,
                               const struct cache_part *parts, unsigned nr,

@@ -104,8 +104,8 @@ check_kind (const struct changing *c, const struct bitmap_member *m,
                c->printable, m->place.v);
   else if (m->state == BITMAP_IN_USE && action != BITMAP_REMOVE)
     error_set (EINVAL, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
-               PRIx64 ") is marked as in use: who wrote the image last did not "
-               "complete it, so that it misses changes; it can only be removed",
+               PRIx64 ") is marked as in use: the last writer of the image did "
+               "not complete it, so that it misses changes; it can only be removed",
                c->e->storage->name, c->printable, m->place.v);
   else
     return 0;

@@ -31,7 +31,7 @@ struct compact_options {
  * off.  Tables of several clusters, in a row, move if there are so many free
  * ones in a row; the file is not made smaller than the last that finds no place.
  * Compressed clusters that straddle move with all that straddle into the same,
- * or else are packed anew, from the last on.  Empty blocks of refcounts are
+ * or else are packed again, from the last on.  Empty blocks of refcounts are
  * dropped.  Done again at once it changes nothing.  Wants what edit_open wants
  * (core/manage/edit.h).  Returns -1 with the error set: ENOTSUP for an image with
  * contents that are unknown here; EACCES if its data can't be deciphered; EIO or

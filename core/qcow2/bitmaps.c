@@ -297,8 +297,8 @@ bitmap_check_usable (struct storage *s, const struct bitmap_info *b)
     return 0;
   case BITMAP_IN_USE:
     error_set (EINVAL, "%s: the bitmap \"%s\" (directory entry at offset 0x%"
-               PRIx64 ") is marked as in use: who wrote the image last did not "
-               "complete it, so that it misses changes", s->name, b->name,
+               PRIx64 ") is marked as in use: the last writer of the image did "
+               "not complete it, so that it misses changes", s->name, b->name,
                b->place.v);
     return -1;
   case BITMAP_UNKNOWN:

@@ -249,8 +249,8 @@ load_shadows (struct piece *p, const struct point_disk *to)
 }
 
 /* How many slices to load, where `wanted' are of use.  A request takes twice as
- * many each time: most want to know of all that there is, and who wants one
- * extent has not read much more.  From afar they are read ahead instead.
+ * many each time: most want to know of all that there is, and a request
+ * for one extent has not read much more.  From afar they are read ahead instead.
  */
 static uint64_t
 slices_to_load (struct piece *p, uint64_t wanted)

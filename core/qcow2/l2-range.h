@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Slices of an L2 table as they are now, for who reads long ranges or whole
+/* Slices of an L2 table as they are now, for reading long ranges or whole
  * tables: around the cache, where they are not in it.
  */
 
@@ -12,7 +12,7 @@
 /* Copy nr slices, which all belong to one table, from the one at this place of
  * the file on, to words, in the order of the disk.  What is in the cache, with
  * changes that are not on the disk yet, comes from there; the rest is read
- * together, and not kept, so that nobody who reads it too is waited for.  Each
+ * together, and not kept, so that no other reader of it is waited for.  Each
  * slice is as it was at some moment of the call, but for entries that change
  * while they are read from the disk.  The caller is in an epoch, or sees to it
  * otherwise that the table is not given another use.  Returns -1 with the error

@@ -105,8 +105,8 @@ points_are_held (const struct points *p)
  */
 extern struct point *points_take (struct points *p);
 
-/* The point has ended: nobody reads it, or it has failed, and all have ended who
- * may have read it before that.  What only it needed is released by
+/* The point has ended: nobody reads it, or it has failed, and all requests that may
+ * have read it before that have ended.  What only it needed is released by
  * unfreeze.  Wants points.lock.
  */
 extern void points_end (struct points *p, struct point *point);

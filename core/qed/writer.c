@@ -483,7 +483,7 @@ commit (struct qed_writer *w)
       r = commit_once (w);
       pthread_mutex_lock (&w->commit);
       w->running = false;
-      if (r == 0) /* else each who waits finds out for itself */
+      if (r == 0) /* else each thread that waits finds out for itself */
         w->finished = number;
       pthread_cond_broadcast (&w->committed);
     }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* A host that has lost what was written tells so once for each descriptor: to
- * one of those who wait for it to be durable.  The others, whom it concerns as
- * much, learn it here: of calls that overlap in time all fail if one does, and
+ * one of the threads that wait for it to be durable.  The others, which it concerns
+ * as much, learn it here: of calls that overlap in time all fail if one does, and
  * so do all later ones (I10).
  */
 

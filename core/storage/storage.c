@@ -20,7 +20,7 @@ static const char *
 reason (int err)
 {
   return err == ENOLINK ? "the connection to its server is lost, until it is "
-    "opened anew" : strerror (err);
+    "opened again" : strerror (err);
 }
 
 int

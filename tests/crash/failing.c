@@ -185,7 +185,7 @@ check_disk (const struct made *m, struct guest *reader, struct guest *g)
   return ok;
 }
 
-/* After the storage works again and the image is opened anew, all is well. */
+/* After the storage works again and the image is opened again, all is well. */
 static bool
 check_again (const struct made *m, struct guest *reader, struct guest *g)
 {

@@ -41,7 +41,7 @@ run_member (void *p)
   return NULL;
 }
 
-/* Requests are dealt in turn; nobody can open the image anew. */
+/* Requests are dealt in turn; nobody can open the image again. */
 static void
 make_member (struct member *b, struct guest *r, struct sharing *sharing,
              const struct script *s, unsigned number, unsigned nr)

@@ -752,7 +752,7 @@ static const char *const grown[] = {
   "v2-c1k-longback-tail", "v3-c512-r1-holes",
 };
 
-/* The cluster that the end cuts is written anew, enciphered. */
+/* The cluster that the end cuts is written again, enciphered. */
 static const char *const grown_encrypted[] = {
   "v3-c4k-luks-longback-tail-snap", "v3-c512-luks-snapall-longback-tail",
 };

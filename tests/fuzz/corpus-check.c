@@ -66,7 +66,7 @@ wrong_refcounts (void)
   corpus_save ("check", "refcounts-too-narrow");
 }
 
-/* All refcounts have to be written anew. */
+/* All refcounts have to be written again. */
 static void
 no_refcounts (void)
 {

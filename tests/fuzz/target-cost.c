@@ -424,7 +424,7 @@ test_cost (const uint8_t *data, size_t size)
   sparse_free (&x.file);
 }
 
-/* A byte here and there, or a whole record anew. */
+/* A byte here and there, or a whole new record. */
 static size_t
 mutate_cost (uint8_t *data, size_t size, size_t max, uint64_t seed)
 {

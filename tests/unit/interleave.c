@@ -332,7 +332,7 @@ close_case (void)
     violation ("closing: %s", error_message ());
   image_check_clean ("after closing", now.disk.data,
                      atomic_load (&now.disk.size));
-  check_reopened ("opened anew", now.disk.data,
+  check_reopened ("opened again", now.disk.data,
                   atomic_load (&now.disk.size), content, must);
   for (i = 0; i < now.nr_bytes; ++i)
     free (now.bytes[i]);

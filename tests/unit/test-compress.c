@@ -59,7 +59,7 @@ start (const struct form *f, uint64_t clusters, uint64_t cut)
 
 static const struct form usual = { 3, 16, 4, false, COMPRESSION_DEFLATE, 1 };
 
-/* It is sound, and the same when it is opened anew. */
+/* It is sound, and the same when it is opened again. */
 static void
 end (void)
 {

@@ -172,7 +172,7 @@ test_failures (void)
   CHECK (writer_flush (doors.bare.writer) == -1);
   CHECK (disk_write (doors.bare.writer, doors.content, SECTOR,
                      (struct guest_off) { at }, 0) == -1);
-  CHECK_ERROR (EIO, "until it is opened anew");
+  CHECK_ERROR (EIO, "until it is opened again");
   CHECK (bare_close (&doors.bare) == -1);
   doors_open_again ();
 }

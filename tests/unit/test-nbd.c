@@ -367,7 +367,7 @@ test_lost_reading (void)
   far_start (&server, "pattern 1M");
   s = storage_nbd_open (server.uri, &defaults, "far");
   CHECK_OK (storage_read (s, buf, 512, at (131072)));
-  /* The same, started anew: nobody notices. */
+  /* The same, restarted: no request notices. */
   far_kill (&server);
   far_start_again (&server, "pattern 1M");
   CHECK_OK (storage_read (s, buf, 512, at (131072)));

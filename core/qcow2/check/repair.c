@@ -262,13 +262,13 @@ complete_l1 (struct storage *s, const struct check_options *options,
   return ret;
 }
 
-/* *anew: the refcounts were moved out of clusters that had another use as well,
+/* *again: the refcounts were moved out of clusters that had another use as well,
  * so that another run may write these.
  */
 static int
 run_once (struct storage *s, enum repair_mode mode,
           const struct check_options *options,
-          struct repair_report *report, bool *anew)
+          struct repair_report *report, bool *again)
 {
   struct repair r = { 0 };
   int ret;
@@ -278,7 +278,7 @@ run_once (struct storage *s, enum repair_mode mode,
   r.keep_leaks = report->before.l1_cut && report->before.leaks > 0;
   r.keep_one = mode == REPAIR_EXCESS;
   ret = run_steps (&r, report);
-  *anew = r.rebuild && r.nr_shared > 0 && r.not_fixed == 0;
+  *again = r.rebuild && r.nr_shared > 0 && r.not_fixed == 0;
   check_end (&r.c);
   free (r.shared);
   return ret;
@@ -288,15 +288,15 @@ static int
 run (struct storage *s, enum repair_mode mode,
      const struct check_options *options, struct repair_report *report)
 {
-  bool anew;
+  bool again;
 
   if (complete_l1 (s, options, report) == -1)
     return -1;
   if (report->why_not != NULL)
     return 0;
-  if (run_once (s, mode, options, report, &anew) == -1)
+  if (run_once (s, mode, options, report, &again) == -1)
     return -1;
-  return anew ? run_once (s, mode, options, report, &anew) : 0;
+  return again ? run_once (s, mode, options, report, &again) : 0;
 }
 
 /* Write a new snapshot table, if nothing else is left to be repaired. */

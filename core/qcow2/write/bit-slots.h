@@ -12,8 +12,8 @@
  *      While a page is written as it is exactly, nobody can hold it, and it is
  *      held again only when what counts as durable is no more than that.
  *  S3  So many requests hold pages at once that there always is one which
- *      nobody holds: who waits for a page waits for I/O only, never for others
- *      that wait.
+ *      nobody holds: a thread that waits for a page waits for I/O only, never for
+ *      others that wait.
  *  S4  While it is not known whether a bitmap ends (FOLLOW_ENDING) what is exact of
  *      it is what it was when that began, or more.  It is not written, and becomes
  *      all that is durable if the bitmap goes on.

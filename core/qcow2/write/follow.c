@@ -97,8 +97,8 @@ static void
 tell_in_use (const struct writer *w, const struct bitmap_info *b)
 {
   if (damage_is_new (w->disk->damage, b->place.v + 1))
-    note_message ("%s: the bitmap \"%s\" is marked as in use: who wrote the "
-                  "image before did not complete it, so that it misses changes "
+    note_message ("%s: the bitmap \"%s\" is marked as in use: an earlier "
+                  "writer of the image did not complete it, so that it misses changes "
                   "and is not kept up to date", writer_name (w), b->name);
 }
 

@@ -83,8 +83,8 @@ size_now (struct writer *w)
   return storage_stamp (data, &now) ? now.size : atomic_load (&data->size);
 }
 
-/* Where it was cut off nobody knows, if it has become longer again since: all of
- * it is looked at anew.
+/* If it has become longer again since, nothing tells where it was cut off: all of
+ * it is looked at again.
  */
 static void
 see_cut (struct writer *w, uint64_t end)

@@ -15,7 +15,7 @@
  *  B3  What is exact of the old one stays what it was at the point, or more, and is
  *      written after that switch only; if the snapshot is not made it is what the
  *      disk says, which has all changes (S4 of qcow2/write/bit-slots.h).
- *  B4  Before that, who reads an earlier point by the new bitmap, or a later one by
+ *  B4  Before that, reading an earlier point by the new bitmap, or a later one by
  *      the old bitmap, is refused from then on (qcow2/bitmap-lives.h).
  *  B5  The old directory is given up after the switch is durable.  If the snapshot
  *      is not made, what the new bitmap has is given up, once no request marks it.

@@ -337,7 +337,7 @@ writeback_check (struct writeback *c)
   if (!atomic_load_explicit (&c->failed, memory_order_acquire))
     return 0;
   pthread_mutex_lock (&c->lock);
-  error_set (EIO, "%s: nothing is written any more until it is opened anew, "
+  error_set (EIO, "%s: nothing is written any more until it is opened again, "
              "since this failed: %s", c->tables->name, c->message);
   pthread_mutex_unlock (&c->lock);
   error_set_repeated ();

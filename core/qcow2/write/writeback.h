@@ -88,8 +88,8 @@ struct writeback {
   _Atomic uint64_t durable;  /* the number of the last durable batch */
   _Atomic bool unflushed;    /* something was written since the last flush */
 
-  /* Held by who reads the header's first sector and writes all of it, and by who
-   * changes the place of the refcount table there; around I/O of that sector.
+  /* Held for reading the header's first sector and writing all of it, and for
+   * changing the place of the refcount table there; around I/O of that sector.
    */
   pthread_mutex_t header_lock;
 
