@@ -39,11 +39,15 @@ class Serving:
     """The server that the manual starts: what Guest wants of one."""
 
     def __init__(self, command):
-        self.sock = path("disk.sock")
+        self.sock, pid = path("disk.sock"), path("disk.pid")
+        if os.path.exists(pid):
+            os.unlink(pid)
         self.p = subprocess.Popen(
-            command.replace("nbdkit ", "exec nbdkit -f --exit-with-parent "),
+            command.replace("nbdkit ", "exec nbdkit -f --exit-with-parent "
+                            "-P disk.pid "),
             shell=True, cwd=path("."), stdin=subprocess.DEVNULL)
-        while not os.path.exists(self.sock) and self.p.poll() is None:
+        # The socket is there before anybody listens to it.
+        while not os.path.exists(pid) and self.p.poll() is None:
             time.sleep(0.01)
 
     def connect(self, export="", meta=True):
