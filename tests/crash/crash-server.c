@@ -4,6 +4,7 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -20,26 +21,24 @@
 #include "random.h"
 #include "storage/nbd.h"
 
-#define WORKERS 2
 #define MAX_CONNECTIONS NBD_MAX_CONNECTIONS
 
-/* One connection, read by a thread of its own. */
+/* A request that waits to be begun. */
+struct job {
+  struct wire_request q;
+  uint8_t *data; /* WRITE; or room for what is read */
+  uint64_t arrived;
+};
+
+/* One connection: a thread of its own does what it asks for. */
 struct connection {
   struct crash_server *server;
   unsigned number;
   int fd;
   pthread_t thread;
-  pthread_mutex_t lock; /* of what is sent */
-  unsigned queued;      /* requests of it that wait or run; server.lock */
-};
-
-/* A request that waits to be begun. */
-struct job {
-  struct connection *from;
-  struct wire_request q;
-  uint8_t *data; /* WRITE; or room for what is read */
-  uint64_t arrived;
-  uint64_t seed;
+  uint64_t random, arrivals;
+  struct job *job;
+  unsigned nr_jobs, jobs_allocated;
 };
 
 struct crash_server {
@@ -49,15 +48,11 @@ struct crash_server {
   struct wire_export export;
   char folder[80], sock[96], uri[128];
   int listener;
-  pthread_t acceptor, worker[WORKERS];
+  uint64_t seed;
 
-  pthread_mutex_t lock;
-  pthread_cond_t changed; /* there are jobs; the end; a connection has none */
-  struct job *job;
-  unsigned nr_jobs, jobs_allocated;
-  uint64_t arrivals, random;
-  bool ends;
-  struct connection connection[MAX_CONNECTIONS]; /* the acceptor's, until it ends */
+  /* The acceptor's, until it ends. */
+  pthread_t acceptor;
+  struct connection connection[MAX_CONNECTIONS];
   unsigned nr_connections;
 };
 
@@ -198,9 +193,9 @@ check_request (const struct crash_server *s, const struct job *j)
 }
 
 static uint32_t
-error_of (int r)
+error_of (bool failed)
 {
-  if (r != -1)
+  if (!failed)
     return 0;
   switch (errno) {
   case ENOSPC: return WIRE_ENOSPC;
@@ -211,18 +206,17 @@ error_of (int r)
 
 /* All of it, as a server would. */
 static uint32_t
-write_all (struct crash_server *s, const struct job *j)
+write_all (struct storage *s, const struct job *j)
 {
   const bool durable = be16toh (j->q.flags) & WIRE_FUA;
   uint64_t offset = be64toh (j->q.offset);
   struct iovec iov = { j->data, be32toh (j->q.count) };
 
   while (iov.iov_len > 0) {
-    const ssize_t r = s->storage->ops->pwritev (s->storage, &iov, 1, offset,
-                                                durable);
+    const ssize_t r = s->ops->pwritev (s, &iov, 1, offset, durable);
 
     if (r == -1)
-      return error_of (-1);
+      return error_of (true);
     iov.iov_base = (uint8_t *) iov.iov_base + r;
     iov.iov_len -= r;
     offset += r;
@@ -232,38 +226,39 @@ write_all (struct crash_server *s, const struct job *j)
 
 /* What is trimmed may become zeros, may stay, and may hold anything. */
 static uint32_t
-trim (struct crash_server *s, const struct job *j)
+trim (struct connection *c, const struct job *j)
 {
+  struct storage *s = c->server->storage;
   const uint64_t offset = be64toh (j->q.offset);
   const uint32_t count = be32toh (j->q.count);
-  uint64_t seed = j->seed;
   struct iovec iov = { j->data, count };
 
-  switch (seed % 4) {
+  switch (random_below (&c->random, 4)) {
   case 0:
     return 0;
   case 1:
-    random_fill (&seed, j->data, count);
-    return error_of (s->storage->ops->pwritev (s->storage, &iov, 1, offset,
-                                               false) == -1 ? -1 : 0);
+    random_fill (&c->random, j->data, count);
+    return error_of (s->ops->pwritev (s, &iov, 1, offset, false) == -1);
   default:
-    return error_of (s->storage->ops->zero (s->storage, offset, count, true));
+    return error_of (s->ops->zero (s, offset, count, true) == -1);
   }
 }
 
 static uint32_t
-change (struct crash_server *s, const struct job *j)
+change (struct connection *c, const struct job *j)
 {
+  struct storage *s = c->server->storage;
+
   switch (be16toh (j->q.type)) {
   case WIRE_WRITE:
     return write_all (s, j);
   case WIRE_FLUSH:
-    return error_of (s->storage->ops->flush (s->storage));
+    return error_of (s->ops->flush (s) == -1);
   case WIRE_TRIM:
-    return trim (s, j);
+    return trim (c, j);
   case WIRE_ZERO:
-    return error_of (s->storage->ops->zero (s->storage, be64toh (j->q.offset),
-                                            be32toh (j->q.count), false));
+    return error_of (s->ops->zero (s, be64toh (j->q.offset),
+                                   be32toh (j->q.count), false) == -1);
   default:
     strange (j);
   }
@@ -271,18 +266,17 @@ change (struct crash_server *s, const struct job *j)
 
 /* Into the room that it has: returns an error. */
 static uint32_t
-read_all (struct crash_server *s, const struct job *j)
+read_all (struct storage *s, const struct job *j)
 {
   const uint32_t count = be32toh (j->q.count);
   uint32_t at = 0;
 
   while (at < count) {
-    const ssize_t r = s->storage->ops->pread (s->storage, j->data + at,
-                                              count - at,
-                                              be64toh (j->q.offset) + at);
+    const ssize_t r = s->ops->pread (s, j->data + at, count - at,
+                                     be64toh (j->q.offset) + at);
 
     if (r == -1)
-      return error_of (-1);
+      return error_of (true);
     at += r;
   }
   return 0;
@@ -290,7 +284,7 @@ read_all (struct crash_server *s, const struct job *j)
 
 /* A few extents at a time. */
 static uint32_t
-find_extents (struct crash_server *s, const struct job *j, uint32_t *pairs,
+find_extents (struct storage *s, const struct job *j, uint32_t *pairs,
               unsigned *nr)
 {
   uint64_t offset = be64toh (j->q.offset), length;
@@ -298,9 +292,8 @@ find_extents (struct crash_server *s, const struct job *j, uint32_t *pairs,
   bool hole;
 
   for (*nr = 0; left > 0 && *nr < 3; ++*nr) {
-    if (s->storage->ops->extent (s->storage, offset, left, &hole, &length)
-        == -1)
-      return error_of (-1);
+    if (s->ops->extent (s, offset, left, &hole, &length) == -1)
+      return error_of (true);
     pairs[2 * *nr] = length;
     pairs[2 * *nr + 1] = hole ? 3 : 0; /* a hole, of zeros */
     offset += length;
@@ -309,157 +302,115 @@ find_extents (struct crash_server *s, const struct job *j, uint32_t *pairs,
   return 0;
 }
 
-/* Do it, and answer.  What is done and what is sent are apart: meanwhile another
- * worker can overtake this one.
- */
+/* Do it, and answer. */
 static void
-do_job (struct crash_server *s, const struct job *j)
+do_job (struct connection *c, const struct job *j)
 {
-  struct connection *c = j->from;
+  struct storage *s = c->server->storage;
   const unsigned type = be16toh (j->q.type);
   uint32_t pairs[2 * WIRE_MAX_EXTENTS], error;
   unsigned nr = 0;
 
-  check_request (s, j);
+  check_request (c->server, j);
   error = type == WIRE_READ ? read_all (s, j)
-    : type == WIRE_EXTENTS ? find_extents (s, j, pairs, &nr) : change (s, j);
-  pthread_mutex_lock (&c->lock);
+    : type == WIRE_EXTENTS ? find_extents (s, j, pairs, &nr) : change (c, j);
   if (error != 0 || (type != WIRE_READ && type != WIRE_EXTENTS))
     wire_put_error (c->fd, &j->q, error);
   else if (type == WIRE_READ)
     wire_put_read (c->fd, &j->q, j->data, be32toh (j->q.count));
   else
     wire_put_extents (c->fd, &j->q, pairs, nr);
-  pthread_mutex_unlock (&c->lock);
-}
-
-/* ----------------------------------------------------------------- workers */
-
-/* lock held */
-static void
-count_job (struct crash_server *s, const struct job *j)
-{
-  unsigned i;
-
-  if (s->stats == NULL)
-    return;
-  atomic_fetch_add (&s->stats->requests, 1);
-  if (j->from->number > 0)
-    atomic_fetch_add (&s->stats->beside, 1);
-  for (i = 0; i < s->nr_jobs; ++i)
-    if (s->job[i].from == j->from && s->job[i].arrived < j->arrived) {
-      atomic_fetch_add (&s->stats->overtaken, 1);
-      break;
-    }
-}
-
-/* Whichever of those that wait.  lock held. */
-static struct job
-take_job (struct crash_server *s)
-{
-  const unsigned i = random_below (&s->random, s->nr_jobs);
-  struct job j = s->job[i];
-
-  j.seed = random_next (&s->random);
-  s->job[i] = s->job[--s->nr_jobs];
-  count_job (s, &j);
-  return j;
-}
-
-/* Others may come meanwhile.  lock held, and released meanwhile. */
-static void
-linger (struct crash_server *s)
-{
-  if (random_below (&s->random, 2) != 0)
-    return;
-  pthread_mutex_unlock (&s->lock);
-  sched_yield ();
-  pthread_mutex_lock (&s->lock);
-}
-
-static void *
-work (void *opaque)
-{
-  struct crash_server *s = opaque;
-
-  pthread_mutex_lock (&s->lock);
-  for (;;) {
-    struct job j;
-
-    if (s->nr_jobs > 0)
-      linger (s);
-    if (s->nr_jobs == 0) {
-      if (s->ends)
-        break;
-      pthread_cond_wait (&s->changed, &s->lock);
-      continue;
-    }
-    j = take_job (s);
-    pthread_mutex_unlock (&s->lock);
-    do_job (s, &j);
-    free (j.data);
-    pthread_mutex_lock (&s->lock);
-    if (--j.from->queued == 0)
-      pthread_cond_broadcast (&s->changed);
-  }
-  pthread_mutex_unlock (&s->lock);
-  return NULL;
 }
 
 /* ------------------------------------------------------------- connections */
 
 static void
-add_job (struct connection *c, const struct wire_request *q, uint8_t *data)
+count_job (struct connection *c, const struct job *j)
 {
-  struct crash_server *s = c->server;
+  struct crash_server_stats *stats = c->server->stats;
+  unsigned i;
 
-  pthread_mutex_lock (&s->lock);
-  GROW (s->job, s->nr_jobs, s->jobs_allocated);
-  s->job[s->nr_jobs++] = (struct job) { c, *q, data, s->arrivals++, 0 };
-  c->queued++;
-  pthread_cond_broadcast (&s->changed);
-  pthread_mutex_unlock (&s->lock);
+  if (stats == NULL)
+    return;
+  atomic_fetch_add (&stats->requests, 1);
+  if (c->number > 0)
+    atomic_fetch_add (&stats->beside, 1);
+  for (i = 0; i < c->nr_jobs; ++i)
+    if (c->job[i].arrived < j->arrived) {
+      atomic_fetch_add (&stats->overtaken, 1);
+      break;
+    }
 }
 
-/* Returns false if the client has gone. */
+/* Whichever of those that wait. */
+static void
+do_any (struct connection *c)
+{
+  const unsigned i = random_below (&c->random, c->nr_jobs);
+  const struct job j = c->job[i];
+
+  c->job[i] = c->job[--c->nr_jobs];
+  count_job (c, &j);
+  do_job (c, &j);
+  free (j.data);
+}
+
+static void *
+room (uint32_t count)
+{
+  const size_t unit = CRASH_SERVER_UNIT;
+
+  return must_have (aligned_alloc (unit, (count / unit + 1) * unit));
+}
+
+/* Wait for a request.  Returns false if the client has gone. */
 static bool
 get_request (struct connection *c)
 {
-  struct wire_request q;
-  uint8_t *data = NULL;
+  struct job j = { .arrived = c->arrivals++ };
   unsigned type;
 
-  if (!wire_get (c->fd, &q, sizeof q))
+  if (!wire_get (c->fd, &j.q, sizeof j.q))
     return false;
-  type = be16toh (q.type);
+  type = be16toh (j.q.type);
   if (type == WIRE_DISCONNECT)
     return false;
   if (type == WIRE_READ || type == WIRE_WRITE || type == WIRE_TRIM)
-    data = must_have (aligned_alloc (CRASH_SERVER_UNIT,
-                                     (be32toh (q.count) / CRASH_SERVER_UNIT + 1)
-                                     * CRASH_SERVER_UNIT));
-  if (type == WIRE_WRITE && !wire_get (c->fd, data, be32toh (q.count))) {
-    free (data);
+    j.data = room (be32toh (j.q.count));
+  if (type == WIRE_WRITE && !wire_get (c->fd, j.data, be32toh (j.q.count))) {
+    free (j.data);
     return false;
   }
-  add_job (c, &q, data);
+  GROW (c->job, c->nr_jobs, c->jobs_allocated);
+  c->job[c->nr_jobs++] = j;
   return true;
+}
+
+/* Whether more has come; at times it is given time for that. */
+static bool
+has_more (struct connection *c)
+{
+  struct pollfd p = { .fd = c->fd, .events = POLLIN };
+
+  if (random_below (&c->random, 32) == 0)
+    sched_yield ();
+  return poll (&p, 1, 0) > 0;
 }
 
 static void *
 serve (void *opaque)
 {
   struct connection *c = opaque;
-  struct crash_server *s = c->server;
+  bool stays = wire_negotiate (c->fd, &c->server->export);
 
-  if (wire_negotiate (c->fd, &s->export))
-    while (get_request (c))
-      ;
-  pthread_mutex_lock (&s->lock);
-  while (c->queued > 0)
-    pthread_cond_wait (&s->changed, &s->lock);
-  pthread_mutex_unlock (&s->lock);
+  while (stays || c->nr_jobs > 0) {
+    while (stays && (c->nr_jobs == 0 || has_more (c)))
+      stays = get_request (c);
+    if (c->nr_jobs > 0)
+      do_any (c);
+  }
   close (c->fd);
+  free (c->job);
   return NULL;
 }
 
@@ -477,9 +428,10 @@ accept_all (void *opaque)
       abort ();
     }
     *c = (struct connection) {
-      .server = s, .number = s->nr_connections++, .fd = fd,
-      .lock = PTHREAD_MUTEX_INITIALIZER,
+      .server = s, .number = s->nr_connections, .fd = fd,
+      .random = mix (s->seed + s->nr_connections),
     };
+    s->nr_connections++;
     if (pthread_create (&c->thread, NULL, serve, c) != 0)
       abort ();
   }
@@ -529,24 +481,18 @@ struct crash_server *
 crash_server_start (struct crash_disk *d, const struct crash_server_plan *plan)
 {
   struct crash_server *s = must_have (calloc (1, sizeof *s));
-  unsigned i;
 
   if (d->size % CRASH_SERVER_UNIT != 0)
     abort ();
   s->kind = plan->kind;
   s->kind.no_zero |= d->no_zero;
   s->stats = plan->stats;
-  s->random = plan->seed;
+  s->seed = plan->seed;
   s->storage = crash_storage_open (d, "far");
   set_export (s, d->size);
-  pthread_mutex_init (&s->lock, NULL);
-  pthread_cond_init (&s->changed, NULL);
   listen_there (s);
   if (pthread_create (&s->acceptor, NULL, accept_all, s) != 0)
     abort ();
-  for (i = 0; i < WORKERS; ++i)
-    if (pthread_create (&s->worker[i], NULL, work, s) != 0)
-      abort ();
   return s;
 }
 
@@ -559,17 +505,10 @@ crash_server_end (struct crash_server *s)
   pthread_join (s->acceptor, NULL);
   for (i = 0; i < s->nr_connections; ++i)
     pthread_join (s->connection[i].thread, NULL);
-  pthread_mutex_lock (&s->lock);
-  s->ends = true;
-  pthread_cond_broadcast (&s->changed);
-  pthread_mutex_unlock (&s->lock);
-  for (i = 0; i < WORKERS; ++i)
-    pthread_join (s->worker[i], NULL);
   close (s->listener);
   unlink (s->sock);
   rmdir (s->folder);
   storage_close (s->storage);
-  free (s->job);
   free (s);
 }
 

@@ -236,7 +236,7 @@ choose_script (const struct made *m, uint64_t number, unsigned threads,
 #define LARGE_BYTES (UINT64_C (1) << 20)
 #define LARGE_EVERY 8
 
-#define RESERVE_BYTES (UINT64_C (2) << 20)
+#define RESERVE_BYTES (UINT64_C (1) << 20)
 
 static bool
 is_its_turn (const struct made *m, uint64_t *number)
@@ -290,7 +290,7 @@ device_room (const struct made *m)
 {
   const uint64_t reserve = 256 * m->cluster_size;
 
-  return 2 * m->disk_size + 32 * m->cluster_size +
+  return m->disk_size + 16 * m->cluster_size +
     3 * (reserve < RESERVE_BYTES ? reserve : RESERVE_BYTES);
 }
 
