@@ -337,7 +337,7 @@ count_job (struct connection *c, const struct job *j)
     atomic_fetch_add (&stats->beside, 1);
   for (i = 0; i < c->nr_jobs; ++i)
     if (c->job[i].arrived < j->arrived) {
-      atomic_fetch_add (&stats->overtaken, 1);
+      atomic_fetch_add (&stats->early, 1);
       break;
     }
 }

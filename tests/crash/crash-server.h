@@ -41,7 +41,7 @@ extern struct crash_server_kind crash_server_any (uint64_t seed);
 /* What was seen of requests, of all servers; may be shared by processes. */
 struct crash_server_stats {
   _Atomic uint64_t requests;
-  _Atomic uint64_t overtaken; /* later ones of the connection were begun before */
+  _Atomic uint64_t early;     /* begun while earlier ones of the connection waited */
   _Atomic uint64_t beside;    /* on a connection that was not the server's first */
 };
 
@@ -63,7 +63,7 @@ crash_server_start (struct crash_disk *d, const struct crash_server_plan *plan);
 /* The clients must have gone. */
 extern void crash_server_end (struct crash_server *s);
 
-/* Connect to it, by storage/nbd. */
+/* Connect to it, by storage/nbd.  Aborts if that fails. */
 extern struct storage *crash_server_open (const struct crash_server *s,
                                           const char *name);
 

@@ -407,9 +407,9 @@ print_stats (double seconds, bool last)
             "right refcounts all the same\n", (uint64_t) s->dirty,
             (uint64_t) s->mended);
   if (last && s->far.requests > 0)
-    printf ("%" PRIu64 " requests to servers, %" PRIu64 " of them overtaken, "
+    printf ("%" PRIu64 " requests to servers, %" PRIu64 " of them out of order, "
             "%" PRIu64 " on a further connection\n",
-            (uint64_t) s->far.requests, (uint64_t) s->far.overtaken,
+            (uint64_t) s->far.requests, (uint64_t) s->far.early,
             (uint64_t) s->far.beside);
   if (last && s->asked > 0)
     printf ("%" PRIu64 " states judged by qemu-img as well\n",

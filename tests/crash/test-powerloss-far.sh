@@ -19,7 +19,7 @@ echo "$text"
 [ $r = 0 ] || exit $r
 # Servers were asked, did not keep to the order, and had several connections.
 n='[1-9][0-9]*'
-if ! grep -q "^$n requests to servers, $n of them overtaken, $n on a further" \
+if ! grep -q "^$n requests to servers, $n of them out of order, $n on a further" \
         <<< "$text"; then
     echo 'nothing out of order, or nothing on a further connection'
     exit 1
