@@ -33,6 +33,8 @@ explore_line (const struct explore_place *p, char *buf, size_t size)
 
   if (p->threads > 1 && n > 0 && (size_t) n < size)
     n += snprintf (buf + n, size - n, " --threads %u", p->threads);
+  if (p->far[0] != '\0' && n > 0 && (size_t) n < size)
+    n += snprintf (buf + n, size - n, " --far=%s", p->far);
   if (p->in_state && n > 0 && (size_t) n < size)
     n += snprintf (buf + n, size - n, " --cut %" PRIu64 " --subset %s",
                    p->cut, landed_format (p->landed, landed, sizeof landed));
@@ -461,6 +463,9 @@ go_on (struct explore *e, const struct check_result *before)
   return true;
 }
 
+/* One state of so many is read and written on a server, too. */
+#define FAR_EVERY 32
+
 static bool
 check_state (struct explore *e, struct cut *c, const struct history *h,
              struct landed l)
@@ -476,6 +481,8 @@ check_state (struct explore *e, struct cut *c, const struct history *h,
   e->number++;
   if (!check_metadata (e, e->again.m, &e->state, e->again.m->leaks, &result))
     return false;
+  e->again.far = e->options->far && state_seed (e->place) % FAR_EVERY == 3
+    ? &e->far : NULL;
   if (!guest_start (&e->again, e->state.bytes, e->state.size))
     return violation (e, "%s", e->again.why);
   ok = check_data (e, &e->again, h, e->guest.takes, e->place->cut, &present);
@@ -670,6 +677,19 @@ all_cuts (struct explore *e, const struct made *m, const struct log *log)
   cut_free (c);
 }
 
+/* The workload itself is done on a server. */
+static void
+start_far (struct explore *e)
+{
+  e->far = (struct crash_server_plan) {
+    .kind = e->options->far_kind, .seed = e->options->seed,
+    .stats = &e->stats->far,
+  };
+  crash_server_format (&e->far.kind, e->place->far, sizeof e->place->far);
+  e->guest.far = &e->far;
+  e->guest.careless = true; /* reading everything all the time takes long */
+}
+
 uint64_t
 explore (struct explore *e, const struct made *m, const struct script *s,
          const char *text)
@@ -682,13 +702,17 @@ explore (struct explore *e, const struct made *m, const struct script *s,
   snprintf (p->script, sizeof p->script, "%s", text);
   p->seed = e->options->seed;
   p->threads = e->options->threads;
+  p->far[0] = '\0';
   p->in_state = p->in_second = false;
   e->taken = e->options->points;
   guest_init (&e->guest, m);
   guest_init (&e->again, m);
+  if (e->options->far)
+    start_far (e);
   e->again.first_number = 1000000;
   e->again.careless = true;
   if (run_workload (e, m, s) || e->options->cut != EXPLORE_ANY) {
+    e->guest.far = NULL; /* it reads states from now on */
     log = take_log (e->guest.disk);
     atomic_fetch_add (&e->stats->calls, log.nr);
     if (e->options->verbose)

@@ -25,6 +25,7 @@ struct explore_stats {
   _Atomic uint64_t leaking; /* states with leaks */
   _Atomic uint64_t most_leaks;
   _Atomic uint64_t violations;
+  struct crash_server_stats far;
 };
 
 /* Where a worker is, for a line that repeats it. */
@@ -35,6 +36,7 @@ struct explore_place {
   char script[EXPLORE_SCRIPT_TEXT];
   uint64_t seed;
   unsigned threads;
+  char far[96]; /* the kind of server; empty: none */
   bool in_state, in_second;
   uint64_t cut, cut2;
   struct landed landed, landed2;
@@ -56,6 +58,8 @@ struct explore_options {
   unsigned second_every; /* one state of so many is cut a second time */
   unsigned ask_every;    /* qemu-img judges one state of so many; 0: none */
   bool points;           /* are taken after a cut, too */
+  bool far;              /* the image is on a server ... */
+  struct crash_server_kind far_kind; /* ... of this kind */
   bool verbose;          /* print the calls of storage */
 };
 
@@ -66,6 +70,7 @@ struct explore {
   uint64_t violations;   /* of this worker */
   struct guest guest, again;
   struct disk_state state, state2;
+  struct crash_server_plan far;
   uint64_t leaks;        /* of the state that is written again */
   bool uncounted;        /* that is not known: refcounts were not looked at */
   bool taken;            /* snapshots are made: what it says of clusters' refcounts

@@ -67,21 +67,40 @@ guest_free (struct guest *r)
   memset (r, 0, sizeof *r);
 }
 
+static struct storage *
+open_disk (struct guest *r)
+{
+  if (r->far == NULL)
+    return crash_storage_open (r->disk, "test");
+  r->server = crash_server_start (r->disk, r->far);
+  return crash_server_open (r->server, "test");
+}
+
+static void
+end_server (struct guest *r)
+{
+  if (r->server != NULL)
+    crash_server_end (r->server);
+  r->server = NULL;
+}
+
 bool
 guest_open (struct guest *r)
 {
   struct storage *s[2];
   unsigned nr = 0;
 
-  s[nr++] = crash_storage_open (r->disk, "test");
+  s[nr++] = open_disk (r);
   if (r->m->backing != NULL)
     s[nr++] = crash_storage_open_readonly (&r->backing, "backing");
   r->writable = false;
   r->im = r->m->aes
     ? image_open_encrypted (s, nr, CACHE_SIZE, &made_passphrases)
     : image_open_storages (s, nr, CACHE_SIZE);
-  if (r->im == NULL)
+  if (r->im == NULL) {
+    end_server (r);
     return guest_wrong (r, "it does not open: %s", error_message ());
+  }
   return guest_allow_points (r);
 }
 
@@ -215,6 +234,7 @@ guest_close (struct guest *r)
   ret = image_close (r->im);
   memory_armed = false;
   r->im = NULL;
+  end_server (r);
   r->unclean = ret == -1;
   if (ret == 0 && r->writable)
     history_flushed (r->history, issued, crash_disk_now (r->disk));

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "crash-server.h"
 #include "crash-storage.h"
 #include "history.h"
 #include "image.h"
@@ -31,6 +32,8 @@ struct guest {
   const struct made *m;
   struct crash_disk *disk;
   struct crash_disk backing;
+  const struct crash_server_plan *far; /* the disk is on such a server; or NULL */
+  struct crash_server *server;         /* while the image is open */
   struct history *history;
   uint8_t *expect;       /* how the disk reads now */
   uint8_t *buf, *buf2;   /* of the disk's size */

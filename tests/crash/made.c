@@ -12,6 +12,8 @@
 #include "base/bytes.h"
 #include "content.h"
 #include "maker.h"
+#include "must-have.h"
+#include "random.h"
 
 void
 made_free (struct made *m)
@@ -25,6 +27,26 @@ made_free (struct made *m)
   for (i = 0; i < m->nr_snapshots; ++i)
     free (m->snapshot_content[i]);
   memset (m, 0, sizeof *m);
+}
+
+#define DEVICE_UNIT 4096
+
+static uint64_t
+round_up (uint64_t n, uint64_t unit)
+{
+  return (n + unit - 1) / unit * unit;
+}
+
+void
+made_on_device (struct made *m, uint64_t more, uint64_t seed)
+{
+  const uint64_t end = round_up (m->size, m->cluster_size);
+  const uint64_t size = round_up (end + more, DEVICE_UNIT);
+
+  m->bytes = must_have (realloc (m->bytes, size));
+  memset (m->bytes + m->size, 0, end - m->size); /* as the file read there */
+  random_fill (&seed, m->bytes + end, size - end);
+  m->size = size;
 }
 
 unsigned

@@ -123,6 +123,11 @@ struct made {
 extern bool made_image (struct made *m, const char *name);
 extern void made_free (struct made *m);
 
+/* The image is on a device of so many more bytes, or a little more, which are
+ * what was left there by others.
+ */
+extern void made_on_device (struct made *m, uint64_t more, uint64_t seed);
+
 /* How many of the bitmaps of this image are in use, as bytes are now. */
 extern unsigned made_bitmaps_in_use (const struct made *m,
                                      const uint8_t *bytes);

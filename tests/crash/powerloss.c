@@ -23,6 +23,7 @@
 #include "explore.h"
 #include "fixed-key.h"
 #include "random.h"
+#include "storage/nbd.h"
 
 #define MAX_JOBS 256
 
@@ -59,6 +60,7 @@ static struct {
   uint64_t workloads; /* at most */
   bool quiet;
   bool points;
+  bool any_far;       /* each workload on another kind of server */
 } options = {
   .explore = {
     .seed = 1, .cut = EXPLORE_ANY, .cut2 = EXPLORE_ANY, .threads = 1,
@@ -85,6 +87,10 @@ usage (FILE *f)
 "                 random:SEED:REQUESTS or churn:SEED:REQUESTS;\n"
 "                 points:SEED: before it does what --points does\n"
 "  --points       take points in time and make snapshots among the requests\n"
+"  --far[=WORDS]  the image is on an NBD server, which has everything (all), or\n"
+"                 what these words say, such as nofua+block4096: nofua, nozero,\n"
+"                 nofast, notrim, noextents, blockN, many (connections); without\n"
+"                 words it is another one each time\n"
 "  --seed N       of all that is random\n"
 "  --cut N        only the cut at this call of the storage\n"
 "  --subset WHICH only this subset of the pending calls: none, all, prefix:N,\n"
@@ -230,6 +236,8 @@ choose_script (const struct made *m, uint64_t number, unsigned threads,
 #define LARGE_BYTES (UINT64_C (1) << 20)
 #define LARGE_EVERY 8
 
+#define RESERVE_BYTES (UINT64_C (1) << 20)
+
 static bool
 is_its_turn (const struct made *m, uint64_t *number)
 {
@@ -266,9 +274,24 @@ run_script (struct explore *e, const struct made *m, uint64_t number,
   }
   script_text (s, text, line, sizeof line);
   with.threads = threads;
+  if (options.any_far)
+    with.far_kind = crash_server_any (options.explore.seed + mix (number) +
+                                      mix (m->size + m->nr_clusters));
   e->options = &with;
   (void) explore (e, m, s, line);
   free (s);
+}
+
+/* What is beyond the image on a device: enough for all that scripts do, and for
+ * the reserves of the allocator, which a cut leaks.
+ */
+static uint64_t
+device_room (const struct made *m)
+{
+  const uint64_t reserve = 256 * m->cluster_size;
+
+  return m->disk_size + 16 * m->cluster_size +
+    3 * (reserve < RESERVE_BYTES ? reserve : RESERVE_BYTES);
 }
 
 static void
@@ -281,8 +304,11 @@ run_one (struct explore *e, const char *name, uint64_t number,
     fprintf (stderr, "powerloss: there is no image %s\n", name);
     exit (2);
   }
-  if (is_its_turn (&m, &number))
+  if (is_its_turn (&m, &number)) {
+    if (options.explore.far)
+      made_on_device (&m, device_room (&m), options.explore.seed);
     run_script (e, &m, number, threads);
+  }
   made_free (&m);
 }
 
@@ -380,6 +406,11 @@ print_stats (double seconds, bool last)
     printf ("%" PRIu64 " states marked as dirty, %" PRIu64 " of them with "
             "right refcounts all the same\n", (uint64_t) s->dirty,
             (uint64_t) s->mended);
+  if (last && s->far.requests > 0)
+    printf ("%" PRIu64 " requests to servers, %" PRIu64 " of them out of order, "
+            "%" PRIu64 " on a further connection\n",
+            (uint64_t) s->far.requests, (uint64_t) s->far.early,
+            (uint64_t) s->far.beside);
   if (last && s->asked > 0)
     printf ("%" PRIu64 " states judged by qemu-img as well\n",
             (uint64_t) s->asked);
@@ -498,8 +529,8 @@ supervise (void)
 enum {
   OPT_SECONDS = 256, OPT_JOBS, OPT_IMAGE, OPT_EVERY, OPT_SCRIPT, OPT_SEED,
   OPT_CUT, OPT_SUBSET, OPT_CUT2, OPT_SUBSET2, OPT_THREADS, OPT_MIX, OPT_CUTS,
-  OPT_POINTS, OPT_TORN, OPT_SECOND, OPT_RANDOM, OPT_WORKLOADS, OPT_ASK, OPT_VERBOSE,
-  OPT_QUIET, OPT_LIST, OPT_HELP,
+  OPT_POINTS, OPT_FAR, OPT_TORN, OPT_SECOND, OPT_RANDOM, OPT_WORKLOADS,
+  OPT_ASK, OPT_VERBOSE, OPT_QUIET, OPT_LIST, OPT_HELP,
 };
 
 static const struct option long_options[] = {
@@ -517,6 +548,7 @@ static const struct option long_options[] = {
   { "threads", required_argument, NULL, OPT_THREADS },
   { "mix", required_argument, NULL, OPT_MIX },
   { "cuts", required_argument, NULL, OPT_CUTS },
+  { "far", optional_argument, NULL, OPT_FAR },
   { "torn", required_argument, NULL, OPT_TORN },
   { "second", required_argument, NULL, OPT_SECOND },
   { "random", required_argument, NULL, OPT_RANDOM },
@@ -562,6 +594,20 @@ positive (const char *text)
   return v;
 }
 
+/* Without a word the kinds differ. */
+static void
+far (const char *arg)
+{
+  struct explore_options *e = &options.explore;
+
+  e->far = true;
+  options.any_far = arg == NULL;
+  if (arg == NULL || crash_server_parse (&e->far_kind, arg))
+    return;
+  fprintf (stderr, "powerloss: there is no server %s\n", arg);
+  exit (2);
+}
+
 static void
 set_option (int opt, const char *arg)
 {
@@ -574,6 +620,7 @@ set_option (int opt, const char *arg)
   case OPT_EVERY: options.every = positive (arg); break;
   case OPT_SCRIPT: options.script = arg; break;
   case OPT_POINTS: options.points = e->points = true; break;
+  case OPT_FAR: far (arg); break;
   case OPT_SEED: e->seed = strtoull (arg, NULL, 0); break;
   case OPT_CUT: e->cut = strtoull (arg, NULL, 0); break;
   case OPT_SUBSET: subset (arg, &e->landed, &e->have_landed); break;
@@ -607,6 +654,11 @@ main (int argc, char *argv[])
     usage (stderr);
     return 2;
   }
+  if (options.explore.far && storage_nbd_library () == NULL) {
+    printf ("SKIP: no libnbd\n");
+    return 77;
+  }
+  (void) signal (SIGPIPE, SIG_IGN); /* libnbd leaves that to its caller */
   if (options.jobs > MAX_JOBS)
     options.jobs = MAX_JOBS;
   shared = mmap (NULL, sizeof *shared, PROT_READ | PROT_WRITE,

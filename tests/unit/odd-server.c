@@ -11,134 +11,36 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "nbd-wire.h"
 #include "odd-server.h"
 
-static bool
-get_all (int fd, void *buf, size_t count)
-{
-  return count == 0 || /* it would wait */
-    recv (fd, buf, count, MSG_WAITALL) == (ssize_t) count;
-}
-
-static void
-put_all (int fd, const void *buf, size_t count)
-{
-  const char *p = buf;
-
-  while (count > 0) {
-    const ssize_t r = send (fd, p, count, MSG_NOSIGNAL);
-
-    if (r <= 0)
-      return;
-    p += r;
-    count -= r;
-  }
-}
-
-static void
-put_option_reply (int fd, uint32_t option, uint32_t type, const void *data,
-                  uint32_t count)
-{
-  const uint64_t magic = htobe64 (UINT64_C (0x3e889045565a9));
-  const uint32_t words[3] = { option, htobe32 (type), htobe32 (count) };
-
-  put_all (fd, &magic, 8);
-  put_all (fd, words, 12);
-  put_all (fd, data, count);
-}
-
-/* Returns false if the client has gone. */
-static bool
-negotiate (const struct odd_server *o, int fd)
-{
-  static const char hello[18] = "NBDMAGICIHAVEOPT\0\3"; /* fixed, no zeroes */
-  struct { uint16_t type; uint64_t size; uint16_t flags; }
-    __attribute__ ((__packed__)) info = {
-      0, htobe64 (ODD_SIZE), htobe16 (1 | o->flags), /* has flags */
-    };
-  uint32_t words[4];
-  char data[4096];
-
-  put_all (fd, hello, sizeof hello);
-  if (!get_all (fd, words, 4))
-    return false;
-  while (get_all (fd, words, 16)) {
-    const uint32_t count = be32toh (words[3]), option = be32toh (words[2]);
-
-    if (count > sizeof data || !get_all (fd, data, count))
-      return false;
-    if (option == 7) /* GO */
-      put_option_reply (fd, words[2], 3, &info, sizeof info);
-    /* Not extended headers (11), which newer libnbds ask for. */
-    put_option_reply (fd, words[2], option == 11 ? UINT32_C (0x80000001) : 1,
-                      NULL, 0); /* no contexts, too */
-    if (option == 7)
-      return true;
-  }
-  return false;
-}
-
-struct request {
-  uint32_t magic;
-  uint16_t flags, type;
-  uint64_t cookie, offset;
-  uint32_t count;
-} __attribute__ ((__packed__));
-
-static void
-put_chunk (int fd, const struct request *q, uint16_t type, const void *data,
-           uint32_t count)
-{
-  struct { uint32_t magic; uint16_t flags, type; uint64_t cookie;
-           uint32_t count; } __attribute__ ((__packed__)) chunk = {
-    htobe32 (0x668e33ef), htobe16 (1), htobe16 (type), q->cookie,
-    htobe32 (count),
-  };
-
-  put_all (fd, &chunk, sizeof chunk);
-  put_all (fd, data, count);
-}
-
-static void
-put_error (int fd, const struct request *q, uint32_t error)
-{
-  struct { uint32_t error; uint16_t length; } __attribute__ ((__packed__)) bad = {
-    htobe32 (error), 0,
-  };
-
-  if (error != 0)
-    put_chunk (fd, q, 0x8001, &bad, sizeof bad);
-  else
-    put_chunk (fd, q, 0, NULL, 0);
-}
+static const uint8_t zeros[65536];
 
 /* Reads are of at most 64 KiB.  Returns false if the client has gone. */
 static bool
 answer (const struct odd_server *o, int fd)
 {
   static uint8_t data[ODD_SIZE];
-  static uint8_t chunk[8 + 65536];
+  struct wire_request q;
   struct odd_request odd;
-  struct request q;
   uint32_t count, error;
 
-  if (!get_all (fd, &q, sizeof q))
+  if (!wire_get (fd, &q, sizeof q))
     return false;
   count = be32toh (q.count);
   odd = (struct odd_request) {
-    be16toh (q.type), be16toh (q.flags) & 1, be64toh (q.offset),
+    be16toh (q.type), be16toh (q.flags) & WIRE_FUA, be64toh (q.offset),
   };
-  if (odd.type == ODD_WRITE && !get_all (fd, data, count))
+  if (odd.type == ODD_WRITE && !wire_get (fd, data, count))
     return false;
   error = o->error != NULL ? o->error (o->opaque, &odd) : 0;
   if (odd.type != ODD_READ || error != 0) {
-    put_error (fd, &q, error);
+    wire_put_error (fd, &q, error);
     return true;
   }
   if (o->short_from != 0 && odd.offset >= o->short_from)
     count /= 2;
-  memcpy (chunk, &q.offset, 8);
-  put_chunk (fd, &q, 1, chunk, 8 + count);
+  wire_put_read (fd, &q, zeros, count);
   return true;
 }
 
@@ -147,10 +49,11 @@ static void *
 serve_oddly (void *opaque)
 {
   struct odd_server *o = opaque;
+  const struct wire_export export = { .size = ODD_SIZE, .flags = o->flags };
   int fd;
 
   while ((fd = accept (o->listener, NULL, NULL)) != -1) {
-    if (negotiate (o, fd))
+    if (wire_negotiate (fd, &export))
       while (answer (o, fd))
         ;
     close (fd);
