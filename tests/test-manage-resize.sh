@@ -168,8 +168,8 @@ refuses 'qed image' i.qcow2 9M
 if test "$(id -u)" -eq 0 && mkdir full &&
         mount -t tmpfs -o size=4m none full 2> out; then
     at_exit umount "$tmp/full"
-    qemu-img create -q -f qcow2 full/i.qcow2 64M
-    cp full/i.qcow2 before.qcow2
+    qemu-img create -q -f qcow2 before.qcow2 64M
+    cp --sparse=always before.qcow2 full/i.qcow2
     dd if=/dev/zero of=full/filler bs=4k 2> out || true
     if "$tool" resize -q --preallocation=falloc full/i.qcow2 1G 2> out; then
         die "there was space"
