@@ -163,3 +163,18 @@ printf '\1' | dd of=i.qcow2 bs=1 seek=79 conv=notrunc status=none
 refuses 'marked as dirty' --follow=beneath i.qcow2 9M
 qemu-img create -q -f qed i.qcow2 1M
 refuses 'qed image' i.qcow2 9M
+
+# A full file system: refcounts of some clusters find space, of others not.
+if test "$(id -u)" -eq 0 && mkdir full &&
+        mount -t tmpfs -o size=4m none full 2> out; then
+    at_exit umount "$tmp/full"
+    qemu-img create -q -f qcow2 before.qcow2 64M
+    cp --sparse=always before.qcow2 full/i.qcow2
+    dd if=/dev/zero of=full/filler bs=4k 2> out || true
+    if "$tool" resize -q --preallocation=falloc full/i.qcow2 1G 2> out; then
+        die "there was space"
+    fi
+    grep -q 'No space left' out
+    check_clean full/i.qcow2
+    qemu-img compare -q -f qcow2 -F qcow2 before.qcow2 full/i.qcow2
+fi

@@ -22,11 +22,12 @@
 #define SNAPSHOT_EXTRA_V3 16
 
 #define EXT_BITMAPS UINT32_C (0x23852875)
+#define EXT_LUKS UINT32_C (0x0537be77)
 
 /* What only one owner may have: not data, and no tables of mappings. */
 #define ROLES_ALONE                                                     \
   (ROLE_HEADER | ROLE_L1 | ROLE_REFCOUNT_TABLE | ROLE_REFCOUNT_BLOCK |  \
-   ROLE_SNAPSHOT_TABLE | ROLE_BITMAP)
+   ROLE_SNAPSHOT_TABLE | ROLE_BITMAP | ROLE_LUKS)
 
 struct cluster {
   uint64_t refs;   /* stops at the largest refcount, as qemu-img does */
@@ -52,6 +53,7 @@ struct checker {
   uint32_t nr_snapshots;
   uint64_t bitmaps, bitmaps_size; /* the directory */
   uint32_t nr_bitmaps;
+  uint64_t luks, luks_size;
 
   uint64_t last_block, last_word; /* of the refcount table, looked up last */
 
@@ -488,7 +490,7 @@ check_owners (struct checker *c)
   }
 }
 
-/* Find the directory of the bitmaps, if it may be believed. */
+/* Find the directory of the bitmaps, if it may be believed, and the LUKS header. */
 static void
 read_extensions (struct checker *c)
 {
@@ -510,6 +512,11 @@ read_extensions (struct checker *c)
       c->nr_bitmaps = get_be32 (c->bytes + at);
       c->bitmaps_size = get_be64 (c->bytes + at + 8);
       c->bitmaps = get_be64 (c->bytes + at + 16);
+    }
+    if (type == EXT_LUKS && length >= 16 &&
+        get_be32 (c->bytes + 32) == ENCRYPTION_LUKS) {
+      c->luks = get_be64 (c->bytes + at);
+      c->luks_size = get_be64 (c->bytes + at + 8);
     }
     at += (length + 7) & -8;
   }
@@ -576,6 +583,8 @@ use_all (struct checker *c)
   use_snapshots (c);
   use (c, c->table, c->table_entries * 8, ROLE_REFCOUNT_TABLE, false);
   use_bitmaps (c);
+  if (is_table (c, c->luks, c->luks_size, UINT64_C (1) << 30))
+    use (c, c->luks, c->luks_size, ROLE_LUKS, false);
   use_refcount_blocks (c);
 }
 

@@ -53,6 +53,7 @@ enum {
   ROLE_REFCOUNT_BLOCK = 1 << 6,
   ROLE_SNAPSHOT_TABLE = 1 << 7,
   ROLE_BITMAP = 1 << 8,
+  ROLE_LUKS = 1 << 9, /* its header and key slots */
 };
 
 /* The roles of each cluster of the image; *nr is how many there are, 0 if it

@@ -63,16 +63,65 @@ reserve (struct crash_disk *d, uint64_t size)
   d->capacity = capacity;
 }
 
+/* Disks come and go by thousands.  To map and clear their memory each time took
+ * most of the time that tests with disks of megabytes have: the latest two that
+ * were freed are used again.
+ */
+static struct {
+  uint8_t *bytes;
+  uint64_t size, capacity; /* zeros follow the size */
+} spare[2];
+static unsigned next_spare;
+static pthread_mutex_t spare_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+take_spare (struct crash_disk *d, uint64_t size)
+{
+  unsigned i;
+
+  pthread_mutex_lock (&spare_lock);
+  for (i = 0; i < 2 && d->bytes == NULL; ++i)
+    if (spare[i].bytes != NULL && spare[i].capacity >= size) {
+      d->bytes = spare[i].bytes;
+      d->size = spare[i].size;
+      d->capacity = spare[i].capacity;
+      spare[i].bytes = NULL;
+    }
+  pthread_mutex_unlock (&spare_lock);
+}
+
+static void
+give_spare (struct crash_disk *d)
+{
+  pthread_mutex_lock (&spare_lock);
+  free (spare[next_spare].bytes);
+  spare[next_spare].bytes = d->bytes;
+  spare[next_spare].size = d->size;
+  spare[next_spare].capacity = d->capacity;
+  next_spare = (next_spare + 1) % 2;
+  pthread_mutex_unlock (&spare_lock);
+}
+
+/* What it had is replaced. */
+static void
+fill (struct crash_disk *d, const void *bytes, uint64_t size)
+{
+  if (size > 0)
+    memcpy (d->bytes, bytes, size);
+  if (d->size > size)
+    memset (d->bytes + size, 0, d->size - size);
+  d->size = size;
+}
+
 void
 crash_disk_init (struct crash_disk *d, const void *bytes, uint64_t size)
 {
   keep_maps ();
   memset (d, 0, sizeof *d);
   pthread_mutex_init (&d->lock, NULL);
+  take_spare (d, size + size / 4 + 65536);
   reserve (d, size + size / 4 + 65536);
-  if (size > 0)
-    memcpy (d->bytes, bytes, size);
-  d->size = size;
+  fill (d, bytes, size);
   d->logging = true;
 }
 
@@ -91,10 +140,7 @@ crash_disk_reset (struct crash_disk *d, const void *bytes, uint64_t size)
 {
   forget_log (d);
   reserve (d, size + 65536);
-  memcpy (d->bytes, bytes, size);
-  if (d->size > size)
-    memset (d->bytes + size, 0, d->size - size);
-  d->size = size;
+  fill (d, bytes, size);
   d->changes = d->calls = d->failures = 0;
   d->fault = (struct crash_fault) { 0 };
   d->failed_kinds = 0;
@@ -107,7 +153,7 @@ crash_disk_free (struct crash_disk *d)
 {
   forget_log (d);
   free (d->op);
-  free (d->bytes);
+  give_spare (d);
   pthread_mutex_destroy (&d->lock);
   memset (d, 0, sizeof *d);
 }

@@ -5,12 +5,22 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "check.h"
 #include "everywhere.h"
 #include "power-cut.h"
 #include "random.h"
 #include "seconds.h"
+
+static unsigned
+crash_every (void)
+{
+  const char *value = getenv (CRASH_EVERY_VARIABLE);
+  const int every = value != NULL ? atoi (value) : 1;
+
+  return every > 1 ? every : 1;
+}
 
 static void
 judge_state (const struct everywhere *e, struct cut *c, uint64_t k,
@@ -48,11 +58,13 @@ void
 cut_everywhere (const struct everywhere *e, const struct crash_disk *disk)
 {
   struct cut *c = cut_new (e->bytes, e->size, disk->op, disk->nr);
+  const unsigned every = crash_every ();
   uint64_t k;
 
   for (k = 0; k <= disk->nr && !check_any_failed (); ++k) {
     cut_advance (c, k);
-    cut_at (e, c, k);
+    if (k % every == 0 || k == disk->nr)
+      cut_at (e, c, k);
   }
   cut_free (c);
 }
@@ -66,6 +78,7 @@ fail_everywhere (const struct everywhere *e, fail_call_function *fail_call,
     { .err = EIO, .partly = true }, { .err = ENOSPC },
     { .err = ENOSPC, .forever = true }, { .err = ENOSPC, .partly = true },
   };
+  const unsigned step = TEST_EACH (4) * crash_every ();
   unsigned i;
   uint64_t call;
 
@@ -74,8 +87,7 @@ fail_everywhere (const struct everywhere *e, fail_call_function *fail_call,
 
     fault.kinds = fault.err == ENOSPC
       ? FAULT_WRITE | FAULT_ZERO | FAULT_RESIZE | FAULT_ALLOCATE : FAULT_ANY;
-    for (call = 1 + i % TEST_EACH (4); !check_any_failed ();
-         call += TEST_EACH (4)) {
+    for (call = 1 + i % step; !check_any_failed (); call += step) {
       snprintf (e->what, e->what_size, "%s, call %" PRIu64 " fails (%u)",
                 e->subject, call, i);
       fault.call = call;

@@ -15,13 +15,29 @@
 #include "maker-image.h"
 #include "must-have.h"
 
-const struct passphrases made_passphrases = { .image = { "secret", 6 } };
+static const struct passphrase below = { "deeper", 6 };
+
+const struct passphrases made_passphrases = {
+  .image = { "secret", 6 }, .backing = &below, .nr_backing = 1,
+};
+const struct passphrases made_passphrases_below = { .image = { "deeper", 6 } };
+
+const struct passphrases *
+made_unlock (const struct made *m)
+{
+  return m->aes || m->luks || m->locked_below ? &made_passphrases : NULL;
+}
+
+static struct passphrase
+its_passphrase (const struct maker *k)
+{
+  return passphrase_of (&made_passphrases, k->below);
+}
 
 /* The key of all data, as who has the passphrase finds it. */
 static struct sectors *
-unlock_made (struct luks_new *new)
+unlock_made (struct luks_new *new, struct passphrase p)
 {
-  const struct passphrase p = made_passphrases.image;
   uint8_t key[CRYPTO_MAX_KEY];
   struct luks luks;
   bool fits;
@@ -36,17 +52,18 @@ unlock_made (struct luks_new *new)
 static void
 make_luks (struct maker *k)
 {
+  const struct passphrase passphrase = its_passphrase (k);
   struct luks_new *new = must_have (malloc (sizeof *new));
   uint8_t *p;
 
-  if (luks_make (&made_passphrases.image, 1, new) == -1)
+  if (luks_make (&passphrase, 1, new) == -1)
     abort ();
   /* No more than what slot 0 has. */
   k->luks_bytes = LUKS_NEW_MATERIAL + sizeof new->material;
   k->luks_data = p = must_have (calloc (1, k->luks_bytes));
   memcpy (p, new->header, sizeof new->header);
   memcpy (p + LUKS_NEW_MATERIAL, new->material, sizeof new->material);
-  k->sectors = unlock_made (new);
+  k->sectors = unlock_made (new, passphrase);
   free (new);
 }
 
@@ -69,8 +86,10 @@ maker_start_crypt (struct maker *k)
   static const struct sector_format aes = {
     .mode = CRYPTO_CBC, .key_bytes = 16, .iv = IV_PLAIN64,
   };
-  const uint8_t key[CRYPTO_MAX_KEY] = "secret";
+  const struct passphrase passphrase = its_passphrase (k);
+  uint8_t key[CRYPTO_MAX_KEY] = { 0 };
 
+  memcpy (key, passphrase.bytes, passphrase.count);
   if (k->m->aes)
     k->sectors = must_have (sectors_new (&aes, key));
   else if (k->m->luks)

@@ -20,8 +20,10 @@ struct maker {
 
   bool compressed, snap, share_all, second, holes, full, table_full, brim;
   bool late; /* the LUKS header is behind all data */
+  bool below; /* it has the passphrase of backing files */
   bool tail, many, bitmap, give_up, autoclear;
   enum backing backing;
+  const char *backing_words; /* more of the name of a BACKING_QCOW2 */
   unsigned arrangement;
 
   unsigned entry_bits;

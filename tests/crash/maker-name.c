@@ -50,7 +50,7 @@ parse_flag (struct maker *k, const char *word)
     { "keep", &k->m->keep }, { "zip", &k->m->zip },
     { "nozero", &k->m->no_zero }, { "tight", &k->m->tight },
     { "known", &k->m->known }, { "aes", &k->m->aes },
-    { "luks", &k->m->luks }, { "late", &k->late },
+    { "luks", &k->m->luks }, { "late", &k->late }, { "below", &k->below },
   };
   unsigned i;
 
@@ -63,12 +63,39 @@ parse_flag (struct maker *k, const char *word)
   return false;
 }
 
+/* What it is over. */
+static bool
+parse_backing (struct maker *k, const char *word)
+{
+  static const struct {
+    const char *word;
+    enum backing kind;
+    const char *more;
+  } kinds[] = {
+    { "back", BACKING_RAW }, { "shortback", BACKING_SHORT },
+    { "longback", BACKING_LONG }, { "qback", BACKING_QCOW2, "" },
+    { "aesback", BACKING_QCOW2, "-aes-below" },
+    { "luksback", BACKING_QCOW2, "-luks-below" },
+  };
+  unsigned i;
+
+  for (i = 0; i < sizeof kinds / sizeof kinds[0]; ++i) {
+    if (strcmp (kinds[i].word, word) != 0)
+      continue;
+    k->backing = kinds[i].kind;
+    k->backing_words = kinds[i].more;
+    k->m->locked_below = kinds[i].more != NULL && kinds[i].more[0] != '\0';
+    return true;
+  }
+  return false;
+}
+
 static bool
 parse_word (struct maker *k, const char *word)
 {
   struct made *m = k->m;
 
-  if (parse_flag (k, word))
+  if (parse_flag (k, word) || parse_backing (k, word))
     return true;
   if (strcmp (word, "v2") == 0 || strcmp (word, "v3") == 0)
     m->version = word[1] - '0';
@@ -80,14 +107,6 @@ parse_word (struct maker *k, const char *word)
     k->arrangement = strtoul (word + 1, NULL, 10);
   else if (strcmp (word, "zstd") == 0)
     m->compression = COMPRESSION_ZSTD;
-  else if (strcmp (word, "back") == 0)
-    k->backing = BACKING_RAW;
-  else if (strcmp (word, "shortback") == 0)
-    k->backing = BACKING_SHORT;
-  else if (strcmp (word, "longback") == 0)
-    k->backing = BACKING_LONG;
-  else if (strcmp (word, "qback") == 0)
-    k->backing = BACKING_QCOW2;
   else
     return false;
   return true;

@@ -417,8 +417,8 @@ make_backing (struct maker *k)
     content_fill_many (m->backing, m->backing_size, CONTENT_BACKING, 0, 0);
     return;
   }
-  snprintf (name, sizeof name, "v3-c%u-s%u", 1U << m->cluster_bits,
-            k->arrangement + 7);
+  snprintf (name, sizeof name, "v3-c%u%s-s%u", 1U << m->cluster_bits,
+            k->backing_words, k->arrangement + 7);
   if (!made_image (&below, name))
     abort ();
   m->backing = below.bytes;

@@ -66,6 +66,7 @@ struct made {
   bool tight;   /* to be written while little may wait to be had again */
   bool aes;     /* its data is enciphered, with made_passphrases */
   bool luks;    /* the same, and by where it is in the file */
+  bool locked_below; /* the backing file's is, with another passphrase */
   bool known;   /* the header has no extension that nobody knows */
 
   uint64_t disk_size;
@@ -98,7 +99,8 @@ struct made {
  *   snap2            a second one, that shares its tables with the first
  *   back             over a raw file; shortback: a short one; longback: one
  *                    that is longer by several L2 tables of small clusters;
- *                    qback: over a qcow2 image
+ *                    qback: over a qcow2 image; aesback, luksback: over one
+ *                    that is encrypted, with another passphrase
  *   holes            free clusters within the file, full of garbage
  *   full             few free refcounts in the last refcount block
  *   table            few free places in the refcount table
@@ -115,6 +117,7 @@ struct made {
  *   aes              encrypted, by where the guest sees it
  *   luks             encrypted, by where it is in the file (crash/test-manage)
  *   late             its LUKS header is behind all data
+ *   below            its passphrase is that of backing files
  *   known            without a header extension that nobody knows
  *   s1, s2, ...      another arrangement of the clusters
  *
@@ -139,7 +142,11 @@ extern bool made_bitmaps_are_kept (const struct made *m, const uint8_t *bytes,
                                    const uint8_t *content, char *why,
                                    size_t len);
 
-extern const struct passphrases made_passphrases;
+/* Of any such image and what is below it; and of the latter alone. */
+extern const struct passphrases made_passphrases, made_passphrases_below;
+
+/* What opens this image, with its backing file; NULL: nothing is encrypted. */
+extern const struct passphrases *made_unlock (const struct made *m);
 
 /* A list of names, the end of which is NULL. */
 extern const char *const made_names[];

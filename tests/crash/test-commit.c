@@ -80,7 +80,7 @@ open_image (struct crash_disk d[2])
     crash_storage_open (&d[TOP], "top"), crash_storage_open (&d[BASE], "base"),
   };
 
-  return image_open_storages (s, 2, CACHE_MIN_BYTES);
+  return image_open_encrypted (s, 2, CACHE_MIN_BYTES, made_unlock (&made));
 }
 
 /* As the tool does it. */
@@ -135,6 +135,7 @@ check_sound (const uint8_t *bytes, uint64_t length, const char *which,
 static bool
 base_is_right (void)
 {
+  struct storage *s;
   struct image *im;
   struct layer *l;
   bool ok;
@@ -142,8 +143,9 @@ base_is_right (void)
   if (raw)
     return disk[BASE].size >= size &&
       memcmp (disk[BASE].bytes, made.content, size) == 0;
-  im = image_open_storage (crash_storage_open (&disk[BASE], "base"),
-                           CACHE_MIN_BYTES);
+  s = crash_storage_open (&disk[BASE], "base");
+  im = image_open_encrypted (&s, 1, CACHE_MIN_BYTES,
+                             made.locked_below ? &made_passphrases_below : NULL);
   l = im != NULL ? image_open_disk (im, "") : NULL;
   ok = l != NULL && l->size >= size &&
     layer_read (l, view, size, (struct guest_off) { 0 }) == 0 &&
@@ -151,6 +153,18 @@ base_is_right (void)
   image_close_disk (l);
   (void) image_close (im);
   return ok;
+}
+
+/* Of an encrypted file no sector is one that the disk shows (I15). */
+static void
+check_enciphered (const struct disk_state *s, const char *which)
+{
+  uint64_t at, sector;
+
+  if (verdict_is_enciphered (s->bytes, s->size, made.content, size, &at, &sector))
+    return;
+  check_failed (__FILE__, __LINE__, "%s: the %s has sector %" PRIu64
+                " of the disk in the clear, at %" PRIu64, what, which, sector, at);
 }
 
 static void
@@ -167,6 +181,10 @@ judge (const struct disk_state s[2])
   check_sound (s[TOP].bytes, s[TOP].size, "image", &leaks);
   if (!raw)
     check_sound (s[BASE].bytes, s[BASE].size, "base", &leaks);
+  if (made.aes || made.luks)
+    check_enciphered (&s[TOP], "image");
+  if (made.locked_below)
+    check_enciphered (&s[BASE], "base");
   for (i = 0; i < 2; ++i)
     renew (&d[i], s[i].bytes, s[i].size);
   im = open_image (d);
@@ -341,11 +359,11 @@ try_image (const char *name)
   made_free (&made);
 }
 
-/* A snapshot reads through the image, too, and would change. */
+/* It is refused, and nothing changes. */
 static void
-try_snapshots (bool keep)
+try_refused (const char *name, bool keep)
 {
-  if (!made_image (&made, "v3-c512-snap-back"))
+  if (!made_image (&made, name))
     abort ();
   start ();
   CHECK (commit (keep) == -1 && error_errno () == ENOTSUP);
@@ -353,10 +371,25 @@ try_snapshots (bool keep)
   made_free (&made);
 }
 
+/* A snapshot reads through the image, too, and would change.  Data that is
+ * encrypted would be in the clear, or it is not known whether it was deciphered.
+ */
+static const char *const refused[] = {
+  "v3-c512-snap-back",
+#ifdef HAVE_GNUTLS
+  "v3-c4k-luks-back", "v3-c512-luks-qback", "v3-c512-aes-aesback",
+  "v3-c512-aesback", "v3-c512-aes-luksback",
+#endif
+};
+
 static const char *const images[] = {
   "v3-c512-comp-holes-back", "v3-c512-comp-qback", "v2-c512-comp-qback-holes",
   "v3-c1k-r4-comp-shortback", "v3-c512-lazy-qback", "v3-c4k-r64-back-autoclear",
   "v3-c16k-ext-comp-back", "v3-c512-bitmap-holes-comp-back",
+#ifdef HAVE_GNUTLS
+  "v3-c4k-luks-holes-luksback", "v3-c512-holes-comp-luksback",
+  "v3-c16k-luks-ext-holes-luksback",
+#endif
 };
 
 int
@@ -366,8 +399,10 @@ main (int argc, char *argv[])
 
   check_time_limit (600);
   try_images (argc, argv, images, sizeof images / sizeof images[0], try_image);
-  try_snapshots (false);
-  try_snapshots (true);
+  for (i = 0; argc == 1 && i < sizeof refused / sizeof refused[0]; ++i) {
+    try_refused (refused[i], false);
+    try_refused (refused[i], true);
+  }
   for (i = 0; i < 2; ++i)
     crash_disk_free (&disk[i]);
   printf ("%" PRIu64 " states, %" PRIu64 " of them with another image; %" PRIu64

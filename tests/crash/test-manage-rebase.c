@@ -5,7 +5,9 @@
  * header names then, and the image is sound, but for leaks.  If only names are
  * recorded, they and the formats belong together.
  *
- *   test-manage-rebase [IMAGE [BACKING] | names]
+ * An encrypted image has nothing of its disk in the clear.
+ *
+ *   test-manage-rebase [IMAGE [BACKING] | names | refused]
  */
 
 #include <config.h>
@@ -27,6 +29,7 @@
 #include "must-have.h"
 #include "qcow2/qcow2.h"
 #include "seconds.h"
+#include "verdict.h"
 
 static char what[256]; /* is looked at */
 static const char *subject;
@@ -39,6 +42,24 @@ static uint64_t states, switched;
 static const char other_name[] = "another";
 static uint8_t *other;
 static uint64_t other_size;
+static const char *other_format;
+
+/* The same, but encrypted, as the one now is: some clusters are as there. */
+static void
+make_other_encrypted (void)
+{
+  struct made m;
+  char name[64];
+
+  snprintf (name, sizeof name, "v3-c%u-luks-below-s8", 1U << made->cluster_bits);
+  if (!made_image (&m, name))
+    abort ();
+  other = m.bytes;
+  other_size = m.size;
+  other_format = "qcow2";
+  m.bytes = NULL;
+  made_free (&m);
+}
 
 static void
 make_other (void)
@@ -46,6 +67,7 @@ make_other (void)
   const uint64_t part = made->disk_size / 5 / 512 * 512 + 512;
   uint64_t i;
 
+  other_format = "raw";
   other_size = made->disk_size - part / 2;
   other = must_have (malloc (other_size));
   memcpy (other, made->content, other_size);
@@ -78,7 +100,7 @@ open_image (struct storage *s)
   switched += strcmp (h.backing_name, made->backing != NULL ? "backing"
                       : "") != 0;
   return image_open_encrypted (storages, nr, CACHE_MIN_BYTES,
-                               made->aes ? &made_passphrases : NULL);
+                               made_unlock (made));
 }
 
 static bool
@@ -104,6 +126,7 @@ judge (const uint8_t *bytes, uint64_t size)
   struct image *im = open_image (memory_storage_new ("state", bytes, size,
                                                      NULL));
   struct check_result r;
+  uint64_t at, sector;
 
   if (im == NULL)
     check_failed (__FILE__, __LINE__, "%s: %s", what, error_message ());
@@ -115,6 +138,11 @@ judge (const uint8_t *bytes, uint64_t size)
     check_image (bytes, size, CHECK_ANY_REFCOUNTS, &r);
   if (!check_is_sound (&r))
     check_failed (__FILE__, __LINE__, "%s: %s", what, r.why);
+  if ((made->aes || made->luks) &&
+      !verdict_is_enciphered (bytes, size, made->content, made->disk_size, &at,
+                              &sector))
+    check_failed (__FILE__, __LINE__, "%s: sector %" PRIu64
+                  " of the disk is in the clear, at %" PRIu64, what, sector, at);
   states++;
 }
 
@@ -130,7 +158,7 @@ go_on (void *opaque, uint64_t done, uint64_t total)
   return left == NULL || (*left)-- > 0;
 }
 
-static struct made carrier; /* an image over a raw file */
+static struct made carrier; /* an image over a file of that kind */
 
 /* What will be below: it is below the carrier for now. */
 static struct image *
@@ -143,7 +171,8 @@ open_below (const char *name)
   storages[0] = memory_storage_new ("carrier", carrier.bytes, carrier.size,
                                     NULL);
   storages[1] = memory_storage_new ("other", other, other_size, NULL);
-  return must_have (image_open_storages (storages, 2, CACHE_MIN_BYTES));
+  return must_have (image_open_encrypted (storages, 2, CACHE_MIN_BYTES,
+                                          made_unlock (&carrier)));
 }
 
 /* left: how often go_on lets it; NULL: always. */
@@ -156,8 +185,8 @@ rebase (struct crash_disk *disk, const char *name, uint64_t *left)
   int r = -1;
 
   if (im != NULL && image_make_writable (im, &options) == 0)
-    r = image_rebase (im, below, name, name[0] != '\0' ? "raw" : "", go_on,
-                      left);
+    r = image_rebase (im, below, name, name[0] != '\0' ? other_format : "",
+                      go_on, left);
   else
     (void) image_close (im);
   (void) image_close (below);
@@ -252,6 +281,25 @@ try_rebase (const char *name)
 }
 
 static void
+start_carrier (const char *name)
+{
+  made_free (&carrier);
+  if (!made_image (&carrier, name))
+    abort ();
+}
+
+/* Over another encrypted file. */
+static void
+try_encrypted (void)
+{
+  free (other);
+  make_other_encrypted ();
+  start_carrier ("v3-c512-luksback");
+  try_rebase (other_name);
+  start_carrier ("v3-c512-back");
+}
+
+static void
 try_image (const char *name, const char *which)
 {
   struct made m;
@@ -265,6 +313,8 @@ try_image (const char *name, const char *which)
       try_rebase ("");
   if (which == NULL || which[0] != '\0')
     try_rebase (other_name);
+  if (m.luks && m.locked_below && which == NULL)
+    try_encrypted ();
   free (other);
   made_free (&m);
 }
@@ -385,9 +435,9 @@ try_dirty (void)
 
 /* --------------------------------------------------------------------- the rest */
 
-/* A snapshot would change, and stays. */
+/* It is refused, and nothing changes. */
 static void
-try_snapshot (const char *name)
+try_refused (const char *name, const char *why)
 {
   struct crash_disk disk;
   struct made m;
@@ -398,7 +448,7 @@ try_snapshot (const char *name)
   make_other ();
   crash_disk_init (&disk, m.bytes, m.size);
   CHECK_EQ (rebase (&disk, "", NULL), -1);
-  CHECK_ERROR (ENOTSUP, "internal snapshots");
+  CHECK_ERROR (ENOTSUP, why);
   CHECK_EQ (disk.changes, 0);
   crash_disk_free (&disk);
   free (other);
@@ -410,6 +460,9 @@ static const char *const images[] = {
   "v3-c512-comp-zstd-shortback-tail", "v3-c512-lazy-back", "v3-c512-qback",
   "v3-c512-bitmap-back", "v3-c16k-ext-comp-back", "v2-c512-holes",
   "v3-c512-known-holes", "v3-c512-nozero-back",
+#ifdef HAVE_GNUTLS
+  "v3-c4k-luks-holes-luksback", "v3-c512-luks-comp-holes-luksback",
+#endif
 };
 
 static const char *const renamed_images[] = {
@@ -425,29 +478,45 @@ try_all_names (void)
 
   for (i = 0; i < sizeof renamed_images / sizeof renamed_images[0]; ++i)
     try_names (renamed_images[i]);
-  try_snapshot ("v3-c512-r8-snap-comp-back");
   try_dirty ();
   CHECK (renamed > 0);
+}
+
+/* A snapshot would change, and stays.  Data that is encrypted would be in the clear,
+ * or it is not known whether it was deciphered.
+ */
+static void
+try_all_refused (void)
+{
+  try_refused ("v3-c512-r8-snap-comp-back", "internal snapshots");
+#ifdef HAVE_GNUTLS
+  try_refused ("v3-c512-luksback", "in the clear");
+  try_refused ("v3-c512-aes-back", "AES");
+  try_refused ("v3-c512-aes-luksback", "AES");
+  try_refused ("v3-c512-luks-aesback", "AES");
+#endif
 }
 
 int
 main (int argc, char *argv[])
 {
   const bool names = argc > 1 && strcmp (argv[1], "names") == 0;
+  const bool refused = argc > 1 && strcmp (argv[1], "refused") == 0;
   unsigned i;
 
   check_time_limit (600);
-  if (!made_image (&carrier, "v3-c512-back"))
-    abort ();
-  if (argc > 1 && !names)
+  start_carrier ("v3-c512-back");
+  if (argc > 1 && !names && !refused)
     try_image (argv[1], argc > 2 ? argv[2] : NULL);
   for (i = 0; argc == 1 && i < sizeof images / sizeof images[0]; ++i)
     try_image (images[i], NULL);
   if (argc == 1 || names)
     try_all_names ();
+  if (argc == 1 || refused)
+    try_all_refused ();
   made_free (&carrier);
   printf ("%" PRIu64 " states, %" PRIu64 " with another backing file\n",
           states, switched);
-  CHECK (names || (switched > 0 && switched < states));
+  CHECK (names || refused || (switched > 0 && switched < states));
   return check_result ();
 }

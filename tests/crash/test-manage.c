@@ -21,7 +21,6 @@
 #include "check.h"
 #include "checker.h"
 #include "crash-storage.h"
-#include "crypto/effort.h"
 #include "disk/read.h"
 #include "everywhere.h"
 #include "image-check.h"
@@ -44,60 +43,6 @@
 
 static char what[256]; /* is looked at */
 static const struct made *made;
-
-/* Each state is opened, for which a key slot is tried once; after that it is known
- * what comes of the same material.
- */
-extern int __real_luks_try (const struct luks *luks,
-                            const struct luks_slot *slot,
-                            const void *passphrase, size_t passphrase_bytes,
-                            uint8_t *material, uint8_t key[CRYPTO_MAX_KEY],
-                            bool *fits);
-extern int __wrap_luks_try (const struct luks *luks,
-                            const struct luks_slot *slot,
-                            const void *passphrase, size_t passphrase_bytes,
-                            uint8_t *material, uint8_t key[CRYPTO_MAX_KEY],
-                            bool *fits);
-int
-__wrap_luks_try (const struct luks *luks, const struct luks_slot *slot,
-                 const void *passphrase, size_t passphrase_bytes,
-                 uint8_t *material, uint8_t key[CRYPTO_MAX_KEY], bool *fits)
-{
-  static uint8_t known[LUKS_MAX_MATERIAL], its_key[CRYPTO_MAX_KEY];
-  static struct luks its_header;
-  static bool is_known;
-  uint8_t tried[LUKS_MAX_MATERIAL];
-  int r;
-
-  *fits = is_known && memcmp (luks, &its_header, sizeof *luks) == 0 &&
-    memcmp (material, known, sizeof known) == 0;
-  if (*fits) {
-    memcpy (key, its_key, sizeof its_key);
-    return 0;
-  }
-  memcpy (tried, material, sizeof tried);
-  r = __real_luks_try (luks, slot, passphrase, passphrase_bytes, material, key,
-                       fits);
-  if (r == 0 && *fits) {
-    memcpy (known, tried, sizeof known);
-    memcpy (its_key, key, sizeof its_key);
-    its_header = *luks;
-    is_known = true;
-  }
-  return r;
-}
-
-/* It is fast enough, without being measured each time. */
-extern int __wrap_effort_measure (struct effort *e, enum crypto_hash hash);
-int
-__wrap_effort_measure (struct effort *e, enum crypto_hash hash)
-{
-  (void) hash;
-  *e = (struct effort) {
-    .per_second = 1000000, .left = EFFORT_MAX_SECONDS * 1000, .skipped = -1,
-  };
-  return 0;
-}
 
 /* ----------------------------------------------------------------- commands
  */

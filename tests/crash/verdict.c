@@ -3,9 +3,11 @@
 #include <config.h>
 
 #include <inttypes.h>
+#include <string.h>
 
 #include "check.h"
 #include "checker.h"
+#include "content.h"
 #include "image-check.h"
 #include "verdict.h"
 
@@ -54,6 +56,24 @@ verdict_metadata (const struct made *m, const uint8_t *bytes, uint64_t size,
     check_failed (__FILE__, __LINE__, "%s: %s%s", what,
                   r.opens ? "" : "does not open: ", r.why);
   return dirty;
+}
+
+bool
+verdict_is_enciphered (const uint8_t *bytes, uint64_t size,
+                       const uint8_t *content, uint64_t count, uint64_t *at,
+                       uint64_t *sector)
+{
+  uint64_t word[2];
+
+  for (*at = 0; *at + SECTOR <= size; *at += SECTOR) {
+    memcpy (word, bytes + *at, sizeof word);
+    if (word[0] != CONTENT_MAGIC) /* which begins each sector but zeros */
+      continue;
+    for (*sector = 0; *sector < count / SECTOR; ++*sector)
+      if (memcmp (bytes + *at, content + *sector * SECTOR, SECTOR) == 0)
+        return false;
+  }
+  return true;
 }
 
 void

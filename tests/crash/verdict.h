@@ -27,6 +27,13 @@ extern void verdict_references (const struct made *m, const uint8_t *bytes,
 extern bool verdict_metadata (const struct made *m, const uint8_t *bytes,
                               uint64_t size, const char *what);
 
+/* Whether no sector of count bytes of content, zeros apart, is in the file as it
+ * is; else *at says where in the file, and *sector which one of the disk.
+ */
+extern bool verdict_is_enciphered (const uint8_t *bytes, uint64_t size,
+                                   const uint8_t *content, uint64_t count,
+                                   uint64_t *at, uint64_t *sector);
+
 /* Call fn for each of these images, or only for the one that the command line
  * names.
  */

@@ -25,7 +25,7 @@ view_open (const struct made *m, struct storage *s)
     storages[nr++] = memory_storage_new ("backing", m->backing,
                                          m->backing_size, NULL);
   return image_open_encrypted (storages, nr, CACHE_MIN_BYTES,
-                               m->aes || m->luks ? &made_passphrases : NULL);
+                               made_unlock (m));
 }
 
 static int

@@ -76,7 +76,8 @@ find_flags () {
 }
 
 # link PROGRAM OBJECT...: into the current folder.  What is in one of the
-# objects is not taken from the library.
+# objects is not taken from the library.  What unit/ and crash/ share needs some of
+# the other.
 link () {
     local program=$1 flags
     shift
@@ -84,7 +85,7 @@ link () {
     # shellcheck disable=SC2086
     ${CC-cc} ${CFLAGS--O1 -g} -pthread $flags -o "$program" \
              "$work/programs/$program.o" "$@" \
-             "$work"/lib{crash,unit,core}.a ${LIBS--lz -lzstd}
+             "$work"/lib{crash,unit,crash,core}.a ${LIBS--lz -lzstd}
 }
 
 # Each jobs-th file from the first-th on.  Of the programs, those wanted.

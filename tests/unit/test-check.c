@@ -240,6 +240,40 @@ test_double (void)
   build_free (&b);
 }
 
+/* The same of many clusters in a row, which are counted together: the second row
+ * begins and ends within the first.  And the refcount of one is wrong amid a chunk
+ * in which all others are alike.
+ */
+static void
+test_rows (void)
+{
+  const uint64_t row = 3 * COUNTS_CHUNK, first = 2, nr = 60, odd = 200;
+  struct builder b;
+  uint64_t i, offset;
+
+  build_start (&b, 3, BITS, false, COMPRESSION_DEFLATE, 512 * CLUSTER);
+  for (i = 0; i < row; ++i)
+    build_entry (&b, i, build_data (&b, i), 0);
+  build_finish (&b);
+  EXPECT_CLEAN (&b);
+  for (i = 0; i < nr; ++i)
+    put (&b, build_l2_place (&b, row + i),
+         data_offset (&b, first + i) | QCOW2_ENTRY_COPIED);
+  EXPECT (&b, CHECK_REFCOUNT, nr);
+  for (i = 0; i < nr; ++i)
+    refcount (&b, data_offset (&b, first + i))[1] = 2;
+  EXPECT (&b, CHECK_COPIED, 2 * nr);
+  for (i = 0; i < nr; ++i) {
+    put (&b, build_l2_place (&b, row + i), 0);
+    refcount (&b, data_offset (&b, first + i))[1] = 1;
+  }
+  offset = data_offset (&b, odd);
+  put (&b, build_l2_place (&b, odd), offset);
+  refcount (&b, offset)[1] = 2;
+  EXPECT (&b, CHECK_LEAK, 1);
+  build_free (&b);
+}
+
 static void
 test_subclusters (void)
 {
@@ -660,6 +694,7 @@ main (void)
   test_refcounts ();
   test_offsets ();
   test_double ();
+  test_rows ();
   test_subclusters ();
   test_refcount_table ();
   test_blind ();

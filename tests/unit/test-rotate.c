@@ -555,9 +555,9 @@ fail_headers (void *opaque, const struct memory_call *call)
 }
 
 static void
-test_header_no_space (bool bitmaps)
+test_header_no_space (unsigned bits, bool bitmaps, unsigned pages)
 {
-  start (12, 0, bitmaps, MEMORY);
+  start (bits, pages, bitmaps, MEMORY);
   change (1, 10);
   changes = 4000;
   rig_flush (&rig);
@@ -733,8 +733,9 @@ main (void)
   test_point_fails (9, true, 0);
   test_point_fails (9, true, 4);
   test_point_fails (9, false, 3);
-  test_header_no_space (true);
-  test_header_no_space (false);
+  test_header_no_space (12, true, 0);
+  test_header_no_space (12, false, 0);
+  test_header_no_space (9, true, 4);
   test_failing (true);
   test_failing (false);
   test_memory (true);

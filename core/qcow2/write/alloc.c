@@ -364,6 +364,22 @@ return_reserve (struct alloc *s)
   return 0;
 }
 
+/* Raise the refcounts of a run, of all or of none: where one of several blocks has no
+ * space on the host, those before it would be leaked.  refcounts_lock held.
+ */
+static int
+count_run (struct alloc *s, struct alloc_run *r)
+{
+  struct error_kept kept;
+
+  if (refcount_set (&s->refcounts, r->first, r->nr, 1, &r->batch) == 0)
+    return 0;
+  error_keep (&kept);
+  (void) refcount_set (&s->refcounts, r->first, r->nr, 0, NULL);
+  error_restore (&kept);
+  return -1;
+}
+
 /* Reserve exactly nr contiguous clusters.  refcounts_lock held. */
 static int
 reserve_contiguous (struct alloc *s, uint64_t nr, struct alloc_run *r)
@@ -379,7 +395,7 @@ reserve_contiguous (struct alloc *s, uint64_t nr, struct alloc_run *r)
                       alloc_offset (s, r->first + nr).v) == -1)
     return -1;
   r->zero = make_zero (s, r->first, nr, old_size);
-  return refcount_set (&s->refcounts, r->first, nr, 1, &r->batch);
+  return count_run (s, r);
 }
 
 int
