@@ -31,6 +31,15 @@ alloc_offset (const struct alloc *s, uint64_t cluster)
   return (struct host_off) { cluster << s->cluster_bits };
 }
 
+/* Take refcounts_lock, in turn. */
+static inline void
+alloc_lock_refcounts (struct alloc *s)
+{
+  pthread_mutex_lock (&s->refcounts_turn);
+  pthread_mutex_lock (&s->refcounts_lock);
+  pthread_mutex_unlock (&s->refcounts_turn);
+}
+
 /* The following want alloc.lock. */
 
 /* Add to the reserve.  False if it has too many runs already. */

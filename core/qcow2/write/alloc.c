@@ -49,6 +49,7 @@ alloc_init (struct alloc *s, const struct header *h,
   for (i = 0; i < ALLOC_RECENT; ++i)
     s->recent[i] = ALLOC_NO_GUEST;
   pthread_mutex_init (&s->refcounts_lock, NULL);
+  pthread_mutex_init (&s->refcounts_turn, NULL);
   pthread_mutex_init (&s->lock, NULL);
   if (refcounts_init (&s->refcounts, h, writeback, overlap) == 0)
     return 0;
@@ -60,6 +61,7 @@ void
 alloc_destroy (struct alloc *s)
 {
   pthread_mutex_destroy (&s->refcounts_lock);
+  pthread_mutex_destroy (&s->refcounts_turn);
   pthread_mutex_destroy (&s->lock);
 }
 
@@ -261,7 +263,7 @@ refill_empty (struct alloc *s)
 {
   int r = 0;
 
-  pthread_mutex_lock (&s->refcounts_lock);
+  alloc_lock_refcounts (s);
   if (is_empty (s)) { /* another thread may have refilled it */
     r = alloc_refill (s);
     if (r == -1 && error_errno () == ENOSPC) {
@@ -405,7 +407,7 @@ alloc_take_contiguous (struct alloc *s, uint64_t nr,
   struct alloc_run run;
   int r;
 
-  pthread_mutex_lock (&s->refcounts_lock);
+  alloc_lock_refcounts (s);
   r = reserve_contiguous (s, nr, &run);
   /* What is in reserve may lie where they would fit. */
   if (r == -1 && error_errno () == ENOSPC && return_reserve (s) == 0)
@@ -423,7 +425,7 @@ alloc_not_leaked (struct alloc *s)
 {
   unsigned i;
 
-  pthread_mutex_lock (&s->refcounts_lock);
+  alloc_lock_refcounts (s);
   pthread_mutex_lock (&s->lock);
   for (i = 0; i < s->nr_runs; ++i)
     writeback_not_leaked (s->writeback, alloc_offset (s, s->run[i].first),
@@ -444,7 +446,7 @@ alloc_next_block (struct alloc *s, uint64_t *cluster, struct host_off *block)
 {
   int r;
 
-  pthread_mutex_lock (&s->refcounts_lock);
+  alloc_lock_refcounts (s);
   r = refcount_next_block (&s->refcounts, cluster, block);
   pthread_mutex_unlock (&s->refcounts_lock);
   return r;
@@ -481,7 +483,7 @@ alloc_refcount (struct alloc *s, struct host_off host, uint64_t *refcount)
   uint64_t nr;
   int r;
 
-  pthread_mutex_lock (&s->refcounts_lock);
+  alloc_lock_refcounts (s);
   r = refcount_run (&s->refcounts, host.v >> s->cluster_bits, 1, refcount, &nr);
   pthread_mutex_unlock (&s->refcounts_lock);
   return r;
@@ -490,12 +492,16 @@ alloc_refcount (struct alloc *s, struct host_off host, uint64_t *refcount)
 int
 alloc_raise (struct alloc *s, const uint64_t *cluster, size_t nr, size_t *done)
 {
-  int r;
+  size_t n;
 
-  pthread_mutex_lock (&s->refcounts_lock);
-  r = refcount_raise (&s->refcounts, cluster, nr, done);
-  pthread_mutex_unlock (&s->refcounts_lock);
-  return r;
+  for (*done = 0; *done < nr; *done += n) {
+    alloc_lock_refcounts (s);
+    n = refcount_raise (&s->refcounts, cluster + *done, nr - *done);
+    pthread_mutex_unlock (&s->refcounts_lock);
+    if (n == 0)
+      return -1;
+  }
+  return 0;
 }
 
 int
@@ -508,7 +514,7 @@ alloc_find_free (struct alloc *s, struct host_off host, uint64_t bytes,
   uint64_t first;
   int r;
 
-  pthread_mutex_lock (&s->refcounts_lock);
+  alloc_lock_refcounts (s);
   r = refcount_first_free (&s->refcounts, cluster, end - cluster, &first);
   pthread_mutex_unlock (&s->refcounts_lock);
   *free = first < end ? alloc_offset (s, first) : HOST_NONE;
@@ -520,7 +526,7 @@ alloc_close (struct alloc *s)
 {
   int r;
 
-  pthread_mutex_lock (&s->refcounts_lock);
+  alloc_lock_refcounts (s);
   /* Requests that were answered come first: a failure after that only leaks. */
   r = writeback_flush (s->writeback);
   if (r == 0)

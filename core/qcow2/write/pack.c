@@ -118,7 +118,7 @@ alloc_take_bytes (struct alloc *s, uint64_t bytes, struct host_off *host)
 {
   int r;
 
-  pthread_mutex_lock (&s->refcounts_lock);
+  alloc_lock_refcounts (s);
   r = take_bytes (s, bytes, host);
   pthread_mutex_unlock (&s->refcounts_lock);
   return r;

@@ -187,7 +187,7 @@ alloc_has_reclaimed (struct alloc *s, uint64_t batch)
 {
   bool done;
 
-  pthread_mutex_lock (&s->refcounts_lock);
+  alloc_lock_refcounts (s);
   if (reclaim_freed (s) == -1)
     debug_message ("%s", error_message ());
   done = !writeback_has_freed (s->writeback, batch);

@@ -349,11 +349,8 @@ check_can_be_raised (const struct refcounts *r, uint64_t cluster,
   return -1;
 }
 
-/* Raise those that are in the first one's slice, all or none.  Returns how many,
- * or 0 with the error set.
- */
-static size_t
-raise_in_slice (struct refcounts *r, const uint64_t *cluster, size_t nr)
+size_t
+refcount_raise (struct refcounts *r, const uint64_t *cluster, size_t nr)
 {
   struct change ch = { .order = CACHE_FIRST };
   struct host_off block;
@@ -383,20 +380,6 @@ raise_in_slice (struct refcounts *r, const uint64_t *cluster, size_t nr)
   ch.nr = ((cluster[n - 1] - first) << r->order) / 64 - ch.first + 1;
   ch.words = &s.word[ch.first];
   return writeback_change (r->writeback, &ch, NULL) == -1 ? 0 : n;
-}
-
-int
-refcount_raise (struct refcounts *r, const uint64_t *cluster, size_t nr,
-                size_t *done)
-{
-  for (*done = 0; *done < nr;) {
-    const size_t n = raise_in_slice (r, cluster + *done, nr - *done);
-
-    if (n == 0)
-      return -1;
-    *done += n;
-  }
-  return 0;
 }
 
 /* Whether any refcount in a word is 0. */

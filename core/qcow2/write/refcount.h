@@ -52,13 +52,13 @@ extern int refcount_run (struct refcounts *r, uint64_t cluster, uint64_t max,
 extern int refcount_set (struct refcounts *r, uint64_t cluster, uint64_t nr,
                          uint64_t refcount, uint64_t *batch);
 
-/* Add one to the refcounts of these clusters, in ascending order, in which one may
- * occur several times.  *done is how many of them have it.  Returns -1 with the
- * error set: EIO for damage, such as a refcount of 0; ENOTSUP if one is at its
- * maximum.
+/* Add one to the refcounts of those of these clusters (at least one, in ascending
+ * order, in which one may occur several times) that are in the same slice as the
+ * first one's: all or none.  Returns how many they are, or 0 with the error set:
+ * EIO for damage, such as a refcount of 0; ENOTSUP if one is at its maximum.
  */
-extern int refcount_raise (struct refcounts *r, const uint64_t *cluster,
-                           size_t nr, size_t *done);
+extern size_t refcount_raise (struct refcounts *r, const uint64_t *cluster,
+                              size_t nr);
 
 /* Find the first refcount block from that of *cluster on, and set *cluster to
  * the first cluster that it describes.  Returns 1, 0 if there is none, or -1

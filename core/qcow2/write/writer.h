@@ -13,6 +13,7 @@
  *   a range of inflight     around the whole of a step (see remap.h)
  *   writer.tables           making or copying an L2 table, and clearing COPIED in
  *                           one; I/O of tables
+ *   alloc.refcounts_turn    to wait for the next one
  *   alloc.refcounts_lock    refcounts; I/O of tables
  *   writer.begin_lock       the header's feature bits; I/O of the header
  *   writeback.header_lock   the header's first sector as a whole, and the place of
