@@ -65,6 +65,18 @@ test ! -s "$tmp/err" || die "printed findings with --messages=0"
 expect 0 'now: +0 errors, 0 leaked' check -r leaks "$tmp/bad"
 check_clean "$tmp/bad"
 
+# More findings than are listed, which is said.
+qemu-img create -q -f qcow2 "$tmp/cut" 64M
+qemu-io -f qcow2 -c 'write -q 0 8M' "$tmp/cut"
+truncate -s 300000 "$tmp/cut"
+expect 2 '128 errors' check "$tmp/cut"
+grep -q '^no more than 100 findings are listed: see --messages$' "$tmp/err"
+test "$(wc -l < "$tmp/err")" -eq 101
+expect 2 '128 errors' check --messages=128 "$tmp/cut"
+test "$(wc -l < "$tmp/err")" -eq 128
+: > "$tmp/empty"
+expect 1 'not a qcow2 image: it has 0 bytes' check "$tmp/empty"
+
 # Options.
 expect 1 'human or json' check --output=xml "$image"
 expect 1 'leaks or all' check --repair=some "$image"

@@ -157,4 +157,4 @@ chmod 0755 d
 TRACE=/dev/null
 "${as[@]}" "$NBDKIT" -U - "$PLUGIN" d/o.qcow2 follow=beneath \
     --run 'nbdinfo --is read-only "$uri"' > "$tmp/out.log" 2>&1
-grep -q 'writing it: Permission denied.*read-only' "$tmp/out.log"
+grep -q 'opening it for writing: Permission denied.*read-only' "$tmp/out.log"

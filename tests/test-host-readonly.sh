@@ -19,7 +19,7 @@ SH
 chmod 0755 "$tmp/twice"
 "${as[@]}" "$NBDKIT" -U - "$PLUGIN" "$image" --run ". $tmp/twice" \
     > "$tmp/out" 2>&1 || die "it is offered read-write: $(cat "$tmp/out")"
-test "$(grep -c 'note: .*image.qcow2: writing it: Permission denied.*read-only' \
+test "$(grep -c 'note: .*image.qcow2: opening it for writing: Permission denied.*read-only' \
     "$tmp/out")" = 1 || die "the log does not say so once: $(cat "$tmp/out")"
 
 # With -r it is what was asked for.

@@ -33,10 +33,17 @@ const char tool_check_usage[] =
   "exits with 0 if all is well, 1 if it could not be completed, 2 if there\n"
   "are errors, 3 if there are only leaks.\n";
 
+struct listing {
+  struct tool_progress progress; /* first: they have one opaque pointer */
+  unsigned listed;               /* findings that were printed */
+};
+
 static void
 print_finding (void *opaque, enum check_kind kind, const char *text)
 {
-  (void) opaque;
+  struct listing *l = opaque;
+
+  l->listed++;
   fprintf (stderr, "%s: %s\n",
            kind == CHECK_LEAK ? "leak" :
            kind == CHECK_NO_ANSWER ? "unchecked" : "error", text);
@@ -113,29 +120,48 @@ print_human (const struct tool_options *o, const struct repair_report *r)
   printf ("ends at: %" PRIu64 "\n", c->image_end);
 }
 
+/* That there may be more findings than were printed. */
+static void
+tell_limit (const struct listing *l, const struct check_options *options,
+            const struct check_report *c)
+{
+  const unsigned most = options->messages < CHECK_MAX_MESSAGES
+    ? options->messages : CHECK_MAX_MESSAGES;
+
+  if (most > 0 && l->listed >= most &&
+      c->corruptions + c->leaks + c->check_errors > most)
+    fprintf (stderr, "no more than %u findings are listed%s\n", most,
+             most < CHECK_MAX_MESSAGES ? ": see --messages" : "");
+}
+
 static int
 run (const struct tool_options *o, struct storage *s, struct repair_report *r,
      const char **name)
 {
   const struct format_ops *format =
     format_recognize (all_formats, &qcow2_format, s);
-  struct tool_progress progress = { .wanted = o->progress };
+  struct listing l = { .progress.wanted = o->progress };
   const struct check_options options = {
     .messages = o->quiet ? 0 : o->messages,
     .found = print_finding,
     .progress = tool_progress,
-    .opaque = &progress,
+    .opaque = &l,
   };
+  int ret;
 
   if (format == NULL || tool_check_format (o, format->name) == -1)
     return -1;
   *name = format->name;
   *r = (struct repair_report) { 0 };
   if (format == &qed_format)
-    return o->repair ? qed_repair_storage (s, o->mode, &options, r)
+    ret = o->repair ? qed_repair_storage (s, o->mode, &options, r)
       : qed_check_storage (s, &options, &r->after);
-  return o->repair ? repair_storage (s, o->mode, &options, r)
-    : check_storage (s, &options, &r->after);
+  else
+    ret = o->repair ? repair_storage (s, o->mode, &options, r)
+      : check_storage (s, &options, &r->after);
+  if (ret == 0)
+    tell_limit (&l, &options, o->repair ? &r->before : &r->after);
+  return ret;
 }
 
 int

@@ -29,7 +29,12 @@ header_want (const char *name, const uint8_t *buf, uint64_t file_size)
 {
   uint32_t version, cluster_bits;
 
-  if (file_size < 8 || get_be32 (buf + FIELD_MAGIC) != QCOW2_MAGIC) {
+  if (file_size < 8) {
+    error_set (EINVAL, "%s: not a qcow2 image: it has %" PRIu64 " bytes", name,
+               file_size);
+    return 0;
+  }
+  if (get_be32 (buf + FIELD_MAGIC) != QCOW2_MAGIC) {
     error_set (EINVAL, "%s: not a qcow2 image: magic 0x%08" PRIx32 " at offset "
                "0 instead of 0x%08" PRIx32, name, get_be32 (buf + FIELD_MAGIC),
                QCOW2_MAGIC);

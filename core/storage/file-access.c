@@ -240,7 +240,7 @@ file_check_writable (const struct storage *s)
       return 0;
     }
   }
-  error_set (errno, "%s: writing it: %s", s->name, strerror (errno));
+  error_set (errno, "%s: opening it for writing: %s", s->name, strerror (errno));
   return -1;
 }
 
