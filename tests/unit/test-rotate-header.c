@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* The refcount table moves while the header's sector is written for a snapshot and its
- * bitmaps: the sector, which was read before, has the table's old place in it.  Who
- * moves the table is started just before that is written, and goes on until it waits,
- * or is ready.
+ * bitmaps: the sector, which was read before, has the table's old place in it.  The
+ * thread that moves the table is started just before that is written, and goes on
+ * until it waits, or is done.
  */
 
 #include <config.h>

@@ -65,9 +65,9 @@ struct alloc {
   uint64_t first_window, max_window; /* clusters, 64 at most */
   uint64_t opened_size; /* of the file, in bytes */
 
-  /* Held around I/O of metadata; taken before lock.  Who wants it holds the turn
-   * until it is had: so who takes it again and again, for many slices, can't have
-   * it once more before those who wait.
+  /* refcounts_lock is held around I/O of metadata, and taken before lock.  A
+   * thread that wants it holds refcounts_turn until it has it: so one that takes
+   * it again and again, for many slices, can't overtake those that wait.
    */
   pthread_mutex_t refcounts_lock, refcounts_turn;
   struct refcounts refcounts;
@@ -144,7 +144,7 @@ extern int alloc_refcount (struct alloc *s, struct host_off host,
 /* Add one to the refcounts of these clusters, in ascending order, in which one may
  * occur several times.  *done is how many of them have it, also after an error;
  * each is given up again by writeback_free.  Takes refcounts_lock once for each
- * slice of refcounts, and lets those who wait have it between.  Returns -1 with the
+ * slice of refcounts, and lets requests that wait have it between.  Returns -1 with the
  * error set, as refcount_raise.
  */
 extern int alloc_raise (struct alloc *s, const uint64_t *cluster, size_t nr,
