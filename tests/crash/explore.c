@@ -360,6 +360,26 @@ second_states (struct explore *e, struct cut *c, uint64_t *random)
   return true;
 }
 
+static void
+print_calls (const struct crash_op *op, uint64_t nr)
+{
+  static const char *const names[] = {
+    [CRASH_WRITE] = "write", [CRASH_ZERO] = "zero", [CRASH_RESIZE] = "resize",
+    [CRASH_FLUSH] = "flush",
+  };
+  uint64_t i;
+
+  for (i = 0; i < nr; ++i, ++op) {
+    char name[160] = "";
+
+    if (op->kind == CRASH_WRITE && op->count >= SECTOR)
+      content_name (op->data, name, sizeof name);
+    printf ("%4" PRIu64 " %s%s 0x%" PRIx64 "+0x%" PRIx64 " %s\n", i,
+            names[op->kind], op->durable ? " durable" : "", op->offset,
+            op->count, name);
+  }
+}
+
 static bool
 cut_again (struct explore *e)
 {
@@ -369,6 +389,10 @@ cut_again (struct explore *e)
   bool ok = true;
   uint64_t k;
 
+  if (e->options->verbose && e->options->cut2 != EXPLORE_ANY) {
+    printf ("after the cut:\n");
+    print_calls (d->op, d->nr);
+  }
   for (k = 0; ok && k <= d->nr; ++k) {
     cut_advance (c, k);
     e->place->cut2 = k;
@@ -587,27 +611,6 @@ free_log (struct log *log)
   free (log->op);
 }
 
-static void
-print_log (const struct log *log)
-{
-  static const char *const names[] = {
-    [CRASH_WRITE] = "write", [CRASH_ZERO] = "zero", [CRASH_RESIZE] = "resize",
-    [CRASH_FLUSH] = "flush",
-  };
-  uint64_t i;
-
-  for (i = 0; i < log->nr; ++i) {
-    const struct crash_op *op = &log->op[i];
-    char name[160] = "";
-
-    if (op->kind == CRASH_WRITE && op->count >= SECTOR)
-      content_name (op->data, name, sizeof name);
-    printf ("%4" PRIu64 " %s%s 0x%" PRIx64 "+0x%" PRIx64 " %s\n", i,
-            names[op->kind], op->durable ? " durable" : "", op->offset,
-            op->count, name);
-  }
-}
-
 /* By threads, requests of every other workload overlap. */
 static bool
 run_script (struct explore *e, const struct script *s)
@@ -716,7 +719,7 @@ explore (struct explore *e, const struct made *m, const struct script *s,
     log = take_log (e->guest.disk);
     atomic_fetch_add (&e->stats->calls, log.nr);
     if (e->options->verbose)
-      print_log (&log);
+      print_calls (log.op, log.nr);
     all_cuts (e, m, &log);
     free_log (&log);
   }

@@ -57,6 +57,11 @@ struct take {
   struct take_piece *piece; /* that is being looked at */
   bool dirty;               /* the image is, for this (K4) */
 
+  /* Raised, and given up at once, as others of the piece could not be; or else not
+   * given up, though what refers to them has COPIED still.
+   */
+  bool given_up, mismatched;
+
   struct snapshot_table snapshot_table;
   struct alloc_clusters l1_space, table_space; /* nr is 0: not taken */
 };

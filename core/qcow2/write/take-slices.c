@@ -185,13 +185,16 @@ raise_references (struct take *t)
 
   if (alloc_raise (&t->w->alloc, p->cluster, p->nr_references, &done) == 0)
     return 0;
+  t->given_up |= done > 0;
   for (i = 0; i < done; ++i) { /* K6 */
     const struct freed f = { .host.v = p->cluster[i] << bits, .nr = 1 };
     struct error_kept kept;
 
     error_keep (&kept);
-    if (writeback_free (c, &f, 1) == -1)
+    if (writeback_free (c, &f, 1) == -1) {
       atomic_store (&t->w->leaked, true);
+      t->mismatched = true;
+    }
     error_restore (&kept);
   }
   return writer_failed (t->w);

@@ -176,8 +176,11 @@ undo (struct take *t)
     return -1;
   }
   give_up_tables (t);
-  return u.steps.end == 0 ? 0
-    : wait_for_refcounts (t) == -1 ? -1 : set_copied_again (t, u.steps.end);
+  if (u.steps.end == 0 && !t->given_up)
+    return 0;
+  if (wait_for_refcounts (t) == -1 || set_copied_again (t, u.steps.end) == -1)
+    return -1;
+  return t->mismatched ? -1 : 0;
 }
 
 void
