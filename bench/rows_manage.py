@@ -6,7 +6,8 @@
 import json
 import os
 
-from common import CLUSTER, GiB, MiB, QEMU_DEFAULT, die, run, timed
+from common import (CLUSTER, GiB, MiB, QEMU_DEFAULT, allocated, die, run,
+                    timed)
 from rows import Row, turns
 
 
@@ -121,7 +122,7 @@ class CommitRow(ManageRow):
         for image in base, out:
             run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw",
                 image, bench.data.path("seq.raw"))
-        if os.path.getsize(out) > MiB:
+        if allocated(out) > MiB:
             return "the overlay was not emptied"
 
 
