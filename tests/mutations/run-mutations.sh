@@ -23,7 +23,11 @@ top=$srcdir/../..
 top_builddir=$(cd "${top_builddir:-$top}" && pwd) || exit 2
 jobs=${JOBS:-$(nproc)}
 limit=${MUTATION_SECONDS:-100}
-export MALLOC_PERTURB_=165 MALLOC_TOP_PAD_=16777216 # as for the unit tests
+# As tests/driver/limited and the tests' Makefiles have it: without large pages what
+# is freed is overwritten so slowly that tests seem to hang.
+export MALLOC_PERTURB_=165 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
+       MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1073741824 \
+       MALLOC_TOP_PAD_=16777216
 started=$SECONDS
 
 work=$(mktemp -d "$PWD/mutations.XXXXXX") || exit 2
@@ -167,6 +171,10 @@ put_in () {
         mkdir -p "${file%/*}"
         cp "$work/$file" "$file" || return 1
     done < <(sed -n 's,^+++ b/,,p' "$srcdir/$1.patch")
+    # All may include a header.
+    ! grep -q '^+++ b/.*\.h$' "$srcdir/$1.patch" ||
+        (cd "$work" && find core -name '*.c' -exec cp --parents -t "$OLDPWD" {} +) ||
+        return 1
     patch -s -f -p1 -F0 < "$srcdir/$1.patch" || return 1
     while read -r file; do
         compile "$file" "${file%.c}.o" || return 1
