@@ -31,6 +31,8 @@ explore_line (const struct explore_place *p, char *buf, size_t size)
   int n = snprintf (buf, size, "powerloss --image %s --seed %" PRIu64
                     " --script '%s'", p->image, p->seed, p->script);
 
+  if (p->points && n > 0 && (size_t) n < size)
+    n += snprintf (buf + n, size - n, " --points");
   if (p->threads > 1 && n > 0 && (size_t) n < size)
     n += snprintf (buf + n, size - n, " --threads %u", p->threads);
   if (p->far[0] != '\0' && n > 0 && (size_t) n < size)
@@ -479,8 +481,8 @@ go_on (struct explore *e, const struct check_result *before)
                       after.dirty ? "dirty" : after.why);
   if (after.leaks + after.beyond > e->leaks)
     return violation (e, "written and closed after the cut: %" PRIu64
-                      " leaks, there were %" PRIu64,
-                      after.leaks + after.beyond, e->leaks);
+                      " leaks, %" PRIu64 " of them beyond the end; there were %"
+                      PRIu64, after.leaks + after.beyond, after.beyond, e->leaks);
   if (o->cut2 != EXPLORE_ANY ||
       (o->second_every != 0 && e->number % o->second_every == 0))
     return cut_again (e);
@@ -705,6 +707,7 @@ explore (struct explore *e, const struct made *m, const struct script *s,
   snprintf (p->script, sizeof p->script, "%s", text);
   p->seed = e->options->seed;
   p->threads = e->options->threads;
+  p->points = e->options->points;
   p->far[0] = '\0';
   p->in_state = p->in_second = false;
   e->taken = e->options->points;

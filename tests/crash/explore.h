@@ -36,6 +36,7 @@ struct explore_place {
   char script[EXPLORE_SCRIPT_TEXT];
   uint64_t seed;
   unsigned threads;
+  bool points;
   char far[96]; /* the kind of server; empty: none */
   bool in_state, in_second;
   uint64_t cut, cut2;

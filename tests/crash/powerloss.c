@@ -86,7 +86,8 @@ usage (FILE *f)
 "  --script TEXT  this script: requests, systematic:N, pair:SEED,\n"
 "                 random:SEED:REQUESTS or churn:SEED:REQUESTS;\n"
 "                 points:SEED: before it does what --points does\n"
-"  --points       take points in time and make snapshots among the requests\n"
+"  --points       take points in time and make snapshots among the requests; with\n"
+"                 --script only after the cut, and where the script says so\n"
 "  --far[=WORDS]  the image is on an NBD server, which has everything (all), or\n"
 "                 what these words say, such as nofua+block4096: nofua, nozero,\n"
 "                 nofast, notrim, noextents, blockN, many (connections); without\n"
@@ -261,7 +262,7 @@ run_script (struct explore *e, const struct made *m, uint64_t number,
 
   if (s == NULL)
     abort ();
-  if (options.points)
+  if (options.points && options.script == NULL)
     n = snprintf (text, sizeof text, "points:%" PRIu64 ":",
                   mix (options.explore.seed + mix (number)) >> 40);
   if (options.script != NULL)
