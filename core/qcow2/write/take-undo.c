@@ -132,8 +132,13 @@ set_copied (struct take *t, struct take_table *table, uint64_t number,
 
   (void) reference;
   if ((*word & QCOW2_ENTRY_COPIED) ||
-      !(table->cleared[number / 8] >> number % 8 & 1) ||
-      alloc_refcount (&t->w->alloc, host, &refcount) == -1 || refcount != 1)
+      !(table->cleared[number / 8] >> number % 8 & 1))
+    return false;
+  if (alloc_refcount (&t->w->alloc, host, &refcount) == -1) {
+    t->mismatched = true; /* it may be 1 */
+    return false;
+  }
+  if (refcount != 1)
     return false;
   *word |= QCOW2_ENTRY_COPIED;
   return true;
