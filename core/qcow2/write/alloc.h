@@ -83,6 +83,11 @@ struct alloc {
   /* The last attempt to lower refcounts failed: don't wait for it. */
   _Atomic bool stuck;
 
+  /* How many attempts have: counted when what is left was given up again, with
+   * refcounts_lock held.
+   */
+  _Atomic uint64_t failures;
+
   pthread_mutex_t lock; /* for what follows; held briefly */
   unsigned nr_runs;
   struct alloc_run run[ALLOC_MAX_RUNS];
@@ -160,7 +165,8 @@ extern int alloc_find_free (struct alloc *s, struct host_off host,
 extern void alloc_reclaim (struct alloc *s);
 
 /* The same; then tell whether all that was given up in batches up to this one,
- * which has ended, is reclaimed.  May wait for refcounts_lock.
+ * which has ended, is reclaimed, or was given up again, as alloc.failures tells.
+ * May wait for refcounts_lock.
  */
 extern bool alloc_has_reclaimed (struct alloc *s, uint64_t batch);
 

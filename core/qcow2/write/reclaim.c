@@ -167,6 +167,8 @@ reclaim_freed (struct alloc *s)
     r = lower_list (s, l);
     writeback_free_list (s->writeback, l);
     atomic_store (&s->stuck, r == -1);
+    if (r == -1)
+      atomic_fetch_add (&s->failures, 1);
   }
   return r;
 }

@@ -13,6 +13,9 @@
 #include "qcow2/write/take-parts.h"
 #include "qcow2/write/writer-parts.h"
 
+/* Of lowering refcounts. */
+#define MAX_TRIES 3
+
 /* A step gives up what a slice of a copy refers to; at counts slices. */
 struct undoing {
   struct steps steps;
@@ -105,22 +108,43 @@ give_up_tables (struct take *t)
   give_up_space (t, &t->table_space);
 }
 
-/* Wait until refcounts have been lowered. */
+/* Wait until what was given up in batches up to this one is lowered, or is given up
+ * again.
+ */
 static int
-wait_for_refcounts (struct take *t)
+wait_for_batch (struct writer *w, uint64_t batch)
 {
   static const struct timespec pause_between = { .tv_nsec = 1000000 };
-  struct writer *w = t->w;
-  const uint64_t batch = writeback_next_batch (&w->writeback);
 
-  if (writer_flush (w) == -1)
-    return -1;
   while (!alloc_has_reclaimed (&w->alloc, batch)) {
     nanosleep (&pause_between, NULL);
     if (writeback_check (&w->writeback) == -1)
       return -1;
   }
-  return atomic_load (&w->alloc.stuck) ? -1 : 0;
+  return 0;
+}
+
+/* Wait until refcounts have been lowered.  What could not be is in the next batch
+ * then, and only the number of failures tells, since lists that go well may follow.
+ * Which batch it is that has all is known when one is durable: what is in one that
+ * finds no space goes into the next, whoever has begun it.
+ */
+static int
+wait_for_refcounts (struct take *t)
+{
+  struct writer *w = t->w;
+  unsigned tries;
+
+  for (tries = 0; tries < MAX_TRIES; ++tries) {
+    const uint64_t failures = atomic_load (&w->alloc.failures);
+
+    if (writer_flush (w) == -1 ||
+        wait_for_batch (w, writeback_durable_batch (&w->writeback)) == -1)
+      return -1;
+    if (atomic_load (&w->alloc.failures) == failures)
+      return 0;
+  }
+  return -1;
 }
 
 static bool

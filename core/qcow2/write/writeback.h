@@ -176,18 +176,13 @@ extern bool writeback_spend_ballast (struct writeback *c);
 extern int writeback_free (struct writeback *c, const struct freed *freed,
                            unsigned nr);
 
-/* The number of the next batch: all that was given up before is in it, or in
- * earlier ones.
+/* The number of the last durable batch.  After a writeback_flush that went well all
+ * that was given up before it is in that one, or in earlier ones.
  */
 static inline uint64_t
-writeback_next_batch (struct writeback *c)
+writeback_durable_batch (const struct writeback *c)
 {
-  uint64_t batch;
-
-  pthread_mutex_lock (&c->changes);
-  batch = c->taken + 1;
-  pthread_mutex_unlock (&c->changes);
-  return batch;
+  return atomic_load (&c->durable);
 }
 
 /* Whether the batch of this number is durable. */
