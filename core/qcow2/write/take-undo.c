@@ -189,14 +189,18 @@ set_copied_again (struct take *t, uint64_t slices)
   return r == -1 ? -1 : writer_flush (w);
 }
 
+/* The slices whose flags may have been cleared. */
+static uint64_t
+raised_slices (const struct take *t)
+{
+  return t->nr_filled * take_slices (t) + t->nr_raised;
+}
+
 static int
 undo (struct take *t)
 {
   struct undoing u = {
-    .steps = {
-      .w = t->w, .step = give_up_slice,
-      .end = t->nr_filled * take_slices (t) + t->nr_raised,
-    },
+    .steps = { .w = t->w, .step = give_up_slice, .end = raised_slices (t) },
     .t = t,
   };
 
@@ -212,6 +216,22 @@ undo (struct take *t)
   return t->mismatched ? -1 : 0;
 }
 
+/* It could not be undone.  Where no flag was cleared refcounts are all that is wrong:
+ * they are lowered by the end at the latest, which then clears the dirty bit.
+ */
+static void
+leave_dirty (struct take *t)
+{
+  struct writer *w = t->w;
+
+  pthread_mutex_lock (&w->begin_lock);
+  if (raised_slices (t) > 0)
+    w->mismatched = true;
+  else if (w->header.version >= 3)
+    w->dirty = true;
+  pthread_mutex_unlock (&w->begin_lock);
+}
+
 void
 take_undo (struct take *t)
 {
@@ -220,11 +240,8 @@ take_undo (struct take *t)
 
   error_keep (&kept);
   if (writeback_check (&w->writeback) == 0) {
-    if (undo (t) == -1) {
-      pthread_mutex_lock (&w->begin_lock);
-      w->mismatched = true;
-      pthread_mutex_unlock (&w->begin_lock);
-    }
+    if (undo (t) == -1)
+      leave_dirty (t);
     if (t->dirty)
       (void) features_end_take (w);
   }
