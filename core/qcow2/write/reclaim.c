@@ -148,7 +148,7 @@ lower_list (struct alloc *s, struct freed_list *l)
       f.bytes += l->freed[j].bytes;
     }
     if (lower (s, &f) == -1) {
-      (void) writeback_free (s->writeback, &f, 1); /* or leaked */
+      (void) writeback_free (s->writeback, &f, 1); /* or lost */
       (void) writeback_free (s->writeback, l->freed + j, l->nr - j);
       return -1;
     }

@@ -25,8 +25,8 @@ struct undoing {
 static void
 give_up (struct take *t, const struct freed *freed, unsigned nr)
 {
-  if (nr > 0 && writeback_free (&t->w->writeback, freed, nr) == -1)
-    atomic_store (&t->w->leaked, true);
+  if (nr > 0)
+    (void) writeback_free (&t->w->writeback, freed, nr); /* or lost */
 }
 
 /* A slice of the copy of a table, which is in the file once it is filled. */
@@ -213,7 +213,7 @@ undo (struct take *t)
     return 0;
   if (wait_for_refcounts (t) == -1 || set_copied_again (t, u.steps.end) == -1)
     return -1;
-  return t->mismatched ? -1 : 0;
+  return t->mismatched || atomic_load (&t->w->writeback.lost) != t->lost ? -1 : 0;
 }
 
 /* It could not be undone.  Where no flag was cleared refcounts are all that is wrong:
