@@ -173,14 +173,29 @@ reclaim_freed (struct alloc *s)
   return r;
 }
 
+/* refcounts_lock held. */
+static void
+reclaim (struct alloc *s)
+{
+  if (reclaim_freed (s) == -1)
+    debug_message ("%s", error_message ());
+}
+
 void
 alloc_reclaim (struct alloc *s)
 {
   if (atomic_load (&s->writeback->nr_freed) == 0 ||
       pthread_mutex_trylock (&s->refcounts_lock) != 0)
     return;
-  if (reclaim_freed (s) == -1)
-    debug_message ("%s", error_message ());
+  reclaim (s);
+  pthread_mutex_unlock (&s->refcounts_lock);
+}
+
+void
+alloc_reclaim_in_turn (struct alloc *s)
+{
+  alloc_lock_refcounts (s);
+  reclaim (s);
   pthread_mutex_unlock (&s->refcounts_lock);
 }
 
@@ -190,8 +205,7 @@ alloc_has_reclaimed (struct alloc *s, uint64_t batch)
   bool done;
 
   alloc_lock_refcounts (s);
-  if (reclaim_freed (s) == -1)
-    debug_message ("%s", error_message ());
+  reclaim (s);
   done = !writeback_has_freed (s->writeback, batch);
   pthread_mutex_unlock (&s->refcounts_lock);
   return done;
