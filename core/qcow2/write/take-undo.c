@@ -216,8 +216,8 @@ undo (struct take *t)
   return t->mismatched || atomic_load (&t->w->writeback.lost) != t->lost ? -1 : 0;
 }
 
-/* It could not be undone.  Where no flag was cleared refcounts are all that is wrong:
- * they are lowered by the end at the latest, which then clears the dirty bit.
+/* It could not be undone.  Where no flag was cleared only refcounts are wrong: they
+ * are lowered by the end at the latest, which then clears the dirty bit.
  */
 static void
 leave_dirty (struct take *t)
