@@ -40,12 +40,14 @@ struct events {
 
   unsigned allocation; /* this one fails */
 
-  /* A reader is slow, and meanwhile somebody flushes: so what is given up is in two
-   * lists.  Then this read fails of those that lower refcounts, and with it the
-   * first allocation.
+  /* Somebody flushes before that slice is given up: so there are two lists. */
+  unsigned flush_at;
+
+  /* A reader is slow, so that nothing is lowered before all is given up.  Then this
+   * read fails of those that lower refcounts, and the first allocation.
    */
-  uint64_t two_lists;
-  bool and_allocation;
+  uint64_t slow_read;
+  bool slow_allocation;
 
   /* Before the flush that is waited for another one finds no space, and has this
    * allocation fail; then a reader is slow.
@@ -111,7 +113,7 @@ __wrap_take_undo (struct take *t)
   undoing = t->w;
   given_up = looks = 0;
   tables_given_up = flush_failed = false;
-  if (events.two_lists > 0)
+  if (events.slow_read > 0)
     start_reading ();
   if (events.call > 0)
     memory_fail (&rig.control, events.kinds, events.call, events.err);
@@ -128,8 +130,8 @@ __wrap_writeback_free (struct writeback *c, const struct freed *freed, unsigned 
 {
   if (undoing != NULL && freed->is_table)
     tables_given_up = true;
-  if (undoing != NULL && events.two_lists > 0 && ++given_up == TABLES / 2)
-    CHECK_OK (writeback_flush (c));
+  if (undoing != NULL && ++given_up == events.flush_at)
+    (void) writeback_flush (c);
   return __real_writeback_free (c, freed, nr);
 }
 
@@ -160,15 +162,15 @@ __wrap_alloc_has_reclaimed (struct alloc *s, uint64_t batch)
   bool r;
 
   looks++;
-  if (undoing != NULL && events.two_lists > 0 && looks == 1) {
+  if (undoing != NULL && events.slow_read > 0 && looks == 1) {
     end_reading ();
-    memory_fail (&rig.control, MEMORY_READ, events.two_lists, EIO);
-    fail_allocation (events.and_allocation);
+    memory_fail (&rig.control, MEMORY_READ, events.slow_read, EIO);
+    fail_allocation (events.slow_allocation);
   }
   if (undoing != NULL && looks == 2)
     end_reading ();
   r = __real_alloc_has_reclaimed (s, batch);
-  if (events.and_allocation)
+  if (events.slow_allocation)
     memory_armed = false;
   return r;
 }
@@ -312,7 +314,7 @@ test_two_lists (void)
 
   for (call = 1; call <= TABLES && !check_any_failed (); ++call) {
     start (3, CLUSTERS - 1);
-    events = (struct events) { .two_lists = call };
+    events = (struct events) { .flush_at = TABLES / 2, .slow_read = call };
     refuse (ENOTSUP, FULL);
     events = (struct events) { 0 };
     CHECK (call > 1 || rig.control.failed > 0);
@@ -350,12 +352,16 @@ test_first_piece (unsigned version)
 
 /* ---------------------------------------------------------------------- memory */
 
-/* A take that fails after references were raised, and before flags are cleared. */
+/* A take that fails after references of so many tables were raised, and before flags
+ * of the last one are cleared.
+ */
+#define RAISED (TABLES - 1)
+
 static void
 fail_to_clear (const struct events *e)
 {
   start (3, CLUSTERS);
-  unreadable = TABLES; /* each table is read before it is raised, and after */
+  unreadable = 2 * RAISED; /* each table is read before it is raised, and after */
   events = *e;
   refuse (EIO, "unreadable");
   events = (struct events) { 0 };
@@ -371,7 +377,7 @@ test_no_memory (void)
   fail_to_clear (&(struct events) { 0 });
   judge (false);
   for (nr = 1; !check_any_failed (); ++nr) {
-    fail_to_clear (&(struct events) { .allocation = nr });
+    fail_to_clear (&(struct events) { .flush_at = RAISED, .allocation = nr });
     dirty += judge (true);
     if (memory_calls < nr)
       break;
@@ -386,8 +392,9 @@ test_lost_when_lowered (void)
   unsigned dirty = 0;
   uint64_t call;
 
-  for (call = 1; call <= TABLES && !check_any_failed (); ++call) {
-    fail_to_clear (&(struct events) { .two_lists = call, .and_allocation = true });
+  for (call = 1; call <= 2 * TABLES && !check_any_failed (); ++call) {
+    fail_to_clear (&(struct events) {
+        .flush_at = RAISED, .slow_read = call, .slow_allocation = true });
     dirty += judge (true);
   }
   CHECK (dirty > 0);
