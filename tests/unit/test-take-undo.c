@@ -314,7 +314,7 @@ test_two_lists (void)
 
   for (call = 1; call <= TABLES && !check_any_failed (); ++call) {
     start (3, CLUSTERS - 1);
-    events = (struct events) { .flush_at = TABLES / 2, .slow_read = call };
+    events = (struct events) { .flush_at = TABLES - 1, .slow_read = call };
     refuse (ENOTSUP, FULL);
     events = (struct events) { 0 };
     CHECK (call > 1 || rig.control.failed > 0);
