@@ -174,6 +174,39 @@ test_failures (unsigned bits, unsigned order, uint64_t nr, int err)
   CHECK (call > 3);
 }
 
+/* Reads fail from one on: of what was counted already, too, which has left the cache.
+ * Nothing is leaked unnoticed.
+ */
+static void
+test_lost (void)
+{
+  struct alloc_clusters c;
+  unsigned leaked = 0;
+  uint64_t call;
+  bool lost, failed = true;
+
+  for (call = 1; failed; call += 3) {
+    start (9, 6);
+    disk.calls = 0;
+    disk.failures = 0;
+    disk.fault = (struct crash_fault) {
+      .call = call, .kinds = FAULT_READ, .forever = true, .err = EIO,
+    };
+    if (alloc_take_contiguous (&bare.writer->alloc, 40 * 64, &c) == 0)
+      give_up (&c, 9);
+    failed = disk.failures > 0;
+    disk.fault = (struct crash_fault) { 0 };
+    lost = atomic_load (&bare.writer->writeback.lost) > 0;
+    CHECK_OK (bare_close (&bare));
+    if (image_check (what, disk.bytes, disk.size).leaks > 0) {
+      CHECK (lost);
+      leaked++;
+    }
+    end ();
+  }
+  CHECK (leaked > 0);
+}
+
 /* How many clusters at the end of the file have no reference. */
 static uint64_t
 count_unused_tail (void)
@@ -237,6 +270,7 @@ main (void)
   test_failures (9, 6, 200, EIO);
   test_failures (9, 6, 200, ENOSPC);
   test_failures (12, 4, 5, EIO);
+  test_lost ();
   test_full ();
   return check_result ();
 }

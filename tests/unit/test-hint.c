@@ -15,6 +15,7 @@
 #include "manage/bitmap-change.h"
 #include "manage/create.h"
 #include "memory-storage.h"
+#include "qcow2/write/writer.h"
 
 static struct memory_disk disk;
 static struct memory_control control;
@@ -130,6 +131,33 @@ test_stays (bool search)
   memory_disk_free (&disk);
 }
 
+/* Something could not be given up for want of memory. */
+static bool lose;
+
+extern int __real_writer_close (struct writer *w);
+extern int __wrap_writer_close (struct writer *w);
+
+int
+__wrap_writer_close (struct writer *w)
+{
+  if (lose)
+    writeback_lost (&w->writeback);
+  return __real_writer_close (w);
+}
+
+static void
+test_lost (void)
+{
+  make (3, 65536);
+  open_writable ();
+  write_some (0);
+  lose = true;
+  CHECK_OK (image_close (im));
+  lose = false;
+  CHECK (is_set ());
+  memory_disk_free (&disk);
+}
+
 /* Nobody looks for leaks where there are none. */
 static void
 test_spared (void)
@@ -224,6 +252,7 @@ main (void)
   test_toggled (2);
   test_stays (false);
   test_stays (true);
+  test_lost ();
   test_spared ();
   test_no_room ();
   test_moved ();

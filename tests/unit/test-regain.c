@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -160,6 +161,52 @@ test_stuck (void)
   rig_free (&rig);
 }
 
+/* Who looks whether a lock is free finds that it is not, as while a snapshot is made;
+ * who waits for it has it.
+ */
+static bool busy;
+
+extern int __real_pthread_mutex_trylock (pthread_mutex_t *m);
+extern int __wrap_pthread_mutex_trylock (pthread_mutex_t *m);
+
+int
+__wrap_pthread_mutex_trylock (pthread_mutex_t *m)
+{
+  return busy ? EBUSY : __real_pthread_mutex_trylock (m);
+}
+
+/* The file can't grow: each write takes what was trimmed before it.  Or it is not to
+ * grow since little may wait.
+ */
+static void
+test_busy (bool full)
+{
+  struct builder b;
+  uint64_t i;
+
+  build_start (&b, 3, 9, false, COMPRESSION_DEFLATE, 1024 << 9);
+  for (i = 0; i < 1024; ++i)
+    build_entry (&b, i, build_data (&b, i), 0);
+  build_finish (&b);
+  rig_init (&rig, "busy", &b);
+  build_free (&b);
+  rig.cache_size = 1 << 20;
+  if (!full)
+    rig.options.max_freed = 1 << 9;
+  rig_open (&rig);
+  if (full)
+    rig.control.limit = atomic_load (&rig.disk.size);
+  busy = true;
+  for (i = 0; i < 1024; i += 128) {
+    rig_trim (&rig, i << 9, 128 << 9);
+    rig_write (&rig, i << 9, 128 << 9, i + 1);
+  }
+  busy = false;
+  rig_compare (&rig);
+  rig_close (&rig);
+  rig_free (&rig);
+}
+
 int
 main (void)
 {
@@ -169,5 +216,7 @@ main (void)
   for (i = 0; i < sizeof forms / sizeof forms[0]; i += TEST_EACH (5))
     test_form (&forms[i]);
   test_stuck ();
+  test_busy (true);
+  test_busy (false);
   return check_result ();
 }

@@ -367,7 +367,8 @@ return_reserve (struct alloc *s)
 }
 
 /* Raise the refcounts of a run, of all or of none: where one of several blocks has no
- * space on the host, those before it would be leaked.  refcounts_lock held.
+ * space on the host, those before it would be leaked, which they are if that fails,
+ * too.  refcounts_lock held.
  */
 static int
 count_run (struct alloc *s, struct alloc_run *r)
@@ -377,7 +378,8 @@ count_run (struct alloc *s, struct alloc_run *r)
   if (refcount_set (&s->refcounts, r->first, r->nr, 1, &r->batch) == 0)
     return 0;
   error_keep (&kept);
-  (void) refcount_set (&s->refcounts, r->first, r->nr, 0, NULL);
+  if (refcount_set (&s->refcounts, r->first, r->nr, 0, NULL) == -1)
+    writeback_lost (s->writeback);
   error_restore (&kept);
   return -1;
 }

@@ -83,6 +83,11 @@ struct alloc {
   /* The last attempt to lower refcounts failed: don't wait for it. */
   _Atomic bool stuck;
 
+  /* How many attempts have: counted when what is left was given up again, with
+   * refcounts_lock held.
+   */
+  _Atomic uint64_t failures;
+
   pthread_mutex_t lock; /* for what follows; held briefly */
   unsigned nr_runs;
   struct alloc_run run[ALLOC_MAX_RUNS];
@@ -156,11 +161,19 @@ extern int alloc_raise (struct alloc *s, const uint64_t *cluster, size_t nr,
 extern int alloc_find_free (struct alloc *s, struct host_off host,
                             uint64_t bytes, struct host_off *free);
 
-/* Lower the refcounts of what was given up, as far as P3 allows by now. */
+/* Lower the refcounts of what was given up, as far as P3 allows by now: unless
+ * refcounts_lock is held by another thread.
+ */
 extern void alloc_reclaim (struct alloc *s);
 
+/* The same, after waiting for refcounts_lock, in turn: for requests that can't go on
+ * before.  A take has the lock nearly always while it raises references.
+ */
+extern void alloc_reclaim_in_turn (struct alloc *s);
+
 /* The same; then tell whether all that was given up in batches up to this one,
- * which has ended, is reclaimed.  May wait for refcounts_lock.
+ * which has ended, is reclaimed, or was given up again, as alloc.failures tells.
+ * May wait for refcounts_lock.
  */
 extern bool alloc_has_reclaimed (struct alloc *s, uint64_t batch);
 

@@ -82,13 +82,15 @@ features_begin (struct writer *w)
   return features_write (w);
 }
 
-/* Nothing is pending any more. */
+/* Nothing is pending any more.  What was lost may have been raised by a take, for
+ * entries with COPIED.
+ */
 int
 features_clear_dirty (struct writer *w)
 {
   int r;
 
-  if (!w->dirty || w->mismatched)
+  if (!w->dirty || w->mismatched || atomic_load (&w->writeback.lost) > 0)
     return 0;
   pthread_mutex_lock (&w->begin_lock);
   w->header.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
@@ -103,7 +105,8 @@ features_clear_dirty (struct writer *w)
 int
 features_clear_hint (struct writer *w)
 {
-  if (w->header.hint.v == 0 || w->leaks_left || atomic_load (&w->leaked))
+  if (w->header.hint.v == 0 || w->leaks_left || atomic_load (&w->leaked) ||
+      atomic_load (&w->writeback.lost) > 0)
     return 0;
   return write_hint (w, HEADER_HINT_ENDED) == -1 ? -1
     : writeback_flush (&w->writeback);

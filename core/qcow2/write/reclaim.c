@@ -148,7 +148,7 @@ lower_list (struct alloc *s, struct freed_list *l)
       f.bytes += l->freed[j].bytes;
     }
     if (lower (s, &f) == -1) {
-      (void) writeback_free (s->writeback, &f, 1); /* or leaked */
+      (void) writeback_free (s->writeback, &f, 1); /* or lost */
       (void) writeback_free (s->writeback, l->freed + j, l->nr - j);
       return -1;
     }
@@ -167,8 +167,18 @@ reclaim_freed (struct alloc *s)
     r = lower_list (s, l);
     writeback_free_list (s->writeback, l);
     atomic_store (&s->stuck, r == -1);
+    if (r == -1)
+      atomic_fetch_add (&s->failures, 1);
   }
   return r;
+}
+
+/* refcounts_lock held. */
+static void
+reclaim (struct alloc *s)
+{
+  if (reclaim_freed (s) == -1)
+    debug_message ("%s", error_message ());
 }
 
 void
@@ -177,8 +187,15 @@ alloc_reclaim (struct alloc *s)
   if (atomic_load (&s->writeback->nr_freed) == 0 ||
       pthread_mutex_trylock (&s->refcounts_lock) != 0)
     return;
-  if (reclaim_freed (s) == -1)
-    debug_message ("%s", error_message ());
+  reclaim (s);
+  pthread_mutex_unlock (&s->refcounts_lock);
+}
+
+void
+alloc_reclaim_in_turn (struct alloc *s)
+{
+  alloc_lock_refcounts (s);
+  reclaim (s);
   pthread_mutex_unlock (&s->refcounts_lock);
 }
 
@@ -188,8 +205,7 @@ alloc_has_reclaimed (struct alloc *s, uint64_t batch)
   bool done;
 
   alloc_lock_refcounts (s);
-  if (reclaim_freed (s) == -1)
-    debug_message ("%s", error_message ());
+  reclaim (s);
   done = !writeback_has_freed (s->writeback, batch);
   pthread_mutex_unlock (&s->refcounts_lock);
   return done;

@@ -241,7 +241,7 @@ replace_table (struct refcounts *r, const struct growth *g)
     return -1;
   r->table = table;
   r->table_clusters = g->table_clusters;
-  /* If memory is short the old table is leaked. */
+  /* If memory is short the old table is lost. */
   (void) writeback_free (r->writeback, &old, 1);
   return 0;
 }

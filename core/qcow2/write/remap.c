@@ -142,7 +142,7 @@ give_back_taken (struct remap *r)
     const struct freed lost =
       references_to (remapped_map (r), r->taken, r->taken_bytes, false, false);
 
-    (void) writeback_free (&r->w->writeback, &lost, 1); /* or leaked */
+    (void) writeback_free (&r->w->writeback, &lost, 1); /* or lost */
   }
 }
 

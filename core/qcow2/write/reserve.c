@@ -113,7 +113,7 @@ reserve_close_window (struct alloc *s, struct alloc_window *w)
     r.first += i;
     r.nr = 1;
     if (!reserve_add (s, &r))
-      (void) writeback_free (s->writeback, &lost, 1); /* or leaked */
+      (void) writeback_free (s->writeback, &lost, 1); /* or lost */
   }
   w->run.nr = 0;
 }

@@ -348,8 +348,8 @@ give_up (struct rotation *r, struct host_off host, uint64_t nr)
     .bytes = nr * r->w->header.cluster_size,
   };
 
-  if (nr > 0 && writeback_free (&r->w->writeback, &f, 1) == -1)
-    atomic_store (&r->w->leaked, true);
+  if (nr > 0)
+    (void) writeback_free (&r->w->writeback, &f, 1); /* or lost */
 }
 
 /* Of its place the overlap table knows by a range, if it was there when the image

@@ -25,7 +25,7 @@ relieve (struct writer *w)
     if (!writeback_is_behind (&w->writeback) || atomic_load (&w->alloc.stuck))
       return 0;
     /* What is durably given up waits for requests to end. */
-    alloc_reclaim (&w->alloc);
+    alloc_reclaim_in_turn (&w->alloc);
     if (!writeback_is_behind (&w->writeback))
       return 0;
     nanosleep (&pause_between, NULL);
@@ -45,7 +45,7 @@ regain (struct writer *w)
     return false;
   /* Requests that may still look at what was given up end soon. */
   for (i = 0; i < 1000; ++i) {
-    alloc_reclaim (&w->alloc);
+    alloc_reclaim_in_turn (&w->alloc);
     if (atomic_load (&w->writeback.nr_freed) < before)
       return true;
     if (atomic_load (&w->alloc.stuck))

@@ -57,10 +57,11 @@ struct take {
   struct take_piece *piece; /* that is being looked at */
   bool dirty;               /* the image is, for this (K4) */
 
-  /* Raised, and given up at once, as others of the piece could not be; or else not
-   * given up, though what refers to them has COPIED still.
-   */
-  bool given_up, mismatched;
+  bool given_up;            /* some were raised, and given up at once, as others of
+                             * their piece could not be */
+  bool mismatched;          /* flags may not be set again that have to be */
+  uint64_t lost;            /* writeback.lost before: if there is more, refcounts may
+                             * be too high where COPIED is set */
 
   struct snapshot_table snapshot_table;
   struct alloc_clusters l1_space, table_space; /* nr is 0: not taken */

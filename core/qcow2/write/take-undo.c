@@ -13,6 +13,9 @@
 #include "qcow2/write/take-parts.h"
 #include "qcow2/write/writer-parts.h"
 
+/* Of lowering refcounts. */
+#define MAX_TRIES 3
+
 /* A step gives up what a slice of a copy refers to; at counts slices. */
 struct undoing {
   struct steps steps;
@@ -22,8 +25,8 @@ struct undoing {
 static void
 give_up (struct take *t, const struct freed *freed, unsigned nr)
 {
-  if (nr > 0 && writeback_free (&t->w->writeback, freed, nr) == -1)
-    atomic_store (&t->w->leaked, true);
+  if (nr > 0)
+    (void) writeback_free (&t->w->writeback, freed, nr); /* or lost */
 }
 
 /* A slice of the copy of a table, which is in the file once it is filled. */
@@ -105,22 +108,43 @@ give_up_tables (struct take *t)
   give_up_space (t, &t->table_space);
 }
 
-/* Wait until refcounts have been lowered. */
+/* Wait until what was given up in batches up to this one is lowered, or is given up
+ * again.
+ */
 static int
-wait_for_refcounts (struct take *t)
+wait_for_batch (struct writer *w, uint64_t batch)
 {
   static const struct timespec pause_between = { .tv_nsec = 1000000 };
-  struct writer *w = t->w;
-  const uint64_t batch = writeback_next_batch (&w->writeback);
 
-  if (writer_flush (w) == -1)
-    return -1;
   while (!alloc_has_reclaimed (&w->alloc, batch)) {
     nanosleep (&pause_between, NULL);
     if (writeback_check (&w->writeback) == -1)
       return -1;
   }
-  return atomic_load (&w->alloc.stuck) ? -1 : 0;
+  return 0;
+}
+
+/* Wait until refcounts have been lowered.  What could not be is in the next batch
+ * then, and only the number of failures tells, since lists that go well may follow.
+ * Which batch it is that has all is known when one is durable: what is in one that
+ * finds no space goes into the next, whoever has begun it.
+ */
+static int
+wait_for_refcounts (struct take *t)
+{
+  struct writer *w = t->w;
+  unsigned tries;
+
+  for (tries = 0; tries < MAX_TRIES; ++tries) {
+    const uint64_t failures = atomic_load (&w->alloc.failures);
+
+    if (writer_flush (w) == -1 ||
+        wait_for_batch (w, writeback_durable_batch (&w->writeback)) == -1)
+      return -1;
+    if (atomic_load (&w->alloc.failures) == failures)
+      return 0;
+  }
+  return -1;
 }
 
 static bool
@@ -132,8 +156,13 @@ set_copied (struct take *t, struct take_table *table, uint64_t number,
 
   (void) reference;
   if ((*word & QCOW2_ENTRY_COPIED) ||
-      !(table->cleared[number / 8] >> number % 8 & 1) ||
-      alloc_refcount (&t->w->alloc, host, &refcount) == -1 || refcount != 1)
+      !(table->cleared[number / 8] >> number % 8 & 1))
+    return false;
+  if (alloc_refcount (&t->w->alloc, host, &refcount) == -1) {
+    t->mismatched = true; /* it may be 1 */
+    return false;
+  }
+  if (refcount != 1)
     return false;
   *word |= QCOW2_ENTRY_COPIED;
   return true;
@@ -160,14 +189,18 @@ set_copied_again (struct take *t, uint64_t slices)
   return r == -1 ? -1 : writer_flush (w);
 }
 
+/* The slices whose flags may have been cleared. */
+static uint64_t
+raised_slices (const struct take *t)
+{
+  return t->nr_filled * take_slices (t) + t->nr_raised;
+}
+
 static int
 undo (struct take *t)
 {
   struct undoing u = {
-    .steps = {
-      .w = t->w, .step = give_up_slice,
-      .end = t->nr_filled * take_slices (t) + t->nr_raised,
-    },
+    .steps = { .w = t->w, .step = give_up_slice, .end = raised_slices (t) },
     .t = t,
   };
 
@@ -180,7 +213,23 @@ undo (struct take *t)
     return 0;
   if (wait_for_refcounts (t) == -1 || set_copied_again (t, u.steps.end) == -1)
     return -1;
-  return t->mismatched ? -1 : 0;
+  return t->mismatched || atomic_load (&t->w->writeback.lost) != t->lost ? -1 : 0;
+}
+
+/* It could not be undone.  Where no flag was cleared only refcounts are wrong: they
+ * are lowered by the end at the latest, which then clears the dirty bit.
+ */
+static void
+leave_dirty (struct take *t)
+{
+  struct writer *w = t->w;
+
+  pthread_mutex_lock (&w->begin_lock);
+  if (raised_slices (t) > 0)
+    w->mismatched = true;
+  else if (w->header.version >= 3)
+    w->dirty = true;
+  pthread_mutex_unlock (&w->begin_lock);
 }
 
 void
@@ -191,11 +240,8 @@ take_undo (struct take *t)
 
   error_keep (&kept);
   if (writeback_check (&w->writeback) == 0) {
-    if (undo (t) == -1) {
-      pthread_mutex_lock (&w->begin_lock);
-      w->mismatched = true;
-      pthread_mutex_unlock (&w->begin_lock);
-    }
+    if (undo (t) == -1)
+      leave_dirty (t);
     if (t->dirty)
       (void) features_end_take (w);
   }

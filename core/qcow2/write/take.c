@@ -206,8 +206,7 @@ give_up_old (struct take *t, struct host_off old, uint64_t bytes)
   if (bytes == 0)
     return;
   overlap_remove_range (&w->overlap, old);
-  if (writeback_free (&w->writeback, &f, 1) == -1)
-    atomic_store (&w->leaked, true);
+  (void) writeback_free (&w->writeback, &f, 1); /* or lost */
 }
 
 /* K3 */
@@ -264,7 +263,10 @@ take_snapshot (struct writer *w, const struct point *point, const char *name,
                const struct timespec *date, const struct snapshots *snapshots,
                const struct bitmap_header *bitmaps, struct snapshots *made)
 {
-  struct take t = { .w = w, .point = point, .bitmaps = bitmaps };
+  struct take t = {
+    .w = w, .point = point, .bitmaps = bitmaps,
+    .lost = atomic_load (&w->writeback.lost),
+  };
   uint64_t tables;
   int r = -1;
 

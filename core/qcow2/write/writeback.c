@@ -299,6 +299,8 @@ writeback_free (struct writeback *c, const struct freed *freed, unsigned nr)
   for (i = 0; r == 0 && i < nr; ++i)
     add_freed (c, &freed[i]);
   pthread_mutex_unlock (&c->changes);
+  if (r == -1)
+    writeback_lost (c);
   return r;
 }
 
@@ -435,7 +437,7 @@ take (struct writeback *c, struct taken *t)
 }
 
 /* T3: all of it goes into the next batch.  Without memory for the list, those
- * clusters leak.
+ * clusters are lost.
  */
 static void
 give_back (struct writeback *c, struct taken *t)
@@ -450,6 +452,8 @@ give_back (struct writeback *c, struct taken *t)
     for (i = 0; i < l->nr; ++i)
       add_freed (c, &l->freed[i]);
   }
+  else
+    writeback_lost (c);
   pthread_mutex_unlock (&c->changes);
   writeback_free_list (c, l);
 }

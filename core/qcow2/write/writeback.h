@@ -116,6 +116,7 @@ struct writeback {
   _Atomic size_t nr_next;    /* those of the next batch */
   _Atomic uint64_t bytes_freed, bytes_next; /* the same in bytes */
   uint64_t max_freed;        /* bytes (T5); 0: depends on the file's size */
+  _Atomic uint64_t lost;     /* how often writeback_lost was called */
 
   _Atomic bool failed;       /* I10 */
   _Atomic bool corrupt;      /* failed since the image is corrupt (I7) */
@@ -170,24 +171,28 @@ extern bool writeback_has_ballast (struct writeback *c);
 /* Something found no space: returns true if the ballast gave the host some. */
 extern bool writeback_spend_ballast (struct writeback *c);
 
-/* Give up references independently of a change.  Returns -1 with the error
- * set.
+/* Give up references independently of a change.  Returns -1 with the error set if
+ * memory is short: then they are lost.
  */
 extern int writeback_free (struct writeback *c, const struct freed *freed,
                            unsigned nr);
 
-/* The number of the next batch: all that was given up before is in it, or in
- * earlier ones.
+/* References could not be given up: they are leaked, and their refcounts stay too
+ * high, though there may be entries with COPIED.
+ */
+static inline void
+writeback_lost (struct writeback *c)
+{
+  atomic_fetch_add (&c->lost, 1);
+}
+
+/* The number of the last durable batch.  After a writeback_flush that went well all
+ * that was given up before it is in that one, or in earlier ones.
  */
 static inline uint64_t
-writeback_next_batch (struct writeback *c)
+writeback_durable_batch (const struct writeback *c)
 {
-  uint64_t batch;
-
-  pthread_mutex_lock (&c->changes);
-  batch = c->taken + 1;
-  pthread_mutex_unlock (&c->changes);
-  return batch;
+  return atomic_load (&c->durable);
 }
 
 /* Whether the batch of this number is durable. */

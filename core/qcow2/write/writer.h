@@ -109,7 +109,8 @@ struct writer {
   bool mismatched;            /* begin_lock; it stays dirty: a snapshot could not
                                * be undone */
   bool leaks_left;            /* there may be some from before it was opened */
-  _Atomic bool leaked;        /* something could not be given up */
+  _Atomic bool leaked;        /* something could not be given up; or it was lost:
+                               * see writeback.lost */
   uint64_t raw_seen;          /* begin_lock; as far as a raw data file is known
                                * to have nothing where nothing is mapped */
   uint64_t raw_size;          /* begin_lock; its size when that was looked at */
