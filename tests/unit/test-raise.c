@@ -187,10 +187,11 @@ test_turns (void)
 static void
 test_damage (void)
 {
-  const uint64_t bad = (first.v >> BITS) + CLUSTERS / 2;
   size_t done = 0;
+  uint64_t bad;
 
   start ();
+  bad = (first.v >> BITS) + CLUSTERS / 2;
   CHECK_OK (refcount_set (&space.refcounts, bad, 1, 0, NULL));
   CHECK_EQ (alloc_raise (&space, raised, nr, &done), -1);
   CHECK_ERROR (EIO, "is 0, but it is in use");
