@@ -591,10 +591,41 @@ test_beyond (void)
   build_free (&b);
 }
 
+/* Refcounts of clusters that a dirty file has not come to have, in its last block: in
+ * none of them once it is repaired.  Those of one that is not dirty stay, for the
+ * search for leaks.
+ */
+static void
+test_refcounts_beyond (bool dirty)
+{
+  struct memory_disk d;
+  struct repair_report r;
+  struct builder b;
+  uint64_t block, i;
+
+  build (&b, false);
+  block = get (b.data, get (b.data, 48)); /* of the refcount table */
+  for (i = 0; i < 5; ++i)
+    b.data[block + 2 * (b.size / CLUSTER + i * 40) + 1] = 1;
+  put (b.data, 72, dirty ? QCOW2_INCOMPAT_DIRTY : 0);
+  CHECK_OK (repair (&b, &d, NULL, REPAIR_ALL, &r));
+  CHECK (r.why_not == NULL && !r.after.dirty);
+  for (i = b.size / CLUSTER; i < CLUSTER / 2; ++i)
+    CHECK_EQ (d.data[block + 2 * i + 1],
+              !dirty && (i - b.size / CLUSTER) % 40 == 0 &&
+              i - b.size / CLUSTER < 200);
+  CHECK (is_clean (d.data, d.size));
+  check_view (&b, d.data, d.size);
+  memory_disk_free (&d);
+  build_free (&b);
+}
+
 int
 main (void)
 {
   check_time_limit (100);
+  test_refcounts_beyond (true);
+  test_refcounts_beyond (false);
   test_nothing_to_do ();
   test_errors_keep_leaks ();
   test_hidden ();

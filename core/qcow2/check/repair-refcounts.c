@@ -139,6 +139,30 @@ refcounts_end (const struct repair *r, uint64_t next)
   return r->rebuild || next < c->nr || end < next ? next : end;
 }
 
+int
+repair_find_beyond (struct check *c, bool *any)
+{
+  struct check_refcounts *rc = &c->refcounts;
+  const uint64_t end = rc->entries << rc->block_bits;
+  uint8_t buf[COUNTS_CHUNK * 8];
+  uint64_t i = c->nr;
+
+  for (*any = false; (i = check_refcounts_next (rc, i)) < end;) {
+    const uint64_t base = i & ~(COUNTS_CHUNK - 1);
+    const int r = check_refcounts_read (rc, base, COUNTS_CHUNK, buf);
+
+    if (r == -1)
+      return -1;
+    for (; r > 0 && i < base + COUNTS_CHUNK; ++i)
+      if (check_refcount_at (rc->order, buf, i - base) != 0) {
+        *any = true;
+        return 0;
+      }
+    i = base + COUNTS_CHUNK;
+  }
+  return 0;
+}
+
 static int
 survey_window (struct repair *r, uint64_t next, void *opaque)
 {

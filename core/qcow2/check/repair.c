@@ -336,13 +336,33 @@ clear_marks (struct storage *s, const struct check_options *options)
   return r;
 }
 
+/* Whether refcounts are wrong where the check does not look: of a dirty image, since
+ * nobody will look for them once it is not.
+ */
+static int
+look_beyond (struct storage *s, const struct check_options *options,
+             const struct check_report *before, bool *beyond)
+{
+  struct check c;
+  int r;
+
+  *beyond = false;
+  if (!before->dirty)
+    return 0;
+  if (check_start (&c, s, options) == -1)
+    return -1;
+  r = repair_find_beyond (&c, beyond);
+  check_end (&c);
+  return r;
+}
+
 /* Whether there is anything to do that this mode allows. */
 static bool
-is_to_do (enum repair_mode mode, struct repair_report *r)
+is_to_do (enum repair_mode mode, bool beyond, struct repair_report *r)
 {
   const struct check_report *b = &r->before;
 
-  if (check_report_is_sound (b) && b->leaks == 0 && !b->l1_cut)
+  if (check_report_is_sound (b) && b->leaks == 0 && !b->l1_cut && !beyond)
     return false;
   if (b->blind || (b->l1_cut && mode != REPAIR_ALL))
     r->why_not = hidden;
@@ -358,11 +378,14 @@ int
 repair_storage (struct storage *s, enum repair_mode mode,
                 const struct check_options *options, struct repair_report *r)
 {
+  bool beyond;
+
   *r = (struct repair_report) { 0 };
-  if (check_storage (s, options, &r->before) == -1)
+  if (check_storage (s, options, &r->before) == -1 ||
+      look_beyond (s, options, &r->before, &beyond) == -1)
     return -1;
   r->after = r->before;
-  if (is_to_do (mode, r) &&
+  if (is_to_do (mode, beyond, r) &&
       (run (s, mode, options, r) == -1 ||
        check_storage (s, options, &r->after) == -1 ||
        (mode == REPAIR_ALL && fix_snapshots (s, options, r) == -1)))
