@@ -68,7 +68,8 @@ copy (uint8_t *to, const atomic_bool *from)
     to[s] = atomic_load (&from[s]);
 }
 
-/* In turn the bits are asked for at once, and when the point was there for a while. */
+/* In turn the bits are asked for at once, and when the point was there for a while.
+ */
 static void
 check_point (unsigned nr, const struct bits *first)
 {

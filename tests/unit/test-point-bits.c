@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* The bits of bitmaps at points in time (S6 of qcow2/points.h, S5 of qcow2/write/
- * bit-slots.h): exactly those of the point, whatever is written, marked ahead, written
- * back or dropped after it; or more, where they can't be, and never fewer.
+ * bit-slots.h): exactly those of the point, whatever is written, marked ahead,
+ * written back or dropped after it; or more, where they can't be, and never fewer.
  */
 
 #include <config.h>
@@ -323,8 +323,7 @@ __wrap_features_switch_snapshots (struct writer *w, uint32_t nr,
   return -1;
 }
 
-/* Of `first', which stays, nothing was changed before the take: it has the same bits.
- */
+/* Nothing was changed between `first', which stays, and the take. */
 static void
 test_rotation (unsigned bits, bool fails)
 {
@@ -387,7 +386,7 @@ test_new_one (void)
 
 /* -------------------------------------------------------------------- memory */
 
-/* Enough for three slices of entries, or for pages of both bitmaps and one or two. */
+/* Enough for three slices of entries, or for a page of both bitmaps and one slice. */
 #define LITTLE (4 * 4096)
 
 /* Bits are given up for entries, and the point lives on; the next one has both. */

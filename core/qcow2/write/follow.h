@@ -41,9 +41,9 @@ extern int follow_trim (struct writer *w, uint64_t count,
  */
 extern void follow_settle (struct writer *w, uint64_t idle_ns);
 
-/* Keep what is exact of the bitmap with this table, for the points in time that there
- * are, in steps: see bit_slots_keep_some.  The caller is beyond the gate.  Returns
- * false when there is nothing more to do.
+/* Keep what is exact of the bitmap with this table, for the points in time that
+ * there are, in steps: see bit_slots_keep_some.  The caller is beyond the gate.
+ * Returns false when there is nothing more to do.
  */
 extern bool follow_keep_bits (struct writer *w, struct host_off table,
                               unsigned *at);
