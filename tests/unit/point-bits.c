@@ -47,10 +47,11 @@ static int
 paint (void *opaque, uint64_t offset, uint64_t length, unsigned flags)
 {
   struct painting *p = opaque;
+  const uint64_t first = offset >> p->shift;
 
   CHECK_EQ (offset, p->next);
-  memset (p->bits + (offset >> p->shift), flags != EXTENT_HOLE,
-          length >> p->shift);
+  memset (p->bits + first, flags != EXTENT_HOLE,
+          ((offset + length - 1) >> p->shift) + 1 - first); /* or a part of one */
   p->next = offset + length;
   return 0;
 }
