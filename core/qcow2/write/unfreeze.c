@@ -119,10 +119,10 @@ unfreeze (struct writer *w)
     },
   };
 
+  points_release_bits (w->points);
   /* Where nothing can be written any more memory is given back all the same. */
   while (rl.steps.at < rl.steps.end)
     rl.failed |= steps_run (&rl.steps) == -1;
-  points_release_bits (w->points);
   if (rl.leaked)
     atomic_store (&w->leaked, true);
 }
