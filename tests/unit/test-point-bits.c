@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -104,7 +105,7 @@ test_exact (unsigned bits, unsigned pages)
   char token[8], name[16];
 
   start (bits, pages, 0, MEMORY);
-  for (i = 0; i < POINTS && !check_any_failed (); ++i) {
+  for (i = 0; i < POINTS; ++i) {
     change (&state, 6);
     if (i == 2)
       follow_settle (rig.im->writer, 0);
@@ -444,6 +445,8 @@ test_ends (void)
   image_close_disk (a);
   wait_for_end ();
   CHECK_EQ (atomic_load (&p->bytes), 0);
+  if (check_any_failed ())
+    exit (check_result ()); /* closing the image would abort */
   end ();
 }
 
@@ -451,6 +454,7 @@ int
 main (void)
 {
   check_time_limit (100);
+  test_ends ();
   test_exact (9, 0);
   test_exact (9, 2); /* one page of each */
   test_exact (9, 3);
@@ -463,6 +467,5 @@ main (void)
   test_rotation (9, true);
   test_new_one ();
   test_memory ();
-  test_ends ();
   return check_result ();
 }
