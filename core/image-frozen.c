@@ -95,7 +95,10 @@ open_bitmap (const struct image *im, const struct parts *p)
   if (l == NULL)
     return NULL;
   image_close_disk (l);
-  return image_points_open (im, p->token, make_bitmap_disk, p->bitmap);
+  l = image_points_open (im, p->token, make_bitmap_disk, p->bitmap);
+  if (l != NULL)
+    image_points_keep_bits (im, l);
+  return l;
 }
 
 struct layer *

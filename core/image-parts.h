@@ -82,6 +82,11 @@ struct image_kind {
                                    struct point *point);
   void (*release_points) (struct image *im);
 
+  /* As follow_keep_bits, for a layer of new_bitmap_disk; and false without a writer.
+   * Within the gate.
+   */
+  bool (*keep_bits) (struct image *im, const struct layer *disk, unsigned *at);
+
   /* Make a snapshot, as take_snapshot; and what has bitmaps begin and end with it, as
    * rotation_new.  There is a writer.  Never called for an image that can't have
    * points.
@@ -226,6 +231,12 @@ extern struct layer *image_points_open (const struct image *im,
                                         const char *token,
                                         image_point_fn *make,
                                         const void *opaque);
+
+/* Have points keep what is exact of the bits of such a layer, whose extents a bitmap
+ * tells (image_kind.keep_bits), while requests run.
+ */
+extern void image_points_keep_bits (const struct image *im,
+                                    const struct layer *disk);
 
 /* A point that has no token, until it is ended.  fn, unless it is NULL, is called with
  * it at that moment, while no request is running: for microseconds.  Returns NULL with the

@@ -512,6 +512,22 @@ image_points_open (const struct image *im, const char *token,
   return disk;
 }
 
+/* A step is as a request: points that are taken meanwhile wait for one of them. */
+void
+image_points_keep_bits (const struct image *im, const struct layer *disk)
+{
+  struct image *own = im->points->im;
+  unsigned at = 0;
+  bool more;
+
+  do {
+    const unsigned token = gate_enter (&own->gate);
+
+    more = own->kind->keep_bits (own, disk, &at);
+    gate_leave (&own->gate, token);
+  } while (more);
+}
+
 /* ---------------------------------------------------------- without a token */
 
 struct point *

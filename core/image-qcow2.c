@@ -143,6 +143,14 @@ qcow2_release_points (struct image *im)
   unfreeze (im->writer);
 }
 
+static bool
+qcow2_keep_bits (struct image *im, const struct layer *disk, unsigned *at)
+{
+  struct writer *w = atomic_load (&im->writer);
+
+  return w != NULL && follow_keep_bits (w, bitmap_disk_table (disk), at);
+}
+
 static int
 qcow2_take_snapshot (struct image *im, const struct point *point,
                      const char *name, const struct timespec *date,
@@ -553,6 +561,7 @@ const struct image_kind image_qcow2 = {
   .points = qcow2_points,
   .new_point_disk = qcow2_new_point_disk,
   .release_points = qcow2_release_points,
+  .keep_bits = qcow2_keep_bits,
   .take_snapshot = qcow2_take_snapshot,
   .new_rotation = qcow2_new_rotation,
   .is_to_be_repaired = qcow2_is_to_be_repaired,

@@ -8,6 +8,7 @@ import time
 
 import nbd
 import qtest
+from bitmaps import qemu_dirty
 from changed import compare, differing
 from points import SIZE, KINDS, Guest, check_image, make, must_fail
 from qcow2make import merge
@@ -15,6 +16,7 @@ from qtest import path, run, check, equal, same_runs, Server
 
 # An entry of an L2 table is of so much.
 CLUSTER = {"512": 512, "4k": 4096, "2m": 2 << 20}
+GRANULARITY = 4096
 PARAMS = ("point-in-time=true", "point-in-time-linger=0")
 
 
@@ -36,7 +38,7 @@ def prepare(kind, options):
     run("qemu-img", "snapshot", *secret, "-c",
         "one", *(args if secret else [file]))
     if has_bitmap(kind):
-        run("qemu-img", "bitmap", "--add", "-g", "4096", file, "b")
+        run("qemu-img", "bitmap", "--add", "-g", str(GRANULARITY), file, "b")
     return file, params
 
 
@@ -50,13 +52,23 @@ def is_covered(runs, ranges, what):
             return
 
 
+def granules(ranges):
+    """What is dirty if these were touched."""
+    g = GRANULARITY
+    return merge(sorted((k * g, (k + 1) * g, "") for k in
+                        {k for lo, hi in ranges
+                         for k in range(lo // g, (hi - 1) // g + 1)}))
+
+
 def compare_bitmap(srv, export, a, b, touched, name):
-    """At least what was touched is dirty, at any time; b is what is read."""
+    """What was touched is dirty, and no more, at any time; b is what is read."""
     h = srv.connect(export)
     check(h.is_read_only(), "%s: writable" % name)
     for _ in range(3):
         map_ = qtest.extents(h, what=name)
-        is_covered(map_, touched, name)
+        dirty = merge([(lo, hi, "") for lo, hi, kind in map_
+                       if kind != "hole-not-zero"])
+        same_runs(dirty, granules(touched), name)
         is_covered(map_, [(at, at + 512) for at in differing(a, b)], name)
         for lo, hi, kind in map_:
             if kind == "zero":
@@ -216,7 +228,75 @@ def one_after_the_other():
     srv.stop()
 
 
+class Logged:
+    """A guest that writes some granules of the disk, at random: which ones it has
+    begun, and which were answered."""
+
+    def __init__(self, srv, rnd, own):
+        self.h, self.rnd, self.own = srv.connect(), rnd, own
+        self.begun, self.answered = [], []
+
+    def step(self):
+        k = self.rnd.choice(self.own)
+        self.begun.append(k)
+        self.h.pwrite(b"x" * 512, k * GRANULARITY)
+        self.answered.append(k)
+
+
+def wait_for(guests, busy):
+    """Until each has written some more."""
+    for g, b in zip(guests, busy):
+        enough = len(g.answered) + 5
+        while len(g.answered) < enough and b.thread.is_alive():
+            time.sleep(0.001)
+
+
+def many_guests():
+    """Points that are made while several clients write: all that was answered before
+    is dirty, nothing that was begun after, and both stays so."""
+    qtest.images += 1
+    file, _ = prepare("guests", "")
+    srv = Server(file, *PARAMS, readonly=False)
+    rnd = random.Random(4)
+    nr = SIZE // GRANULARITY
+    guests = [Logged(srv, random.Random(k), range(k, nr, 3)) for k in range(3)]
+    busy = [Busy(g) for g in guests]
+    for b in busy:
+        b.thread.start()
+    for k in range(12):
+        time.sleep(rnd.random() * 0.01)
+        before = {x for g in guests for x in list(g.answered)}
+        held = srv.connect("now/g%d" % k)
+        after = {x for g in guests for x in list(g.begun)}
+        seen = []
+        for _ in range(2):
+            h = srv.connect("now/g%d/bitmap/b" % k)
+            seen.append({x for lo, hi, kind in qtest.extents(h, what="guests")
+                         if kind != "hole-not-zero"
+                         for x in range(lo // GRANULARITY, hi // GRANULARITY)})
+            h.shutdown()
+            wait_for(guests, busy)
+        check(before <= seen[0], "point %d: what was answered is clean: %s" % (
+            k, sorted(before - seen[0])[:5]))
+        check(seen[0] <= after, "point %d: what was not begun is dirty: %s" % (
+            k, sorted(seen[0] - after)[:5]))
+        check(seen[0] == seen[1], "point %d: its bits have changed" % k)
+        held.shutdown()
+    for b in busy:
+        b.__exit__()
+    touched = {x for g in guests for x in g.answered}
+    for g in guests:
+        g.h.shutdown()
+    srv.stop()
+    check_image(file, "guests")
+    same_runs([(lo, hi, "") for lo, hi, kind in qemu_dirty(file, "b")
+               if kind == "dirty"],
+              granules((x * GRANULARITY, (x + 1) * GRANULARITY) for x in touched),
+              "what QEMU has")
+
+
 if __name__ == "__main__":
+    many_guests()
     for args in KINDS:
         if args[0] != "snapshot":
             each_kind(*args)

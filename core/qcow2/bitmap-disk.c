@@ -58,7 +58,22 @@ struct page {
 struct bits {
   const struct bitmap_disk *d;
   struct page table, data;
+
+  /* What the point has of the page with this number, counted from 1; 0: it was not
+   * looked for.
+   */
+  uint64_t kept_nr;
+  bool is_kept;
+  uint8_t kept[PAGE];
 };
+
+/* Nothing was read. */
+static void
+bits_init (struct bits *b, const struct bitmap_disk *d)
+{
+  b->d = d;
+  b->table.start = b->data.start = b->kept_nr = 0;
+}
 
 /* Point to the bytes at offset at, in a page that is aligned to `unit' bytes,
  * a power of two of at most PAGE.  They were within the file when it was
@@ -124,6 +139,22 @@ find_part (struct bits *b, uint64_t i, enum bitmap_part *part,
   return 0;
 }
 
+/* The page that was kept for the point, instead of what was read of the disk before
+ * (S6 of qcow2/points.h); NULL: there is none.
+ */
+static const uint8_t *
+find_kept (struct bits *b, uint64_t page)
+{
+  const struct point_disk *f = &b->d->frozen;
+
+  if (b->kept_nr != page + 1) {
+    b->kept_nr = page + 1;
+    b->is_kept = points_get_bits (f->points, f->point, b->d->info.table, page,
+                                  b->kept, page_size (b->d->cluster_bits));
+  }
+  return b->is_kept ? b->kept : NULL;
+}
+
 /* Find the value of the bit, and how many (at most max) after it have the same,
  * which may be fewer than there are.  Returns -1 with the error set.
  */
@@ -133,22 +164,29 @@ find_bits (struct bits *b, uint64_t bit, uint64_t max, bool *set, uint64_t *nr)
   const unsigned cluster_bits = b->d->cluster_bits;
   const uint64_t per_part = UINT64_C (8) << cluster_bits;
   const uint64_t per_page = 8 * page_size (cluster_bits);
+  const uint64_t first = bit % per_page;
   uint64_t left = per_part - bit % per_part;
   struct host_off host = HOST_NONE;
   enum bitmap_part part;
-  const uint8_t *p;
+  const uint8_t *p = NULL;
 
   if (find_part (b, bit / per_part, &part, &host) == -1)
     return -1;
   *set = part == BITMAP_PART_DIRTY;
   if (part == BITMAP_PART_CLUSTER) {
-    const uint64_t first = bit % per_page;
-
     p = find_bytes (b->d->frozen.disk.layer.tables, &b->data,
                     host.v + bit % per_part / per_page * (per_page / 8),
                     per_page / 8);
     if (p == NULL)
       return -1;
+  }
+  if (b->d->frozen.point != NULL) {
+    const uint8_t *kept = find_kept (b, bit / per_page);
+
+    p = kept != NULL ? kept : p;
+    left = left < per_page - first ? left : per_page - first;
+  }
+  if (p != NULL) {
     left = per_page - first < max ? per_page - first : max;
     *set = bitmap_bit (p, first);
     left = bitmap_same (p, first, first + left);
@@ -244,10 +282,11 @@ find_changes (const struct layer *layer, uint64_t count,
   const struct bitmap_disk *d = bitmap_disk (layer);
   const unsigned shift = d->info.granularity_bits;
   const uint64_t end = offset.v + count;
-  struct bits b = { .d = d, .table.start = 0, .data.start = 0 };
+  struct bits b;
   uint64_t at = offset.v;
   int r = 0;
 
+  bits_init (&b, d);
   while (r == 0 && at < end) {
     const uint64_t bit = at >> shift;
     uint64_t nr, next = end;
@@ -276,9 +315,10 @@ check_parts (const struct bitmap_disk *d)
     bitmap_nr_parts (bitmap_nr_bits (d->frozen.disk.layer.size,
                                      d->info.granularity_bits),
                      d->cluster_bits);
-  struct bits b = { .d = d, .table.start = 0, .data.start = 0 };
+  struct bits b;
   uint64_t i;
 
+  bits_init (&b, d);
   for (i = 0; i < nr; ++i) {
     enum bitmap_part part;
     struct host_off host;
@@ -364,6 +404,12 @@ open_bitmap (struct bitmap_disk *d, const char *name)
 
   epoch_leave (epoch, token);
   return r;
+}
+
+struct host_off
+bitmap_disk_table (const struct layer *layer)
+{
+  return bitmap_disk (layer)->info.table;
 }
 
 struct layer *

@@ -27,12 +27,15 @@ struct point;
 
 /* A new layer of the live disk of this open file, or of a snapshot of it (NULL: none;
  * it is not kept), to be freed by free, with the extents of the bitmap of this name:
- * what the bitmap has, whenever the snapshot was made.  With a point (or NULL) the disk
- * is as that has it; the bits are those of the moment when extents are asked for, which
- * include all that were there at the point: while a writer follows, no bit of what has
- * changed is ever taken away.  Once the bitmap
- * has ended that fails, other than with a snapshot, or a point before that.  Its table is read and checked, and everything that it needs of the
- * directory.  Returns NULL with the error set: ENOENT if there is no such bitmap;
+ * what the bitmap has, whenever the snapshot was made.  With a point (or NULL) the
+ * disk is as that has it, and so are its bits where they were kept (S6 of
+ * qcow2/points.h); elsewhere they are those of the moment when extents are asked
+ * for, which include all of the point: while a writer follows, no bit of what has
+ * changed is ever taken away.  Once the bitmap has ended that fails, other than with
+ * a snapshot, or a point before that.  Its table is read and checked, and everything
+ * that it needs of the directory.
+ *
+ * Returns NULL with the error set: ENOENT if there is no such bitmap;
  * EINVAL if the snapshot has another size than the disk, if the point is not in the
  * bitmap's life (qcow2/bitmap-lives.h), or if the bitmap is in use, of an unknown kind,
  * or malformed (marked as repeated if that was reported before); EIO, ENOMEM.
@@ -41,5 +44,8 @@ extern struct layer *bitmap_disk_new (const struct qcow2_file *f,
                                       const char *name,
                                       const struct qcow2_disk *snapshot,
                                       struct point *point);
+
+/* Where the table of its bitmap is. */
+extern struct host_off bitmap_disk_table (const struct layer *layer);
 
 #endif /* CORE_QCOW2_BITMAP_DISK_H */

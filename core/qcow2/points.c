@@ -42,6 +42,7 @@ points_new (void)
   pthread_mutex_init (&p->lock, NULL);
   for (i = 0; i < POINTS_STRIPES; ++i)
     pthread_mutex_init (&p->stripe[i], NULL);
+  pthread_mutex_init (&p->bits_lock, NULL);
   bitmap_lives_init (&p->lives);
   return p;
 }
@@ -55,9 +56,11 @@ points_free (struct points *p)
     return;
   assert (atomic_load (&p->bytes) == 0);
   free (p->bucket);
+  free (p->bits);
   bitmap_lives_destroy (&p->lives);
   for (i = 0; i < POINTS_STRIPES; ++i)
     pthread_mutex_destroy (&p->stripe[i]);
+  pthread_mutex_destroy (&p->bits_lock);
   pthread_mutex_destroy (&p->lock);
   pthread_cond_destroy (&p->changed);
   free (p);
@@ -75,9 +78,32 @@ points_allow (struct points *p, uint64_t max_bytes)
   p->max_bytes = max_bytes;
   p->bucket = calloc (UINT64_C (1) << bits, sizeof *p->bucket);
   if (p->bucket != NULL)
-    return 0;
+    return points_allow_bits (p);
   error_set (ENOMEM, "out of memory");
   return -1;
+}
+
+/* Never more than there may be, not even for a moment: others would fail. */
+bool
+points_reserve (struct points *p, uint64_t bytes)
+{
+  uint64_t is = atomic_load (&p->bytes);
+
+  do {
+    if (is > p->max_bytes || p->max_bytes - is < bytes)
+      return false;
+  } while (!atomic_compare_exchange_weak (&p->bytes, &is, is + bytes));
+  return true;
+}
+
+/* For entries, which come before bits: S5, S6. */
+static bool
+reserve_first (struct points *p, uint64_t bytes)
+{
+  if (points_reserve (p, bytes))
+    return true;
+  points_give_up_bits (p);
+  return points_reserve (p, bytes);
 }
 
 /* --------------------------------------------------------------- generations */
@@ -296,8 +322,10 @@ new_shadow (struct points *p, const struct map *m, const uint64_t *words)
   while (i < nr && words[i] == 0)
     i++;
   bytes = shadow_bytes (m, i == nr);
-  if (atomic_fetch_add (&p->bytes, bytes) + bytes > p->max_bytes ||
-      (s = malloc (bytes)) == NULL) {
+  if (!reserve_first (p, bytes))
+    return NULL;
+  s = malloc (bytes);
+  if (s == NULL) {
     atomic_fetch_sub (&p->bytes, bytes);
     return NULL;
   }
@@ -380,21 +408,26 @@ points_keep (struct points *p, uint64_t slice, unsigned word,
 
 /* --------------------------------------------------------------- releasing */
 
-/* Whether a point needs this shadow, whose older one is this; or NULL (S1). */
-static bool
-is_needed (const struct points *p, const struct shadow *s,
-           const struct shadow *older)
+bool
+points_need (const struct points *p, uint64_t generation, uint64_t older)
 {
   unsigned i;
 
   for (i = 0; i < POINTS_MAX; ++i) {
     const uint64_t g = atomic_load (&p->point[i].generation);
 
-    if (g != 0 && g <= s->generation &&
-        (older == NULL || g > older->generation))
+    if (g <= generation && g > older)
       return true;
   }
   return false;
+}
+
+/* Whether a point needs this shadow, whose older one is this; or NULL (S1). */
+static bool
+is_needed (const struct points *p, const struct shadow *s,
+           const struct shadow *older)
+{
+  return points_need (p, s->generation, older == NULL ? 0 : older->generation);
 }
 
 bool

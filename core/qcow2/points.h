@@ -22,9 +22,16 @@
  *  S5  Memory is bounded (I11).  What doesn't fit makes points fail, not the
  *      change: they have to be believed to be wrong from then on, and nothing
  *      is captured for them any more: it may have changed, and been given up.
+ *  S6  A point of generation p has in a page of a bitmap's bits what the first
+ *      copy of it kept in a generation >= p has; if there is none, the bits on
+ *      the disk.  A copy is kept before the page gets bits of what changes after
+ *      the point.  It may have more bits than the point's, and so may the disk,
+ *      but never fewer: so copies are for whatever memory shadows leave, and are
+ *      given up for shadows.
  *
- * The locks are held for moments: points.lock, and points.stripe, never two of
- * these.  What is written is in qcow2/write/frozen.h.
+ * The locks are held for moments: points.lock, points.stripe and points.bits_lock,
+ * never two of these.  What is written is in qcow2/write/frozen.h, and of bits in
+ * qcow2/write/bit-slots.h.
  */
 
 #ifndef CORE_QCOW2_POINTS_H
@@ -33,6 +40,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/hash.h"
@@ -51,6 +59,7 @@ struct point {
 };
 
 struct shadow;
+struct kept_bits;
 
 struct points {
   _Atomic bool held;       /* there are points or shadows */
@@ -75,7 +84,11 @@ struct points {
   struct shadow **bucket;     /* NULL: points are not allowed */
   pthread_mutex_t stripe[POINTS_STRIPES]; /* of every 64th bucket */
   uint64_t max_bytes;
-  _Atomic uint64_t bytes;     /* of shadows */
+  _Atomic uint64_t bytes;     /* of shadows, and of bits that are kept */
+
+  pthread_mutex_t bits_lock;
+  struct kept_bits **bits;    /* of all bitmaps, in buckets; NULL likewise */
+  _Atomic uint64_t bits_given_up; /* none are kept for points up to this one */
 
   struct bitmap_lives lives;  /* of the disk's bitmaps */
 };
@@ -192,5 +205,52 @@ extern void points_settle (struct points *p);
 typedef void points_fn (void *opaque, const uint64_t *words, uint64_t nr);
 extern void points_each (struct points *p, const struct map *m, points_fn *fn,
                          void *opaque);
+
+/* ------------------------------------------- bits of bitmaps (points-bits.c)
+ *
+ * A page of them is known by the place of its bitmap's table, which no other bitmap
+ * in whose life a point is has had (qcow2/bitmap-lives.h), and by its number there.
+ * Pages of one image have the same size.
+ */
+
+/* Have memory for buckets.  Returns -1 with ENOMEM set. */
+extern int points_allow_bits (struct points *p);
+
+/* Whether a page has to be kept before it gets more bits, where that was done for
+ * points up to this generation: not if p is NULL.
+ */
+static inline bool
+points_want_bits (const struct points *p, uint64_t kept)
+{
+  return p != NULL &&
+    atomic_load_explicit (&p->newest, memory_order_relaxed) > kept;
+}
+
+/* Keep a page of nr bytes, if the newest point has none since it was taken and
+ * there is memory.
+ */
+extern void points_keep_bits (struct points *p, struct host_off table,
+                              uint64_t page, const uint8_t *bytes, size_t nr);
+
+/* What a point has of a page, where a copy is kept.  False: bytes are as they were,
+ * and what the disk has counts, if it was read before.
+ */
+extern bool points_get_bits (struct points *p, const struct point *point,
+                             struct host_off table, uint64_t page,
+                             uint8_t *bytes, size_t nr);
+
+/* Give up the copies that no point needs; or all, so that shadows have memory, and
+ * keep none for the points that there are.
+ */
+extern void points_release_bits (struct points *p);
+extern void points_give_up_bits (struct points *p);
+
+/* For both files: whether a point needs what was captured in this generation, where
+ * the next older one of the same is from that generation (0: there is none); and
+ * have so many bytes more.  False: there are none.
+ */
+extern bool points_need (const struct points *p, uint64_t generation,
+                         uint64_t older);
+extern bool points_reserve (struct points *p, uint64_t bytes);
 
 #endif /* CORE_QCOW2_POINTS_H */

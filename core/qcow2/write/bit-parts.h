@@ -48,6 +48,7 @@ struct followed {
   unsigned granularity_bits;
   struct host_off table;
   uint32_t nr_parts; /* entries of it */
+  uint64_t ends_at;  /* of FOLLOW_ENDING: the generation of the point */
 };
 
 struct bit_parts {

@@ -10,10 +10,8 @@
 #include <time.h>
 
 #include "base/error.h"
-#include "base/hash.h"
-#include "qcow2/write/bit-slots.h"
+#include "qcow2/write/bit-slots-parts.h"
 
-#define PAGE_WORDS (BIT_PAGE / 8)
 #define SECTOR_BITS (BIT_SECTOR * 8)
 
 /* How many bits a mark adds at first, and how soon after one the next adds four
@@ -22,45 +20,6 @@
  */
 #define FIRST_MARK 64
 #define GROW_NS UINT64_C (1000000000)
-
-enum slot_state { SLOT_FREE, SLOT_LOADING, SLOT_READY, SLOT_WRITING };
-
-struct bit_slot {
-  /* bit_slots.lock */
-  struct bit_slot *next; /* with the same hash, or free */
-  enum slot_state state;
-  unsigned holders;
-  bool used; /* since the clock's hand has passed */
-
-  unsigned bitmap; /* constant while held */
-  uint64_t page;
-
-  /* Bits of this page.  Words as they are in the host, of PAGE_WORDS. */
-  _Atomic uint64_t *exact, *durable;
-  unsigned unsettled; /* sectors that may have more on the disk than durable,
-                       * since writing them has failed; constant while held */
-
-  pthread_mutex_t lock; /* around a mark's I/O */
-  uint64_t marked_at;   /* lock; nanoseconds */
-  unsigned mark;        /* lock; bits that the last one added; 0: none since
-                         * the page was loaded, or written as it is exactly */
-};
-
-struct bit_slots {
-  struct bit_parts *parts;
-  unsigned page_bits, page_shift; /* bits in a page, log2 of it */
-  struct hash_key key;
-  unsigned hash_bits;
-  unsigned nr, max_holds;
-  struct bit_slot *slot;
-  _Atomic uint64_t *words;
-
-  pthread_mutex_t lock; /* moments */
-  pthread_cond_t changed;
-  struct bit_slot **bucket;
-  struct bit_slot *free;
-  unsigned hand, holds;
-};
 
 /* --------------------------------------------------------------------- bits */
 
@@ -101,19 +60,6 @@ add_all (_Atomic uint64_t *words, unsigned first, unsigned end)
     /* Mostly they are there already. */
     if (~atomic_load_explicit (&words[i], memory_order_relaxed) & m)
       atomic_fetch_or_explicit (&words[i], m, memory_order_release);
-  }
-}
-
-static void
-get_bytes (const struct bit_slots *s, const _Atomic uint64_t *words,
-           uint8_t *bytes)
-{
-  unsigned i;
-
-  for (i = 0; i < s->page_bits / 64; ++i) {
-    const uint64_t word = htole64 (words[i]);
-
-    memcpy (bytes + 8 * i, &word, sizeof word);
   }
 }
 
@@ -190,7 +136,7 @@ store (struct bit_slots *s, struct bit_slot *t)
   }
   if (sectors == 0)
     return true;
-  get_bytes (s, t->exact, bytes);
+  bit_slots_bytes (s, t->exact, bytes);
   t->unsettled = bit_parts_store (s->parts, t->bitmap, t->page, bytes,
                                   sectors);
   return true;
@@ -232,6 +178,7 @@ read_page (struct bit_slots *s, struct bit_slot *t)
     t->exact[i] = t->durable[i] = le64toh (word);
   }
   t->mark = t->marked_at = t->unsettled = 0;
+  t->kept = 0;
   return 0;
 }
 
@@ -332,7 +279,7 @@ mark_durably (struct bit_slots *s, struct bit_slot *t, unsigned first,
   for (i = 0; i < s->page_bits / 64; ++i)
     with[i] = t->durable[i];
   add_all (with, first, end);
-  get_bytes (s, with, bytes);
+  bit_slots_bytes (s, with, bytes);
   sector = first / SECTOR_BITS;
   if (bit_parts_mark (s->parts, t->bitmap, t->page, bytes, sector,
                       (end - 1) / SECTOR_BITS + 1 - sector, &all) == -1)
@@ -354,6 +301,8 @@ mark (struct bit_slots *s, struct bit_slot *t, uint64_t from, uint64_t to)
   const unsigned end = ((to - 1) >> shift) + 1 - base;
   int r = 0;
 
+  if (bit_slots_must_keep (s, t)) /* S5 */
+    bit_slots_keep (s, t);
   if (!has_all (t->durable, first, end)) {
     pthread_mutex_lock (&t->lock);
     if (!has_all (t->durable, first, end))

@@ -17,6 +17,9 @@
  *  S4  While it is not known whether a bitmap ends (FOLLOW_ENDING) what is exact of
  *      it is what it was when that began, or more.  It is not written, and becomes
  *      all that is durable if the bitmap goes on.
+ *  S5  Before a page gets a bit, here or on the disk, that the newest point in
+ *      time may not have, it was kept for that (S6 of qcow2/points.h), if there is
+ *      memory.
  */
 
 #ifndef CORE_QCOW2_WRITE_BIT_SLOTS_H
@@ -87,5 +90,14 @@ extern bool bit_slots_have_room (const struct bit_slots *s);
  */
 extern void bit_slots_drop (struct bit_slots *s, unsigned i);
 extern void bit_slots_regain (struct bit_slots *s, unsigned i);
+
+/* ---------------------------------------------------------- points in time (S5)
+ *
+ * Keep the pages of the i-th bitmap of which the disk may have more bits than what
+ * is exact, for all points there are: some of them, from slot *at on, which is moved
+ * on.  The caller is beyond the gate.  Returns false when all were looked at: then
+ * what these points have of the bitmap is exact, as far as there was memory.
+ */
+extern bool bit_slots_keep_some (struct bit_slots *s, unsigned i, unsigned *at);
 
 #endif /* CORE_QCOW2_WRITE_BIT_SLOTS_H */

@@ -215,6 +215,21 @@ follow_settle (struct writer *w, uint64_t idle_ns)
     bit_slots_settle (w->follow->slots, idle_ns);
 }
 
+bool
+follow_keep_bits (struct writer *w, struct host_off table, unsigned *at)
+{
+  const struct bit_parts *p;
+  unsigned i = 0;
+
+  if (w->follow == NULL)
+    return false;
+  p = &w->follow->parts;
+  while (i < p->nr && !(bit_parts_follows (p, i) &&
+                        p->bitmap[i].table.v == table.v))
+    i++;
+  return i < p->nr && bit_slots_keep_some (w->follow->slots, i, at);
+}
+
 /* Wait until it is time again.  False: it is to end. */
 static bool
 wait_idle (struct following *f)

@@ -41,6 +41,13 @@ extern int follow_trim (struct writer *w, uint64_t count,
  */
 extern void follow_settle (struct writer *w, uint64_t idle_ns);
 
+/* Keep what is exact of the bitmap with this table, for the points in time that
+ * there are, in steps: see bit_slots_keep_some.  The caller is beyond the gate.
+ * Returns false when there is nothing more to do.
+ */
+extern bool follow_keep_bits (struct writer *w, struct host_off table,
+                              unsigned *at);
+
 /* The end: make durable what was answered, then write the bits as they are
  * exactly, which nothing depends on.  To be called before writer_close; no
  * request may be running.

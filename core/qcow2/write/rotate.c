@@ -159,16 +159,21 @@ choose_place (struct rotation *r)
   return -1;
 }
 
-/* The place is the bitmap's from here on. */
+/* The place is the new bitmap's from here on, and what is exact of the old one is
+ * what it has at this point.
+ */
 static void
 fill_place (struct rotation *r)
 {
-  struct followed *b = &r->following->parts.bitmap[r->begins];
+  struct bit_parts *p = &r->following->parts;
+  struct followed *b = &p->bitmap[r->begins];
 
   b->nr_bits = bitmap_nr_bits (r->w->header.disk_size, r->granularity_bits);
   b->granularity_bits = r->granularity_bits;
   b->table = r->table.host;
   b->nr_parts = r->nr_parts;
+  if (r->ends != NONE)
+    p->bitmap[r->ends].ends_at = r->generation;
 }
 
 /* The first one that follows. */

@@ -119,6 +119,7 @@ unfreeze (struct writer *w)
     },
   };
 
+  points_release_bits (w->points);
   /* Where nothing can be written any more memory is given back all the same. */
   while (rl.steps.at < rl.steps.end)
     rl.failed |= steps_run (&rl.steps) == -1;

@@ -25,6 +25,7 @@
  *   writeback.freed_lock    moments
  *   points.lock             moments
  *   points.stripe           moments; suspects are cleared within
+ *   points.bits_lock        moments
  *   epoch.lock              moments
  *   cache.lock              moments
  *   overlap.lock            moments
