@@ -118,6 +118,24 @@ check_free (struct alloc *s, const struct alloc_run *r)
   return -1;
 }
 
+/* Raise the refcounts of a run, of all or of none: where one of several blocks has no
+ * space on the host, those before it would be leaked, which they are if that fails,
+ * too.  refcounts_lock held.
+ */
+static int
+count_run (struct alloc *s, struct alloc_run *r)
+{
+  struct error_kept kept;
+
+  if (refcount_set (&s->refcounts, r->first, r->nr, 1, &r->batch) == 0)
+    return 0;
+  error_keep (&kept);
+  if (refcount_set (&s->refcounts, r->first, r->nr, 0, NULL) == -1)
+    writeback_lost (s->writeback);
+  error_restore (&kept);
+  return -1;
+}
+
 /* Reserve up to max contiguous clusters.  refcounts_lock held. */
 static int
 reserve_run (struct alloc *s, uint64_t max, struct alloc_run *r)
@@ -131,7 +149,7 @@ reserve_run (struct alloc *s, uint64_t max, struct alloc_run *r)
   if (r->nr == 0)
     return -1;
   r->zero = make_zero (s, r->first, r->nr, old_size);
-  return refcount_set (&s->refcounts, r->first, r->nr, 1, &r->batch);
+  return count_run (s, r);
 }
 
 /* Clusters that are reserved and not handed out, not counting windows.
@@ -364,24 +382,6 @@ return_reserve (struct alloc *s)
       return -1;
   }
   return 0;
-}
-
-/* Raise the refcounts of a run, of all or of none: where one of several blocks has no
- * space on the host, those before it would be leaked, which they are if that fails,
- * too.  refcounts_lock held.
- */
-static int
-count_run (struct alloc *s, struct alloc_run *r)
-{
-  struct error_kept kept;
-
-  if (refcount_set (&s->refcounts, r->first, r->nr, 1, &r->batch) == 0)
-    return 0;
-  error_keep (&kept);
-  if (refcount_set (&s->refcounts, r->first, r->nr, 0, NULL) == -1)
-    writeback_lost (s->writeback);
-  error_restore (&kept);
-  return -1;
 }
 
 /* Reserve exactly nr contiguous clusters.  refcounts_lock held. */
