@@ -78,7 +78,7 @@ run_activation ()
         --setenv=PATH "$server" -f qcow2 disk.qcow2 > server.log 2>&1 &
     pid=$!
     _pids+=("$pid")
-    wait_until -p "$pid" test -S s || die "$(cat server.log)"
+    wait_until -p "$pid" listens "$tmp/s" || die "$(cat server.log)"
     timeout 60 qemu-io -f raw -c 'write -P 5 1M 1M' -c 'read -P 5 1M 1M' "$s" |
         grep -c bytes
     # It ends by itself.

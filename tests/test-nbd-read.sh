@@ -52,14 +52,14 @@ far_sock="${far_image#*socket=}"
 rm -f "$far_sock"
 again () { nbdkit -f -U "$far_sock" -P "$tmp/again.pid" "$@" & _pids+=("$!"); last=$!; }
 again -r file "$tmp/image.qcow2"
-wait_until -p "$last" test -S "$far_sock"
+wait_until -p "$last" listens "$far_sock"
 nbdcopy "$uri" copy
 cmp copy expected
 kill -9 "$last"
 _gone "$last"
 rm -f "$far_sock"
 again -r memory "$(stat -c %s image.qcow2)"
-wait_until -p "$last" test -S "$far_sock"
+wait_until -p "$last" listens "$far_sock"
 if nbdcopy "$uri" copy 2> copy.log; then die "another image is read"; fi
 grep -q 'Stale file handle' "$log"
 disconnect_client

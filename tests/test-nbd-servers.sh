@@ -162,7 +162,7 @@ test "$(id -u)" -ne 0 || sed -i '1iuser root;' nginx.conf
 nginx -e "$tmp/nginx.log" -c "$tmp/nginx.conf" &
 web=$!
 _pids+=("$web")
-wait_until -p "$web" test -S web.sock || die "nginx: $(cat nginx.log)"
+wait_until -p "$web" listens "$tmp/web.sock" || die "nginx: $(cat nginx.log)"
 far curl http://localhost/base.qcow2 unix-socket-path="$tmp/web.sock"
 "$NBDKIT" -r -U - "$PLUGIN" "uri=$far" --run 'nbdcopy "$uri" -' > copy
 cmp copy expected

@@ -56,7 +56,6 @@ start_nbdkit "$PLUGIN" "$image" bitmaps=invalidate
 qemu-nbd -t -r -k "$tmp/qemu.sock" -f qcow2 -x '' "$image" &
 holder=$!
 _pids+=("$holder")
-wait_until -p "$holder" test -S "$tmp/qemu.sock"
 qemu_sock="$tmp/qemu.sock"
 wait_until -p "$holder" _qemu_answers
 refused 'another process' ''

@@ -34,7 +34,7 @@ dirty ()
     qemu-nbd -r -f qcow2 -k "$tmp/bitmap.sock" -B "$1" "$image" &
     holder=$!
     _pids+=("$holder")
-    wait_until -p "$holder" test -S "$tmp/bitmap.sock" ||
+    wait_until -p "$holder" listens "$tmp/bitmap.sock" ||
         die "qemu-nbd -B $1 refuses"
     "$PYTHON" - "$tmp/bitmap.sock" "$1" <<'PY'
 import sys
