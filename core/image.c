@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/advice.h"
 #include "base/error.h"
 #include "formats.h"
 #include "image-parts.h"
@@ -373,7 +374,7 @@ no_space_once (struct image *im, int r)
     if (failed && atomic_exchange (&im->full, now) != 0)
       error_set_repeated ();
     else if (failed)
-      error_append (" (logged once until there is room again)");
+      advise (ADVICE_NO_SPACE);
     else if (r == 0 && full != now)
       atomic_compare_exchange_strong (&im->full, &full, 0);
   }

@@ -27,6 +27,7 @@ const char *const params_advice[ADVICE_NR] = {
   [ADVICE_BACKING] = "backing=PATH or backing=NBD-URI says where it is",
   [ADVICE_FLUSH] = "unsafe-no-flush=true writes it all the same; nbdkit -r "
     "serves it as it is",
+  [ADVICE_NO_SPACE] = "logged once until there is room again",
   [ADVICE_RAW] = "nbdkit file serves it (as a backing file it needs "
     "backing-format=raw)",
 };

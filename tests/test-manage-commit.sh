@@ -192,3 +192,21 @@ qemu_holds t.qcow2 -r
 refuses 'another process' --follow=any -b b.qcow2 above.qcow2
 qemu_lets_go
 "$tool" commit -q --follow=any -b b.qcow2 above.qcow2
+
+# A full file system under the base: the overlay still has it all.
+if test "$(id -u)" -eq 0 && mkdir full &&
+        mount -t tmpfs -o size=4m none full 2> out; then
+    at_exit umount "$tmp/full"
+    fresh
+    qemu-img create -q -f qcow2 full/b.qcow2 4M
+    dd if=/dev/zero of=full/filler bs=4k 2> out || true
+    qemu-img create -q -f qcow2 -b full/b.qcow2 -F qcow2 t.qcow2 4M
+    qemu-io -f qcow2 -c 'write -P 2 0 4M' t.qcow2 > out
+    if "$tool" commit -q --follow=any t.qcow2 2> out; then
+        die "there was space"
+    fi
+    grep -q 'No space left on device (./full/b.qcow2 may have a part' out ||
+        die "$(cat out)"
+    check_clean full/b.qcow2 t.qcow2
+    reads t.qcow2 '-P 2 0 4M'
+fi

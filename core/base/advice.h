@@ -22,6 +22,7 @@ enum advice {
   ADVICE_PASSPHRASE,     /* an encrypted image is to be read */
   ADVICE_BACKING,        /* what an image names can't be opened */
   ADVICE_FLUSH,          /* an NBD server can't flush */
+  ADVICE_NO_SPACE,       /* requests fail until there is room */
   ADVICE_NR,
 };
 
