@@ -299,8 +299,8 @@ find_changes (const struct layer *layer, uint64_t count,
     r = extents_add (e, next - at, set);
     at = next;
   }
-  if (r != -1 && (check_valid (d) == -1 ||
-                  point_disk_check (&d->frozen) == -1))
+  if (r != -1 && (point_disk_check (&d->frozen) == -1 ||
+                  check_valid (d) == -1))
     r = -1;
   return r;
 }

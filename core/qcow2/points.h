@@ -87,7 +87,8 @@ struct points {
   _Atomic uint64_t bytes;     /* of shadows, and of bits that are kept */
 
   pthread_mutex_t bits_lock;
-  struct kept_bits **bits;    /* of all bitmaps, in buckets; NULL likewise */
+  struct kept_bits **bits;    /* of all bitmaps, in as many buckets; NULL likewise */
+  uint64_t nr_bits;           /* bits_lock */
   _Atomic uint64_t bits_given_up; /* none are kept for points up to this one */
 
   struct bitmap_lives lives;  /* of the disk's bitmaps */

@@ -128,7 +128,7 @@ __wrap_take_undo (struct take *t)
 int
 __wrap_writeback_free (struct writeback *c, const struct freed *freed, unsigned nr)
 {
-  if (undoing != NULL && freed->is_table)
+  if (undoing != NULL && nr > 0 && freed->is_table)
     tables_given_up = true;
   if (undoing != NULL && ++given_up == events.flush_at)
     (void) writeback_flush (c);

@@ -29,6 +29,10 @@ struct bit_slot {
 
   /* Bits of this page.  Words as they are in the host, of PAGE_WORDS. */
   _Atomic uint64_t *exact, *durable;
+
+  /* For points up to this generation it was kept (S5), if there was memory. */
+  _Atomic uint64_t kept;
+
   unsigned unsettled; /* sectors that may have more on the disk than durable,
                        * since writing them has failed; constant while held */
 
@@ -36,9 +40,6 @@ struct bit_slot {
   uint64_t marked_at;   /* lock; nanoseconds */
   unsigned mark;        /* lock; bits that the last one added; 0: none since
                          * the page was loaded, or written as it is exactly */
-
-  /* For points up to this generation it was kept (S5), if there was memory. */
-  _Atomic uint64_t kept;
 };
 
 struct bit_slots {

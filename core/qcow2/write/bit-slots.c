@@ -118,14 +118,14 @@ look_up (const struct bit_slots *s, unsigned bitmap, uint64_t page)
 
 /* Write a page that nobody holds, as it is exactly.  Then the disk may have
  * anything from that to what was durable where it has failed.  Returns false if it is
- * to stay as it is.
+ * to stay as it is.  The state is that of its bitmap when the page was last READY: once
+ * that follows again, a page that wasn't is not among those regained.
  */
 static bool
-store (struct bit_slots *s, struct bit_slot *t)
+store (struct bit_slots *s, struct bit_slot *t, enum follow_state state)
 {
   const unsigned per_sector = SECTOR_BITS / 64;
   uint8_t bytes[BIT_PAGE];
-  const enum follow_state state = state_of (s, t->bitmap);
   unsigned i, sectors = t->unsettled;
 
   if (state != FOLLOW_ALL && state != FOLLOW_ENDED) /* S4 */
@@ -142,6 +142,20 @@ store (struct bit_slots *s, struct bit_slot *t)
   return true;
 }
 
+/* Nobody can have the page meanwhile.  The lock is held, but for the I/O. */
+static bool
+store_unlocked (struct bit_slots *s, struct bit_slot *t)
+{
+  const enum follow_state state = state_of (s, t->bitmap);
+  bool stored;
+
+  t->state = SLOT_WRITING;
+  pthread_mutex_unlock (&s->lock);
+  stored = store (s, t, state);
+  pthread_mutex_lock (&s->lock);
+  return stored;
+}
+
 /* Have a free slot, if there is none: of a page that nobody holds (S3).  The
  * lock is held, but for the I/O.
  */
@@ -156,10 +170,7 @@ free_one (struct bit_slots *s)
       break;
     t->used = false;
   }
-  t->state = SLOT_WRITING;
-  pthread_mutex_unlock (&s->lock);
-  (void) store (s, t);
-  pthread_mutex_lock (&s->lock);
+  (void) store_unlocked (s, t);
   unlink_slot (s, t);
 }
 
@@ -335,14 +346,11 @@ settle (struct bit_slots *s, struct bit_slot *t)
   unsigned i;
 
   s->holds++;
-  t->state = SLOT_WRITING;
-  pthread_mutex_unlock (&s->lock);
-  if (store (s, t)) {
+  if (store_unlocked (s, t)) {
     for (i = 0; i < s->page_bits / 64; ++i)
       t->durable[i] = t->exact[i];
     t->mark = 0;
   }
-  pthread_mutex_lock (&s->lock);
   s->holds--;
   t->state = SLOT_READY;
   pthread_cond_broadcast (&s->changed);
@@ -443,7 +451,7 @@ bit_slots_store (struct bit_slots *s)
 
   for (i = 0; i < s->nr; ++i) {
     if (s->slot[i].state == SLOT_READY)
-      (void) store (s, &s->slot[i]);
+      (void) store (s, &s->slot[i], state_of (s, s->slot[i].bitmap));
   }
 }
 
@@ -476,10 +484,7 @@ static void
 drop_page (struct bit_slots *s, struct bit_slot *t)
 {
   s->holds++;
-  t->state = SLOT_WRITING;
-  pthread_mutex_unlock (&s->lock);
-  (void) store (s, t);
-  pthread_mutex_lock (&s->lock);
+  (void) store_unlocked (s, t);
   s->holds--;
   unlink_slot (s, t);
 }

@@ -96,7 +96,7 @@ extern void bit_slots_regain (struct bit_slots *s, unsigned i);
  * Keep the pages of the i-th bitmap of which the disk may have more bits than what
  * is exact, for all points there are: some of them, from slot *at on, which is moved
  * on.  The caller is beyond the gate.  Returns false when all were looked at: then
- * what these points have of the bitmap is exact, as far as there was memory.
+ * what these points have of the bitmap is exact, as far as S5 and S6 go.
  */
 extern bool bit_slots_keep_some (struct bit_slots *s, unsigned i, unsigned *at);
 

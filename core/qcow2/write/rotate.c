@@ -316,15 +316,17 @@ rotation_directory (const struct rotation *r)
   return &r->header;
 }
 
-/* B4.  What is exact of the old one is written after this (B3). */
+/* B4.  What is exact of the old one is written after this (B3).  If something has
+ * failed that sticks the header may lead to the new one all the same.
+ */
 static void
 note_lives (struct rotation *r, bool made)
 {
   struct bitmap_lives *lives = &r->w->points->lives;
 
-  if (!made)
+  if (!made && !atomic_load (&r->w->writeback.failed))
     bitmap_lives_forget (lives, r->table.host);
-  else if (r->ends != NONE)
+  else if (made && r->ends != NONE)
     bitmap_lives_end (lives, r->ends_table, r->generation);
 }
 
