@@ -34,10 +34,11 @@
 #include "disk/read.h"
 #include "everywhere.h"
 #include "image-check.h"
-#include "image.h"
+#include "image-parts.h"
 #include "maker.h"
 #include "memory-storage.h"
 #include "must-have.h"
+#include "qcow2/write/follow.h"
 #include "qcow2/write/writer-parts.h"
 #include "random.h"
 #include "seconds.h"
@@ -159,6 +160,16 @@ change (uint64_t seed, unsigned nr)
   free (buf);
 }
 
+/* What was marked ahead of changes isn't any more, so that later ones have to. */
+static void
+mark_exactly (void)
+{
+  struct writer *w = image->writer;
+
+  if (rotates && w != NULL)
+    follow_settle (w, 0);
+}
+
 static void
 flush (void)
 {
@@ -255,6 +266,7 @@ run (struct storage *s, struct outcome *o)
   if (image != NULL && image_allow_points (image, 0, POINTS_MEMORY) == 0 &&
       image_make_writable (image, &options) == 0) {
     change (1, 6);
+    mark_exactly ();
     point_moment = moment;
     point_is_known = read_export (image, "", at_point);
     o->asked = true;
