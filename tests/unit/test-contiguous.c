@@ -12,17 +12,37 @@
 #include <stdlib.h>
 
 #include "bare-writer.h"
+#include "base/bytes.h"
 #include "base/error.h"
 #include "build.h"
 #include "check.h"
 #include "image-check.h"
 #include "power-cut.h"
+#include "qcow2/format.h"
 
 static struct bare_writer bare;
 static struct crash_disk disk;
 static uint8_t *first_bytes;
 static uint64_t first_size;
 static char what[80];
+
+static bool free_l2_table; /* says its refcount */
+
+static uint64_t
+l2_table (const uint8_t *bytes)
+{
+  return get_be64 (bytes + get_be64 (bytes + 40)) &
+    QCOW2_ENTRY_OFFSET_MASK;
+}
+
+/* The refcount of a cluster of 512 bytes, where it has 64 bits. */
+static uint8_t *
+refcount_of (uint8_t *bytes, uint64_t cluster)
+{
+  const uint64_t table = get_be64 (bytes + 48);
+
+  return bytes + get_be64 (bytes + table + cluster / 64 * 8) + cluster % 64 * 8;
+}
 
 /* An image with some clusters in use and some free ones between. */
 static void
@@ -42,6 +62,8 @@ start (unsigned bits, unsigned order)
       build_data (&b, 0x77);
   }
   build_finish (&b);
+  if (free_l2_table)
+    put_be64 (refcount_of (b.data, l2_table (b.data) >> bits), 0);
   first_size = b.size;
   first_bytes = malloc (b.size);
   CHECK (first_bytes != NULL);
@@ -150,8 +172,8 @@ static void
 test_failures (unsigned bits, unsigned order, uint64_t nr, int err)
 {
   struct alloc_clusters c;
-  uint64_t call;
-  bool failed = true;
+  uint64_t call, leaks;
+  bool lost, closed, failed = true;
   int r;
 
   for (call = 1; failed; ++call) {
@@ -167,11 +189,34 @@ test_failures (unsigned bits, unsigned order, uint64_t nr, int err)
     }
     if (r == 0)
       give_up (&c, bits);
-    (void) bare_close (&bare);
-    (void) image_check (what, disk.bytes, disk.size);
+    lost = atomic_load (&bare.writer->writeback.lost) > 0;
+    closed = bare_close (&bare) == 0;
+    leaks = image_check (what, disk.bytes, disk.size).leaks;
+    CHECK (err != ENOSPC || !closed || leaks == 0 || lost);
     end ();
   }
   CHECK (call > 3);
+}
+
+/* A cluster of metadata is free, says its refcount, and would be a block of those that
+ * the run needs: it stays as it is.
+ */
+static void
+test_damaged (void)
+{
+  struct alloc_clusters c;
+  uint64_t table;
+
+  free_l2_table = true;
+  start (9, 6);
+  free_l2_table = false;
+  table = l2_table (first_bytes);
+  CHECK_EQ (refcount_on_disk (table >> 9), 0);
+  CHECK_EQ (alloc_take_contiguous (&bare.writer->alloc, 200, &c), -1);
+  CHECK_ERROR (EIO, "damaged");
+  (void) bare_close (&bare);
+  CHECK (memcmp (disk.bytes + table, first_bytes + table, 512) == 0);
+  end ();
 }
 
 /* Reads fail from one on: of what was counted already, too, which has left the cache.
@@ -270,6 +315,7 @@ main (void)
   test_failures (9, 6, 200, EIO);
   test_failures (9, 6, 200, ENOSPC);
   test_failures (12, 4, 5, EIO);
+  test_damaged ();
   test_lost ();
   test_full ();
   return check_result ();

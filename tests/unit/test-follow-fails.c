@@ -498,6 +498,23 @@ test_mark_lacks_space (void)
   rig_free (&rig);
 }
 
+/* The end writes bits as they are exactly, though tables find no space at first. */
+static void
+test_end_lacks_space (void)
+{
+  follow_start (12, 0);
+  rig_write (&rig, SECTOR, SECTOR, 1);
+  rig_trim (&rig, 16384, 4096);
+  CHECK (follow_is_set (FINE, 30)); /* ahead */
+  memory_fail (&rig.control, MEMORY_WRITE, 1, ENOSPC);
+  CHECK_OK (rig_close_only (&rig));
+  CHECK (rig.control.failed > 0);
+  CHECK (follow_is_set (FINE, 1) && !follow_is_set (FINE, 30));
+  image_check_clean ("no space at first", rig.disk.data,
+                     atomic_load (&rig.disk.size));
+  rig_free (&rig);
+}
+
 int
 main (void)
 {
@@ -511,6 +528,7 @@ main (void)
   test_flushed ();
   test_fua ();
   test_mark_lacks_space ();
+  test_end_lacks_space ();
   test_mark_fails ();
   test_failing (9);
   test_failing (12);

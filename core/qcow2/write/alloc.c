@@ -118,6 +118,18 @@ check_free (struct alloc *s, const struct alloc_run *r)
   return -1;
 }
 
+/* Lower the refcounts of a run that nothing refers to; or it is lost, with the error
+ * set.  refcounts_lock held.
+ */
+static int
+uncount_run (struct alloc *s, const struct alloc_run *r)
+{
+  if (refcount_set (&s->refcounts, r->first, r->nr, 0, NULL) == 0)
+    return 0;
+  writeback_lost (s->writeback);
+  return -1;
+}
+
 /* Raise the refcounts of a run, of all or of none: where one of several blocks has no
  * space on the host, those before it would be leaked, which they are if that fails,
  * too.  refcounts_lock held.
@@ -130,8 +142,7 @@ count_run (struct alloc *s, struct alloc_run *r)
   if (refcount_set (&s->refcounts, r->first, r->nr, 1, &r->batch) == 0)
     return 0;
   error_keep (&kept);
-  if (refcount_set (&s->refcounts, r->first, r->nr, 0, NULL) == -1)
-    writeback_lost (s->writeback);
+  (void) uncount_run (s, r);
   error_restore (&kept);
   return -1;
 }
@@ -192,7 +203,7 @@ refill (struct alloc *s)
     added = reserve_add (s, &r);
     pthread_mutex_unlock (&s->lock);
     if (!added) /* there are plenty, in small pieces */
-      return refcount_set (&s->refcounts, r.first, r.nr, 0, NULL);
+      return uncount_run (s, &r);
     got += r.nr;
   }
   return 0;
@@ -378,7 +389,7 @@ return_reserve (struct alloc *s)
   give_up_ballast (s);
   close_windows (s);
   while ((r = take_any_run (s)).nr > 0) {
-    if (refcount_set (&s->refcounts, r.first, r.nr, 0, NULL) == -1)
+    if (uncount_run (s, &r) == -1)
       return -1;
   }
   return 0;

@@ -246,6 +246,8 @@ unlink_cluster (struct bit_parts *p, struct host_off host)
   }
   if (p->nr_unlinked < p->max_unlinked)
     p->unlinked[p->nr_unlinked++] = host;
+  else
+    atomic_store (&p->w->leaked, true);
   pthread_mutex_unlock (&p->unlinked_lock);
 }
 

@@ -291,7 +291,10 @@ follow_close (struct writer *w)
   if (f == NULL)
     return;
   follow_stop (f);
-  if (w->begun && writer_flush (w) == 0) {
+  if (w->begun)
+    (void) writer_flush (w);
+  /* Neither depends on what finds no space for a moment. */
+  if (w->begun && writeback_check (&w->writeback) == 0) {
     bit_slots_store (f->slots);
     bit_parts_give_up (&f->parts);
   }

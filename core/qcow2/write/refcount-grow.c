@@ -345,52 +345,72 @@ write_empty_blocks (struct refcounts *r, uint64_t at, uint64_t nr,
   return missing == -1 || barrier (r) == -1 ? -1 : (int) n;
 }
 
-/* Have the table refer to nr such blocks.  Those that it doesn't refer to yet
- * after a failure are leaked.
+/* Have the table refer to nr such blocks.  *set is how many it refers to then, also
+ * after a failure.
  */
 static int
 set_blocks (struct refcounts *r, uint64_t at, uint64_t nr, uint64_t index,
-            uint64_t last)
+            uint64_t last, uint64_t *set)
 {
-  uint64_t n;
-
-  for (n = 0; n < nr; ++n, ++index) {
+  for (*set = 0; *set < nr; ++*set, ++index) {
     if (find_missing (r, &index, last) != 1 ||
-        add_metadata (r, at + n, 1, METADATA_REFCOUNT_BLOCK) == -1)
+        set_block (r, index, refcounts_offset (r, at + *set)) == -1)
       return -1;
-    if (set_block (r, index, refcounts_offset (r, at + n)) == -1) {
-      overlap_remove (r->overlap, refcounts_offset (r, at + n), 1);
-      return -1;
-    }
   }
   return 0;
 }
 
+/* Count nr clusters, durably, since a table must not refer to a block before; write
+ * blocks there, as many as are missing; and have the table refer to these.
+ */
+static int
+count_and_set_blocks (struct refcounts *r, uint64_t at, uint64_t nr,
+                      uint64_t index, uint64_t last, uint64_t *set)
+{
+  int used;
+
+  *set = 0;
+  if (refcount_set (r, at, nr, 1, NULL) == -1 ||
+      writeback_flush (r->writeback) == -1)
+    return -1;
+  used = write_empty_blocks (r, at, nr, index, last);
+  return used == -1 ? -1 : set_blocks (r, at, used, index, last, set);
+}
+
+/* Nothing refers to these clusters. */
+static int
+give_up_blocks (struct refcounts *r, uint64_t at, uint64_t nr)
+{
+  if (nr == 0)
+    return 0;
+  overlap_remove (r->overlap, refcounts_offset (r, at), nr);
+  if (refcount_set (r, at, nr, 0, NULL) == 0)
+    return 0;
+  writeback_lost (r->writeback);
+  return -1;
+}
+
 /* Make blocks that are missing for the clusters that these indices describe,
  * some or all, in free clusters of any place: a block in a cluster that it
- * describes would interrupt the run.
+ * describes would interrupt the run.  Finding clusters for them may make some of the
+ * blocks: so all of them are needed, or some, or none.
  */
 static int
 add_blocks (struct refcounts *r, uint64_t index, uint64_t last)
 {
-  uint64_t at, nr;
-  int used;
+  struct error_kept kept;
+  uint64_t at, nr, set;
 
   if (refcount_find_free (r, last - index + 1, &at, &nr) == -1 ||
-      reach (r, at + nr - 1) == -1 || refcount_set (r, at, nr, 1, NULL) == -1)
+      reach (r, at + nr - 1) == -1 ||
+      add_metadata (r, at, nr, METADATA_REFCOUNT_BLOCK) == -1)
     return -1;
-  /* A table must not refer to a block before its refcount is durable. */
-  if (writeback_flush (r->writeback) == -1)
-    return -1;
-  used = write_empty_blocks (r, at, nr, index, last);
-  if (used == -1) {
-    (void) refcount_set (r, at, nr, 0, NULL);
-    return -1;
-  }
-  if (set_blocks (r, at, used, index, last) == -1)
-    return -1;
-  /* Finding clusters for them may have made some of the blocks. */
-  return refcount_set (r, at + used, nr - used, 0, NULL);
+  if (count_and_set_blocks (r, at, nr, index, last, &set) == 0)
+    return give_up_blocks (r, at + set, nr - set);
+  error_keep (&kept);
+  (void) give_up_blocks (r, at + set, nr - set); /* or lost */
+  error_restore (&kept);
+  return -1;
 }
 
 int
