@@ -43,6 +43,7 @@
 #include "random.h"
 #include "seconds.h"
 #include "seen.h"
+#include "take-wrap.h"
 #include "verdict.h"
 
 #define POINTS_MEMORY (UINT64_C (1) << 20)
@@ -177,15 +178,6 @@ flush (void)
 }
 
 /* Requests while the snapshot is made; nothing is held then. */
-int __real_features_begin_take (struct writer *w);
-int __wrap_features_begin_take (struct writer *w);
-int __real_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table,
-                                      const struct bitmap_header *bitmaps);
-int __wrap_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table,
-                                      const struct bitmap_header *bitmaps);
-
 int
 __wrap_features_begin_take (struct writer *w)
 {

@@ -22,6 +22,7 @@
 #include "qcow2/write/follow.h"
 #include "qcow2/write/writer-parts.h"
 #include "random.h"
+#include "take-wrap.h"
 
 #define MEMORY (UINT64_C (16) << 20)
 
@@ -284,13 +285,6 @@ test_in_flight (void)
 }
 
 /* ------------------------------------------------------------------ rotation */
-
-int __real_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table,
-                                      const struct bitmap_header *bitmaps);
-int __wrap_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table,
-                                      const struct bitmap_header *bitmaps);
 
 #define THIRD (UINT64_C (4) << 20) /* of pages of small clusters */
 

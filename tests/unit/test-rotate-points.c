@@ -9,19 +9,14 @@
 
 #include <errno.h>
 
+#include "bits-view.h"
 #include "check.h"
 #include "disk/extents.h"
 #include "follow-rig.h"
 #include "qcow2/write/writer-parts.h"
+#include "take-wrap.h"
 
 #define AT (UINT64_C (3) << 20)
-
-int __real_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table,
-                                      const struct bitmap_header *bitmaps);
-int __wrap_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table,
-                                      const struct bitmap_header *bitmaps);
 
 static struct layer *frozen, *live;
 
@@ -80,8 +75,9 @@ check_good (const char *name)
   image_close_disk (l);
 }
 
-int
-main (void)
+/* Bitmaps that end and begin, one after the other. */
+static void
+test_lives (void)
 {
   struct layer *x, *before, *of_before;
 
@@ -116,5 +112,60 @@ main (void)
   image_close_disk (before);
   rig_close (&rig);
   rig_free (&rig);
+}
+
+static bool
+has_bitmap (const char *name)
+{
+  struct bits_view v;
+
+  return bits_view_find (&v, rig.disk.data, atomic_load (&rig.disk.size), name);
+}
+
+/* A flush of the take fails, maybe that of the header, which leads to the new bitmap
+ * then.  Returns false if it was never made.
+ */
+static bool
+fail_flush (uint64_t call, unsigned *found)
+{
+  struct layer *early;
+  bool failed;
+
+  follow_start (12, 0);
+  CHECK_OK (image_allow_points (rig.im, 0, UINT64_C (16) << 20));
+  early = image_open_disk (rig.im, "now/E");
+  CHECK (early != NULL);
+  rig_write (&rig, AT, 4096, 1);
+  memory_fail (&rig.control, MEMORY_FLUSH, call, EIO);
+  image_close_disk (image_open_disk (rig.im, "take/x?bitmap=n"));
+  failed = rig.control.failed > 0;
+  memory_fail_no_more (&rig.control);
+  if (has_bitmap ("n")) {
+    check_refused ("now/E/bitmap/n");
+    *found += failed;
+  }
+  image_close_disk (early);
+  (void) rig_close_only (&rig);
+  rig_free (&rig);
+  return failed;
+}
+
+static void
+test_life_of_failed (void)
+{
+  uint64_t call = 1;
+  unsigned found = 0;
+
+  while (fail_flush (call, &found) && !check_any_failed ())
+    call++;
+  CHECK (call > 2);
+  CHECK (found > 0);
+}
+
+int
+main (void)
+{
+  test_lives ();
+  test_life_of_failed ();
   return check_result ();
 }

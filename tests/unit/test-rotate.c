@@ -24,6 +24,7 @@
 #include "qcow2/write/writer-parts.h"
 #include "random.h"
 #include "seconds.h"
+#include "take-wrap.h"
 
 #define MEMORY (UINT64_C (16) << 20)
 #define FEW 16 /* pages: enough, and soon allocated */
@@ -207,15 +208,6 @@ change_meanwhile (uint64_t seed)
   error_restore (&kept);
   memory_resume (was);
 }
-
-int __real_features_begin_take (struct writer *w);
-int __wrap_features_begin_take (struct writer *w);
-int __real_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table,
-                                      const struct bitmap_header *bitmaps);
-int __wrap_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table,
-                                      const struct bitmap_header *bitmaps);
 
 int
 __wrap_features_begin_take (struct writer *w)
@@ -715,51 +707,6 @@ test_failing (bool bitmaps)
   }
 }
 
-/* A flush of the take fails, maybe that of the header, which leads to the new bitmap
- * then: it has nothing of what had changed up to an earlier point.
- */
-static bool
-fail_flush (uint64_t call, unsigned *found)
-{
-  struct layer *early;
-  bool failed;
-
-  start (12, FEW, true, MEMORY);
-  change (4, 6);
-  early = image_open_disk (rig.im, IMAGE_POINT_PREFIX "early");
-  CHECK (early != NULL);
-  change (5, 6);
-  may_fail = true;
-  memory_fail (&rig.control, MEMORY_FLUSH, call, EIO);
-  image_close_disk (try_take ("x?bitmap=n"));
-  failed = rig.control.failed > 0;
-  memory_fail_no_more (&rig.control);
-  if (has_bitmap ("n")) {
-    CHECK (image_open_disk (rig.im,
-                            IMAGE_POINT_PREFIX "early/bitmap/n") == NULL);
-    CHECK_ERROR (EINVAL, "began after that point in time");
-    *found += failed;
-  }
-  image_close_disk (early);
-  wait_for_end ();
-  may_fail = false;
-  (void) rig_close_only (&rig);
-  rig_free (&rig);
-  return failed;
-}
-
-static void
-test_life_of_failed (void)
-{
-  uint64_t call = 1;
-  unsigned found = 0;
-
-  while (fail_flush (call, &found) && !check_any_failed ())
-    call++;
-  CHECK (call > 2);
-  CHECK (found > 0);
-}
-
 /* Each allocation of the take, but for those of requests. */
 static bool
 fail_allocation (bool bitmaps, unsigned nr)
@@ -836,7 +783,6 @@ main (void)
   test_header_no_space (9, true, 4);
   test_failing (true);
   test_failing (false);
-  test_life_of_failed ();
   test_memory (true);
   test_memory (false);
   return check_result ();

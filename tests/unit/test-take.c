@@ -22,6 +22,7 @@
 #include "random.h"
 #include "rig.h"
 #include "seconds.h"
+#include "take-wrap.h"
 
 static struct rig rig;
 static uint8_t *was, *is; /* of the disk's size */
@@ -207,15 +208,6 @@ search_meanwhile (void)
   for (i = 0; i < 20000 && !image_leaks_are_done (rig.im); ++i)
     sched_yield ();
 }
-
-int __real_features_begin_take (struct writer *w);
-int __wrap_features_begin_take (struct writer *w);
-int __real_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table,
-                                      const struct bitmap_header *bitmaps);
-int __wrap_features_switch_snapshots (struct writer *w, uint32_t nr,
-                                      struct host_off table,
-                                      const struct bitmap_header *bitmaps);
 
 int
 __wrap_features_begin_take (struct writer *w)
