@@ -16,6 +16,7 @@ from rows_write import WriteRow
 from servers import Server
 
 REGION = 4 * MiB        # what is marked with a place of it, at the least
+ENDED = 1               # seconds after which all has gone that a point had
 
 
 class Backup:
@@ -93,12 +94,15 @@ class BitmapRow(BackupWriteRow):
 
 
 class PointRow(BackupWriteRow):
-    """While a point is held, which has to be what the disk was."""
+    """While a point is held, which has to be what the disk was.  Later writes
+    are compared with those after such a point has ended: the clusters were
+    written elsewhere then, too, and the host's page cache has them in the same
+    way, which matters more than what the plugin has to do."""
 
     def __init__(self, *args, later=False, **kw):
         super().__init__(*args, **kw)
         self.later = later      # all clusters were written since the point
-        self.reference = "without" if later else "snapshot"
+        self.reference = "ended" if later else "snapshot"
         if later:
             self.sets.append("source")
             self.before = "source.raw"
@@ -106,12 +110,17 @@ class PointRow(BackupWriteRow):
     def serve(self, bench, server, path, **kw):
         if server == "snapshot":
             run("qemu-img", "snapshot", "-c", "s", path)
-        mine = server == "ours"
-        s = bench.start("ours", path, path, write=True,
-                        options=["point-in-time=true"] if mine else [], **kw)
+        mine = server in ("ours", "ended")
+        s = bench.start("ours", path, path, write=True, options=[
+            "point-in-time=true", "point-in-time-linger=0"] if mine else [],
+            **kw)
         self.point = bench.connect(s, "now/bench") if mine else None
         if self.later:
             run("nbdcopy", "--flush", bench.data.path("source.raw"), s.uri())
+        if server == "ended":
+            self.point.shutdown()
+            self.point = None
+            time.sleep(ENDED)
         return s
 
     def write(self, bench, s, row, salt, pin):

@@ -12,9 +12,10 @@ import time
 
 from common import CLUSTER, MiB, die, run, stamp
 from rows import turns
-from rows_backup import Backup, Row
+from rows_backup import ENDED, Backup, Row
 from servers import Server
 
+PART = 16 * MiB # of the disk, for "later"
 SETTLED = 0.2   # seconds after which a guest of "later" has written its part
 
 
@@ -93,7 +94,8 @@ class TakeRow(Backup, Row):
 class GuestRow(TakeRow):
     """What a guest gets done while that goes on: random 4 KiB writes all over
     the disk, the first in each cluster; or, if later is set, of a small part,
-    all of which was written since the point."""
+    all of which was written since the point; and before since another one, so
+    that the page cache has it in the same way in both cases."""
     want = None
 
     def __init__(self, name, title, later=False):
@@ -101,8 +103,20 @@ class GuestRow(TakeRow):
         self.reference = "without" if later else "snapshot"
         self.later = later
 
+    def rewrite(self, bench, s):
+        """That part."""
+        point = bench.connect(s, "now/before")
+        h = bench.connect(s)
+        for at in range(0, PART, CLUSTER):
+            h.pwrite(b"".join(stamp(at + i, self.salt)
+                              for i in range(0, CLUSTER, 4096)), at)
+        h.flush()
+        h.shutdown()
+        point.shutdown()
+        time.sleep(ENDED)
+
     def guest(self, bench, s):
-        size = 16 * MiB if self.later else bench.data.big_size
+        size = PART if self.later else bench.data.big_size
         return subprocess.Popen(
             ["fio", "--name=bench", "--ioengine=nbd", "--uri=" + s.uri(),
              "--rw=randwrite", "--bs=4096", "--iodepth=16", "--randseed=5",
@@ -130,6 +144,8 @@ class GuestRow(TakeRow):
 
     def sample(self, bench, server, first):
         s = self.start(bench, server)
+        if self.later:
+            self.rewrite(bench, s)
         p = self.guest(bench, s)
         time.sleep(1)           # it has begun
         c0 = s.cpu()

@@ -103,10 +103,25 @@ add_runs (struct extents *e, uint64_t count, unsigned mask)
 }
 
 int
-extents_add (struct extents *e, uint64_t count, bool changed)
+extents_add (struct extents *e, uint64_t count, enum extent_change change)
 {
-  return changed ? add_runs (e, count, EXTENT_ZERO)
-    : grow (e, count, EXTENT_HOLE);
+  switch (change) {
+  case CHANGE_NONE:
+    return grow (e, count, EXTENT_HOLE);
+  case CHANGE_DATA:
+    return grow (e, count, 0);
+  case CHANGE_ZERO:
+    return grow (e, count, EXTENT_ZERO);
+  case CHANGE_LOOK:
+    return add_runs (e, count, EXTENT_ZERO);
+  }
+  abort ();
+}
+
+bool
+extents_want_one (const struct extents *e)
+{
+  return e->left == 1;
 }
 
 int

@@ -46,10 +46,22 @@ extern int layer_extents (const struct layer *layer, uint64_t count,
 /* The extents that are being found. */
 struct extents;
 
+/* Whether it has changed, and what is read there if find_changes knows. */
+enum extent_change {
+  CHANGE_NONE,
+  CHANGE_DATA,
+  CHANGE_ZERO,
+  CHANGE_LOOK, /* the layer is looked up for that */
+};
+
 /* What find_changes calls, from the first byte wanted on and without gaps, for
- * count (> 0) bytes that have changed or not.  Returns 0 to go on; 1 when no
- * more is wanted; -1 with the error set, or fn's reported.
+ * count (> 0) bytes.  Returns 0 to go on; 1 when no more is wanted; -1 with the
+ * error set, or fn's reported.
  */
-extern int extents_add (struct extents *e, uint64_t count, bool changed);
+extern int extents_add (struct extents *e, uint64_t count,
+                        enum extent_change change);
+
+/* Whether just the first extent is wanted. */
+extern bool extents_want_one (const struct extents *e);
 
 #endif /* CORE_DISK_EXTENTS_H */

@@ -296,7 +296,7 @@ find_changes (const struct layer *layer, uint64_t count,
       return -1;
     if (bit + nr <= (end - 1) >> shift)
       next = (bit + nr) << shift;
-    r = extents_add (e, next - at, set);
+    r = extents_add (e, next - at, set ? CHANGE_LOOK : CHANGE_NONE);
     at = next;
   }
   if (r != -1 && (point_disk_check (&d->frozen) == -1 ||

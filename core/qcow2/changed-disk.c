@@ -13,18 +13,6 @@
 #include "qcow2/point-disk.h"
 #include "qcow2/points.h"
 
-struct changed_disk {
-  struct point_disk to; /* first: see qcow2/disk.h */
-  struct map from;
-  uint64_t from_size; /* bytes */
-};
-
-static inline const struct changed_disk *
-changed_disk (const struct layer *layer)
-{
-  return (const struct changed_disk *) layer;
-}
-
 static inline uint64_t
 lesser (uint64_t a, uint64_t b)
 {
@@ -50,6 +38,45 @@ struct piece {
   uint64_t most;   /* that are to be loaded the next time */
   struct side a, b;
 };
+
+struct changed_disk {
+  struct point_disk to; /* first: see qcow2/disk.h */
+  struct map from;
+  uint64_t from_size; /* bytes */
+  atomic_flag in_use; /* of piece, by a request */
+  struct piece piece;
+};
+
+static inline struct changed_disk *
+changed_disk (const struct layer *layer)
+{
+  return (struct changed_disk *) layer;
+}
+
+/* Most clients have one such request at a time, which one after another of the
+ * server's threads is given: so all have the same memory, which a CPU has in its
+ * caches.  NULL: the error is set.
+ */
+static struct piece *
+borrow_piece (struct changed_disk *d)
+{
+  struct piece *p = &d->piece;
+
+  if (atomic_flag_test_and_set (&d->in_use))
+    p = malloc (sizeof *p);
+  if (p == NULL)
+    error_set (ENOMEM, "out of memory");
+  return p;
+}
+
+static void
+return_piece (struct changed_disk *d, struct piece *p)
+{
+  if (p == &d->piece)
+    atomic_flag_clear (&d->in_use);
+  else
+    free (p);
+}
 
 /* Returns -1 with the error set if the L1 entry is damaged or can't be read. */
 static int
@@ -129,28 +156,47 @@ content_of (const struct piece *p, const struct side *s, uint64_t i,
   return c;
 }
 
-/* below: a backing file has this place.  The words differ, so that compressed
- * clusters do.
- */
+/* The words differ, so that compressed clusters do. */
 static bool
-is_same_content (const struct piece *p, uint64_t i, uint64_t in, bool below)
+is_same_content (const struct content *x, const struct content *y)
 {
-  const struct content x = content_of (p, &p->a, i, in, below);
-  const struct content y = content_of (p, &p->b, i, in, below);
-
-  if (x.kind != y.kind)
+  if (x->kind != y->kind)
     return false;
-  switch (x.kind) {
+  switch (x->kind) {
   case CLUSTER_UNALLOCATED:
   case CLUSTER_ZERO_PLAIN:
     return true;
   case CLUSTER_STANDARD:
-    return x.host.v == y.host.v;
+    return x->host.v == y->host.v;
   case CLUSTER_ZERO_ALLOC:
   case CLUSTER_SUBCLUSTERS:
   case CLUSTER_COMPRESSED:
   case CLUSTER_INVALID:
     return false;
+  }
+  abort ();
+}
+
+/* below: a backing file has this place. */
+static enum extent_change
+compare_content (const struct piece *p, uint64_t i, uint64_t in, bool below)
+{
+  const struct content x = content_of (p, &p->a, i, in, below);
+  const struct content y = content_of (p, &p->b, i, in, below);
+
+  if (is_same_content (&x, &y))
+    return CHANGE_NONE;
+  switch (y.kind) {
+  case CLUSTER_STANDARD:
+  case CLUSTER_COMPRESSED:
+    return CHANGE_DATA;
+  case CLUSTER_ZERO_PLAIN:
+    return CHANGE_ZERO;
+  case CLUSTER_UNALLOCATED:
+  case CLUSTER_ZERO_ALLOC:
+  case CLUSTER_SUBCLUSTERS:
+  case CLUSTER_INVALID:
+    return CHANGE_LOOK;
   }
   abort ();
 }
@@ -187,8 +233,8 @@ count_same (const struct piece *p, uint64_t i)
 /* Whether it has changed at this place, and where the next one is that may
  * differ in that.
  */
-static bool
-has_changed (const struct piece *p, uint64_t at, bool below, uint64_t *next)
+static enum extent_change
+find_change (const struct piece *p, uint64_t at, bool below, uint64_t *next)
 {
   const struct map *m = p->a.map;
   const uint64_t in = at & (m->cluster_size - 1);
@@ -198,10 +244,10 @@ has_changed (const struct piece *p, uint64_t at, bool below, uint64_t *next)
 
   if (same > 0) {
     *next = at - in + same * m->cluster_size;
-    return false;
+    return CHANGE_NONE;
   }
   *next = (at & -unit) + unit;
-  return !is_same_content (p, i, in, below);
+  return compare_content (p, i, in, below);
 }
 
 /* Add what a piece says, from `at' to end.  Returns as extents_add does. */
@@ -210,21 +256,21 @@ add_entries (struct extents *e, const struct piece *p, uint64_t at,
              uint64_t end, bool below)
 {
   uint64_t next, start = at;
-  bool changed = has_changed (p, at, below, &next);
+  enum extent_change change = find_change (p, at, below, &next);
   int r = 0;
 
   while (r == 0 && next < end) {
     uint64_t then;
-    const bool c = has_changed (p, next, below, &then);
+    const enum extent_change c = find_change (p, next, below, &then);
 
-    if (c != changed) {
-      r = extents_add (e, next - start, changed);
+    if (c != change) {
+      r = extents_add (e, next - start, change);
       start = next;
-      changed = c;
+      change = c;
     }
     next = then;
   }
-  return r != 0 ? r : extents_add (e, end - start, changed);
+  return r != 0 ? r : extents_add (e, end - start, change);
 }
 
 /* Have the words of b be those that the point has, where these are in shadows.
@@ -248,9 +294,9 @@ load_shadows (struct piece *p, const struct point_disk *to)
   }
 }
 
-/* How many slices to load, where `wanted' are of use.  A request takes twice as
- * many each time: most want to know of all that there is, and a request
- * for one extent has not read much more.  From afar they are read ahead instead.
+/* How many slices to load, where `wanted' are of use.  For one extent twice as many
+ * are taken each time, so that not much more is read than that needs.  From afar
+ * they are read ahead instead.
  */
 static uint64_t
 slices_to_load (struct piece *p, uint64_t wanted)
@@ -323,7 +369,31 @@ add_piece (struct extents *e, const struct changed_disk *d, struct piece *p,
   epoch_leave (epoch, token);
   *at = end;
   return loaded ? add_entries (e, p, start, end, below)
-    : extents_add (e, end - start, changed);
+    : extents_add (e, end - start, changed ? CHANGE_LOOK : CHANGE_NONE);
+}
+
+/* Compare what both disks have.  Returns as extents_add does. */
+static int
+compare (struct changed_disk *d, struct extents *e, uint64_t at, uint64_t end)
+{
+  const struct layer *const backing = d->to.disk.layer.backing;
+  const uint64_t backed = backing == NULL ? 0 : backing->size;
+  struct piece *p = borrow_piece (d);
+  int r = 0;
+
+  if (p == NULL)
+    return -1;
+  p->most = extents_want_one (e) || storage_reads_together (d->from.tables)
+    ? 1 : MAX_BYTES / d->from.slice_bytes;
+  p->a.map = &d->from;
+  p->b.map = &d->to.disk.map;
+  while (r == 0 && at < end) {
+    const bool below = at < backed;
+
+    r = add_piece (e, d, p, &at, below ? lesser (end, backed) : end, below);
+  }
+  return_piece (d, p);
+  return r;
 }
 
 /* See layer.find_changes. */
@@ -331,25 +401,18 @@ static int
 find_changes (const struct layer *layer, uint64_t count,
               struct guest_off offset, struct extents *e)
 {
-  const struct changed_disk *d = changed_disk (layer);
+  struct changed_disk *d = changed_disk (layer);
   const uint64_t end = offset.v + count;
   const uint64_t both = lesser (end, d->from_size);
-  const uint64_t backing = layer->backing == NULL ? 0 : layer->backing->size;
-  struct piece p;
   uint64_t at = offset.v;
   int r = 0;
 
-  p.most = 1;
-  p.a.map = &d->from;
-  p.b.map = &d->to.disk.map;
-  while (r == 0 && at < both) {
-    const bool below = at < backing;
-
-    r = add_piece (e, d, &p, &at, below ? lesser (both, backing) : both,
-                   below);
+  if (at < both) {
+    r = compare (d, e, at, both);
+    at = both;
   }
   if (r == 0 && at < end)
-    r = extents_add (e, end - at, true);
+    r = extents_add (e, end - at, CHANGE_LOOK);
   return r != -1 && point_disk_check (&d->to) == -1 ? -1 : r;
 }
 
@@ -371,6 +434,7 @@ allocate (const struct qcow2_disk *from)
   }
   d->from = from->map;
   d->from_size = from->layer.size;
+  atomic_flag_clear (&d->in_use);
   return d;
 }
 

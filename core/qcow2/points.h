@@ -112,6 +112,14 @@ points_are_held (const struct points *p)
   return p != NULL && atomic_load_explicit (&p->held, memory_order_relaxed);
 }
 
+/* Whether little of the memory is in use. */
+static inline bool
+points_have_much_room (const struct points *p)
+{
+  return atomic_load_explicit (&p->bytes, memory_order_relaxed) <=
+    p->max_bytes / 16;
+}
+
 /* ------------------------------------------------------------- their owner */
 
 /* Take a point: no request is running that changes something, nor begins before

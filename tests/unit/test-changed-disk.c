@@ -461,9 +461,68 @@ test_unreadable (void)
   close_image (im);
 }
 
+/* ------------------------------------------------------------ several at once */
+
+/* A request that is made while another one is under way: from its callback, at the
+ * first extent.
+ */
+struct nested {
+  const struct layer *disk;
+  struct painting outer, inner;
+};
+
+static int
+paint_nested (void *opaque, uint64_t offset, uint64_t length, unsigned flags)
+{
+  struct nested *n = opaque;
+
+  if (offset == 0)
+    CHECK_OK (layer_extents (n->disk, n->disk->size, (struct guest_off) { 0 },
+                             false, paint, &n->inner));
+  return paint (&n->outer, offset, length, flags);
+}
+
+static void
+test_nested (void)
+{
+  const uint64_t nr = 512;
+  struct nested n = { 0 };
+  struct builder b;
+  struct image *im;
+  struct layer *l;
+  uint64_t i;
+
+  back_size = 0;
+  build_start (&b, 3, 12, false, COMPRESSION_DEFLATE, 4 * nr << 12);
+  build_l2_place (&b, 0);
+  build_snapshot (&b, 100, &seed);
+  for (i = 0; i < 4 * nr; i += 5) /* other places in each table */
+    build_entry (&b, i, build_data (&b, i), 0);
+  im = open_image (&b);
+  n.disk = l = image_open_disk (im, "changed/1");
+  n.outer.flags = flags_of (l);
+  n.inner.flags = calloc (l->size / 512, 1);
+  CHECK_OK (layer_extents (l, l->size, (struct guest_off) { 0 }, false,
+                           paint_nested, &n));
+  for (i = 0; i < 4 * nr; ++i) {
+    const unsigned wanted = i % 5 == 0 ? 0 : EXTENT_HOLE;
+
+    if (n.outer.flags[i * 8] != wanted || n.inner.flags[i * 8] != wanted) {
+      check_failed (__FILE__, __LINE__, "cluster %u: flags %u, within that %u",
+                    (unsigned) i, n.outer.flags[i * 8], n.inner.flags[i * 8]);
+      break;
+    }
+  }
+  free (n.inner.flags);
+  free (n.outer.flags);
+  image_close_disk (l);
+  close_image (im);
+}
+
 int
 main (void)
 {
+  test_nested ();
   test_pairs ();
   test_random ();
   test_tables ();

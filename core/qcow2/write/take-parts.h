@@ -12,6 +12,7 @@
 #ifndef CORE_QCOW2_WRITE_TAKE_PARTS_H
 #define CORE_QCOW2_WRITE_TAKE_PARTS_H
 
+#include "base/pace.h"
 #include "qcow2/snapshot-table.h"
 #include "qcow2/write/take.h"
 
@@ -57,6 +58,7 @@ struct take {
   struct take_piece *piece; /* that is being looked at */
   bool dirty;               /* the image is, for this (K4) */
 
+  struct pace pace;
   bool given_up;            /* some were raised, and given up at once, as others of
                              * their piece could not be */
   bool mismatched;          /* flags may not be set again that have to be */

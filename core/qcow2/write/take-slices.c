@@ -453,6 +453,16 @@ write_copy (struct take *t, struct take_table *table)
   return 0;
 }
 
+/* Between pieces, for the guest's sake: but not where it changes the mapping all over
+ * the disk, since all that lasts longer then, and the shadows need more memory.
+ */
+static void
+rest (struct take *t)
+{
+  if (points_have_much_room (t->w->points))
+    pace_rest (&t->pace);
+}
+
 /* That of an L1 entry, if something is mapped by it. */
 static int
 fill_table (struct take *t, uint64_t l1_index)
@@ -477,6 +487,7 @@ fill_table (struct take *t, uint64_t l1_index)
     t->piece->nr = n;
     if (take_piece (t, table, &mapped) == -1)
       return -1;
+    rest (t);
   }
   return mapped ? write_copy (t, table) : 0;
 }
@@ -487,6 +498,7 @@ take_fill_tables (struct take *t)
   const struct map *m = take_map (t);
   uint64_t i;
 
+  pace_begin (&t->pace);
   for (i = 0; i < m->l1_size; ++i) {
     struct map_l1 l1;
 
