@@ -384,6 +384,30 @@ test_fixed_size (void)
   build_free (&b);
 }
 
+/* A refcount far beyond the end, which is stale, takes no space there. */
+static void
+test_fixed_size_stale (void)
+{
+  struct memory_control control = { .fixed = true };
+  struct repair_report r;
+  struct memory_disk d;
+  struct builder b;
+  uint64_t block;
+
+  build (&b, true);
+  lose_refcounts (&b);
+  block = build_clusters (&b, 1);
+  put (b.data, block + 64, UINT64_C (1) << 32);
+  put (b.data, get (b.data, 48) + 8, block);
+  build_clusters (&b, 8);
+  CHECK_OK (repair (&b, &d, &control, REPAIR_ALL, &r));
+  CHECK_EQ (d.size, b.size);
+  CHECK (is_clean (d.data, d.size));
+  check_view (&b, d.data, d.size);
+  memory_disk_free (&d);
+  build_free (&b);
+}
+
 /* A file that can grow, but not by enough. */
 static void
 test_full (void)
@@ -638,6 +662,7 @@ main (void)
   test_bitmaps_marked (LOST_TABLE, 0, 0, QCOW2_AUTOCLEAR_BITMAPS);
   test_bitmaps_marked (TWO_USES, 2, 0, 0);
   test_fixed_size ();
+  test_fixed_size_stale ();
   test_full ();
   test_failing (false);
   test_failing (true);

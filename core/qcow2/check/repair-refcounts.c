@@ -113,7 +113,8 @@ survey_span (struct check *c, void *opaque, const struct check_span *span)
 
     if (stored == 0 && want == 0)
       continue;
-    r->highest = i + 1;
+    if (want > 0 || i < c->nr) /* others beyond the end are stale */
+      r->highest = i + 1;
     if (want > 0)
       count_referred (r, i);
     r->raise |= stored < want;

@@ -15,7 +15,8 @@
 struct repair {
   struct check c;   /* counts entries as they will be */
   bool counted;     /* c has valid counts of a window */
-  uint64_t highest; /* one past the last cluster with references or refcount */
+  uint64_t highest; /* one past the last cluster with references or, in the file, a
+                     * refcount */
 
   /* How many clusters have references, how many refcount blocks these need,
    * and one past the index of the last such block.
