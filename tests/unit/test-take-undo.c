@@ -33,10 +33,11 @@ static struct rig rig;
 
 /* What happens while a take is undone; all zeros: nothing. */
 struct events {
-  /* This storage call fails. */
+  /* This storage call fails, and maybe all later ones. */
   unsigned kinds;
   uint64_t call;
   int err;
+  bool ever_after;
 
   unsigned allocation; /* this one fails */
 
@@ -57,6 +58,7 @@ struct events {
 };
 
 static struct events events;
+static struct check_result undone; /* the image right after that */
 static struct writer *undoing; /* NULL: nothing is undone */
 static unsigned given_up, looks;
 static bool tables_given_up, is_reading, flush_failed;
@@ -116,10 +118,12 @@ __wrap_take_undo (struct take *t)
   if (events.slow_read > 0)
     start_reading ();
   if (events.call > 0)
-    memory_fail (&rig.control, events.kinds, events.call, events.err);
+    (events.ever_after ? memory_fail_ever_after : memory_fail)
+      (&rig.control, events.kinds, events.call, events.err);
   fail_allocation (events.allocation);
   __real_take_undo (t);
   memory_armed = false;
+  check_image (rig.disk.data, atomic_load (&rig.disk.size), 0, &undone);
   end_reading ();
   undoing = NULL;
 }
@@ -335,19 +339,43 @@ test_flush_in_vain (void)
   judge (false);
 }
 
-/* No flag was cleared: the end makes up for a flush that finds no space. */
+/* No flag was cleared: the end makes up for flushes that find no space. */
 static void
 test_first_piece (unsigned version)
 {
   start (version, PER_TABLE - 1);
-  events = (struct events) { .kinds = MEMORY_WRITE, .call = 1, .err = ENOSPC };
+  events = (struct events) { .kinds = MEMORY_WRITE, .call = 1, .err = ENOSPC,
+                             .ever_after = true };
   refuse (ENOTSUP, FULL);
   events = (struct events) { 0 };
-  CHECK_EQ (rig.control.failed, 1);
+  CHECK (rig.control.failed > 1);
   memory_fail_no_more (&rig.control);
   if (version >= 3)
     CHECK (get_be64 (rig.disk.data + 72) & QCOW2_INCOMPAT_DIRTY);
   judge (false);
+}
+
+/* Each write finds no space, once: then all is undone, by the end at the latest, and
+ * if that has not come the image is dirty.
+ */
+static void
+test_no_space_once (void)
+{
+  bool failed = true;
+  uint64_t call;
+
+  for (call = 1; failed && !check_any_failed (); ++call) {
+    start (3, CLUSTERS - 1);
+    events = (struct events) { .kinds = MEMORY_WRITE, .call = call,
+                               .err = ENOSPC };
+    refuse (ENOTSUP, FULL);
+    events = (struct events) { 0 };
+    failed = rig.control.failed > 0;
+    memory_fail_no_more (&rig.control);
+    CHECK (undone.dirty || check_is_sound (&undone));
+    judge (false);
+  }
+  CHECK (call > 5);
 }
 
 /* ---------------------------------------------------------------------- memory */
@@ -428,6 +456,7 @@ main (void)
   test_reads ();
   test_two_lists ();
   test_flush_in_vain ();
+  test_no_space_once ();
   test_first_piece (2);
   test_first_piece (3);
   test_no_memory ();

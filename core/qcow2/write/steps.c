@@ -98,3 +98,12 @@ steps_run (struct steps *s)
   }
   return 0;
 }
+
+bool
+steps_may_give_up (const struct steps *s, bool failed)
+{
+  struct writeback *c = &s->w->writeback;
+
+  return writeback_check (c) == 0 &&
+    !(failed && (writeback_is_behind (c) || writeback_is_wanted (c)));
+}

@@ -33,4 +33,9 @@ struct steps {
  */
 extern int steps_run (struct steps *s);
 
+/* Whether a step may give something up.  failed: steps were run before, and a
+ * writeback has failed.  There must not be ever more that waits for one.
+ */
+extern bool steps_may_give_up (const struct steps *s, bool failed);
+
 #endif /* CORE_QCOW2_WRITE_STEPS_H */

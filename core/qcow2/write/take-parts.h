@@ -62,6 +62,7 @@ struct take {
   bool given_up;            /* some were raised, and given up at once, as others of
                              * their piece could not be */
   bool mismatched;          /* flags may not be set again that have to be */
+  bool unwritten;           /* those that are may not be written before the end */
   uint64_t lost;            /* writeback.lost before: if there is more, refcounts may
                              * be too high where COPIED is set */
 

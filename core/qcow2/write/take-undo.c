@@ -13,13 +13,14 @@
 #include "qcow2/write/take-parts.h"
 #include "qcow2/write/writer-parts.h"
 
-/* Of lowering refcounts. */
+/* Of lowering refcounts, and where there is no space. */
 #define MAX_TRIES 3
 
 /* A step gives up what a slice of a copy refers to; at counts slices. */
 struct undoing {
   struct steps steps;
   struct take *t;
+  bool failed; /* some could not be written */
 };
 
 static void
@@ -43,23 +44,15 @@ read_copy (struct take *t, uint64_t table, uint64_t slice, uint64_t *words)
   return 0;
 }
 
-static int
-give_up_slice (struct steps *s, bool *remapped)
+/* What the words of a slice of a copy refer to, which it had besides the disk. */
+static void
+give_up_words (struct take *t, const uint64_t *words)
 {
-  struct take *t = ((struct undoing *) s)->t;
   const struct map *m = take_map (t);
   const unsigned step = 1U << m->l2_word_bits;
   struct freed freed[MAP_MAX_WORDS];
-  uint64_t words[MAP_MAX_WORDS];
   unsigned i, nr = 0;
 
-  *remapped = true;
-  if (read_copy (t, s->at / take_slices (t), s->at % take_slices (t),
-                 words) == -1) {
-    atomic_store (&t->w->leaked, true);
-    s->at++;
-    return 0;
-  }
   for (i = 0; i < m->slice_bytes / sizeof words[0]; i += step) {
     const struct l2_entry e =
       entry_decode_l2 (&m->format, be64toh (words[i]),
@@ -71,7 +64,25 @@ give_up_slice (struct steps *s, bool *remapped)
     freed[nr++].bytes = 0; /* the disk, or a point, has it still */
   }
   give_up (t, freed, nr);
-  s->at++;
+}
+
+static int
+give_up_slice (struct steps *s, bool *remapped)
+{
+  const struct undoing *u = (const struct undoing *) s;
+  struct take *t = u->t;
+  const uint64_t at = s->at++;
+  uint64_t words[MAP_MAX_WORDS];
+
+  if (!steps_may_give_up (s, u->failed))
+    t->mismatched = true; /* some of them may have COPIED still */
+  else if (read_copy (t, at / take_slices (t), at % take_slices (t),
+                      words) == -1)
+    atomic_store (&t->w->leaked, true);
+  else {
+    give_up_words (t, words);
+    *remapped = true;
+  }
   return 0;
 }
 
@@ -138,8 +149,12 @@ wait_for_refcounts (struct take *t)
   for (tries = 0; tries < MAX_TRIES; ++tries) {
     const uint64_t failures = atomic_load (&w->alloc.failures);
 
-    if (writer_flush (w) == -1 ||
-        wait_for_batch (w, writeback_durable_batch (&w->writeback)) == -1)
+    if (writer_flush (w) == -1) {
+      if (error_errno () != ENOSPC)
+        return -1;
+      continue;
+    }
+    if (wait_for_batch (w, writeback_durable_batch (&w->writeback)) == -1)
       return -1;
     if (atomic_load (&w->alloc.failures) == failures)
       return 0;
@@ -169,24 +184,42 @@ set_copied (struct take *t, struct take_table *table, uint64_t number,
 }
 
 static int
+set_copied_in_slice (struct take *t, uint64_t at)
+{
+  struct writer *w = t->w;
+  struct take_table *table = &t->table[at / take_slices (t)];
+  const uint64_t slice = at % take_slices (t);
+  struct inflight_range range = take_range (t, table->l1_index, slice, 1);
+  const unsigned token = epoch_enter (w->disk->shared->epoch);
+  int r;
+
+  inflight_enter (&w->inflight, &range);
+  r = take_change_live (t, table, slice, NULL, set_copied);
+  inflight_leave (&w->inflight, &range);
+  epoch_leave (w->disk->shared->epoch, token);
+  return r;
+}
+
+static int
 set_copied_again (struct take *t, uint64_t slices)
 {
   struct writer *w = t->w;
-  uint64_t at;
+  unsigned tries = 0;
+  uint64_t at = 0;
   int r = 0;
 
-  for (at = 0; at < slices && r == 0; ++at) {
-    struct take_table *table = &t->table[at / take_slices (t)];
-    const uint64_t slice = at % take_slices (t);
-    struct inflight_range range = take_range (t, table->l1_index, slice, 1);
-    const unsigned token = epoch_enter (w->disk->shared->epoch);
-
-    inflight_enter (&w->inflight, &range);
-    r = take_change_live (t, table, slice, NULL, set_copied);
-    inflight_leave (&w->inflight, &range);
-    epoch_leave (w->disk->shared->epoch, token);
+  while (at < slices && r == 0) {
+    r = set_copied_in_slice (t, at);
+    if (r == 0)
+      at++;
+    else if (error_errno () == ENOSPC && ++tries < MAX_TRIES)
+      r = 0;
   }
-  return r == -1 ? -1 : writer_flush (w);
+  if (r == 0 && writer_flush (w) == -1) {
+    t->unwritten = error_errno () == ENOSPC;
+    r = t->unwritten ? 0 : -1;
+  }
+  return r;
 }
 
 /* The slices whose flags may have been cleared. */
@@ -204,10 +237,8 @@ undo (struct take *t)
     .t = t,
   };
 
-  if (steps_run (&u.steps) == -1) {
-    atomic_store (&t->w->leaked, true);
-    return -1;
-  }
+  while (u.steps.at < u.steps.end)
+    u.failed |= steps_run (&u.steps) == -1;
   give_up_tables (t);
   if (u.steps.end == 0 && !t->given_up)
     return 0;
@@ -216,16 +247,14 @@ undo (struct take *t)
   return t->mismatched || atomic_load (&t->w->writeback.lost) != t->lost ? -1 : 0;
 }
 
-/* It could not be undone.  Where no flag was cleared only refcounts are wrong: they
- * are lowered by the end at the latest, which then clears the dirty bit.
+/* Flags may have to be mended; or what is wrong is written by the end at the latest,
+ * which then clears the dirty bit.
  */
 static void
-leave_dirty (struct take *t)
+leave_dirty (struct writer *w, bool mismatched)
 {
-  struct writer *w = t->w;
-
   pthread_mutex_lock (&w->begin_lock);
-  if (raised_slices (t) > 0)
+  if (mismatched)
     w->mismatched = true;
   else if (w->header.version >= 3)
     w->dirty = true;
@@ -241,7 +270,9 @@ take_undo (struct take *t)
   error_keep (&kept);
   if (writeback_check (&w->writeback) == 0) {
     if (undo (t) == -1)
-      leave_dirty (t);
+      leave_dirty (w, raised_slices (t) > 0); /* else only refcounts are wrong */
+    else if (t->unwritten)
+      leave_dirty (w, false);
     if (t->dirty)
       (void) features_end_take (w);
   }

@@ -15,16 +15,6 @@ struct releasing {
   bool leaked;
 };
 
-/* Where no writeback takes what is given up there must not be ever more of it. */
-static bool
-may_give_up (const struct releasing *rl)
-{
-  struct writeback *c = &rl->steps.w->writeback;
-
-  return writeback_check (c) == 0 &&
-    !(rl->failed && (writeback_is_behind (c) || writeback_is_wanted (c)));
-}
-
 static void
 give_up (struct releasing *rl, const struct map *m, const uint64_t *lost)
 {
@@ -39,7 +29,7 @@ give_up (struct releasing *rl, const struct map *m, const uint64_t *lost)
     if (lost[i] != 0 && e.kind != CLUSTER_INVALID)
       freed[nr++] = remap_references (m, &e);
   }
-  if (nr > 0 && (!may_give_up (rl) ||
+  if (nr > 0 && (!steps_may_give_up (&rl->steps, rl->failed) ||
                  writeback_free (&rl->steps.w->writeback, freed, nr) == -1))
     rl->leaked = true;
 }
