@@ -11,6 +11,8 @@
 /* Less than that is not worth two changes of context. */
 #define WORTH_IT (SECOND / 1000)
 
+#define MAX_REST (SECOND / 20)
+
 static uint64_t
 cpu_time (clockid_t clock)
 {
@@ -31,13 +33,13 @@ void
 pace_rest (struct pace *pace)
 {
   const uint64_t own = cpu_time (CLOCK_THREAD_CPUTIME_ID) - pace->own;
-  const uint64_t rest = 6 * own;
+  const uint64_t rest = own < MAX_REST / 6 ? 6 * own : MAX_REST;
   uint64_t all;
 
   if (own < WORTH_IT)
     return;
   all = cpu_time (CLOCK_PROCESS_CPUTIME_ID) - pace->all;
   if (all > own && all - own >= own / 4)
-    nanosleep (&(struct timespec) { rest / SECOND, rest % SECOND }, NULL);
+    nanosleep (&(struct timespec) { .tv_nsec = rest }, NULL);
   pace_begin (pace);
 }

@@ -19,9 +19,10 @@ struct pace {
 
 extern void pace_begin (struct pace *pace);
 
-/* Rest for six times the CPU time that the thread has used since it began, or rested, if
- * that is worth it and all other threads have used a quarter of it or more.  Wants
- * no lock to be held.
+/* Rest for six times the CPU time that the thread has used since it began, or rested,
+ * but 50 ms at most, if that is worth it and all other threads have used a quarter of
+ * it or more: whatever they do, and however many CPUs there are.  Wants no lock to be
+ * held.
  */
 extern void pace_rest (struct pace *pace);
 

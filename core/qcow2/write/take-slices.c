@@ -461,6 +461,8 @@ rest (struct take *t)
 {
   if (points_have_much_room (t->w->points))
     pace_rest (&t->pace);
+  else
+    pace_begin (&t->pace);
 }
 
 /* That of an L1 entry, if something is mapped by it. */

@@ -74,8 +74,10 @@ give_up_slice (struct steps *s, bool *remapped)
   const uint64_t at = s->at++;
   uint64_t words[MAP_MAX_WORDS];
 
-  if (!steps_may_give_up (s, u->failed))
+  if (!steps_may_give_up (s, u->failed)) {
+    atomic_store (&t->w->leaked, true);
     t->mismatched = true; /* some of them may have COPIED still */
+  }
   else if (read_copy (t, at / take_slices (t), at % take_slices (t),
                       words) == -1)
     atomic_store (&t->w->leaked, true);
@@ -119,6 +121,19 @@ give_up_tables (struct take *t)
   give_up_space (t, &t->table_space);
 }
 
+/* Where there is no space, more than once. */
+static int
+flush (struct writer *w)
+{
+  unsigned tries;
+
+  for (tries = 1; writer_flush (w) == -1; ++tries) {
+    if (error_errno () != ENOSPC || tries == MAX_TRIES)
+      return -1;
+  }
+  return 0;
+}
+
 /* Wait until what was given up in batches up to this one is lowered, or is given up
  * again.
  */
@@ -149,12 +164,8 @@ wait_for_refcounts (struct take *t)
   for (tries = 0; tries < MAX_TRIES; ++tries) {
     const uint64_t failures = atomic_load (&w->alloc.failures);
 
-    if (writer_flush (w) == -1) {
-      if (error_errno () != ENOSPC)
-        return -1;
-      continue;
-    }
-    if (wait_for_batch (w, writeback_durable_batch (&w->writeback)) == -1)
+    if (flush (w) == -1 ||
+        wait_for_batch (w, writeback_durable_batch (&w->writeback)) == -1)
       return -1;
     if (atomic_load (&w->alloc.failures) == failures)
       return 0;
@@ -238,7 +249,7 @@ undo (struct take *t)
   };
 
   while (u.steps.at < u.steps.end)
-    u.failed |= steps_run (&u.steps) == -1;
+    u.failed |= steps_run (&u.steps) == -1 && flush (t->w) == -1;
   give_up_tables (t);
   if (u.steps.end == 0 && !t->given_up)
     return 0;

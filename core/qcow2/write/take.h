@@ -24,9 +24,10 @@
  *  K6  A take that fails, other than by what sticks (I10), gives up all that it has
  *      raised and taken; when that is done, sets those COPIED flags again that it
  *      cleared, where the refcount is 1; and then the image is not dirty any
- *      more.  Where there is no space all that is tried again.  If it can't be
- *      done the image stays dirty: until the writer's end, if that can lower
- *      refcounts or write flags and nothing else is missing, or until a repair.
+ *      more.  Where there is no space that is tried again, but for the last flush.
+ *      If it can't be done the image stays dirty: until the writer's end, if that
+ *      can lower refcounts or write flags and nothing else is missing, or until a
+ *      repair.
  */
 
 #ifndef CORE_QCOW2_WRITE_TAKE_H
